@@ -1,1 +1,19 @@
-//! To be written.
+//! Arithmetic of the models: weight formats, the processor's kernels, and the Candle operation around each.
+//!
+//! Activations and sums are `f32`; weights are read in the format of the file they came from. The result of a row
+//! never depends on the other rows of its batch: every kernel sums one row in one order, whatever surrounds it.
+
+pub mod cpu;
+mod error;
+mod format;
+mod matrix;
+pub mod op;
+pub mod pool;
+
+pub use error::Error;
+pub use format::Format;
+pub use matrix::Matrix;
+pub use op::{
+    Activation, AttentionOptions, AttentionRow, KvCache, RopeStyle, embed, gated, linear, paged_attention,
+    rms_norm, rope, write_kv,
+};

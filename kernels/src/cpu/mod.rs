@@ -1,0 +1,4 @@
+//! The processor's kernels.
+
+pub(crate) mod dequantize;
+pub mod scalar;

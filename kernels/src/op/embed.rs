@@ -1,0 +1,22 @@
+//! Rows of an embedding.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use crate::{Matrix, cpu::scalar};
+
+/// The rows `ids` of `weight` `[vocab, d]` times `scale`, as `[ids.len(), d]` on the CPU. An id that is not below the
+/// number of rows is an error.
+pub fn embed(weight: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+    let (vocab, d) = (weight.rows(), weight.cols());
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        bail!("embed: token {id} is not below the vocabulary's {vocab}");
+    }
+    let mut out = vec![0.0; ids.len() * d];
+    if d > 0 {
+        for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
+            scalar::dequantize(weight.format(), weight.row(id as usize), out);
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+    Tensor::from_vec(out, (ids.len(), d), &Device::Cpu)
+}

@@ -1,0 +1,192 @@
+//! Attention of ragged rows over the paged cache.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::{KvCache, elements};
+
+/// One sequence's part of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionRow {
+    /// The sequence's tokens among the rows of `q`.
+    pub tokens: Range<usize>,
+    /// Tokens of the sequence in the cache, these included: the last of `tokens` is at position `context_len - 1`.
+    pub context_len: usize,
+    /// The blocks that hold the context, in order.
+    pub block_table: Vec<u32>,
+}
+
+/// What does not differ between the rows of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionOptions {
+    /// Multiplies the products of queries and keys.
+    pub scale: f32,
+    /// A token at position `t` sees `(t - window, t]`; without, all of its past.
+    pub window: Option<usize>,
+    /// Scores pass through `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// Causal attention of `q` `[n, heads, d]` over the cache; the result is `[n, heads * d]`. Query head `h` reads the
+/// cache's head `h / (heads / kv_heads)`. Tokens that no row names come out as zeros. A token's result is the same
+/// bits whatever chunk or batch computes it.
+pub fn paged_attention(
+    q: &Tensor,
+    cache: &KvCache,
+    rows: &[AttentionRow],
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    q.apply_op3_no_bwd(&cache.k, &cache.v, &PagedAttention { rows, options })
+}
+
+struct PagedAttention<'a> {
+    rows: &'a [AttentionRow],
+    options: &'a AttentionOptions,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dims {
+    heads: usize,
+    kv_heads: usize,
+    block_size: usize,
+    d: usize,
+}
+
+impl CustomOp3 for PagedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "paged_attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let q = elements(self.name(), s1, l1)?;
+        let (k, v) = (elements(self.name(), s2, l2)?, elements(self.name(), s3, l3)?);
+        let (n, dims) = self.check(l1, l2, l3)?;
+        let mut out = vec![0.0; q.len()];
+        for row in self.rows {
+            for token in row.tokens.clone() {
+                for head in 0..dims.heads {
+                    let at = (token * dims.heads + head) * dims.d;
+                    let position = row.context_len - (row.tokens.end - token);
+                    let query = &q[at..at + dims.d];
+                    self.head(
+                        dims,
+                        query,
+                        (k, v),
+                        (row, position, head),
+                        &mut out[at..at + dims.d],
+                    );
+                }
+            }
+        }
+        Ok((CpuStorage::F32(out), Shape::from((n, dims.heads * dims.d))))
+    }
+}
+
+impl PagedAttention<'_> {
+    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<(usize, Dims)> {
+        let (&[n, heads, d], &[blocks, kv_heads, block_size, cache_d]) = (q.dims(), k.dims()) else {
+            bail!("paged_attention: q is {:?}, the cache {:?}", q.shape(), k.shape())
+        };
+        if k.shape() != v.shape()
+            || d != cache_d
+            || kv_heads == 0
+            || block_size == 0
+            || !heads.is_multiple_of(kv_heads)
+        {
+            bail!(
+                "paged_attention: q is {:?}, keys {:?}, values {:?}",
+                q.shape(),
+                k.shape(),
+                v.shape()
+            );
+        }
+        let mut ranges: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| row.tokens.clone())
+            .filter(|r| !r.is_empty())
+            .collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        if ranges.last().is_some_and(|last| last.end > n) || ranges.windows(2).any(|w| w[0].end > w[1].start)
+        {
+            bail!("paged_attention: the rows' tokens overlap or pass the {n} of q");
+        }
+        for row in self.rows.iter().filter(|row| !row.tokens.is_empty()) {
+            if row.context_len < row.tokens.len()
+                || row.context_len.div_ceil(block_size) > row.block_table.len()
+            {
+                bail!(
+                    "paged_attention: {} tokens, a context of {} and {} blocks of {block_size} do not agree",
+                    row.tokens.len(),
+                    row.context_len,
+                    row.block_table.len()
+                );
+            }
+            if let Some(block) = row.block_table.iter().find(|&&block| block as usize >= blocks) {
+                bail!("paged_attention: block {block} is not below the cache's {blocks}");
+            }
+        }
+        Ok((
+            n,
+            Dims {
+                heads,
+                kv_heads,
+                block_size,
+                d,
+            },
+        ))
+    }
+
+    fn head(
+        &self,
+        dims: Dims,
+        query: &[f32],
+        (k, v): (&[f32], &[f32]),
+        (row, position, head): (&AttentionRow, usize, usize),
+        out: &mut [f32],
+    ) {
+        let Dims {
+            heads,
+            kv_heads,
+            block_size,
+            d,
+        } = dims;
+        let kv_head = head / (heads / kv_heads);
+        let first = self
+            .options
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
+        let at = |t: usize| {
+            ((row.block_table[t / block_size] as usize * kv_heads + kv_head) * block_size + t % block_size)
+                * d
+        };
+        let scores: Vec<f32> = (first..=position)
+            .map(|t| {
+                let score =
+                    query.iter().zip(&k[at(t)..]).map(|(q, k)| q * k).sum::<f32>() * self.options.scale;
+                self.options
+                    .softcap
+                    .map_or(score, |cap| cap * (score / cap).tanh())
+            })
+            .collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0.0;
+        for (t, score) in (first..=position).zip(scores) {
+            let p = (score - max).exp();
+            sum += p;
+            out.iter_mut().zip(&v[at(t)..]).for_each(|(o, v)| *o += p * v);
+        }
+        if sum > 0.0 {
+            out.iter_mut().for_each(|o| *o /= sum);
+        }
+    }
+}
