@@ -1,1 +1,31 @@
-//! To be written.
+//! Which tokens run next: tokens in, tokens out. No clock, no thread, no I/O, no model.
+//!
+//! [`Engine`] owns a [`ModelRunner`] and takes one step at a time: schedule, forward, sample, apply. Time is an
+//! argument, randomness is keyed by seed and position, so a run is a function of its inputs and the simulator
+//! in [`sim`] can replay any of them from a seed.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+mod blocks;
+mod config;
+mod engine;
+mod hash;
+mod integrity;
+mod lifecycle;
+mod report;
+mod request;
+pub mod rng;
+mod runner;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+
+pub use batch::{Batch, Row, SampleKind, SampleRow};
+pub use config::{ConfigError, EngineConfig};
+pub use engine::Engine;
+pub use report::{Stats, StepReport};
+pub use request::{
+    AddError, Event, Finish, Logprob, Logprobs, Output, Request, RequestId, SEQUENCES_PER_REQUEST_MAX,
+    Sampled, SamplingParams, SeqId, StopRules, Token,
+};
+pub use runner::ModelRunner;

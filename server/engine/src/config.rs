@@ -1,0 +1,85 @@
+//! The engine's limits, all of them.
+
+use thiserror::Error;
+
+/// Rows of logits a step may always ask for, however few sequences run, so that scoring a prompt takes chunks.
+const LOGITS_PER_STEP_MIN: usize = 64;
+
+/// Limits of one engine. Every queue, buffer and loop of it is bounded by these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Blocks of the key-value cache.
+    pub blocks: usize,
+    /// Token slots of a block.
+    pub block_size: usize,
+    /// The token budget of a step; at least `sequences_max`, so that every running sequence can decode.
+    pub step_tokens_max: usize,
+    /// Sequences that run at once.
+    pub sequences_max: usize,
+    /// Requests that wait to start.
+    pub queue_requests_max: usize,
+    /// Tokens that wait to be computed. An empty queue takes any one request.
+    pub queue_tokens_max: usize,
+    /// Tokens of prompt and completion together.
+    pub context_max: usize,
+    /// False: a request finds only blocks it computed itself (its siblings, its own after a preemption).
+    pub prefix_cache: bool,
+    /// Keys the content hash of the prefix cache. Random per process, so that nobody can aim at a bucket.
+    pub cache_secret: u64,
+}
+
+/// Why a configuration can't work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    #[error("{name} must be at least 1")]
+    Zero { name: &'static str },
+    #[error("step_tokens_max is {tokens}, it must be at least sequences_max, {sequences}")]
+    BudgetBelowSequences { tokens: usize, sequences: usize },
+    #[error("{blocks} blocks of {block_size} tokens have more slots than 32 bits can number")]
+    TooManySlots { blocks: usize, block_size: usize },
+    #[error("context_max is {context_max}, it must be at least 2 and fit in 32 bits")]
+    Context { context_max: usize },
+}
+
+impl EngineConfig {
+    /// Checks what [`crate::Engine::new`] asserts.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("blocks", self.blocks),
+            ("block_size", self.block_size),
+            ("step_tokens_max", self.step_tokens_max),
+            ("sequences_max", self.sequences_max),
+            ("queue_requests_max", self.queue_requests_max),
+            ("queue_tokens_max", self.queue_tokens_max),
+        ];
+        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero { name });
+        }
+        if self.step_tokens_max < self.sequences_max {
+            return Err(ConfigError::BudgetBelowSequences {
+                tokens: self.step_tokens_max,
+                sequences: self.sequences_max,
+            });
+        }
+        let slots = self.blocks.checked_mul(self.block_size);
+        if slots.is_none_or(|slots| u32::try_from(slots).is_err()) {
+            return Err(ConfigError::TooManySlots {
+                blocks: self.blocks,
+                block_size: self.block_size,
+            });
+        }
+        if self.context_max < 2 || u32::try_from(self.context_max).is_err() {
+            return Err(ConfigError::Context {
+                context_max: self.context_max,
+            });
+        }
+        Ok(())
+    }
+
+    /// The most rows of logits one step asks for: what the memory plan must hold (times the vocabulary).
+    pub fn logits_max(&self) -> usize {
+        self.sequences_max
+            .max(LOGITS_PER_STEP_MIN)
+            .min(self.step_tokens_max)
+    }
+}

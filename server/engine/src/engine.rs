@@ -1,0 +1,126 @@
+//! The engine: schedule, forward, sample, apply.
+
+use crate::config::EngineConfig;
+use crate::report::{Stats, StepReport};
+use crate::request::{AddError, Finish, Request, RequestId, SeqId};
+use crate::runner::ModelRunner;
+use crate::scheduler::Scheduler;
+
+/// Serves requests with one model. One thread owns it and calls [`Engine::step`] while [`Engine::has_work`].
+#[derive(Debug)]
+pub struct Engine<R> {
+    scheduler: Scheduler,
+    runner: R,
+    in_step: InStep,
+}
+
+/// How far the current step came: after an error or a panic this tells what it can have touched.
+#[derive(Debug)]
+enum InStep {
+    No,
+    Scheduling,
+    Running(Vec<SeqId>),
+}
+
+impl<R: ModelRunner> Engine<R> {
+    /// # Panics
+    /// If [`EngineConfig::check`] fails.
+    pub fn new(runner: R, config: EngineConfig) -> Self {
+        if let Err(error) = config.check() {
+            panic!("an unchecked engine configuration: {error}. This is a bug.");
+        }
+        Self {
+            scheduler: Scheduler::new(config),
+            runner,
+            in_step: InStep::No,
+        }
+    }
+
+    /// Queues a request, or says with numbers why not. `now_ms` is of the clock that deadlines use.
+    pub fn add(&mut self, id: RequestId, request: Request, now_ms: u64) -> Result<(), AddError> {
+        self.scheduler.add(id, request, now_ms)
+    }
+
+    /// Ends every sequence of a request. Their blocks are free at once, `Finished(Aborted)` is in the next report.
+    /// Does nothing if the request has ended.
+    pub fn abort(&mut self, request: RequestId) {
+        self.scheduler.end_request(request, Finish::Aborted);
+    }
+
+    /// Ends one sequence of a request (a stop string was found, say), as [`Engine::abort`] does.
+    pub fn abort_sequence(&mut self, request: RequestId, index: usize) {
+        self.scheduler.end_index(request, index, Finish::Aborted);
+    }
+
+    /// Takes one step; without anything to compute the runner isn't called. After an error or a panic call
+    /// [`Engine::fail_step`]; a step without that call does it first.
+    pub fn step(&mut self, now_ms: u64) -> Result<StepReport, R::Error> {
+        self.fail_in_flight();
+        self.in_step = InStep::Scheduling;
+        self.scheduler.expire(now_ms);
+        let batch = self.scheduler.schedule();
+        if !batch.rows.is_empty() {
+            self.in_step = InStep::Running(batch.rows.iter().map(|row| row.seq).collect());
+            let logits = self.runner.forward(&batch)?;
+            let rows = self.scheduler.sample_rows(&batch);
+            let sampled = self.runner.sample(logits, &rows)?;
+            self.scheduler.apply(&batch, sampled);
+        }
+        self.in_step = InStep::No;
+        Ok(self.take_report())
+    }
+
+    /// Ends every sequence of the step in flight with [`Finish::Failed`], after [`Engine::step`] returned an error
+    /// or panicked. What the step wrote to the cache can't be found again. If the panic left the engine's own state
+    /// unsound, every sequence fails and the engine starts empty.
+    pub fn fail_step(&mut self) -> StepReport {
+        self.fail_in_flight();
+        self.take_report()
+    }
+
+    fn fail_in_flight(&mut self) {
+        match std::mem::replace(&mut self.in_step, InStep::No) {
+            InStep::No => return,
+            InStep::Scheduling => return self.scheduler.reset(),
+            InStep::Running(seqs) => {
+                for seq in seqs {
+                    self.scheduler.end(seq, Finish::Failed);
+                }
+            }
+        }
+        if self.scheduler.check().is_err() {
+            self.scheduler.reset();
+        }
+    }
+
+    fn take_report(&mut self) -> StepReport {
+        let report = std::mem::take(&mut self.scheduler.report);
+        StepReport {
+            stats: self.scheduler.stats(),
+            ..report
+        }
+    }
+
+    /// A sequence is alive, or events wait for the next report.
+    pub fn has_work(&self) -> bool {
+        !self.scheduler.sequences.is_empty() || !self.scheduler.report.outputs.is_empty()
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
+    }
+
+    pub fn runner(&self) -> &R {
+        &self.runner
+    }
+
+    /// Checks everything the engine believes about its own state.
+    ///
+    /// # Panics
+    /// If any of it is wrong.
+    pub fn check_integrity(&self) {
+        if let Err(wrong) = self.scheduler.check() {
+            panic!("{wrong}. This is a bug.");
+        }
+    }
+}

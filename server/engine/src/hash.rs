@@ -1,0 +1,106 @@
+//! The key of a cached block: a keyed 128-bit hash of everything up to and including its tokens.
+//!
+//! The round function is `SipHash`'s (Aumasson, Bernstein 2012), with one round per word and three at the end, and
+//! two outputs. A hit is verified against the tokens themselves, so a collision costs a miss and nothing else; the
+//! secret key keeps clients from making collisions on purpose.
+
+use crate::request::Token;
+use crate::rng::mix;
+
+/// Chained: the key of a block depends on the keys before it.
+pub(crate) type BlockKey = u128;
+
+/// Who may find a block again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Salt {
+    /// Every request that was given this salt.
+    Shared(u64),
+    /// The sequences of one request (the number of its first sequence).
+    Private(u64),
+}
+
+/// Hashes under one secret.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hasher {
+    secret: [u64; 2],
+}
+
+impl Hasher {
+    pub(crate) fn new(secret: u64) -> Self {
+        Self {
+            secret: [mix(secret), mix(secret ^ 0x5bd1_e995_7b7d_159f)],
+        }
+    }
+
+    /// The key before the first block.
+    pub(crate) fn root(&self, salt: Salt) -> BlockKey {
+        let (domain, value) = match salt {
+            Salt::Shared(value) => (1, value),
+            Salt::Private(value) => (2, value),
+        };
+        let mut state = State::new(self.secret);
+        state.absorb(domain);
+        state.absorb(value);
+        state.finish()
+    }
+
+    /// The key of a block of these tokens after `parent`.
+    pub(crate) fn chain(&self, parent: BlockKey, tokens: &[Token]) -> BlockKey {
+        let mut state = State::new(self.secret);
+        state.absorb(parent as u64);
+        state.absorb((parent >> 64) as u64);
+        for pair in tokens.chunks(2) {
+            let high = pair.get(1).map_or(u64::from(u32::MAX), |token| u64::from(*token));
+            state.absorb(u64::from(pair[0]) | high << 32);
+        }
+        state.absorb(tokens.len() as u64);
+        state.finish()
+    }
+}
+
+struct State([u64; 4]);
+
+impl State {
+    fn new([k0, k1]: [u64; 2]) -> Self {
+        Self([
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ])
+    }
+
+    fn absorb(&mut self, word: u64) {
+        self.0[3] ^= word;
+        self.round();
+        self.0[0] ^= word;
+    }
+
+    fn round(&mut self) {
+        let [a, b, c, d] = &mut self.0;
+        *a = a.wrapping_add(*b);
+        *c = c.wrapping_add(*d);
+        *b = b.rotate_left(13) ^ *a;
+        *d = d.rotate_left(16) ^ *c;
+        *a = a.rotate_left(32);
+        *c = c.wrapping_add(*b);
+        *a = a.wrapping_add(*d);
+        *b = b.rotate_left(17) ^ *c;
+        *d = d.rotate_left(21) ^ *a;
+        *c = c.rotate_left(32);
+    }
+
+    fn half(&mut self, marker: u64) -> u64 {
+        self.0[2] ^= marker;
+        for _ in 0..3 {
+            self.round();
+        }
+        self.0[0] ^ self.0[1] ^ self.0[2] ^ self.0[3]
+    }
+
+    fn finish(mut self) -> u128 {
+        let low = self.half(0xee);
+        let high = self.half(0xdd);
+        u128::from(high) << 64 | u128::from(low)
+    }
+}

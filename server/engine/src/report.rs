@@ -1,0 +1,41 @@
+//! What a step did, as plain numbers for the metrics at the edge.
+
+use crate::request::Output;
+
+/// The engine's state after a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences that hold blocks.
+    pub running: usize,
+    /// Sequences in the queue, preempted ones included.
+    pub waiting: usize,
+    /// Requests none of whose sequences has started yet: what `queue_requests_max` bounds.
+    pub waiting_requests: usize,
+    /// Tokens the queue holds: what `queue_tokens_max` bounds.
+    pub waiting_tokens: usize,
+    /// When the oldest request that has not started was added, in milliseconds of the caller's clock.
+    pub waiting_since_ms: Option<u64>,
+    pub blocks_total: usize,
+    /// Blocks held by running sequences.
+    pub blocks_used: usize,
+    /// Blocks nobody holds whose content can still be found.
+    pub blocks_cached: usize,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// In order of occurrence; per sequence this is the order to send them in.
+    pub outputs: Vec<Output>,
+    /// Tokens computed for prompts, and again after a preemption.
+    pub prefill_tokens: usize,
+    /// Tokens computed one at a time to continue a completion.
+    pub decode_tokens: usize,
+    /// Sequences that lost their blocks in this step.
+    pub preemptions: usize,
+    /// Prompt tokens of the sequences that started in this step.
+    pub cache_query_tokens: usize,
+    /// Those of them found in the prefix cache.
+    pub cache_hit_tokens: usize,
+    pub stats: Stats,
+}

@@ -1,0 +1,17 @@
+//! What the engine needs of a model.
+
+use crate::batch::{Batch, SampleRow};
+use crate::request::Sampled;
+
+/// Executes a batch on a device. Logits stay where they were computed until `sample`.
+pub trait ModelRunner {
+    type Logits;
+    type Error: std::fmt::Display;
+
+    /// Writes the keys and values of every token of the batch to its slot and computes the wanted logits.
+    fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, Self::Error>;
+
+    /// One result per row, in order. A row whose logits allow no choice is [`Sampled::invalid`], not an error:
+    /// an error fails every sequence of the step.
+    fn sample(&mut self, logits: Self::Logits, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, Self::Error>;
+}

@@ -1,0 +1,478 @@
+//! Which tokens the next step computes.
+//!
+//! There are no phases: under one token budget every running sequence lets `computed` catch up with its tokens, then
+//! the queue is served in order (priority, then arrival). Every decode fits, a prefill takes what is left. When
+//! blocks run out the youngest sequence gives up its blocks and goes back to its place in the queue, which is in
+//! front of everything of its priority that has not started.
+//!
+//! Bounds. The queue is served strictly in order: nobody is admitted past a sequence that waits for blocks, so a
+//! huge prompt waits at most until the sequences running in front of it have ended. The one exception is a sibling
+//! that waits for its request's prompt: in each step of that prompt's prefill at most `sequences_max - 1` younger
+//! sequences may use what the budget has left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::batch::{Batch, Row, SampleKind, SampleRow};
+use crate::blocks::{BlockId, BlockPool};
+use crate::config::EngineConfig;
+use crate::hash::Hasher;
+use crate::report::{Stats, StepReport};
+use crate::request::{Event, Finish, Output, RequestId, Sampled, SeqId};
+use crate::sequence::{Group, Rank, Sequence};
+
+/// Every sequence that is alive, in the queue or running, and the blocks they hold.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    pub(crate) config: EngineConfig,
+    pub(crate) hasher: Hasher,
+    pub(crate) pool: BlockPool,
+    pub(crate) sequences: BTreeMap<SeqId, Sequence>,
+    pub(crate) groups: BTreeMap<RequestId, Group>,
+    pub(crate) running: BTreeSet<Rank>,
+    pub(crate) waiting: BTreeSet<Rank>,
+    /// Sum of `queue_tokens` over the waiting sequences.
+    pub(crate) waiting_tokens: usize,
+    /// Requests none of whose sequences has started, oldest first.
+    pub(crate) unstarted: BTreeSet<(u64, RequestId)>,
+    pub(crate) deadlines: BTreeSet<(u64, RequestId)>,
+    pub(crate) next_seq: u64,
+    /// What the next report will hold.
+    pub(crate) report: StepReport,
+}
+
+/// What is left of a step while it is being filled.
+struct Plan {
+    batch: Batch,
+    /// For prefill; every decode has its token set aside.
+    tokens_left: usize,
+    logits_left: usize,
+}
+
+impl Scheduler {
+    pub(crate) fn new(config: EngineConfig) -> Self {
+        Self {
+            hasher: Hasher::new(config.cache_secret),
+            pool: BlockPool::new(config.blocks, config.block_size),
+            config,
+            sequences: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            running: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            waiting_tokens: 0,
+            unstarted: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            next_seq: 0,
+            report: StepReport::default(),
+        }
+    }
+
+    /// Chooses the next step's work. Its rows are in order of service; it is empty when nothing is alive.
+    pub(crate) fn schedule(&mut self) -> Batch {
+        let decodes = self
+            .running
+            .iter()
+            .filter(|rank| self.sequence(rank.seq).pending() == 1)
+            .count();
+        let mut plan = Plan {
+            batch: Batch::default(),
+            tokens_left: self.config.step_tokens_max - decodes,
+            logits_left: self.config.logits_max(),
+        };
+        self.continue_running(&mut plan);
+        if self.report.preemptions == 0 {
+            self.admit(&mut plan);
+        }
+        plan.batch
+    }
+
+    fn continue_running(&mut self, plan: &mut Plan) {
+        let ranks: Vec<Rank> = self.running.iter().copied().collect();
+        for rank in ranks {
+            // Preempted by an older one in this loop: so are all after it.
+            if !self.running.contains(&rank) {
+                break;
+            }
+            let sequence = self.sequence(rank.seq);
+            let decode = sequence.pending() == 1;
+            let chunk = if decode { 1 } else { self.chunk(sequence, plan) };
+            let blocks = (sequence.computed + chunk).div_ceil(self.config.block_size);
+            if chunk == 0 {
+                continue;
+            }
+            if !self.grow(rank, blocks) {
+                break;
+            }
+            if !decode {
+                plan.tokens_left -= chunk;
+            }
+            self.push_row(plan, rank.seq, chunk);
+        }
+    }
+
+    /// Extends the sequence's table to `blocks`, preempting the youngest while the pool is empty. False if it was
+    /// the youngest itself.
+    fn grow(&mut self, rank: Rank, blocks: usize) -> bool {
+        while self.sequence(rank.seq).table.len() < blocks {
+            if let Some(id) = self.pool.alloc() {
+                self.sequence_mut(rank.seq).table.push(id);
+                continue;
+            }
+            let youngest = *self
+                .running
+                .last()
+                .expect("a growing sequence runs. This is a bug.");
+            self.preempt(youngest);
+            if youngest == rank {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        let sequence = self
+            .sequences
+            .get_mut(&rank.seq)
+            .expect("a running sequence lives. This is a bug.");
+        self.pool.release(&mut sequence.table);
+        sequence.computed = 0;
+        sequence.published = 0;
+        sequence.publishing = true;
+        sequence.queue_tokens = sequence.tokens.len();
+        self.waiting_tokens += sequence.queue_tokens;
+        self.running.remove(&rank);
+        self.waiting.insert(rank);
+        self.report.preemptions += 1;
+    }
+
+    /// Starts or resumes waiting sequences, in order, while budget and blocks allow.
+    fn admit(&mut self, plan: &mut Plan) {
+        let ranks: Vec<Rank> = self.waiting.iter().copied().collect();
+        for rank in ranks {
+            if self.running.len() == self.config.sequences_max || plan.tokens_left == 0 {
+                break;
+            }
+            let request = self.sequence(rank.seq).request;
+            if self.group(request).holds_back(rank.seq) {
+                continue;
+            }
+            if !self.take_blocks(rank.seq) {
+                break;
+            }
+            self.start(rank);
+            let chunk = self.chunk(self.sequence(rank.seq), plan);
+            plan.tokens_left -= chunk;
+            self.push_row(plan, rank.seq, chunk);
+        }
+    }
+
+    /// Gives a waiting sequence the blocks of all its tokens, found or new. Holds back one block for every running
+    /// sequence, so that the newcomer isn't preempted as soon as they grow.
+    fn take_blocks(&mut self, seq: SeqId) -> bool {
+        let block_size = self.config.block_size;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a waiting sequence lives. This is a bug.");
+        let found = if self.groups[&sequence.request].is_scoring() {
+            Vec::new()
+        } else {
+            sequence.keys(&self.hasher, block_size);
+            let keys = sequence.keys(&self.hasher, block_size).to_vec();
+            self.pool.find_prefix(sequence.salt, &keys, &sequence.tokens)
+        };
+        let fresh = sequence.tokens.len().div_ceil(block_size) - found.len();
+        if !self.pool.fits(&found, fresh, self.running.len()) {
+            return false;
+        }
+        self.pool.hold(&found);
+        sequence.computed = found.len() * block_size;
+        sequence.published = found.len();
+        sequence.table = found;
+        for _ in 0..fresh {
+            let id = self
+                .pool
+                .alloc()
+                .expect("blocks were counted before. This is a bug.");
+            sequence.table.push(id);
+        }
+        true
+    }
+
+    fn start(&mut self, rank: Rank) {
+        self.waiting.remove(&rank);
+        self.running.insert(rank);
+        let sequence = self
+            .sequences
+            .get_mut(&rank.seq)
+            .expect("a waiting sequence lives. This is a bug.");
+        self.waiting_tokens -= sequence.queue_tokens;
+        if sequence.started {
+            return;
+        }
+        sequence.started = true;
+        self.report.cache_query_tokens += sequence.tokens.len();
+        self.report.cache_hit_tokens += sequence.computed;
+        let started = sequence.event(Event::Started {
+            cached_tokens: sequence.computed,
+        });
+        self.report.outputs.push(started);
+        let request = sequence.request;
+        let group = self
+            .groups
+            .get_mut(&request)
+            .expect("a sequence has a group. This is a bug.");
+        group.started = true;
+        self.unstarted.remove(&(group.added_ms, request));
+    }
+
+    /// How many pending tokens of a prefill this step takes.
+    fn chunk(&self, sequence: &Sequence, plan: &Plan) -> usize {
+        let chunk = sequence.pending().min(plan.tokens_left);
+        let group = self.group(sequence.request);
+        if !group.is_scoring() {
+            return chunk;
+        }
+        // Every row still to come may sample once.
+        let rows_to_come = self.config.sequences_max - plan.batch.rows.len() - 1;
+        let unscored = first_unscored(sequence, group);
+        chunk.min(unscored - sequence.computed + plan.logits_left - rows_to_come)
+    }
+
+    fn push_row(&self, plan: &mut Plan, seq: SeqId, chunk: usize) {
+        let sequence = self.sequence(seq);
+        let group = self.group(sequence.request);
+        let range = sequence.computed..sequence.computed + chunk;
+        let wants_token = range.end == sequence.tokens.len() && sequence.spec.stop.max_tokens > 0;
+        let batch = &mut plan.batch;
+        let start = batch.tokens.len();
+        let unscored = if group.is_scoring() {
+            first_unscored(sequence, group)
+        } else {
+            usize::MAX
+        };
+        for position in range.clone() {
+            let scores = position >= unscored && position + 1 < sequence.spec.prompt.len();
+            let samples = wants_token && position + 1 == range.end;
+            if scores || samples {
+                batch.logits.push(batch.tokens.len() as u32);
+                plan.logits_left -= 1;
+            }
+            batch.tokens.push(sequence.tokens[position]);
+            batch.positions.push(position as u32);
+            batch.slots.push(self.slot(&sequence.table, position));
+        }
+        plan.batch.rows.push(Row {
+            seq,
+            tokens: start..plan.batch.tokens.len(),
+            context_len: range.end,
+            block_table: sequence.table.clone(),
+        });
+    }
+
+    fn slot(&self, table: &[BlockId], position: usize) -> u32 {
+        let size = self.config.block_size;
+        table[position / size] * size as u32 + (position % size) as u32
+    }
+
+    /// What to do with each wanted row of logits.
+    pub(crate) fn sample_rows(&self, batch: &Batch) -> Vec<SampleRow<'_>> {
+        let mut rows = Vec::with_capacity(batch.logits.len());
+        for (sequence, range) in self.wanted(batch) {
+            for index in range {
+                let position = batch.positions[batch.logits[index] as usize] as usize + 1;
+                let scored = sequence.tokens.get(position);
+                rows.push(SampleRow {
+                    params: &sequence.spec.sampling,
+                    prompt: sequence.prompt(),
+                    output: sequence.output(),
+                    position,
+                    seed: sequence.seed,
+                    banned: sequence.banned(),
+                    kind: scored.map_or(SampleKind::Sample, |token| SampleKind::Score(*token)),
+                    logprobs: if scored.is_some() {
+                        sequence.spec.prompt_logprobs
+                    } else {
+                        sequence.spec.sampling.logprobs
+                    },
+                });
+            }
+        }
+        rows
+    }
+
+    /// Every row's sequence with its range of `batch.logits`.
+    fn wanted<'s, 'b>(
+        &'s self,
+        batch: &'b Batch,
+    ) -> impl Iterator<Item = (&'s Sequence, Range<usize>)> + use<'s, 'b> {
+        let mut next = 0;
+        batch.rows.iter().map(move |row| {
+            let start = next;
+            while batch
+                .logits
+                .get(next)
+                .is_some_and(|index| (*index as usize) < row.tokens.end)
+            {
+                next += 1;
+            }
+            (self.sequence(row.seq), start..next)
+        })
+    }
+
+    /// Takes a step's results: tokens are appended, full blocks published, finished sequences end.
+    pub(crate) fn apply(&mut self, batch: &Batch, sampled: Vec<Sampled>) {
+        assert_eq!(
+            sampled.len(),
+            batch.logits.len(),
+            "the runner must answer every wanted row. This is a bug."
+        );
+        let counts: Vec<usize> = self.wanted(batch).map(|(_, range)| range.len()).collect();
+        let mut sampled = sampled.into_iter();
+        for (row, count) in batch.rows.iter().zip(counts) {
+            let answers: Vec<Sampled> = sampled.by_ref().take(count).collect();
+            self.count(row);
+            self.apply_row(row, answers);
+        }
+    }
+
+    fn count(&mut self, row: &Row) {
+        let sequence = self.sequence(row.seq);
+        let decode =
+            row.tokens.len() == 1 && row.context_len > sequence.spec.prompt.len() && sequence.pending() == 1;
+        if decode {
+            self.report.decode_tokens += 1;
+        } else {
+            self.report.prefill_tokens += row.tokens.len();
+        }
+    }
+
+    fn apply_row(&mut self, row: &Row, answers: Vec<Sampled>) {
+        self.sequence_mut(row.seq).computed = row.context_len;
+        self.publish(row.seq);
+        if answers.iter().any(|answer| !answer.is_valid()) {
+            return self.end(row.seq, Finish::Failed);
+        }
+        let samples = row.context_len == self.sequence(row.seq).tokens.len()
+            && self.sequence(row.seq).spec.stop.max_tokens > 0;
+        let mut answers = answers;
+        let token = if samples { answers.pop() } else { None };
+        let sequence = self.sequence(row.seq);
+        let (request, prompt_len) = (sequence.request, sequence.spec.prompt.len());
+        let group = self
+            .groups
+            .get_mut(&request)
+            .expect("a sequence has a group. This is a bug.");
+        group
+            .scores
+            .extend(answers.into_iter().map(|answer| answer.logprob));
+        if row.context_len >= prompt_len && !self.sequence(row.seq).prompt_done {
+            self.end_prompt(row.seq);
+        }
+        if let Some(token) = token {
+            self.append(row.seq, token);
+        } else if row.context_len >= prompt_len && self.sequence(row.seq).spec.stop.max_tokens == 0 {
+            self.end(row.seq, Finish::Length);
+        }
+    }
+
+    fn publish(&mut self, seq: SeqId) {
+        let size = self.config.block_size;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        let full = sequence.computed / size;
+        if sequence.publishing && sequence.published < full {
+            sequence.keys(&self.hasher, size);
+        }
+        while sequence.publishing && sequence.published < full {
+            let at = sequence.published;
+            let key = sequence.keys(&self.hasher, size)[at];
+            let (before, id) = (&sequence.table[..at], sequence.table[at]);
+            let tokens = &sequence.tokens[at * size..(at + 1) * size];
+            match self.pool.publish(sequence.salt, before, id, key, tokens) {
+                Some(id) => {
+                    sequence.table[at] = id;
+                    sequence.published += 1;
+                }
+                None => sequence.publishing = false,
+            }
+        }
+    }
+
+    fn end_prompt(&mut self, seq: SeqId) {
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        sequence.prompt_done = true;
+        let group = self
+            .groups
+            .get_mut(&sequence.request)
+            .expect("a sequence has a group. This is a bug.");
+        group.prompt_done = true;
+        if group.spec.prompt_logprobs.is_some() {
+            self.report
+                .outputs
+                .push(sequence.event(Event::PromptLogprobs(group.scores.clone())));
+        }
+    }
+
+    fn append(&mut self, seq: SeqId, sampled: Sampled) {
+        let context_max = self.config.context_max;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        let stop = &sequence.spec.stop;
+        let token = sampled.token;
+        if sequence.output().len() >= stop.min_tokens && stop.tokens.contains(&token) {
+            return self.end(seq, Finish::Stop(token));
+        }
+        let full = sequence.output().len() + 1 == stop.max_tokens || sequence.tokens.len() + 1 == context_max;
+        sequence.tokens.push(token);
+        let output: Output = sequence.event(Event::Token(sampled));
+        self.report.outputs.push(output);
+        if full {
+            self.end(seq, Finish::Length);
+        }
+    }
+
+    pub(crate) fn sequence(&self, seq: SeqId) -> &Sequence {
+        self.sequences
+            .get(&seq)
+            .expect("a queued or running sequence lives. This is a bug.")
+    }
+
+    fn sequence_mut(&mut self, seq: SeqId) -> &mut Sequence {
+        self.sequences
+            .get_mut(&seq)
+            .expect("a queued or running sequence lives. This is a bug.")
+    }
+
+    fn group(&self, request: RequestId) -> &Group {
+        self.groups
+            .get(&request)
+            .expect("a sequence has a group. This is a bug.")
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            waiting_requests: self.unstarted.len(),
+            waiting_tokens: self.waiting_tokens,
+            waiting_since_ms: self.unstarted.first().map(|(added_ms, _)| *added_ms),
+            blocks_total: self.pool.total(),
+            blocks_used: self.pool.total() - self.pool.available(),
+            blocks_cached: self.pool.cached(),
+        }
+    }
+}
+
+/// The first position whose logits score a prompt token that has no score yet.
+fn first_unscored(sequence: &Sequence, group: &Group) -> usize {
+    sequence.computed.max(group.scores.len() - 1)
+}

@@ -1,0 +1,140 @@
+//! One token stream of a request, and the request its sequences share.
+
+use std::sync::Arc;
+
+use crate::blocks::BlockId;
+use crate::hash::{BlockKey, Hasher, Salt};
+use crate::request::{Event, Logprobs, Output, Request, RequestId, SeqId, Token};
+
+/// The order of service: priority first, then arrival. Preemption takes the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    pub(crate) priority: i32,
+    pub(crate) seq: SeqId,
+}
+
+/// One token stream.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SeqId,
+    pub(crate) request: RequestId,
+    pub(crate) index: usize,
+    pub(crate) spec: Arc<Request>,
+    pub(crate) seed: u64,
+    pub(crate) salt: Salt,
+    /// The prompt, then the output.
+    pub(crate) tokens: Vec<Token>,
+    /// Leading tokens whose keys and values are in `table`.
+    pub(crate) computed: usize,
+    pub(crate) table: Vec<BlockId>,
+    /// Leading blocks of `table` that are findable by content.
+    pub(crate) published: usize,
+    /// False once a block could not be published: its successors can't be either.
+    pub(crate) publishing: bool,
+    /// Keys of the leading full blocks of `tokens`, as far as they were needed.
+    keys: Vec<BlockKey>,
+    pub(crate) started: bool,
+    /// The prompt was computed at least once.
+    pub(crate) prompt_done: bool,
+    /// What it adds to the queue's token count while it waits.
+    pub(crate) queue_tokens: usize,
+}
+
+impl Sequence {
+    pub(crate) fn new(id: SeqId, request: RequestId, index: usize, spec: Arc<Request>, salt: Salt) -> Self {
+        Self {
+            id,
+            request,
+            index,
+            seed: crate::rng::sequence_seed(spec.sampling.seed, index),
+            salt,
+            tokens: spec.prompt.clone(),
+            computed: 0,
+            table: Vec::new(),
+            published: 0,
+            publishing: true,
+            keys: Vec::new(),
+            started: false,
+            prompt_done: false,
+            // Siblings find the prompt in the cache when the first of them has computed it.
+            queue_tokens: if index == 0 { spec.prompt.len() } else { 1 },
+            spec,
+        }
+    }
+
+    pub(crate) fn rank(&self) -> Rank {
+        Rank {
+            priority: self.spec.priority,
+            seq: self.id,
+        }
+    }
+
+    /// Tokens still to compute: more than one is prefill, one is decode.
+    pub(crate) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub(crate) fn prompt(&self) -> &[Token] {
+        &self.tokens[..self.spec.prompt.len()]
+    }
+
+    pub(crate) fn output(&self) -> &[Token] {
+        &self.tokens[self.spec.prompt.len()..]
+    }
+
+    /// Stop tokens, while they are not allowed yet.
+    pub(crate) fn banned(&self) -> &[Token] {
+        if self.output().len() < self.spec.stop.min_tokens {
+            &self.spec.stop.tokens
+        } else {
+            &[]
+        }
+    }
+
+    /// Keys of all full blocks of `tokens`.
+    pub(crate) fn keys(&mut self, hasher: &Hasher, block_size: usize) -> &[BlockKey] {
+        for block in self.tokens.chunks_exact(block_size).skip(self.keys.len()) {
+            let parent = self
+                .keys
+                .last()
+                .copied()
+                .unwrap_or_else(|| hasher.root(self.salt));
+            self.keys.push(hasher.chain(parent, block));
+        }
+        &self.keys
+    }
+
+    pub(crate) fn event(&self, event: Event) -> Output {
+        Output {
+            request: self.request,
+            index: self.index,
+            seq: self.id,
+            event,
+        }
+    }
+}
+
+/// The living sequences of one request, and what they share.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) spec: Arc<Request>,
+    /// In order of index. The first computes the prompt; the others wait until that is done.
+    pub(crate) seqs: Vec<SeqId>,
+    pub(crate) prompt_done: bool,
+    /// Prompt log-probabilities so far, when asked for.
+    pub(crate) scores: Vec<Option<Logprobs>>,
+    pub(crate) started: bool,
+    pub(crate) added_ms: u64,
+}
+
+impl Group {
+    /// Scores are still missing, so the prompt must be computed rather than found.
+    pub(crate) fn is_scoring(&self) -> bool {
+        self.spec.prompt_logprobs.is_some() && !self.prompt_done
+    }
+
+    /// The sequence must wait for the first one to compute the prompt.
+    pub(crate) fn holds_back(&self, seq: SeqId) -> bool {
+        !self.prompt_done && self.seqs.first() != Some(&seq)
+    }
+}
