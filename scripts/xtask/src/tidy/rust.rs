@@ -1,0 +1,212 @@
+//! What may stand in Rust code where: `unsafe`, `cfg(feature)`, the HTTP client, ignored tests.
+
+use super::Finding;
+use super::source::{Source, line_of, words};
+use super::tree::{File, Tree};
+
+/// Outside kernels/, one place needs `unsafe`: mapping a weight file into memory.
+const MMAP: &str = "models/src/weights/mapping.rs";
+const CUDA_PLACES: &[&str] = &["kernels/", "server/src/runner.rs"];
+const HUB: &str = "server/hub/";
+const HUB_CLIENT: &str = "server/hub/src/pull";
+/// Only the command that a person types may fetch.
+const PULL_COMMAND: &str = "server/src/cli/pull.rs";
+
+pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
+    for file in tree.rust() {
+        let source = Source::new(file.text());
+        unsafe_code(file, &source, findings);
+        features(file, &source, findings);
+        http_client(file, &source, findings);
+        pull(file, &source, findings);
+        ignored_tests(file, &source, findings);
+    }
+}
+
+fn unsafe_code(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    if file.path.starts_with("kernels/") {
+        return;
+    }
+    let allowed = usize::from(file.path == MMAP);
+    for at in words(&source.code, "unsafe").skip(allowed) {
+        let message =
+            format!("`unsafe` belongs in kernels/ (and one memory map in {MMAP}): move it or do without");
+        findings.push(Finding::new(file, line_of(&source.code, at), "unsafe", message));
+    }
+}
+
+fn features(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    let text = &source.code_and_strings;
+    for at in words(text, "feature") {
+        let rest = text[at + "feature".len()..].trim_start();
+        // `target_feature(enable = …)` is another word; what is left is `feature = "name"` of a cfg.
+        let Some(value) = rest
+            .strip_prefix('=')
+            .map(str::trim_start)
+            .filter(|value| value.starts_with('"'))
+        else {
+            continue;
+        };
+        let name = value.trim_start_matches('"').split('"').next().unwrap_or("");
+        let allowed = name == "cuda" && CUDA_PLACES.iter().any(|place| file.path.starts_with(place));
+        if !allowed {
+            let message = format!(
+                "cfg(feature = \"{name}\"): the one feature is `cuda`, named in kernels/ and server/src/runner.rs alone (docs/adr/0004)"
+            );
+            findings.push(Finding::new(file, line_of(text, at), "features", message));
+        }
+    }
+}
+
+fn http_client(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    if file.path.starts_with(HUB_CLIENT) {
+        return;
+    }
+    for package in ["hf_hub", "reqwest", "ureq"] {
+        for at in words(&source.code, package) {
+            let message =
+                format!("`{package}` can reach the network: only {HUB_CLIENT}* may name it (docs/adr/0006)");
+            findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
+        }
+    }
+}
+
+fn pull(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    if file.path.starts_with(HUB) || file.path == PULL_COMMAND {
+        return;
+    }
+    for at in words(&source.code, "rempart_hub") {
+        let path = use_path(&source.code[at..]);
+        let reaches_client =
+            words(path, "pull").next().is_some() || path.contains('*') || words(path, "as").next().is_some();
+        if reaches_client {
+            let message = format!(
+                "`rempart_hub::pull` is the only way out to the network: {PULL_COMMAND} alone may use it"
+            );
+            findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
+        }
+    }
+}
+
+/// The path that starts here, a group in braces included: `rempart_hub::{a, b::c}`, or `rempart_hub as x`.
+fn use_path(code: &str) -> &str {
+    let mut depth = 0_usize;
+    for (at, c) in code.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ';' | '(' | ')' | '<' | '}' | '!' => return &code[..at],
+            '\n' | ',' | '.' | '=' if depth == 0 => return &code[..at],
+            _ => {}
+        }
+    }
+    code
+}
+
+fn ignored_tests(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    for (index, line) in source.code.lines().enumerate() {
+        let attribute = line.trim_start().replace(' ', "");
+        if attribute.starts_with("#[ignore")
+            || attribute.contains(",ignore") && attribute.starts_with("#[cfg_attr")
+        {
+            let message = "a test that does not run proves nothing: make it run or delete it";
+            findings.push(Finding::new(file, index + 1, "ignored test", message));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::found;
+    use super::*;
+
+    #[test]
+    fn unsafe_stays_in_kernels_and_in_one_memory_map() {
+        let text = "fn f() {\n    unsafe { g() }\n}\n";
+        assert!(found(check, &[("kernels/src/a.rs", text)]).is_empty());
+        assert!(found(check, &[(MMAP, text)]).is_empty());
+        let twice = format!("{text}{text}");
+        assert_eq!(found(check, &[(MMAP, &twice)]), [format!("{MMAP}:5: unsafe")]);
+        assert_eq!(
+            found(check, &[("server/src/a.rs", text)]),
+            ["server/src/a.rs:2: unsafe"]
+        );
+        assert!(
+            found(
+                check,
+                &[("server/src/a.rs", "// unsafe\n#![forbid(unsafe_code)]\n")]
+            )
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_feature_is_named_in_two_places() {
+        let text = "#[cfg(feature = \"cuda\")]\nmod cuda;\n";
+        assert!(
+            found(
+                check,
+                &[("kernels/src/lib.rs", text), ("server/src/runner.rs", text)]
+            )
+            .is_empty()
+        );
+        assert_eq!(
+            found(check, &[("models/src/lib.rs", text)]),
+            ["models/src/lib.rs:1: features"]
+        );
+        let other = "#[cfg(all(unix, feature = \"metal\"))]\nmod metal;\n";
+        assert_eq!(
+            found(check, &[("kernels/src/lib.rs", other)]),
+            ["kernels/src/lib.rs:1: features"]
+        );
+        assert!(
+            found(
+                check,
+                &[("models/src/a.rs", "#[target_feature(enable = \"avx2\")]")]
+            )
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_http_client_stays_in_the_hub() {
+        let text = "use hf_hub::api;\n";
+        assert!(found(check, &[("server/hub/src/pull/mod.rs", text)]).is_empty());
+        assert_eq!(
+            found(check, &[("server/hub/src/manifest.rs", text)]),
+            ["server/hub/src/manifest.rs:1: egress"]
+        );
+        assert_eq!(
+            found(check, &[("server/src/a.rs", "let a = reqwest::get(b);")]),
+            ["server/src/a.rs:1: egress"]
+        );
+    }
+
+    #[test]
+    fn only_the_pull_command_pulls() {
+        for text in [
+            "use rempart_hub::pull;",
+            "use rempart_hub::{manifest, pull::Options};",
+            "use rempart_hub::{\n    manifest,\n    pull,\n};",
+            "use rempart_hub::*;",
+            "use rempart_hub as hub;",
+            "fn f() { rempart_hub::pull::run(); }",
+        ] {
+            assert!(found(check, &[(PULL_COMMAND, text)]).is_empty(), "{text}");
+            assert_eq!(
+                found(check, &[("server/src/http/mod.rs", text)]),
+                ["server/src/http/mod.rs:1: egress"],
+                "{text}"
+            );
+        }
+        let text = "use rempart_hub::manifest::Manifest;\nfn pull() { rempart_hub::catalogue::find(pull) }\n";
+        assert!(found(check, &[("server/src/cli/serve.rs", text)]).is_empty());
+    }
+
+    #[test]
+    fn ignored_tests_are_found() {
+        let text = format!("#[test]\n#[{} = \"slow\"]\nfn a() {{}}\n", "ignore");
+        assert_eq!(found(check, &[("a.rs", &text)]), ["a.rs:2: ignored test"]);
+        assert!(found(check, &[("a.rs", "#[expect(a)]\nfn ignore() {}\n")]).is_empty());
+    }
+}
