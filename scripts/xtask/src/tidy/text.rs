@@ -47,6 +47,10 @@ fn machine_path(file: &File, line: &str, number: usize, findings: &mut Vec<Findi
 
 fn changelog(tree: &Tree, findings: &mut Vec<Finding>) {
     let Some(file) = tree.file("CHANGELOG.md") else {
+        if let Some(root) = tree.file("Cargo.toml") {
+            let message = "CHANGELOG.md is missing: it tells users what changed";
+            findings.push(Finding::new(root, 1, "changelog", message));
+        }
         return;
     };
     if !file.text().lines().any(|line| line.trim() == "## [Unreleased]") {
@@ -85,6 +89,7 @@ mod tests {
 
     #[test]
     fn the_changelog_has_room_for_the_next_release() {
+        assert_eq!(found(check, &[("Cargo.toml", "")]), ["Cargo.toml:1: changelog"]);
         assert_eq!(
             found(check, &[("CHANGELOG.md", "## [0.1.0]\n")]),
             ["CHANGELOG.md:1: changelog"]
