@@ -1,6 +1,6 @@
 //! The key of a cached block: a keyed 128-bit hash of everything up to and including its tokens.
 //!
-//! The round function is `SipHash`'s (Aumasson, Bernstein 2012), with one round per word and three at the end, and
+//! The round function is SipHash's (Aumasson, Bernstein 2012), with one round per word and three at the end, and
 //! two outputs. A hit is verified against the tokens themselves, so a collision costs a miss and nothing else; the
 //! secret key keeps clients from making collisions on purpose.
 

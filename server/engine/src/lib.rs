@@ -19,6 +19,7 @@ mod runner;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+pub mod sim;
 
 pub use batch::{Batch, Row, SampleKind, SampleRow};
 pub use config::{ConfigError, EngineConfig};

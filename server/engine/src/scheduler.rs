@@ -11,6 +11,7 @@
 //! sequences may use what the budget has left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
@@ -79,8 +80,9 @@ impl Scheduler {
             tokens_left: self.config.step_tokens_max - decodes,
             logits_left: self.config.logits_max(),
         };
+        let preemptions = self.report.preemptions;
         self.continue_running(&mut plan);
-        if self.report.preemptions == 0 {
+        if self.report.preemptions == preemptions {
             self.admit(&mut plan);
         }
         plan.batch
@@ -148,8 +150,9 @@ impl Scheduler {
 
     /// Starts or resumes waiting sequences, in order, while budget and blocks allow.
     fn admit(&mut self, plan: &mut Plan) {
-        let ranks: Vec<Rank> = self.waiting.iter().copied().collect();
-        for rank in ranks {
+        let mut next = self.waiting.first().copied();
+        while let Some(rank) = next {
+            next = self.waiting.range((Excluded(rank), Unbounded)).next().copied();
             if self.running.len() == self.config.sequences_max || plan.tokens_left == 0 {
                 break;
             }
@@ -178,9 +181,9 @@ impl Scheduler {
         let found = if self.groups[&sequence.request].is_scoring() {
             Vec::new()
         } else {
-            sequence.keys(&self.hasher, block_size);
-            let keys = sequence.keys(&self.hasher, block_size).to_vec();
-            self.pool.find_prefix(sequence.salt, &keys, &sequence.tokens)
+            sequence.extend_keys(&self.hasher, block_size);
+            self.pool
+                .find_prefix(sequence.salt, &sequence.keys, &sequence.tokens)
         };
         let fresh = sequence.tokens.len().div_ceil(block_size) - found.len();
         if !self.pool.fits(&found, fresh, self.running.len()) {
@@ -385,11 +388,11 @@ impl Scheduler {
             .expect("a batched sequence lives. This is a bug.");
         let full = sequence.computed / size;
         if sequence.publishing && sequence.published < full {
-            sequence.keys(&self.hasher, size);
+            sequence.extend_keys(&self.hasher, size);
         }
         while sequence.publishing && sequence.published < full {
             let at = sequence.published;
-            let key = sequence.keys(&self.hasher, size)[at];
+            let key = sequence.keys[at];
             let (before, id) = (&sequence.table[..at], sequence.table[at]);
             let tokens = &sequence.tokens[at * size..(at + 1) * size];
             match self.pool.publish(sequence.salt, before, id, key, tokens) {

@@ -32,7 +32,7 @@ pub(crate) struct Sequence {
     /// False once a block could not be published: its successors can't be either.
     pub(crate) publishing: bool,
     /// Keys of the leading full blocks of `tokens`, as far as they were needed.
-    keys: Vec<BlockKey>,
+    pub(crate) keys: Vec<BlockKey>,
     pub(crate) started: bool,
     /// The prompt was computed at least once.
     pub(crate) prompt_done: bool,
@@ -91,8 +91,8 @@ impl Sequence {
         }
     }
 
-    /// Keys of all full blocks of `tokens`.
-    pub(crate) fn keys(&mut self, hasher: &Hasher, block_size: usize) -> &[BlockKey] {
+    /// Brings `keys` up to date with `tokens`.
+    pub(crate) fn extend_keys(&mut self, hasher: &Hasher, block_size: usize) {
         for block in self.tokens.chunks_exact(block_size).skip(self.keys.len()) {
             let parent = self
                 .keys
@@ -101,7 +101,6 @@ impl Sequence {
                 .unwrap_or_else(|| hasher.root(self.salt));
             self.keys.push(hasher.chain(parent, block));
         }
-        &self.keys
     }
 
     pub(crate) fn event(&self, event: Event) -> Output {
