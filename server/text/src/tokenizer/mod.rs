@@ -1,0 +1,243 @@
+//! One tokenizer, from a `tokenizer.json` or from GGUF metadata.
+//!
+//! The `tokenizers` crate does what the file describes (normalizer, pre-tokenizer, model). Three parts are our own:
+//! the search for added tokens, because only it knows which characters a client wrote; the SentencePiece merge by
+//! scores, because GGUF stores no merges for it; and decoding, because a stream needs the bytes of each token.
+
+mod added;
+mod gguf;
+mod json;
+mod pieces;
+mod pipeline;
+mod scored;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+pub use gguf::KNOWN_PRE_TOKENIZERS;
+
+use crate::detokenizer::Lead;
+use crate::{Detokenizer, Error, GgufVocab, Segment, SpecialTokens};
+use added::AddedTokens;
+use pieces::Pieces;
+use pipeline::Pipeline;
+
+/// Ids must lie below this: bounds every table that is indexed by id, whatever a file claims.
+const VOCAB_MAX: usize = 1 << 21;
+
+/// Spellings of the tokens that end a turn in the formats in use, where the vocabulary has them as control tokens.
+const END_SPELLINGS: [&str; 10] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end_of_turn|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|return|>",
+    "</s>",
+];
+
+/// A tokenizer; clones share it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    pipeline: Pipeline,
+    added: AddedTokens,
+    pieces: Pieces,
+    ids: HashMap<String, u32>,
+    /// What `add_special` puts before and after the text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    roles: Roles,
+}
+
+/// The ids that a tokenizer names for a purpose.
+#[derive(Clone, Copy, Debug, Default)]
+struct Roles {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json` of the `tokenizers` format. Its truncation and padding are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Load`] if it contradicts itself, is over a limit or makes the reader panic; [`Error::Unsupported`] if
+    /// its decoder cannot be streamed.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Error> {
+        guard("the file makes its reader panic", || json::load(bytes))
+    }
+
+    /// Rebuilds a tokenizer from GGUF metadata.
+    ///
+    /// # Errors
+    /// [`Error::Load`] if the metadata contradict each other; [`Error::Unsupported`] for a model or pre-tokenizer
+    /// that is not known, naming those that are.
+    pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, Error> {
+        guard("the metadata make their reader panic", || gguf::load(vocab))
+    }
+
+    /// Tokenises segments as one text, so that words may join across a border. With `add_special` the tokens that the
+    /// model expects around a text (bos, eos) are added, unless the markup already begins or ends with them.
+    ///
+    /// The caller bounds the bytes: time is near linear in them, with a regular expression from the model's file.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if the vocabulary cannot spell the text.
+    pub fn encode(&self, segments: &[Segment<'_>], add_special: bool) -> Result<Vec<u32>, Error> {
+        let (text, foreign) = join(segments);
+        let spans = self.0.added.split(&text, &foreign);
+        let mut ids = catch_unwind(AssertUnwindSafe(|| {
+            self.0.pipeline.encode(&text, spans, &self.0.added)
+        }))
+        .map_err(|_| Error::Encode("the tokenizer panicked".to_owned()))??;
+        if !add_special {
+            return Ok(ids);
+        }
+        if !ids.starts_with(&self.0.prefix) {
+            ids.splice(0..0, self.0.prefix.iter().copied());
+        }
+        if !ids.ends_with(&self.0.suffix) {
+            ids.extend_from_slice(&self.0.suffix);
+        }
+        Ok(ids)
+    }
+
+    /// The text of ids that begin a text. Invalid UTF-8 becomes replacement characters, one for each maximal invalid
+    /// sequence. `skip_special` leaves special tokens out.
+    ///
+    /// # Errors
+    /// [`Error::UnknownToken`] for an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        let mut detokenizer = Detokenizer::new(self, skip_special);
+        let mut text = String::new();
+        for id in ids {
+            text.push_str(&detokenizer.push(*id)?);
+        }
+        text.push_str(&detokenizer.finish());
+        Ok(text)
+    }
+
+    /// The bytes that a token stands for inside a text; not always valid UTF-8.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.0.pieces.bytes(id)
+    }
+
+    /// The bytes of a token as text, invalid sequences replaced: what `logprobs` shows.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.token_bytes(id)
+            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// The largest id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.0.pieces.len()
+    }
+
+    /// Whether decoding with `skip_special` leaves the token out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.added.is_special(id)
+    }
+
+    /// Whether the token is one that text of a client must never yield: special, or spelt `<|…|>`.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.0.added.is_control(id)
+    }
+
+    /// The id of a token as its vocabulary spells it (`<|im_end|>`, `Ġthe`).
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.ids.get(token).copied()
+    }
+
+    /// The id that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.0.roles.bos
+    }
+
+    /// The id that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.0.roles.eos
+    }
+
+    /// The ids that end an answer: eos and the control tokens that end a turn in the formats in use. Ascending.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut ends: Vec<u32> = END_SPELLINGS
+            .iter()
+            .filter_map(|spelling| self.token_id(spelling))
+            .filter(|id| self.is_control(*id))
+            .chain(self.eos())
+            .collect();
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// What a chat template must know of the vocabulary.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        let spelling = |id: Option<u32>| self.0.added.control_spelling(id?);
+        let Roles {
+            bos,
+            eos,
+            unknown,
+            padding,
+        } = self.0.roles;
+        SpecialTokens {
+            bos: spelling(bos),
+            eos: spelling(eos),
+            unknown: spelling(unknown),
+            padding: spelling(padding),
+            control: self.0.added.control_spellings(),
+        }
+    }
+
+    pub(crate) fn lead(&self) -> Lead {
+        self.0.pieces.lead()
+    }
+}
+
+/// The whole text, and the byte ranges of it that a client wrote.
+fn join(segments: &[Segment<'_>]) -> (String, Vec<Range<usize>>) {
+    let mut text = String::with_capacity(segments.iter().map(|segment| segment.as_str().len()).sum());
+    let mut foreign: Vec<Range<usize>> = Vec::new();
+    for segment in segments {
+        let start = text.len();
+        text.push_str(segment.as_str());
+        if matches!(segment, Segment::Text(part) if !part.is_empty()) {
+            foreign.push(start..text.len());
+        }
+    }
+    (text, foreign)
+}
+
+/// Runs a loader of files from strangers; its panics become errors.
+fn guard(what: &str, load: impl FnOnce() -> Result<Inner, Error>) -> Result<Tokenizer, Error> {
+    let inner = catch_unwind(AssertUnwindSafe(load)).map_err(|_| Error::Load(what.to_owned()))??;
+    Ok(Tokenizer(Arc::new(inner)))
+}
+
+/// Where an id of a file is out of bounds, says so.
+fn check_id(id: u32, what: &str) -> Result<usize, Error> {
+    let index = id as usize;
+    if index < VOCAB_MAX {
+        return Ok(index);
+    }
+    Err(Error::Load(format!(
+        "{what} has the id {id}, the limit is {VOCAB_MAX}"
+    )))
+}
