@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
 mod ci;
+mod sim;
 mod tidy;
 
 #[derive(Parser)]
@@ -22,6 +23,8 @@ enum Command {
     Ci(ci::Args),
     /// Check the rules of the house that no compiler and no lint checks.
     Tidy,
+    /// Run the engine's simulator over many seeds, on every core.
+    Sim(sim::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Ci(args) => ci::run(&workspace_root()?, args),
         Command::Tidy => tidy::run(&workspace_root()?),
+        Command::Sim(args) => sim::run(args),
     }
 }
 
