@@ -1,5 +1,7 @@
 //! A weight matrix in the format of its file, without a copy.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::{Error, Format, cpu::scalar};
@@ -69,9 +71,9 @@ impl Matrix {
         self.format.row_bytes(self.cols)
     }
 
-    /// The bytes of row `row`; panics where there is none.
-    pub fn row(&self, row: usize) -> &[u8] {
-        &self.bytes[row * self.row_bytes()..][..self.row_bytes()]
+    /// The bytes of some rows; panics where there are none.
+    pub fn rows_bytes(&self, rows: Range<usize>) -> &[u8] {
+        &self.bytes[rows.start * self.row_bytes()..rows.end * self.row_bytes()]
     }
 
     /// All weights as `f32`, row-major; for tests and small tensors.
@@ -86,7 +88,8 @@ impl Matrix {
     pub fn select_rows(&self, permutation: &[u32]) -> Self {
         let bytes: Vec<u8> = permutation
             .iter()
-            .flat_map(|&row| self.row(row as usize))
+            .map(|&row| row as usize)
+            .flat_map(|row| self.rows_bytes(row..row + 1))
             .copied()
             .collect();
         Self {

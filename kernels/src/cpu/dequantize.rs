@@ -63,8 +63,8 @@ fn bf16(bytes: [u8; 2]) -> f32 {
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = f16([block[0], block[1]]);
     for (j, q) in block[2..].iter().enumerate() {
-        out[j] = f32::from((q & 15) as i8 - 8) * d;
-        out[j + 16] = f32::from((q >> 4) as i8 - 8) * d;
+        out[j] = f32::from((q & 15).cast_signed() - 8) * d;
+        out[j + 16] = f32::from((q >> 4).cast_signed() - 8) * d;
     }
 }
 
@@ -82,8 +82,8 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let d = f16([block[0], block[1]]);
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
     for (j, q) in block[6..].iter().enumerate() {
-        out[j] = f32::from((q & 15 | fifth(high, j)) as i8 - 16) * d;
-        out[j + 16] = f32::from((q >> 4 | fifth(high, j + 16)) as i8 - 16) * d;
+        out[j] = f32::from((q & 15 | fifth(high, j)).cast_signed() - 16) * d;
+        out[j + 16] = f32::from((q >> 4 | fifth(high, j + 16)).cast_signed() - 16) * d;
     }
 }
 
@@ -138,13 +138,13 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
         let (half, shift, side) = (group / 8, group % 8 / 2, group % 2 * 16);
         for (j, o) in out.iter_mut().enumerate() {
             let third = (mask[side + j] >> (half * 4 + shift) & 1) << 2;
-            let weight = (q[half * 32 + side + j] >> (shift * 2) & 3 | third) as i8 - 4;
+            let weight = (q[half * 32 + side + j] >> (shift * 2) & 3 | third).cast_signed() - 4;
             *o = scale * f32::from(weight);
         }
     }
 }
 
-/// Scale and minimum of group `j` of 32 weights, 6 bits each, from the 12 bytes that Q4_K and Q5_K share.
+/// Scale and minimum of group `j` of 32 weights, 6 bits each, from the 12 bytes that `Q4_K` and `Q5_K` share.
 #[inline(always)]
 pub(crate) fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
@@ -171,7 +171,7 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     }
 }
 
-/// As Q4_K, with 32 bytes of fifth bits (one bit of each byte per group) before the nibbles.
+/// As `Q4_K`, with 32 bytes of fifth bits (one bit of each byte per group) before the nibbles.
 #[inline(always)]
 fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let (d, min) = (f16([block[0], block[1]]), f16([block[2], block[3]]));
@@ -198,7 +198,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         let high = &high[half * 32 + side..][..16];
         for ((o, low), high) in out.iter_mut().zip(low).zip(high) {
             let weight = low >> (quarter / 2 * 4) & 15 | (high >> (quarter * 2) & 3) << 4;
-            *o = scale * f32::from(weight as i8 - 32);
+            *o = scale * f32::from(weight.cast_signed() - 32);
         }
     }
 }

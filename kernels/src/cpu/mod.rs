@@ -1,4 +1,98 @@
-//! The processor's kernels.
+//! The processor's kernels: one table of functions for each instruction set, chosen at run time.
 
-pub(crate) mod dequantize;
-pub mod scalar;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
+mod attend;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_decode;
+mod dequantize;
+mod jobs;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+pub(crate) mod scalar;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
+mod simd;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
+mod vector;
+
+use std::{cell::Cell, ops::Range, sync::OnceLock};
+
+pub use jobs::Angles;
+pub(crate) use jobs::{AttentionJob, Output};
+use jobs::{LinearJob, Tile};
+
+use crate::{Format, op::Activation, op::RopeStyle};
+
+/// The kernels of one instruction set. [`best`] and [`all`] hand out only those that this processor runs, which is what
+/// the functions require; each is called by the method of its name.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// The instruction set.
+    pub name: &'static str,
+    /// Widens whole blocks of a format, as many as both slices hold.
+    dequantize: unsafe fn(Format, &[u8], &mut [f32]),
+    /// The columns of a linear layer's output that belong to a range of weight rows.
+    linear: unsafe fn(&LinearJob<'_>, Range<usize>),
+    /// The outputs of one tile of queries.
+    attention: unsafe fn(&AttentionJob<'_>, &Tile),
+    /// One row: input, weight, epsilon, output; the slices are of one length.
+    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// The heads of one token: input, cosines and sines `[d/2]`, output.
+    rope: unsafe fn(RopeStyle, &[f32], (&[f32], &[f32]), &mut [f32]),
+    /// `activation(gate) * up` for slices of one length.
+    gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+}
+
+static BEST: OnceLock<&'static Kernels> = OnceLock::new();
+
+thread_local! {
+    static FORCED: Cell<Option<&'static Kernels>> = const { Cell::new(None) };
+}
+
+/// The fastest table that this processor runs, found once, unless [`choose`] or [`with_table`] named another.
+pub fn best() -> &'static Kernels {
+    FORCED.get().unwrap_or_else(|| BEST.get_or_init(|| all()[0]))
+}
+
+/// Makes the table called `name` the one that [`best`] returns, to look for a fault in another. Returns whether it took
+/// effect: this processor must run it, and no kernel may have run yet.
+pub fn choose(name: &str) -> bool {
+    all()
+        .into_iter()
+        .find(|table| table.name == name)
+        .is_some_and(|table| BEST.set(table).is_ok())
+}
+
+/// Calls `work` with `table` as the one that operations use on this thread: how tests compare the tables.
+pub fn with_table<R>(table: &'static Kernels, work: impl FnOnce() -> R) -> R {
+    let before = FORCED.replace(Some(table));
+    let result = work();
+    FORCED.set(before);
+    result
+}
+
+/// Every table that this processor runs, the fastest first, the scalar one last.
+pub fn all() -> Vec<&'static Kernels> {
+    let mut tables = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        tables.extend(avx512::detect());
+        tables.extend(avx2::detect());
+    }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    tables.push(&neon::KERNELS);
+    tables.push(&scalar::KERNELS);
+    tables
+}

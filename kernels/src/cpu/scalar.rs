@@ -1,14 +1,113 @@
 //! The plain kernels: the specification that every other table is tested against.
 
-use super::dequantize;
-use crate::Format;
+use std::ops::Range;
 
-/// Widens whole blocks: `bytes` of `format` to `out`, as many weights as `out` holds.
-pub fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
+use super::{
+    Kernels, dequantize,
+    jobs::{AttentionJob, LinearJob, Tile},
+};
+use crate::{Format, op::Activation, op::RopeStyle};
+
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    dequantize,
+    linear,
+    attention,
+    rms_norm,
+    rope,
+    gated,
+};
+
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
+/// Widens whole blocks: `bytes` of `format` to `out`, as many weights as both hold.
+pub(crate) fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
     dequantize::blocks(format, bytes, out);
 }
 
-/// The sum of products of two vectors of the same length.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// # Safety
+/// No other thread may write the same rows' results.
+unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
+    let k = job.weight.cols();
+    let mut weights = vec![0.0; k];
+    for row in rows {
+        dequantize(
+            job.weight.format(),
+            job.weight.rows_bytes(row..row + 1),
+            &mut weights,
+        );
+        for i in 0..job.n {
+            // SAFETY: the caller's promise.
+            unsafe { job.finish(i, row, &[dot(&job.x[i * k..][..k], &weights)]) }
+        }
+    }
+}
+
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+fn rope(style: RopeStyle, x: &[f32], (cos, sin): (&[f32], &[f32]), out: &mut [f32]) {
+    let d = 2 * cos.len();
+    for head in (0..x.len()).step_by(d.max(1)) {
+        for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+            let (a, b) = match style {
+                RopeStyle::Halves => (head + i, head + i + d / 2),
+                RopeStyle::Interleaved => (head + 2 * i, head + 2 * i + 1),
+            };
+            out[a] = x[a] * cos - x[b] * sin;
+            out[b] = x[b] * cos + x[a] * sin;
+        }
+    }
+}
+
+fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, &x), up) in out.iter_mut().zip(gate).zip(up) {
+        let activated = match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh()),
+        };
+        *out = activated * up;
+    }
+}
+
+/// # Safety
+/// No other thread may write the same queries' results.
+unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
+    let (row, d) = (&job.rows[tile.row], job.d);
+    for i in 0..tile.tokens.len() * job.group() {
+        let at = job.query(tile, i);
+        let (query, positions) = (
+            &job.q[at..][..d],
+            job.visible(row, tile.tokens.start + i / job.group()),
+        );
+        let scores: Vec<f32> = positions
+            .clone()
+            .map(|position| {
+                let key = &job.k[job.slot(row, tile.kv_head, position)..][..d];
+                let score = dot(query, key) * job.options.scale;
+                job.options
+                    .softcap
+                    .map_or(score, |cap| cap * (score / cap).tanh())
+            })
+            .collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = scores.iter().map(|score| (score - max).exp()).sum();
+        // SAFETY: the caller's promise.
+        let out = unsafe { job.out.slice(at, d) };
+        for (position, score) in positions.zip(&scores) {
+            let weight = (score - max).exp() / sum;
+            let value = &job.v[job.slot(row, tile.kv_head, position)..][..d];
+            for (out, value) in out.iter_mut().zip(value) {
+                *out += weight * value;
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::{Matrix, cpu::scalar};
+use crate::{Matrix, cpu};
 
 /// The rows `ids` of `weight` `[vocab, d]` times `scale`, as `[ids.len(), d]` on the CPU. An id that is not below the
 /// number of rows is an error.
@@ -14,8 +14,11 @@ pub fn embed(weight: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
     let mut out = vec![0.0; ids.len() * d];
     if d > 0 {
         for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
-            scalar::dequantize(weight.format(), weight.row(id as usize), out);
-            out.iter_mut().for_each(|x| *x *= scale);
+            let id = id as usize;
+            cpu::best().dequantize(weight.format(), weight.rows_bytes(id..id + 1), out);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         }
     }
     Tensor::from_vec(out, (ids.len(), d), &Device::Cpu)

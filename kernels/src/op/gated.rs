@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
+use crate::cpu;
 
 /// The function applied to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,23 +39,8 @@ impl CustomOp2 for Gated {
         if l1.shape() != l2.shape() {
             bail!("gated: the gate is {:?}, up is {:?}", l1.shape(), l2.shape());
         }
-        let out = gate
-            .iter()
-            .zip(up)
-            .map(|(&g, &u)| self.activation.apply(g) * u)
-            .collect();
+        let mut out = vec![0.0; gate.len()];
+        cpu::best().gated(self.activation, gate, up, &mut out);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
-    }
-}
-
-impl Activation {
-    fn apply(self, x: f32) -> f32 {
-        match self {
-            Self::Silu => x / (1.0 + (-x).exp()),
-            Self::GeluTanh => {
-                let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-                0.5 * x * (1.0 + inner.tanh())
-            }
-        }
     }
 }

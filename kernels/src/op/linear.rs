@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
-use crate::{Matrix, cpu::scalar};
+use crate::{Matrix, cpu};
 
 /// `x * weight^T + bias`: `x` `[n, k]`, `weight` `[out, k]`, `bias` `[out]`, the result `[n, out]`. A row's result is
 /// the same bits alone and in any batch.
@@ -66,14 +66,7 @@ impl Linear<'_> {
             );
         }
         let mut out = vec![0.0; n * rows];
-        let mut scratch = vec![0.0; k];
-        for row in 0..rows {
-            scalar::dequantize(self.weight.format(), self.weight.row(row), &mut scratch);
-            for i in 0..n {
-                out[i * rows + row] =
-                    scalar::dot(&x[i * k..][..k], &scratch) + bias.map_or(0.0, |bias| bias[row]);
-            }
-        }
+        cpu::best().linear(x, self.weight, bias, &mut out);
         Ok((CpuStorage::F32(out), Shape::from((n, rows))))
     }
 }

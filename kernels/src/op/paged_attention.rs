@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{KvCache, elements};
+use crate::cpu::{self, AttentionJob, Output};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +46,8 @@ struct PagedAttention<'a> {
     options: &'a AttentionOptions,
 }
 
-#[derive(Debug, Clone, Copy)]
 struct Dims {
+    n: usize,
     heads: usize,
     kv_heads: usize,
     block_size: usize,
@@ -69,30 +70,32 @@ impl CustomOp3 for PagedAttention<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let q = elements(self.name(), s1, l1)?;
         let (k, v) = (elements(self.name(), s2, l2)?, elements(self.name(), s3, l3)?);
-        let (n, dims) = self.check(l1, l2, l3)?;
+        let Dims {
+            n,
+            heads,
+            kv_heads,
+            block_size,
+            d,
+        } = self.check(l1, l2, l3)?;
         let mut out = vec![0.0; q.len()];
-        for row in self.rows {
-            for token in row.tokens.clone() {
-                for head in 0..dims.heads {
-                    let at = (token * dims.heads + head) * dims.d;
-                    let position = row.context_len - (row.tokens.end - token);
-                    let query = &q[at..at + dims.d];
-                    self.head(
-                        dims,
-                        query,
-                        (k, v),
-                        (row, position, head),
-                        &mut out[at..at + dims.d],
-                    );
-                }
-            }
-        }
-        Ok((CpuStorage::F32(out), Shape::from((n, dims.heads * dims.d))))
+        cpu::best().attention(&AttentionJob {
+            q,
+            k,
+            v,
+            heads,
+            kv_heads,
+            block_size,
+            d,
+            rows: self.rows,
+            options: self.options,
+            out: Output::new(&mut out),
+        });
+        Ok((CpuStorage::F32(out), Shape::from((n, heads * d))))
     }
 }
 
 impl PagedAttention<'_> {
-    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<(usize, Dims)> {
+    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<Dims> {
         let (&[n, heads, d], &[blocks, kv_heads, block_size, cache_d]) = (q.dims(), k.dims()) else {
             bail!("paged_attention: q is {:?}, the cache {:?}", q.shape(), k.shape())
         };
@@ -135,58 +138,12 @@ impl PagedAttention<'_> {
                 bail!("paged_attention: block {block} is not below the cache's {blocks}");
             }
         }
-        Ok((
+        Ok(Dims {
             n,
-            Dims {
-                heads,
-                kv_heads,
-                block_size,
-                d,
-            },
-        ))
-    }
-
-    fn head(
-        &self,
-        dims: Dims,
-        query: &[f32],
-        (k, v): (&[f32], &[f32]),
-        (row, position, head): (&AttentionRow, usize, usize),
-        out: &mut [f32],
-    ) {
-        let Dims {
             heads,
             kv_heads,
             block_size,
             d,
-        } = dims;
-        let kv_head = head / (heads / kv_heads);
-        let first = self
-            .options
-            .window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
-        let at = |t: usize| {
-            ((row.block_table[t / block_size] as usize * kv_heads + kv_head) * block_size + t % block_size)
-                * d
-        };
-        let scores: Vec<f32> = (first..=position)
-            .map(|t| {
-                let score =
-                    query.iter().zip(&k[at(t)..]).map(|(q, k)| q * k).sum::<f32>() * self.options.scale;
-                self.options
-                    .softcap
-                    .map_or(score, |cap| cap * (score / cap).tanh())
-            })
-            .collect();
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for (t, score) in (first..=position).zip(scores) {
-            let p = (score - max).exp();
-            sum += p;
-            out.iter_mut().zip(&v[at(t)..]).for_each(|(o, v)| *o += p * v);
-        }
-        if sum > 0.0 {
-            out.iter_mut().for_each(|o| *o /= sum);
-        }
+        })
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
+use crate::cpu;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension: `x` `[.., d]`, `weight` `[d]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -35,15 +36,7 @@ impl CustomOp2 for RmsNorm {
             );
         }
         let mut out = vec![0.0; x.len()];
-        if d > 0 {
-            for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                let mean = x.iter().map(|x| x * x).sum::<f32>() / d as f32;
-                let scale = 1.0 / (mean + self.eps).sqrt();
-                for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-                    *out = x * scale * w;
-                }
-            }
-        }
+        cpu::best().rms_norm(x, weight, self.eps, &mut out);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }

@@ -1,8 +1,11 @@
 //! Rotary position embedding.
 
+use std::{cell::RefCell, collections::VecDeque};
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
+use crate::cpu::{self, Angles};
 
 /// Which two elements of a head form a pair that is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +17,7 @@ pub enum RopeStyle {
 }
 
 /// Rotates pair `i` of each head of `x` `[n, heads, d]` by `positions[row] * inv_freq[i]`, and multiplies by
-/// `attention_factor` (YaRN's; otherwise 1). `inv_freq` `[d/2]`, `positions` `[n]`.
+/// `attention_factor` (that of YaRN; otherwise 1). `inv_freq` `[d/2]`, `positions` `[n]`.
 pub fn rope(
     x: &Tensor,
     inv_freq: &[f32],
@@ -59,29 +62,66 @@ impl CustomOp1 for Rope<'_> {
             );
         }
         let mut out = vec![0.0; x.len()];
-        if heads * d > 0 {
-            let rows = out.chunks_exact_mut(heads * d).zip(x.chunks_exact(heads * d));
-            for ((out, x), &position) in rows.zip(self.positions) {
-                self.row(position, x, out, d);
-            }
-        }
+        with_angles(self.inv_freq, self.attention_factor, self.positions, |angles| {
+            cpu::best().rope(self.style, x, angles, heads * d, &mut out);
+        });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
 
-impl Rope<'_> {
-    fn row(&self, position: u32, x: &[f32], out: &mut [f32], d: usize) {
-        for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-            for (i, freq) in self.inv_freq.iter().enumerate() {
-                let (sin, cos) = (position as f32 * freq).sin_cos();
-                let (sin, cos) = (sin * self.attention_factor, cos * self.attention_factor);
-                let (a, b) = match self.style {
-                    RopeStyle::Halves => (i, i + d / 2),
-                    RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-                };
-                out[a] = x[a] * cos - x[b] * sin;
-                out[b] = x[b] * cos + x[a] * sin;
-            }
+/// The angles last computed and what they were computed from.
+struct Memo {
+    inv_freq: Vec<f32>,
+    attention_factor: f32,
+    positions: Vec<u32>,
+    angles: Angles,
+}
+
+thread_local! {
+    /// All layers of a step rotate by the same angles, or by two sets in turn: keeping those saves most sines.
+    static MEMO: RefCell<VecDeque<Memo>> = const { RefCell::new(VecDeque::new()) };
+}
+
+const MEMO_MAX: usize = 2;
+
+fn with_angles<R>(
+    inv_freq: &[f32],
+    attention_factor: f32,
+    positions: &[u32],
+    work: impl FnOnce(&Angles) -> R,
+) -> R {
+    MEMO.with_borrow_mut(|memo| {
+        let known = memo.iter().position(|memo| {
+            memo.positions == positions
+                && memo.inv_freq == inv_freq
+                && memo.attention_factor.to_bits() == attention_factor.to_bits()
+        });
+        let i = known.unwrap_or_else(|| {
+            memo.truncate(MEMO_MAX - 1);
+            memo.push_front(Memo {
+                inv_freq: inv_freq.to_vec(),
+                attention_factor,
+                positions: positions.to_vec(),
+                angles: angles(inv_freq, attention_factor, positions),
+            });
+            0
+        });
+        work(&memo[i].angles)
+    })
+}
+
+fn angles(inv_freq: &[f32], attention_factor: f32, positions: &[u32]) -> Angles {
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for &position in positions {
+        for freq in inv_freq {
+            let (s, c) = (position as f32 * freq).sin_cos();
+            sin.push(s * attention_factor);
+            cos.push(c * attention_factor);
         }
+    }
+    Angles {
+        cos,
+        sin,
+        half: inv_freq.len(),
     }
 }

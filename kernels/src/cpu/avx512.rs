@@ -1,0 +1,206 @@
+//! AVX-512 (F, BW, DQ, VL).
+
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "the bodies are single instructions under the trait's one contract"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+
+use std::{arch::x86_64::*, ops::Range};
+
+use super::{
+    Kernels, attend, avx512_decode as decode, dequantize as plain,
+    jobs::{AttentionJob, LinearJob, Tile},
+    simd::Simd,
+    vector,
+};
+use crate::{Format, op::Activation, op::RopeStyle};
+
+static KERNELS: Kernels = Kernels {
+    name: "avx512",
+    dequantize,
+    linear,
+    attention,
+    rms_norm,
+    rope,
+    gated,
+};
+
+/// The table, where the processor has the instructions.
+pub(super) fn detect() -> Option<&'static Kernels> {
+    let has = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    has.then_some(&KERNELS)
+}
+
+pub(super) struct Avx512;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const BATCH: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        _mm512_loadu_ps(from)
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, len: usize) -> __m512 {
+        _mm512_maskz_loadu_ps(first(len), from)
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: __m512) {
+        _mm512_storeu_ps(to, v);
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, len: usize, v: __m512) {
+        _mm512_mask_storeu_ps(to, first(len), v);
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        _mm512_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        _mm512_min_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn round(v: __m512) -> __m512 {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)
+    }
+    #[inline(always)]
+    unsafe fn pow2(v: __m512) -> __m512 {
+        _mm512_scalef_ps(_mm512_set1_ps(1.0), v)
+    }
+    #[inline(always)]
+    unsafe fn sum4([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // Halves of two vectors side by side, then quarters of four, then each quarter's four lanes.
+        let ab = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0x44>(a, b),
+            _mm512_shuffle_f32x4::<0xee>(a, b),
+        );
+        let cd = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0x44>(c, d),
+            _mm512_shuffle_f32x4::<0xee>(c, d),
+        );
+        let quarters = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0x88>(ab, cd),
+            _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+        );
+        let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0b10_11_00_01>(quarters));
+        let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(
+            out.as_mut_ptr(),
+            _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, sums)),
+        );
+        out
+    }
+    #[inline(always)]
+    unsafe fn max_lane(v: __m512) -> f32 {
+        _mm512_reduce_max_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
+        dequantize(format, bytes, out);
+    }
+}
+
+#[inline(always)]
+fn first(len: usize) -> __mmask16 {
+    (1_u16 << len) - 1
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
+    match format {
+        Format::Q4_0 => vector::widen::<Avx512, decode::Q4_0>(bytes, out),
+        Format::Q4_1 => vector::widen::<Avx512, decode::Q4_1>(bytes, out),
+        Format::Q5_0 => vector::widen::<Avx512, decode::Q5_0>(bytes, out),
+        Format::Q5_1 => vector::widen::<Avx512, decode::Q5_1>(bytes, out),
+        Format::Q8_0 => vector::widen::<Avx512, decode::Q8_0>(bytes, out),
+        Format::Q4K => vector::widen::<Avx512, decode::Q4K>(bytes, out),
+        Format::Q5K => vector::widen::<Avx512, decode::Q5K>(bytes, out),
+        Format::Q6K => vector::widen::<Avx512, decode::Q6K>(bytes, out),
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Q2K | Format::Q3K => {
+            plain::blocks(format, bytes, out)
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
+    match job.n {
+        1 => few::<1>(job, rows),
+        2 => few::<2>(job, rows),
+        3 => few::<3>(job, rows),
+        _ => vector::panels::<Avx512>(job, rows),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn few<const M: usize>(job: &LinearJob<'_>, rows: Range<usize>) {
+    let whole = job.weight.cols().is_multiple_of(Avx512::LANES);
+    match job.weight.format() {
+        Format::F16 if whole => vector::fused::<Avx512, decode::F16, M>(job, rows),
+        Format::Bf16 if whole => vector::fused::<Avx512, decode::Bf16, M>(job, rows),
+        Format::Q4_0 => vector::fused::<Avx512, decode::Q4_0, M>(job, rows),
+        Format::Q4_1 => vector::fused::<Avx512, decode::Q4_1, M>(job, rows),
+        Format::Q5_0 => vector::fused::<Avx512, decode::Q5_0, M>(job, rows),
+        Format::Q5_1 => vector::fused::<Avx512, decode::Q5_1, M>(job, rows),
+        Format::Q8_0 => vector::fused::<Avx512, decode::Q8_0, M>(job, rows),
+        Format::Q4K => vector::fused::<Avx512, decode::Q4K, M>(job, rows),
+        Format::Q5K => vector::fused::<Avx512, decode::Q5K, M>(job, rows),
+        Format::Q6K => vector::fused::<Avx512, decode::Q6K, M>(job, rows),
+        _ => vector::panels::<Avx512>(job, rows),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
+    attend::attention::<Avx512>(job, tile);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    vector::rms_norm::<Avx512>(x, weight, eps, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rope(style: RopeStyle, x: &[f32], angles: (&[f32], &[f32]), out: &mut [f32]) {
+    vector::rope(style, x, angles, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    vector::gated::<Avx512>(activation, gate, up, out);
+}

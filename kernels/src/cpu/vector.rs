@@ -1,0 +1,403 @@
+//! The kernels over any vector width; each instruction set compiles them for itself.
+//!
+//! A sum over a row always runs through the same lanes in the same order: the tile's shape, the batch and the place
+//! within it change which sums are made together, never how one is made.
+
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{
+    jobs::LinearJob,
+    simd::{Decode, Simd, Sink},
+};
+use crate::{Format, op::Activation, op::RopeStyle};
+
+/// Weights of a widened panel: half of a common second-level cache.
+const PANEL: usize = 64 * 1024;
+
+thread_local! {
+    /// A panel of widened weights, reused so that a step allocates nothing for it.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `work` with a scratch of at least `len` elements.
+pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        work(&mut scratch[..len])
+    })
+}
+
+/// The sums of four weight rows with `M` activation rows of `k` elements.
+///
+/// # Safety
+/// As for [`Simd`]; every pointer must be valid for `k` elements.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, const M: usize>(
+    w: [*const f32; 4],
+    x: [*const f32; M],
+    k: usize,
+) -> [[f32; 4]; M] {
+    // SAFETY: the caller's promise; every load stays below `k`.
+    unsafe {
+        let mut sums = [[S::splat(0.0); 4]; M];
+        let full = k - k % S::LANES;
+        let mut at = 0;
+        while at < full {
+            let w = [
+                S::load(w[0].add(at)),
+                S::load(w[1].add(at)),
+                S::load(w[2].add(at)),
+                S::load(w[3].add(at)),
+            ];
+            for m in 0..M {
+                let x = S::load(x[m].add(at));
+                for r in 0..4 {
+                    sums[m][r] = S::fma(x, w[r], sums[m][r]);
+                }
+            }
+            at += S::LANES;
+        }
+        if full < k {
+            for m in 0..M {
+                let x = S::load_first(x[m].add(full), k - full);
+                for r in 0..4 {
+                    sums[m][r] = S::fma(x, S::load_first(w[r].add(full), k - full), sums[m][r]);
+                }
+            }
+        }
+        let mut out = [[0.0; 4]; M];
+        for m in 0..M {
+            out[m] = S::sum4(sums[m]);
+        }
+        out
+    }
+}
+
+/// The products of some weight rows by way of a widened panel, which all activation rows share.
+///
+/// # Safety
+/// As for [`Simd`]; no other thread may write the same rows' results.
+#[inline(always)]
+pub(super) unsafe fn panels<S: Simd>(job: &LinearJob<'_>, rows: Range<usize>) {
+    let k = job.weight.cols();
+    if job.weight.format() == Format::F32 && job.weight.bytes().as_ptr().cast::<f32>().is_aligned() {
+        let start = job.weight.bytes().as_ptr().cast::<f32>();
+        for row in rows.clone().step_by(panel_rows(k)) {
+            let rows = row..(row + panel_rows(k)).min(rows.end);
+            // SAFETY: the matrix holds its rows, aligned as floats; the rest is the caller's promise.
+            unsafe { panel::<S>(job, rows, start.add(row * k)) }
+        }
+        return;
+    }
+    with_scratch(panel_rows(k) * k, |scratch| {
+        for row in rows.clone().step_by(panel_rows(k)) {
+            let rows = row..(row + panel_rows(k)).min(rows.end);
+            let bytes = job.weight.rows_bytes(rows.clone());
+            let widened = &mut scratch[..rows.len() * k];
+            // SAFETY: the panel holds the rows; the rest is the caller's promise.
+            unsafe {
+                S::dequantize(job.weight.format(), bytes, widened);
+                panel::<S>(job, rows, widened.as_ptr());
+            }
+        }
+    });
+}
+
+/// Rows of a panel, a multiple of four.
+fn panel_rows(k: usize) -> usize {
+    (PANEL / k.max(1)).clamp(4, 64) / 4 * 4
+}
+
+/// # Safety
+/// As for [`Simd`]; `weights` must hold the rows, and no other thread may write their results.
+#[inline(always)]
+unsafe fn panel<S: Simd>(job: &LinearJob<'_>, rows: Range<usize>, weights: *const f32) {
+    let (n, blocks) = (job.n, job.n.div_ceil(S::BATCH));
+    let mut first = 0;
+    for block in 0..blocks {
+        // Nearly equal blocks: 7 rows as 4 and 3 rather than 6 and 1.
+        let count = (n - first).div_ceil(blocks - block);
+        // SAFETY: the caller's promise, and `count` rows from `first` on are below `n`.
+        unsafe {
+            match count {
+                1 => quads::<S, 1>(job, first, rows.clone(), weights),
+                2 => quads::<S, 2>(job, first, rows.clone(), weights),
+                3 => quads::<S, 3>(job, first, rows.clone(), weights),
+                4 => quads::<S, 4>(job, first, rows.clone(), weights),
+                5 => quads::<S, 5>(job, first, rows.clone(), weights),
+                _ => quads::<S, 6>(job, first, rows.clone(), weights),
+            }
+        }
+        first += count;
+    }
+}
+
+/// # Safety
+/// As for [`panel`]; activation rows `first..first + M` must exist.
+#[inline(always)]
+unsafe fn quads<S: Simd, const M: usize>(
+    job: &LinearJob<'_>,
+    first: usize,
+    rows: Range<usize>,
+    weights: *const f32,
+) {
+    let k = job.weight.cols();
+    // SAFETY: the rows exist in `x` and in the panel; of a last, incomplete quad the last row is repeated.
+    unsafe {
+        let mut x = [job.x.as_ptr(); M];
+        for m in 0..M {
+            x[m] = job.x.as_ptr().add((first + m) * k);
+        }
+        for row in rows.clone().step_by(4) {
+            let count = (rows.end - row).min(4);
+            let at = |r: usize| weights.add((row - rows.start + r.min(count - 1)) * k);
+            let sums = tile::<S, M>([at(0), at(1), at(2), at(3)], x, k);
+            for m in 0..M {
+                job.finish(first + m, row, &sums[m][..count]);
+            }
+        }
+    }
+}
+
+/// Sums of one weight row with `M` activation rows.
+struct Dot<S: Simd, const M: usize> {
+    x: [*const f32; M],
+    sums: [S::V; M],
+}
+
+impl<S: Simd, const M: usize> Sink<S> for Dot<S, M> {
+    #[inline(always)]
+    unsafe fn take(&mut self, at: usize, weights: S::V) {
+        for m in 0..M {
+            // SAFETY: the caller's promise.
+            unsafe { self.sums[m] = S::fma(S::load(self.x[m].add(at)), weights, self.sums[m]) }
+        }
+    }
+}
+
+/// Widened weights in memory.
+struct Store {
+    to: *mut f32,
+}
+
+impl<S: Simd> Sink<S> for Store {
+    #[inline(always)]
+    unsafe fn take(&mut self, at: usize, weights: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store(self.to.add(at), weights) }
+    }
+}
+
+/// Widens whole blocks, as many as both slices hold.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn widen<S: Simd, D: Decode<S>>(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.chunks_exact(D::BYTES).zip(out.chunks_exact_mut(D::LEN)) {
+        // SAFETY: the chunks are a block's bytes and a block's weights.
+        unsafe { D::block(bytes.as_ptr(), &mut Store { to: out.as_mut_ptr() }) }
+    }
+}
+
+/// The products of some weight rows with few activation rows, decoding without a detour through memory.
+///
+/// # Safety
+/// As for [`Simd`]; `M` must be the job's `n`, the weights in `D`'s format with rows of whole blocks of `D`, and no
+/// other thread may write the same rows' results.
+#[inline(always)]
+pub(super) unsafe fn fused<S: Simd, D: Decode<S>, const M: usize>(job: &LinearJob<'_>, rows: Range<usize>) {
+    let (k, row_bytes) = (job.weight.cols(), job.weight.row_bytes());
+    let start = job.weight.bytes().as_ptr();
+    // SAFETY: the matrix holds its rows; of a last, incomplete quad the last row is repeated.
+    unsafe {
+        for row in rows.clone().step_by(4) {
+            let count = (rows.end - row).min(4);
+            let mut quad = [[S::splat(0.0); M]; 4];
+            for block in 0..k / D::LEN {
+                for r in 0..4 {
+                    let bytes = start.add((row + r.min(count - 1)) * row_bytes + block * D::BYTES);
+                    let mut x = [job.x.as_ptr(); M];
+                    for m in 0..M {
+                        x[m] = job.x.as_ptr().add(m * k + block * D::LEN);
+                    }
+                    let mut dot = Dot::<S, M> { x, sums: quad[r] };
+                    D::block(bytes, &mut dot);
+                    quad[r] = dot.sums;
+                }
+            }
+            for m in 0..M {
+                let sums = S::sum4([quad[0][m], quad[1][m], quad[2][m], quad[3][m]]);
+                job.finish(m, row, &sums[..count]);
+            }
+        }
+    }
+}
+
+/// `exp`, within two units in the last place for arguments in -87..=88, which it is clamped to.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // The order of the operands lets a NaN through.
+        let x = S::min(S::splat(88.0), S::max(S::splat(-87.0), x));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        // x - n ln 2, with ln 2 in two parts so that the first product is exact.
+        let r = S::fma(n, S::splat(-0.693_359_4), x);
+        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+        // Cephes' polynomial for exp on [-ln 2 / 2, ln 2 / 2].
+        let mut p = S::splat(1.987_569_1e-4);
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        let p = S::fma(p, S::mul(r, r), S::add(r, S::splat(1.0)));
+        S::mul(p, S::pow2(n))
+    }
+}
+
+/// `1 / (1 + exp(-x))`.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let one = S::splat(1.0);
+        S::div(one, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+    }
+}
+
+/// `tanh(x)`.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { S::sub(S::mul(S::splat(2.0), sigmoid::<S>(S::add(x, x))), S::splat(1.0)) }
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match activation {
+            Activation::Silu => S::mul(x, sigmoid::<S>(x)),
+            // (1 + tanh(y)) / 2 is the sigmoid of 2y.
+            Activation::GeluTanh => {
+                let cubic = S::fma(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
+                let twice = S::mul(S::splat(2.0 * super::scalar::SQRT_2_OVER_PI), S::mul(x, cubic));
+                S::mul(x, sigmoid::<S>(twice))
+            }
+        }
+    }
+}
+
+/// `activation(gate) * up`, for slices of one length.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn gated<S: Simd>(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == out.len() && up.len() == out.len(), "lengths differ");
+    let full = out.len() - out.len() % S::LANES;
+    // SAFETY: the three slices are as long as `out`.
+    unsafe {
+        let (gate, up, to) = (gate.as_ptr(), up.as_ptr(), out.as_mut_ptr());
+        for at in (0..full).step_by(S::LANES) {
+            let v = S::mul(
+                activate::<S>(activation, S::load(gate.add(at))),
+                S::load(up.add(at)),
+            );
+            S::store(to.add(at), v);
+        }
+        let rest = out.len() - full;
+        if rest > 0 {
+            let g = activate::<S>(activation, S::load_first(gate.add(full), rest));
+            S::store_first(to.add(full), rest, S::mul(g, S::load_first(up.add(full), rest)));
+        }
+    }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight`, for slices of one length.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn rms_norm<S: Simd>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(
+        x.len() == out.len() && weight.len() == out.len(),
+        "lengths differ"
+    );
+    let full = x.len() - x.len() % S::LANES;
+    let rest = x.len() - full;
+    // SAFETY: the three slices are as long as `x`.
+    unsafe {
+        let (from, weight, to) = (x.as_ptr(), weight.as_ptr(), out.as_mut_ptr());
+        let mut squares = S::splat(0.0);
+        for at in (0..full).step_by(S::LANES) {
+            let x = S::load(from.add(at));
+            squares = S::fma(x, x, squares);
+        }
+        if rest > 0 {
+            let x = S::load_first(from.add(full), rest);
+            squares = S::fma(x, x, squares);
+        }
+        let zero = S::splat(0.0);
+        let mean = S::sum4([squares, zero, zero, zero])[0] / x.len() as f32;
+        let scale = S::splat(1.0 / (mean + eps).sqrt());
+        for at in (0..full).step_by(S::LANES) {
+            S::store(
+                to.add(at),
+                S::mul(S::mul(S::load(from.add(at)), scale), S::load(weight.add(at))),
+            );
+        }
+        if rest > 0 {
+            let v = S::mul(
+                S::mul(S::load_first(from.add(full), rest), scale),
+                S::load_first(weight.add(full), rest),
+            );
+            S::store_first(to.add(full), rest, v);
+        }
+    }
+}
+
+/// Rotates every head of `x` by one token's angles.
+#[inline(always)]
+pub(super) fn rope(style: RopeStyle, x: &[f32], (cos, sin): (&[f32], &[f32]), out: &mut [f32]) {
+    let half = cos.len().min(sin.len());
+    let (cos, sin) = (&cos[..half], &sin[..half]);
+    if half == 0 {
+        return;
+    }
+    for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
+        match style {
+            RopeStyle::Halves => {
+                let ((a, b), (to_a, to_b)) = (x.split_at(half), out.split_at_mut(half));
+                for i in 0..half {
+                    to_a[i] = a[i] * cos[i] - b[i] * sin[i];
+                    to_b[i] = b[i] * cos[i] + a[i] * sin[i];
+                }
+            }
+            RopeStyle::Interleaved => {
+                let pairs = x.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<2>().0);
+                for (([a, b], to), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                    *to = [a * cos - b * sin, b * cos + a * sin];
+                }
+            }
+        }
+    }
+}

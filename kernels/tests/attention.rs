@@ -1,0 +1,215 @@
+//! Paged attention against a plain one in `f64`, and against itself in other batches.
+
+mod common;
+
+use candle_core::Tensor;
+use common::{Rng, assert_close, bits, values};
+use proptest::prelude::*;
+use rempart_kernels::{AttentionOptions, AttentionRow, KvCache, cpu, paged_attention, write_kv};
+
+#[derive(Debug, Clone)]
+struct Scene {
+    kv_heads: usize,
+    group: usize,
+    d: usize,
+    block_size: usize,
+    /// Context length and new tokens of each row.
+    rows: Vec<(usize, usize)>,
+    options: AttentionOptions,
+    seed: u64,
+}
+
+fn scenes() -> impl Strategy<Value = Scene> {
+    let row = (1_usize..200).prop_flat_map(|context| (Just(context), 0..context.min(50) + 1));
+    let shape = (
+        1_usize..4,
+        1_usize..8,
+        prop::sample::select(vec![2, 8, 20, 64, 80, 96]),
+        1_usize..40,
+    );
+    let options = (prop::option::of(1_usize..150), prop::option::of(1.0_f32..30.0));
+    (shape, prop::collection::vec(row, 0..4), options, any::<u64>()).prop_map(
+        |((kv_heads, group, d, block_size), rows, (window, softcap), seed)| Scene {
+            kv_heads,
+            group,
+            d,
+            block_size,
+            rows,
+            options: AttentionOptions {
+                scale: 0.3,
+                window,
+                softcap,
+            },
+            seed,
+        },
+    )
+}
+
+/// A scene's tensors. Slots that hold no token are not a number: reading one would show.
+struct Built {
+    q: Tensor,
+    cache: KvCache,
+    rows: Vec<AttentionRow>,
+    /// Keys and values of each row, `[context, kv_heads, d]`.
+    contexts: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+fn build(scene: &Scene) -> Built {
+    let Scene {
+        kv_heads,
+        group,
+        d,
+        block_size,
+        ..
+    } = *scene;
+    let mut rng = Rng(scene.seed);
+    let blocks: usize = scene
+        .rows
+        .iter()
+        .map(|&(context, _)| context.div_ceil(block_size))
+        .sum::<usize>()
+        + 1;
+    let mut free: Vec<u32> = (0..blocks as u32).collect();
+    let cache = KvCache::new(blocks, block_size, kv_heads, d).unwrap();
+    let slots: Vec<u32> = (0..(blocks * block_size) as u32).collect();
+    let nan = (Tensor::ones(
+        (slots.len(), kv_heads, d),
+        candle_core::DType::F32,
+        &candle_core::Device::Cpu,
+    )
+    .unwrap()
+        * f64::NAN)
+        .unwrap();
+    write_kv(&cache, &nan, &nan, &slots).unwrap();
+    let (mut rows, mut contexts, mut tokens) = (Vec::new(), Vec::new(), 0);
+    for &(context_len, new) in &scene.rows {
+        let block_table: Vec<u32> = (0..context_len.div_ceil(block_size))
+            .map(|_| free.swap_remove(rng.below(free.len())))
+            .collect();
+        let (k, v) = (
+            rng.tensor(&[context_len, kv_heads, d]),
+            rng.tensor(&[context_len, kv_heads, d]),
+        );
+        let slots: Vec<u32> = (0..context_len)
+            .map(|t| block_table[t / block_size] * block_size as u32 + (t % block_size) as u32)
+            .collect();
+        write_kv(&cache, &k, &v, &slots).unwrap();
+        contexts.push((values(&k), values(&v)));
+        rows.push(AttentionRow {
+            tokens: tokens..tokens + new,
+            context_len,
+            block_table,
+        });
+        tokens += new;
+    }
+    Built {
+        q: rng.tensor(&[tokens, kv_heads * group, d]),
+        cache,
+        rows,
+        contexts,
+    }
+}
+
+fn exact(scene: &Scene, built: &Built) -> Vec<f64> {
+    let Scene {
+        kv_heads,
+        group,
+        d,
+        options,
+        ..
+    } = scene;
+    let q = values(&built.q);
+    let mut out = Vec::new();
+    for (row, (k, v)) in built.rows.iter().zip(&built.contexts) {
+        for (i, head) in row
+            .tokens
+            .clone()
+            .flat_map(|i| (0..kv_heads * group).map(move |head| (i, head)))
+        {
+            let end = row.context_len - (row.tokens.end - 1 - i);
+            let start = options.window.map_or(0, |window| end.saturating_sub(window));
+            let at = |t: usize| (t * kv_heads + head / group) * d;
+            let scores: Vec<f64> = (start..end)
+                .map(|t| {
+                    let q = &q[(i * kv_heads * group + head) * d..][..*d];
+                    let dot: f64 = q
+                        .iter()
+                        .zip(&k[at(t)..])
+                        .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                        .sum();
+                    let score = dot * f64::from(options.scale);
+                    options
+                        .softcap
+                        .map(f64::from)
+                        .map_or(score, |cap| cap * (score / cap).tanh())
+                })
+                .collect();
+            let sum: f64 = scores.iter().map(|score| score.exp()).sum();
+            let mut head_out = vec![0.0; *d];
+            for (t, score) in (start..end).zip(&scores) {
+                for (out, &v) in head_out.iter_mut().zip(&v[at(t)..]) {
+                    *out += score.exp() / sum * f64::from(v);
+                }
+            }
+            out.extend(head_out);
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn equals_the_exact_one(scene in scenes()) {
+        let built = build(&scene);
+        let exact = exact(&scene, &built);
+        for table in cpu::all() {
+            let out = cpu::with_table(table, || paged_attention(&built.q, &built.cache, &built.rows, &scene.options));
+            assert_close(&values(&out.unwrap()), &exact, |_| 1e-5, table.name);
+        }
+    }
+
+    /// A token's result is the same bits in one chunk, in two, and alone.
+    #[test]
+    fn does_not_depend_on_the_chunk(scene in scenes(), cut in 0_usize..50) {
+        let built = build(&scene);
+        let width = scene.kv_heads * scene.group * scene.d;
+        for table in cpu::all() {
+            let attend = |rows: &[AttentionRow]| {
+                bits(&cpu::with_table(table, || paged_attention(&built.q, &built.cache, rows, &scene.options)).unwrap())
+            };
+            let whole = attend(&built.rows);
+            for row in built.rows.iter().filter(|row| !row.tokens.is_empty()) {
+                let middle = row.tokens.start + cut % row.tokens.len();
+                for tokens in [row.tokens.start..middle, middle..row.tokens.end, middle..middle + 1] {
+                    let context_len = row.context_len - (row.tokens.end - tokens.end);
+                    let part = attend(&[AttentionRow { tokens: tokens.clone(), context_len, ..row.clone() }]);
+                    let range = tokens.start * width..tokens.end * width;
+                    assert_eq!(part[range.clone()], whole[range], "{} {tokens:?} of {:?}", table.name, row.tokens);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_of_no_row_are_zero() {
+    let scene = Scene {
+        kv_heads: 1,
+        group: 2,
+        d: 8,
+        block_size: 4,
+        rows: vec![(9, 3), (5, 2)],
+        options: AttentionOptions {
+            scale: 1.0,
+            window: None,
+            softcap: None,
+        },
+        seed: 1,
+    };
+    let built = build(&scene);
+    let out = values(&paged_attention(&built.q, &built.cache, &built.rows[1..], &scene.options).unwrap());
+    assert!(out[..3 * 16].iter().all(|&x| x == 0.0));
+    assert!(out[3 * 16..].iter().all(|&x| x.is_finite()));
+}
