@@ -1,0 +1,107 @@
+"""One running server at a time, and the official OpenAI client on it."""
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+
+import openai
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(SCRIPTS))
+import models  # noqa: E402
+from lib import server  # noqa: E402
+
+# In the order in which they are served; the first speaks chat and is the smallest.
+MODELS = ("smollm2", "qwen2.5-coder", "gemma3")
+CHAT_MODELS = ("smollm2", "qwen2.5-coder")
+LOGS = server.REPO / ".cache" / "e2e"
+READY_S = 300
+
+
+@dataclasses.dataclass
+class Served:
+    """A model, the server that serves it, and a client."""
+
+    name: str
+    server: server.Server
+    client: openai.OpenAI
+    model: str
+
+
+def make_client(running, **options):
+    """The official client, unmodified; it does not retry, so that a failure is seen."""
+    return openai.OpenAI(base_url=f"{running.root}/v1", api_key="not-needed", timeout=300, max_retries=0, **options)
+
+
+def start(name, log, arguments=()):
+    path = models.fetch(name, models.default_directory())
+    return server.Server(path, LOGS / log, arguments=arguments)
+
+
+class Current:
+    """The one server that runs; another model replaces it."""
+
+    def __init__(self):
+        self.served = None
+        self.stack = contextlib.ExitStack()
+
+    def serve(self, name):
+        if self.served is not None and self.served.name == name:
+            return self.served
+        self.close()
+        running = self.stack.enter_context(start(name, f"{name}.log", ["--log-level", "trace"]))
+        running.wait_ready(READY_S)
+        client = self.stack.enter_context(make_client(running))
+        self.served = Served(name, running, client, running.model_name())
+        return self.served
+
+    def close(self):
+        self.stack.close()
+        self.served = None
+
+
+def pytest_configure():
+    # Proxies are for the outside; everything here is on loopback.
+    os.environ["NO_PROXY"] = "127.0.0.1"
+
+
+def pytest_generate_tests(metafunc):
+    if "served" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("models")
+        metafunc.parametrize("served", marker.args if marker else MODELS, indirect=True)
+
+
+def pytest_collection_modifyitems(items):
+    """All tests of a model together, so that each is loaded once; tests with servers of their own come last."""
+    def order(item):
+        name = item.callspec.params.get("served") if hasattr(item, "callspec") else None
+        return MODELS.index(name) if name else len(MODELS)
+    items.sort(key=order)
+
+
+@pytest.fixture(scope="session")
+def current():
+    holder = Current()
+    yield holder
+    holder.close()
+
+
+@pytest.fixture
+def served(request, current):
+    served = current.serve(request.param)
+    yield served
+    assert served.server.process.poll() is None, f"the server died:\n{served.server.log_tail()}"
+
+
+@pytest.fixture
+def own_server(current):
+    """Starts a server for one test alone: the shared one is stopped first."""
+    current.close()
+    with contextlib.ExitStack() as stack:
+        def begin(name, log, arguments=()):
+            running = stack.enter_context(start(name, log, arguments))
+            running.wait_ready(READY_S)
+            return running
+        yield begin
