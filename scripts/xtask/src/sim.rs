@@ -83,7 +83,7 @@ fn work(seeds: &Seeds, steps: usize, outcomes: &SyncSender<Outcome>) {
         let result = match catch_unwind(AssertUnwindSafe(|| sim::run(seed, steps))) {
             Ok(Ok(summary)) => Ok(summary),
             Ok(Err(failure)) => Err(failure.to_string()),
-            Err(panic) => Err(format!("panic: {}", panic_message(panic.as_ref()))),
+            Err(panic) => Err(format!("seed {seed}, panic: {}", panic_message(panic.as_ref()))),
         };
         if outcomes.send(Outcome { seed, result }).is_err() {
             return;
@@ -137,7 +137,7 @@ impl Totals {
 
     fn report(&self, args: &Args, threads: usize, took: Duration) -> ExitCode {
         if let Some((seed, story)) = &self.failure {
-            crate::say_error(&format!("sim: seed {seed} failed: {story}"));
+            crate::say_error(&format!("sim: {story}"));
             crate::say_error(&format!(
                 "replay it: cargo xtask sim --from {seed} --seeds 1 --steps {}",
                 args.steps
