@@ -1,0 +1,241 @@
+//! An answer in the making: all choices of a request, as updates in the order they happen.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rempart_engine::{AddError, Event, Finish};
+use tokio::time::{Sleep, sleep_until};
+use tracing::Span;
+
+use super::assemble::{Assembler, Entry, Piece, prompt_entries};
+use super::{Prepared, Rules};
+use crate::engine_thread::{StreamEvent, SubmitError, Timing, TokenStream};
+use crate::http::error::ApiError;
+use crate::model::Model;
+use crate::openai::shared::Usage;
+use crate::shutdown::{Phase, Shutdown};
+
+/// What happened to one choice.
+#[derive(Debug)]
+pub struct Update {
+    pub choice: usize,
+    /// Whether it is the choice's first.
+    pub first: bool,
+    pub text: String,
+    pub entries: Vec<Entry>,
+    pub finish_reason: Option<&'static str>,
+}
+
+/// The choices of one HTTP request. Dropping it stops whatever still runs.
+pub struct Generation {
+    model: Arc<Model>,
+    stream: TokenStream,
+    rules: Rules,
+    choices: Vec<Choice>,
+    prompts: Vec<PromptState>,
+    open: usize,
+    completion_tokens: usize,
+    /// Resolves when the process no longer waits for answers.
+    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The engine ends a request at its deadline; this is for an engine that does not move.
+    overdue: Pin<Box<Sleep>>,
+    arrived: Instant,
+    span: Span,
+}
+
+/// How long after its deadline a request is given up on without the engine's word.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+struct Choice {
+    assembler: Assembler,
+    /// Text of the prompt, until it is given out.
+    echo: Option<String>,
+    begun: bool,
+    finished: bool,
+}
+
+struct PromptState {
+    /// Kept only where its likelihoods will be told.
+    tokens: Vec<u32>,
+    len: usize,
+    cached: Option<usize>,
+}
+
+impl Generation {
+    /// Hands a prepared request to the engine.
+    pub async fn start(
+        model: Arc<Model>,
+        prepared: Prepared,
+        timing: Timing,
+        shutdown: &Shutdown,
+    ) -> Result<Self, ApiError> {
+        let Prepared { requests, echoes, rules } = prepared;
+        let mut choices = Vec::new();
+        let mut prompts = Vec::new();
+        for (request, echo) in requests.iter().zip(echoes) {
+            let offset = echo.as_ref().map_or(0, |text| text.chars().count());
+            for _ in 0..request.n {
+                let assembler = Assembler::new(&model.tokenizer, &rules, offset).map_err(|_| undecodable())?;
+                choices.push(Choice { assembler, echo: echo.clone(), begun: false, finished: false });
+            }
+            let scored = request.prompt_logprobs.is_some();
+            let tokens = if scored { request.prompt.clone() } else { Vec::new() };
+            prompts.push(PromptState { tokens, len: request.prompt.len(), cached: None });
+        }
+        let stream = model.engine.submit(requests, timing).await.map_err(|error| refusal(&model, error))?;
+        let open = choices.len();
+        let (arrived, span) = (timing.arrived, Span::current());
+        Ok(Self {
+            model,
+            stream,
+            rules,
+            choices,
+            prompts,
+            open,
+            completion_tokens: 0,
+            closing: Box::pin(shutdown.reached(Phase::Closing)),
+            overdue: Box::pin(sleep_until((timing.deadline + OVERDUE).into())),
+            arrived,
+            span,
+        })
+    }
+
+    /// The choices, which number from 0.
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// What was used so far.
+    pub fn usage(&self) -> Usage {
+        let prompt = self.prompts.iter().map(|prompt| prompt.len).sum();
+        let cached = self.prompts.iter().filter_map(|prompt| prompt.cached).sum();
+        Usage::new(prompt, self.completion_tokens, cached)
+    }
+
+    /// The next update, or `None` after the last choice has finished.
+    pub async fn next(&mut self) -> Result<Option<Update>, ApiError> {
+        while self.open > 0 {
+            let event = tokio::select! {
+                event = self.stream.next() => event,
+                () = &mut self.closing => return Err(ApiError::draining()),
+                () = &mut self.overdue => return Err(ApiError::deadline()),
+            };
+            let Some(event) = event else { return Err(ApiError::internal()) };
+            if let Some(update) = self.update(event)? {
+                return Ok(Some(update));
+            }
+        }
+        Ok(None)
+    }
+
+    fn update(&mut self, event: StreamEvent) -> Result<Option<Update>, ApiError> {
+        let StreamEvent { choice: at, event } = event;
+        if self.choices[at].finished {
+            return Ok(None);
+        }
+        let prompt = at * self.prompts.len() / self.choices.len();
+        match event {
+            Event::Started { cached_tokens } => {
+                self.prompts[prompt].cached.get_or_insert(cached_tokens);
+                Ok(None)
+            }
+            Event::PromptLogprobs(logprobs) => {
+                let tokens = &self.prompts[prompt].tokens;
+                let skip = self.rules.skip_special_tokens;
+                let entries =
+                    prompt_entries(&self.model.tokenizer, skip, tokens, logprobs).map_err(|_| undecodable())?;
+                Ok(Some(self.told(at, Piece { entries, ..Piece::default() }, None)))
+            }
+            Event::Token(sampled) => {
+                self.completion_tokens += 1;
+                let piece = self.choices[at].assembler.token(sampled).map_err(|_| undecodable())?;
+                let reason = piece.stopped.then_some("stop");
+                if piece.stopped {
+                    self.stream.stop(at);
+                }
+                let silent = piece.text.is_empty() && piece.entries.is_empty() && reason.is_none();
+                let begun = self.choices[at].begun;
+                Ok((!silent || !begun).then(|| self.told(at, piece, reason)))
+            }
+            Event::Finished(finish) => self.finished(at, finish).map(Some),
+        }
+    }
+
+    fn finished(&mut self, at: usize, finish: Finish) -> Result<Update, ApiError> {
+        let choice = &mut self.choices[at];
+        let mut piece = Piece::default();
+        let reason = match finish {
+            Finish::Stop(token) => {
+                self.completion_tokens += 1;
+                if self.rules.include_stop && self.rules.stop_token_ids.contains(&token) {
+                    let sampled = rempart_engine::Sampled { token, logprob: None };
+                    piece = choice.assembler.token(sampled).map_err(|_| undecodable())?;
+                }
+                "stop"
+            }
+            Finish::Length => "length",
+            Finish::Deadline => return Err(ApiError::deadline()),
+            Finish::Aborted | Finish::Failed => return Err(ApiError::internal()),
+        };
+        if piece.stopped {
+            return Ok(self.told(at, piece, Some(reason)));
+        }
+        let rest = choice.assembler.finish();
+        piece.text.push_str(&rest.text);
+        piece.entries.extend(rest.entries);
+        let reason = if rest.stopped { "stop" } else { reason };
+        Ok(self.told(at, piece, Some(reason)))
+    }
+
+    fn told(&mut self, at: usize, piece: Piece, finish_reason: Option<&'static str>) -> Update {
+        let choice = &mut self.choices[at];
+        let first = !std::mem::replace(&mut choice.begun, true);
+        let mut text = choice.echo.take().unwrap_or_default();
+        text.push_str(&piece.text);
+        if finish_reason.is_some() {
+            choice.finished = true;
+            self.open -= 1;
+        }
+        Update { choice: at, first, text, entries: piece.entries, finish_reason }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let usage = self.usage();
+        self.span.in_scope(|| {
+            tracing::info!(
+                prompt_tokens = usage.prompt_tokens,
+                cached_tokens = usage.prompt_tokens_details.cached_tokens,
+                completion_tokens = usage.completion_tokens,
+                complete = self.open == 0,
+                seconds = self.arrived.elapsed().as_secs_f64(),
+                "generation ended"
+            );
+        });
+    }
+}
+
+fn undecodable() -> ApiError {
+    tracing::error!("a token of the model cannot be decoded");
+    ApiError::internal()
+}
+
+fn refusal(model: &Model, error: SubmitError) -> ApiError {
+    match error {
+        SubmitError::Overloaded { retry_after_s } => ApiError::overloaded(retry_after_s),
+        SubmitError::Refused(AddError::PromptTooLong { tokens, .. }) => {
+            ApiError::context_exceeded("prompt", model.context_length, tokens, None)
+        }
+        SubmitError::Refused(AddError::TooLarge { .. }) => {
+            let message = format!("{error}: ask for fewer tokens");
+            ApiError::invalid("max_tokens", "request_too_large", message)
+        }
+        SubmitError::Refused(error) => {
+            tracing::error!(%error, "the engine refused a prepared request. This is a bug.");
+            ApiError::internal()
+        }
+        SubmitError::Stopped => ApiError::not_ready("the engine has stopped"),
+    }
+}

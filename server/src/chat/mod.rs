@@ -1,0 +1,243 @@
+//! From a checked wire request to what the engine takes: template, tokens, limits of the model. After this nothing is
+//! validated again.
+
+pub mod assemble;
+pub mod generation;
+
+use rempart_engine::{Request, SamplingParams, StopRules};
+use rempart_text::{OwnedSegment, RenderInput, Segment};
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::http::models::unix_now;
+use crate::model::Model;
+use crate::openai::chat::{ChatRequest, Conversation};
+use crate::openai::completions::{CompletionRequest, Prompt};
+use crate::openai::shared::Common;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// A request ready for the engine, and what its answer needs.
+pub struct Prepared {
+    pub requests: Vec<Request>,
+    /// Per request: the text to repeat before its answers.
+    pub echoes: Vec<Option<String>>,
+    pub rules: Rules,
+}
+
+/// How tokens become text, the same for every choice.
+#[derive(Clone)]
+pub struct Rules {
+    pub stops: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub include_stop: bool,
+    pub skip_special_tokens: bool,
+    pub logprobs: Option<u32>,
+}
+
+/// Prepares `/v1/chat/completions`.
+pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits) -> Result<Prepared> {
+    let common = &request.common;
+    model.check_name(&common.model)?;
+    check_tokens_known(common, model)?;
+    let prompt = conversation_tokens(&request.conversation, model, limits)?;
+    let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
+    check_min_tokens(common, max_tokens)?;
+    let requests = vec![engine_request(common, model, prompt, max_tokens, request.logprobs)];
+    Ok(Prepared { requests, echoes: vec![None], rules: rules(common, request.logprobs) })
+}
+
+/// Prepares `/v1/completions`.
+pub fn prepare_completion(
+    request: &CompletionRequest,
+    model: &Model,
+    limits: &RequestLimits,
+) -> Result<Prepared> {
+    let common = &request.common;
+    model.check_name(&common.model)?;
+    check_tokens_known(common, model)?;
+    check_min_tokens(common, request.max_tokens)?;
+    let (mut requests, mut echoes) = (Vec::new(), Vec::new());
+    for prompt in &request.prompts {
+        let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
+        let max_tokens = room("prompt", model, tokens.len(), Some(request.max_tokens))?;
+        echoes.push(if request.echo { Some(echo(prompt, &tokens, common, model)?) } else { None });
+        let mut prepared = engine_request(common, model, tokens, max_tokens, request.logprobs);
+        prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
+        requests.push(prepared);
+    }
+    Ok(Prepared { requests, echoes, rules: rules(common, request.logprobs) })
+}
+
+/// Renders a conversation with the model's template and tokenizes it.
+pub fn conversation_tokens(
+    conversation: &Conversation,
+    model: &Model,
+    limits: &RequestLimits,
+) -> Result<Vec<u32>> {
+    let Some(template) = &model.chat_template else {
+        let message = "this model has no chat template: use /v1/completions";
+        return Err(ApiError::invalid("messages", "no_chat_template", message));
+    };
+    check_bytes("messages", conversation.content_bytes(), limits)?;
+    let input = RenderInput {
+        messages: &conversation.template_messages(),
+        tools: None,
+        documents: None,
+        add_generation_prompt: conversation.add_generation_prompt,
+        kwargs: conversation.template_kwargs.clone(),
+        now_s: unix_now(),
+    };
+    // These errors quote the template at most, never the conversation.
+    let segments = template
+        .render(&input)
+        .map_err(|error| ApiError::invalid("messages", "chat_template_error", error.to_string()))?;
+    let bytes = segments.iter().map(|segment| segment.as_str().len()).sum();
+    check_bytes("messages", bytes, limits)?;
+    let segments: Vec<Segment<'_>> = segments.iter().map(OwnedSegment::as_segment).collect();
+    encode(&segments, false, model)
+}
+
+/// Tokenizes plain text; what looks like a special token in it stays text.
+pub fn text_tokens(text: &str, add_special: bool, model: &Model, limits: &RequestLimits) -> Result<Vec<u32>> {
+    check_bytes("prompt", text.len(), limits)?;
+    encode(&[Segment::Text(text)], add_special, model)
+}
+
+fn encode(segments: &[Segment<'_>], add_special: bool, model: &Model) -> Result<Vec<u32>> {
+    model.tokenizer.encode(segments, add_special).map_err(|_| {
+        tracing::error!("the tokenizer failed");
+        ApiError::internal()
+    })
+}
+
+fn check_bytes(param: &str, bytes: usize, limits: &RequestLimits) -> Result<()> {
+    let limit = limits.prompt_bytes_max;
+    if bytes <= limit {
+        return Ok(());
+    }
+    let message = format!("the prompt has {bytes} bytes of text, but the limit is {limit}");
+    Err(ApiError::invalid(param, "string_above_max_length", message))
+}
+
+fn prompt_tokens(
+    prompt: &Prompt,
+    add_special: bool,
+    model: &Model,
+    limits: &RequestLimits,
+) -> Result<Vec<u32>> {
+    let tokens = match prompt {
+        Prompt::Text(text) => text_tokens(text, add_special, model, limits)?,
+        Prompt::Tokens(tokens) => tokens.clone(),
+    };
+    if tokens.is_empty() {
+        return Err(ApiError::invalid("prompt", "empty_prompt", "`prompt` has no tokens"));
+    }
+    check_vocabulary("prompt", &tokens, model)?;
+    Ok(tokens)
+}
+
+fn echo(prompt: &Prompt, tokens: &[u32], common: &Common, model: &Model) -> Result<String> {
+    match prompt {
+        Prompt::Text(text) => Ok(text.clone()),
+        Prompt::Tokens(_) => decode(tokens, common.skip_special_tokens, model),
+    }
+}
+
+/// The text of tokens.
+pub fn decode(tokens: &[u32], skip_special: bool, model: &Model) -> Result<String> {
+    // Numbers of a padded output layer mean nothing.
+    let size = model.tokenizer.vocab_size();
+    let known: Vec<u32> = tokens.iter().copied().filter(|token| (*token as usize) < size).collect();
+    model.tokenizer.decode(&known, skip_special).map_err(|_| {
+        tracing::error!("the tokenizer failed to decode");
+        ApiError::internal()
+    })
+}
+
+/// Refuses token numbers that the model does not have.
+pub fn check_vocabulary(param: &str, tokens: &[u32], model: &Model) -> Result<()> {
+    if tokens.iter().all(|token| (*token as usize) < model.vocab_size) {
+        return Ok(());
+    }
+    let message = format!("`{param}` holds a token number outside 0 to {}", model.vocab_size - 1);
+    Err(ApiError::invalid(param, "out_of_range", message))
+}
+
+fn check_tokens_known(common: &Common, model: &Model) -> Result<()> {
+    check_vocabulary("stop_token_ids", &common.stop_token_ids, model)?;
+    let biased: Vec<u32> = common.sampling.logit_bias.iter().map(|(token, _)| *token).collect();
+    check_vocabulary("logit_bias", &biased, model)
+}
+
+/// The tokens an answer may have; all that the context leaves when the client names no limit.
+fn room(param: &str, model: &Model, prompt: usize, wanted: Option<usize>) -> Result<usize> {
+    let context = model.context_length;
+    if prompt >= context {
+        return Err(ApiError::context_exceeded(param, context, prompt, None));
+    }
+    match wanted {
+        Some(wanted) if prompt + wanted > context => {
+            Err(ApiError::context_exceeded(param, context, prompt, Some(wanted)))
+        }
+        Some(wanted) => Ok(wanted),
+        None => Ok(context - prompt),
+    }
+}
+
+fn check_min_tokens(common: &Common, max_tokens: usize) -> Result<()> {
+    if common.min_tokens <= max_tokens {
+        return Ok(());
+    }
+    let message =
+        format!("`min_tokens` is {}, but at most {max_tokens} tokens can be generated", common.min_tokens);
+    Err(ApiError::invalid("min_tokens", "out_of_range", message))
+}
+
+fn engine_request(
+    common: &Common,
+    model: &Model,
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    logprobs: Option<u32>,
+) -> Request {
+    let eos: &[u32] = if common.ignore_eos { &[] } else { &model.eos_tokens };
+    let stop = StopRules {
+        tokens: eos.iter().chain(&common.stop_token_ids).copied().collect(),
+        max_tokens,
+        min_tokens: common.min_tokens,
+    };
+    let sampling = &common.sampling;
+    let sampling = SamplingParams {
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        presence_penalty: sampling.presence_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        logit_bias: sampling.logit_bias.clone(),
+        seed: sampling.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
+        logprobs,
+    };
+    Request {
+        prompt,
+        n: common.n,
+        sampling,
+        stop,
+        prompt_logprobs: None,
+        cache_salt: 0,
+        priority: 0,
+        deadline_ms: None,
+    }
+}
+
+fn rules(common: &Common, logprobs: Option<u32>) -> Rules {
+    Rules {
+        stops: common.stop.clone(),
+        stop_token_ids: common.stop_token_ids.clone(),
+        include_stop: common.include_stop,
+        skip_special_tokens: common.skip_special_tokens,
+        logprobs,
+    }
+}

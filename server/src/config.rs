@@ -1,0 +1,381 @@
+//! Everything that can be configured: each limit with its name, its default and its environment variable. What was
+//! typed ([`ServeArgs`]) becomes what is used ([`Settings`]) in one place, [`ServeArgs::check`].
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use thiserror::Error;
+
+/// Why a configuration cannot work.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    #[error(
+        "{bind} can be reached from other machines, and this server asks nobody for a key: bind a loopback address, \
+         or add --allow-remote if a proxy or a firewall decides who gets through"
+    )]
+    RemoteBind { bind: SocketAddr },
+    #[error("--served-model-name {name:?} must have 1 to 128 of the characters A-Z a-z 0-9 . _ - / : @")]
+    ModelName { name: String },
+    #[error("--step-tokens-max {tokens} must be at least --sequences-max {sequences}: each sequence decodes one token")]
+    StepBelowSequences { tokens: usize, sequences: usize },
+    #[error("--block-size {0} must be a power of two between 1 and 256")]
+    BlockSize(usize),
+}
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+/// How much is logged. Prompts, answers and keys are in no line at any level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// CUDA if this build and this machine have it, otherwise the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// How log lines are written, to standard error
+    #[arg(long, env = "REMPART_LOG_FORMAT", value_enum, default_value = "human", global = true)]
+    pub log_format: LogFormat,
+    /// How much is logged; never a prompt, an answer or a key
+    #[arg(long, env = "REMPART_LOG_LEVEL", value_enum, default_value = "info", global = true)]
+    pub log_level: LogLevel,
+}
+
+/// Where models are kept.
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
+    /// Folder that `rempart pull` writes to [default: .local/share/rempart/models in the home folder]
+    #[arg(long, env = "REMPART_MODELS_DIR", help_heading = "Model")]
+    pub models_dir: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// The folder; an account without a home keeps its models below the current one.
+    pub fn path(self) -> PathBuf {
+        let home = || std::env::home_dir().unwrap_or_default().join(".local/share/rempart/models");
+        self.models_dir.unwrap_or_else(home)
+    }
+}
+
+/// Options of `rempart serve`, as typed.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The model: a name of the catalogue, a GGUF file, or a directory with safetensors
+    #[arg(env = "REMPART_MODEL")]
+    pub model: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Name that clients ask for; give it again for further names [default: the model's own]
+    #[arg(long, env = "REMPART_SERVED_MODEL_NAME", value_delimiter = ',', help_heading = "Model")]
+    pub served_model_name: Vec<String>,
+    /// Where the model runs
+    #[arg(long, env = "REMPART_DEVICE", value_enum, default_value = "auto", help_heading = "Model")]
+    pub device: Device,
+    /// Threads that compute [default: the physical cores]
+    #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
+    pub threads: Option<NonZeroUsize>,
+    /// Tokens of prompt and answer together [default: what the model was trained for, as far as memory allows]
+    #[arg(long, env = "REMPART_CONTEXT_LENGTH", help_heading = "Model")]
+    pub context_length: Option<NonZeroUsize>,
+    /// Memory the whole process may plan for, in MiB [default: 90 % of what is free at start]
+    #[arg(long, env = "REMPART_MEMORY_MAX_MIB", help_heading = "Model")]
+    pub memory_max_mib: Option<NonZeroUsize>,
+    /// Memory for the key-value cache, in MiB [default: what the sequences can use, as far as memory allows]
+    #[arg(long, env = "REMPART_KV_CACHE_MIB", help_heading = "Model")]
+    pub kv_cache_mib: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub request: RequestArgs,
+}
+
+/// Limits of the engine.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Token slots of one block of the key-value cache
+    #[arg(long, env = "REMPART_BLOCK_SIZE", default_value_t = 16)]
+    pub block_size: usize,
+    /// Sequences that run at once
+    #[arg(long, env = "REMPART_SEQUENCES_MAX", default_value = "64")]
+    pub sequences_max: NonZeroUsize,
+    /// Tokens one step computes, prompts and answers together
+    #[arg(long, env = "REMPART_STEP_TOKENS_MAX", default_value = "512")]
+    pub step_tokens_max: NonZeroUsize,
+    /// Requests that may wait; further ones get a 503 with Retry-After
+    #[arg(long, env = "REMPART_QUEUE_REQUESTS_MAX", default_value = "256")]
+    pub queue_requests_max: NonZeroUsize,
+    /// Prompt tokens that may wait
+    #[arg(long, env = "REMPART_QUEUE_TOKENS_MAX", default_value = "1048576")]
+    pub queue_tokens_max: NonZeroUsize,
+    /// Compute every prompt from its first token, even if an earlier one began the same
+    #[arg(long, env = "REMPART_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
+    /// Seconds without progress, with work waiting, after which /readyz turns red
+    #[arg(long, env = "REMPART_STALL_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub stall_timeout_s: u64,
+}
+
+/// Limits of the HTTP side.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Address to listen on
+    #[arg(long, env = "REMPART_BIND", default_value = "127.0.0.1:8080")]
+    pub bind: SocketAddr,
+    /// Listen on an address that other machines can reach, although there are no keys yet
+    #[arg(long, env = "REMPART_ALLOW_REMOTE")]
+    pub allow_remote: bool,
+    /// Open connections; a further one gets a 503 and is closed
+    #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value = "1024")]
+    pub connections_max: NonZeroUsize,
+    /// Bytes of a request's head
+    #[arg(long, env = "REMPART_HEADER_BYTES_MAX", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(8192..=1_048_576))]
+    pub header_bytes_max: u32,
+    /// Seconds for a request's head to arrive
+    #[arg(long, env = "REMPART_HEADER_TIMEOUT_S", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub header_timeout_s: u64,
+    /// Bytes of a request's body
+    #[arg(long, env = "REMPART_BODY_BYTES_MAX", default_value = "10485760")]
+    pub body_bytes_max: NonZeroUsize,
+    /// Bytes of all bodies being read at one time
+    #[arg(long, env = "REMPART_BODIES_BYTES_MAX", default_value = "268435456")]
+    pub bodies_bytes_max: NonZeroUsize,
+    /// Seconds for a request's body to arrive
+    #[arg(long, env = "REMPART_BODY_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub body_timeout_s: u64,
+    /// Seconds a client may take to read what it was sent before its connection is closed
+    #[arg(long, env = "REMPART_WRITE_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub write_timeout_s: u64,
+    /// Seconds a request may take, waiting included
+    #[arg(long, env = "REMPART_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub request_timeout_s: u64,
+    /// Seconds between comments that keep a silent stream open
+    #[arg(long, env = "REMPART_KEEP_ALIVE_S", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub keep_alive_s: u64,
+    /// Seconds that running requests get to finish after SIGTERM or SIGINT; a second signal ends at once
+    #[arg(long, env = "REMPART_DRAIN_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub drain_timeout_s: u64,
+    /// Prompts rendered and tokenized at one time [default: the cores]
+    #[arg(long, env = "REMPART_PREPARE_CONCURRENCY")]
+    pub prepare_concurrency: Option<NonZeroUsize>,
+    /// Prompts that may wait for that; further ones get a 503
+    #[arg(long, env = "REMPART_PREPARE_QUEUE_MAX", default_value = "256")]
+    pub prepare_queue_max: NonZeroUsize,
+}
+
+/// Limits of a single request.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Request")]
+pub struct RequestArgs {
+    /// Levels of nesting in a JSON body
+    #[arg(long, env = "REMPART_JSON_DEPTH_MAX", default_value_t = 64, value_parser = clap::value_parser!(u8).range(8..=100))]
+    pub json_depth_max: u8,
+    /// Bytes of prompt, checked before it is tokenized
+    #[arg(long, env = "REMPART_PROMPT_BYTES_MAX", default_value = "4194304")]
+    pub prompt_bytes_max: NonZeroUsize,
+    /// Messages of a conversation
+    #[arg(long, env = "REMPART_MESSAGES_MAX", default_value = "4096")]
+    pub messages_max: NonZeroUsize,
+    /// Text parts of one message
+    #[arg(long, env = "REMPART_CONTENT_PARTS_MAX", default_value = "1024")]
+    pub content_parts_max: NonZeroUsize,
+    /// The largest `n`
+    #[arg(long, env = "REMPART_CHOICES_MAX", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub choices_max: u8,
+    /// Prompts of one completion request, and prompts times `n`
+    #[arg(long, env = "REMPART_PROMPTS_MAX", default_value = "64")]
+    pub prompts_max: NonZeroUsize,
+    /// Stop strings
+    #[arg(long, env = "REMPART_STOPS_MAX", default_value = "16")]
+    pub stops_max: NonZeroUsize,
+    /// Bytes of one stop string
+    #[arg(long, env = "REMPART_STOP_BYTES_MAX", default_value = "512")]
+    pub stop_bytes_max: NonZeroUsize,
+    /// Entries of `stop_token_ids`
+    #[arg(long, env = "REMPART_STOP_TOKENS_MAX", default_value = "128")]
+    pub stop_tokens_max: NonZeroUsize,
+    /// Entries of `logit_bias`
+    #[arg(long, env = "REMPART_LOGIT_BIAS_MAX", default_value = "1024")]
+    pub logit_bias_max: NonZeroUsize,
+}
+
+/// What the server runs with, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub model: ModelSettings,
+    pub engine: EngineSettings,
+    pub http: HttpSettings,
+    pub request: RequestLimits,
+}
+
+#[derive(Debug, Clone)]
+pub struct ModelSettings {
+    /// A catalogue name, a file or a directory.
+    pub model: String,
+    /// The folder of pulled models.
+    pub store: PathBuf,
+    /// Empty: the model's own name.
+    pub served_names: Vec<String>,
+    pub device: Device,
+    pub threads: Option<usize>,
+    pub context_length: Option<usize>,
+    pub memory_max_bytes: Option<u64>,
+    pub kv_cache_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    pub block_size: usize,
+    pub sequences_max: usize,
+    pub step_tokens_max: usize,
+    pub queue_requests_max: usize,
+    pub queue_tokens_max: usize,
+    pub prefix_cache: bool,
+    pub stall_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    pub bind: SocketAddr,
+    pub connections_max: usize,
+    pub header_bytes_max: u32,
+    pub header_timeout: Duration,
+    pub body_bytes_max: usize,
+    pub bodies_bytes_max: usize,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+    pub request_timeout: Duration,
+    pub keep_alive: Duration,
+    pub drain_timeout: Duration,
+    pub prepare_concurrency: usize,
+    pub prepare_queue_max: usize,
+}
+
+/// What a request may ask for, on any model.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    pub json_depth_max: usize,
+    pub prompt_bytes_max: usize,
+    pub messages_max: usize,
+    pub content_parts_max: usize,
+    pub choices_max: usize,
+    pub prompts_max: usize,
+    pub stops_max: usize,
+    pub stop_bytes_max: usize,
+    pub stop_tokens_max: usize,
+    pub logit_bias_max: usize,
+}
+
+impl ServeArgs {
+    /// Makes settings of what was typed, or says what is wrong with it.
+    pub fn check(self) -> Result<Settings, Error> {
+        let http = self.http.check()?;
+        let engine = self.engine.check()?;
+        if let Some(name) = self.served_model_name.iter().find(|name| !is_model_name(name)) {
+            return Err(Error::ModelName { name: name.clone() });
+        }
+        let bytes = |mib: NonZeroUsize| (mib.get() as u64).saturating_mul(1 << 20);
+        let model = ModelSettings {
+            model: self.model,
+            store: self.store.path(),
+            served_names: self.served_model_name,
+            device: self.device,
+            threads: self.threads.map(NonZeroUsize::get),
+            context_length: self.context_length.map(NonZeroUsize::get),
+            memory_max_bytes: self.memory_max_mib.map(bytes),
+            kv_cache_bytes: self.kv_cache_mib.map(bytes),
+        };
+        Ok(Settings { model, engine, http, request: self.request.limits() })
+    }
+}
+
+impl EngineArgs {
+    fn check(self) -> Result<EngineSettings, Error> {
+        if !self.block_size.is_power_of_two() || self.block_size > 256 {
+            return Err(Error::BlockSize(self.block_size));
+        }
+        let (tokens, sequences) = (self.step_tokens_max.get(), self.sequences_max.get());
+        if tokens < sequences {
+            return Err(Error::StepBelowSequences { tokens, sequences });
+        }
+        Ok(EngineSettings {
+            block_size: self.block_size,
+            sequences_max: sequences,
+            step_tokens_max: tokens,
+            queue_requests_max: self.queue_requests_max.get(),
+            queue_tokens_max: self.queue_tokens_max.get(),
+            prefix_cache: !self.no_prefix_cache,
+            stall_timeout: Duration::from_secs(self.stall_timeout_s),
+        })
+    }
+}
+
+impl HttpArgs {
+    fn check(self) -> Result<HttpSettings, Error> {
+        if !self.bind.ip().is_loopback() && !self.allow_remote {
+            return Err(Error::RemoteBind { bind: self.bind });
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Ok(HttpSettings {
+            bind: self.bind,
+            connections_max: self.connections_max.get(),
+            header_bytes_max: self.header_bytes_max,
+            header_timeout: Duration::from_secs(self.header_timeout_s),
+            body_bytes_max: self.body_bytes_max.get(),
+            bodies_bytes_max: self.bodies_bytes_max.get(),
+            body_timeout: Duration::from_secs(self.body_timeout_s),
+            write_timeout: Duration::from_secs(self.write_timeout_s),
+            request_timeout: Duration::from_secs(self.request_timeout_s),
+            keep_alive: Duration::from_secs(self.keep_alive_s),
+            drain_timeout: Duration::from_secs(self.drain_timeout_s),
+            prepare_concurrency: self.prepare_concurrency.map_or_else(cores, NonZeroUsize::get),
+            prepare_queue_max: self.prepare_queue_max.get(),
+        })
+    }
+}
+
+impl RequestArgs {
+    fn limits(self) -> RequestLimits {
+        RequestLimits {
+            json_depth_max: usize::from(self.json_depth_max),
+            prompt_bytes_max: self.prompt_bytes_max.get(),
+            messages_max: self.messages_max.get(),
+            content_parts_max: self.content_parts_max.get(),
+            choices_max: usize::from(self.choices_max),
+            prompts_max: self.prompts_max.get(),
+            stops_max: self.stops_max.get(),
+            stop_bytes_max: self.stop_bytes_max.get(),
+            stop_tokens_max: self.stop_tokens_max.get(),
+            logit_bias_max: self.logit_bias_max.get(),
+        }
+    }
+}
+
+fn is_model_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b);
+    (1..=128).contains(&name.len()) && name.bytes().all(allowed)
+}

@@ -1,0 +1,192 @@
+//! The engine's own thread, and the handle through which everything else reaches it.
+//!
+//! The thread owns the engine and takes one step after another. Handlers send it requests over a bounded channel and
+//! get a [`TokenStream`] whose channel can hold the whole answer, so that a slow client never holds up a step.
+
+mod progress;
+mod steps;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rempart_engine::{AddError, Engine, EngineConfig, Event, ModelRunner, Request};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{ModelMetrics, Rejection};
+use progress::Progress;
+use steps::Steps;
+
+pub use progress::Health;
+
+/// Events of a sequence beside its tokens: started, prompt likelihoods, finished.
+const EVENTS_BESIDE_TOKENS: usize = 3;
+
+/// What several requests of one client have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// When the HTTP request arrived: latencies are measured from here.
+    pub arrived: Instant,
+    /// When the engine gives the requests up.
+    pub deadline: Instant,
+}
+
+/// Why requests were not taken.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SubmitError {
+    #[error("the queue is full")]
+    Overloaded { retry_after_s: u64 },
+    #[error(transparent)]
+    Refused(AddError),
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// A cheap handle on the engine thread. The thread ends when the last handle is gone and its work is done.
+#[derive(Clone)]
+pub struct EngineHandle {
+    inbox: SyncSender<Submission>,
+    progress: Arc<Progress>,
+    config: EngineConfig,
+    metrics: Arc<ModelMetrics>,
+}
+
+/// Requests on their way to the engine thread. It takes all of them or none.
+struct Submission {
+    requests: Vec<Request>,
+    timing: Timing,
+    events: mpsc::Sender<StreamEvent>,
+    stopped: Arc<[AtomicBool]>,
+    accepted: oneshot::Sender<Result<(), AddError>>,
+}
+
+/// Something that happened to one choice: sequence `index` of request `r` is choice `r * n + index`.
+#[derive(Debug)]
+pub struct StreamEvent {
+    pub choice: usize,
+    pub event: Event,
+}
+
+/// The events of the submitted requests. Dropping it aborts all their sequences before the next step.
+pub struct TokenStream {
+    events: mpsc::Receiver<StreamEvent>,
+    stopped: Arc<[AtomicBool]>,
+}
+
+impl TokenStream {
+    /// The next event. `None` means that the engine is gone.
+    pub async fn next(&mut self) -> Option<StreamEvent> {
+        self.events.recv().await
+    }
+
+    /// Ends one choice because its text is complete; its last event still comes.
+    pub fn stop(&self, choice: usize) {
+        self.stopped[choice].store(true, Ordering::Relaxed);
+    }
+}
+
+/// Starts the thread. It is joined through the returned [`JoinHandle`].
+pub fn spawn<R>(
+    engine: Engine<R>,
+    config: EngineConfig,
+    metrics: ModelMetrics,
+    stall_timeout: Duration,
+) -> std::io::Result<(EngineHandle, JoinHandle<()>)>
+where
+    R: ModelRunner + Send + 'static,
+{
+    let (sender, inbox) = sync_channel(config.queue_requests_max);
+    let progress = Arc::new(Progress::new(stall_timeout));
+    let metrics = Arc::new(metrics);
+    let mut steps = Steps::new(engine, inbox, Arc::clone(&progress), Arc::clone(&metrics));
+    let watched = Arc::clone(&progress);
+    let run = move || {
+        if catch_unwind(AssertUnwindSafe(|| steps.run())).is_err() {
+            tracing::error!("the engine thread panicked outside a step. This is a bug.");
+            watched.fail();
+        }
+    };
+    let join = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
+    Ok((EngineHandle { inbox: sender, progress, config, metrics }, join))
+}
+
+impl EngineHandle {
+    /// Hands requests to the engine and waits until it has queued or refused them, at most one step later.
+    pub async fn submit(&self, mut requests: Vec<Request>, timing: Timing) -> Result<TokenStream, SubmitError> {
+        let queued = self.progress.queued();
+        if queued.requests >= self.config.queue_requests_max {
+            return Err(self.overloaded(Rejection::QueueRequests));
+        }
+        if queued.requests > 0 && queued.tokens >= self.config.queue_tokens_max {
+            return Err(self.overloaded(Rejection::QueueTokens));
+        }
+        let deadline_ms = self.progress.clock_ms(timing.deadline);
+        for request in &mut requests {
+            request.deadline_ms = Some(deadline_ms);
+        }
+        let (events, receiver) = mpsc::channel(self.events_max(&requests).max(1));
+        let choices: usize = requests.iter().map(|request| request.n).sum();
+        let stopped: Arc<[AtomicBool]> = (0..choices).map(|_| AtomicBool::new(false)).collect();
+        let stream = TokenStream { events: receiver, stopped: Arc::clone(&stopped) };
+        let (accepted, answer) = oneshot::channel();
+        self.send(Submission { requests, timing, events, stopped, accepted })?;
+        match answer.await {
+            Ok(Ok(())) => Ok(stream),
+            Ok(Err(AddError::QueueFull { requests, requests_max, .. })) => {
+                let tokens = requests < requests_max;
+                Err(self.overloaded(if tokens { Rejection::QueueTokens } else { Rejection::QueueRequests }))
+            }
+            Ok(Err(error)) => Err(SubmitError::Refused(error)),
+            Err(_) => Err(SubmitError::Stopped),
+        }
+    }
+
+    /// Seconds until the queue has drained, at the rate of the last minute.
+    pub fn retry_after_s(&self) -> u64 {
+        self.progress.retry_after_s()
+    }
+
+    /// Whether the engine can be trusted with requests.
+    pub fn health(&self) -> Health {
+        self.progress.health()
+    }
+
+    /// A token has been made: the model works from end to end.
+    pub fn mark_warm(&self) {
+        self.progress.mark_warm();
+    }
+
+    /// Waits until the engine thread has given up.
+    pub async fn failed(&self) {
+        self.progress.failed().await;
+    }
+
+    fn send(&self, submission: Submission) -> Result<(), SubmitError> {
+        let requests = submission.requests.len();
+        let tokens = submission.requests.iter().map(|request| request.prompt.len()).sum();
+        // Counted first: the thread may take the submission, and count it off, before `try_send` returns.
+        self.progress.sent(requests, tokens);
+        self.inbox.try_send(submission).map_err(|error| {
+            self.progress.taken(requests, tokens);
+            self.progress.ended(requests);
+            match error {
+                TrySendError::Full(_) => self.overloaded(Rejection::QueueRequests),
+                TrySendError::Disconnected(_) => SubmitError::Stopped,
+            }
+        })
+    }
+
+    fn overloaded(&self, reason: Rejection) -> SubmitError {
+        self.metrics.rejected(reason);
+        SubmitError::Overloaded { retry_after_s: self.retry_after_s() }
+    }
+
+    fn events_max(&self, requests: &[Request]) -> usize {
+        let tokens_max = |request: &Request| request.stop.max_tokens.min(self.config.context_max);
+        requests.iter().map(|request| request.n * (tokens_max(request) + EVENTS_BESIDE_TOKENS)).sum()
+    }
+}

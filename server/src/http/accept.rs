@@ -1,0 +1,183 @@
+//! The accept loop: HTTP/1.1 and HTTP/2 with limits on connections, heads and patience, and an orderly end.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::IntoResponse as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tower::ServiceExt as _;
+
+use super::AppState;
+use super::error::ApiError;
+use super::timeout_io::TimeoutIo;
+use crate::metrics::Rejection;
+use crate::shutdown::Phase;
+
+/// Streams of one HTTP/2 connection.
+const HTTP2_STREAMS_MAX: u32 = 128;
+/// How often an HTTP/2 peer must show that it is there.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+/// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// After the end was told to running answers, the time they get to pass it on.
+const CLOSING_GRACE: Duration = Duration::from_secs(1);
+
+/// Serves connections until the process is to end and the last request is answered, or its time is over.
+pub async fn serve(listener: TcpListener, router: Router, app: AppState) {
+    let permits = Arc::new(Semaphore::new(app.http.connections_max));
+    let mut connections = JoinSet::new();
+    let mut draining = pin!(app.shutdown.reached(Phase::Draining));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => admit(stream, &permits, &router, &app, &mut connections),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = &mut draining => break,
+        }
+    }
+    drain(&listener, &permits, &router, &app, connections).await;
+}
+
+/// Lets running requests finish. New connections are still taken, so that their requests get a proper refusal.
+async fn drain(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+    router: &Router,
+    app: &AppState,
+    mut connections: JoinSet<()>,
+) {
+    tracing::info!(connections = connections.len(), seconds = app.http.drain_timeout.as_secs(), "draining");
+    let mut time_over = pin!(tokio::time::sleep(app.http.drain_timeout));
+    let mut closing = pin!(app.shutdown.reached(Phase::Closing));
+    while !connections.is_empty() {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => admit(stream, permits, router, app, &mut connections),
+            _ = connections.join_next() => {}
+            () = &mut time_over => break,
+            () = &mut closing => break,
+        }
+    }
+    app.shutdown.advance(Phase::Closing);
+    let rest = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(CLOSING_GRACE, rest).await.is_err() {
+        tracing::warn!(connections = connections.len(), "connections were cut");
+    }
+    connections.shutdown().await;
+}
+
+fn admit(
+    stream: TcpStream,
+    permits: &Arc<Semaphore>,
+    router: &Router,
+    app: &AppState,
+    connections: &mut JoinSet<()>,
+) {
+    let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
+        app.metrics.reject(Rejection::Connections);
+        return refuse(&stream);
+    };
+    let (router, app) = (router.clone(), Arc::clone(app));
+    connections.spawn(async move {
+        let _permit = permit;
+        let _open = app.metrics.connection();
+        connection(stream, router, &app).await;
+    });
+}
+
+/// Answers without reading: one packet into an empty send buffer, which cannot block.
+fn refuse(stream: &TcpStream) {
+    let error = ApiError::overloaded(1);
+    let body = serde_json::to_string(&error.body()).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\nRetry-After: \
+         1\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Whatever does not fit is lost with the connection.
+    let _ = stream.try_write(answer.as_bytes());
+}
+
+async fn connection(stream: TcpStream, router: Router, app: &AppState) {
+    // Tokens are small packets that should leave at once. If the option fails the connection still works.
+    let _ = stream.set_nodelay(true);
+    let io = TokioIo::new(TimeoutIo::new(stream, app.http.write_timeout));
+    let spoke = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&spoke);
+    let service = service_fn(move |request: Request<Incoming>| {
+        heard.store(true, Ordering::Relaxed);
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(answer(router, request).await) }
+    });
+    let builder = builder(app);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let already_draining = app.shutdown.phase() > Phase::Running;
+    let mut draining = pin!(app.shutdown.reached(Phase::Draining));
+    let mut told = already_draining;
+    // Covers a connection that says nothing, or too little to tell which protocol it speaks.
+    let mut patience = pin!(tokio::time::sleep(app.http.header_timeout));
+    let mut waited = false;
+    loop {
+        tokio::select! {
+            result = &mut connection => {
+                if result.is_err() {
+                    // The error may quote what was received.
+                    tracing::debug!("a connection ended with an error");
+                }
+                return;
+            }
+            () = &mut draining, if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut patience, if !waited => {
+                waited = true;
+                if !spoke.load(Ordering::Relaxed) {
+                    tracing::debug!("a connection sent no request in time");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn answer(router: Router, request: Request<Incoming>) -> axum::response::Response {
+    match router.oneshot(request.map(Body::new)).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+    .into_response()
+}
+
+fn builder(app: &AppState) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.http.header_timeout)
+        .max_buf_size(app.http.header_bytes_max as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(app.http.header_bytes_max)
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING);
+    builder
+}

@@ -1,0 +1,138 @@
+//! `POST /v1/completions`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+
+use super::chat::finite;
+use super::error::ApiError;
+use super::{AppState, Arrived, limits, sse};
+use crate::chat::assemble::Entry;
+use crate::chat::generation::{Generation, Update};
+use crate::chat::prepare_completion;
+use crate::model::Model;
+use crate::openai::completions::{
+    Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest,
+};
+use crate::openai::shared::{FINGERPRINT, Usage};
+
+pub async fn completions(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let model = app.model()?;
+    let body = limits::read_json(&app, request).await?;
+    let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
+    let (prepared, stream) = app
+        .preparation
+        .run(move || {
+            let request = CompletionRequest::parse(&bytes, &request_limits)?;
+            let prepared = prepare_completion(&request, &prepared_for, &request_limits)?;
+            Ok((prepared, request.common.stream))
+        })
+        .await?;
+    drop(body);
+    let logprobs = prepared.rules.logprobs.is_some();
+    let generation =
+        Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;
+    let answer = Answer::new(model, logprobs);
+    match stream {
+        Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
+        None => answer.whole(generation).await,
+    }
+}
+
+/// What all parts of one answer share.
+struct Answer {
+    model: Arc<Model>,
+    id: String,
+    created: i64,
+    logprobs: bool,
+}
+
+impl Answer {
+    fn new(model: Arc<Model>, logprobs: bool) -> Self {
+        let id = format!("cmpl-{}", uuid::Uuid::new_v4().simple());
+        Self { model, id, created: super::models::unix_now(), logprobs }
+    }
+
+    async fn whole(self, mut generation: Generation) -> Result<Response, ApiError> {
+        let empty = |index| CompletionChoice {
+            index,
+            text: String::new(),
+            logprobs: self.logprobs.then(CompletionLogprobs::default),
+            finish_reason: None,
+        };
+        let mut choices: Vec<CompletionChoice> = (0..generation.choices()).map(empty).collect();
+        while let Some(update) = generation.next().await? {
+            let choice = &mut choices[update.choice];
+            choice.text.push_str(&update.text);
+            choice.finish_reason = update.finish_reason;
+            if let Some(logprobs) = &mut choice.logprobs {
+                append(logprobs, &self.model, &update.entries);
+            }
+        }
+        let completion = Completion {
+            id: self.id,
+            object: "text_completion",
+            created: self.created,
+            model: self.model.id().to_owned(),
+            choices,
+            usage: generation.usage(),
+            system_fingerprint: FINGERPRINT,
+        };
+        Ok(Json(completion).into_response())
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
+        sse::encode(&CompletionChunk {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: self.model.id(),
+            choices,
+            system_fingerprint: FINGERPRINT,
+            usage,
+        })
+    }
+}
+
+impl sse::Chunks for Answer {
+    fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String> {
+        let Update { choice: index, text, entries, finish_reason, .. } = update;
+        if text.is_empty() && entries.is_empty() && finish_reason.is_none() {
+            return Vec::new();
+        }
+        let logprobs = self.logprobs.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            append(&mut logprobs, &self.model, &entries);
+            logprobs
+        });
+        vec![self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason }], usage)]
+    }
+
+    fn usage(&mut self, usage: Usage) -> String {
+        self.chunk(Vec::new(), Some(Some(usage)))
+    }
+}
+
+fn append(logprobs: &mut CompletionLogprobs, model: &Model, entries: &[Entry]) {
+    let text = |token: u32| String::from_utf8_lossy(&model.token_bytes(token)).into_owned();
+    for entry in entries {
+        logprobs.tokens.push(text(entry.token));
+        logprobs.token_logprobs.push(entry.logprob.map(finite));
+        logprobs.text_offset.push(entry.offset);
+        logprobs.top_logprobs.push(entry.logprob.map(|chosen| {
+            let mut top = BTreeMap::from([(text(entry.token), finite(chosen))]);
+            for other in &entry.top {
+                // Several tokens can have the same text; the likeliest comes first and stays.
+                top.entry(text(other.token)).or_insert(finite(other.logprob));
+            }
+            top
+        }));
+    }
+}

@@ -1,0 +1,187 @@
+//! What a client is told when something goes wrong: one type, one shape, one table.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// An answer other than success, in OpenAI's shape. The message is written for the client and never holds text that
+/// the client sent; what only the operator may know goes to the log where the error is made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub kind: Kind,
+    pub message: String,
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+    /// Seconds for `Retry-After`.
+    pub retry_after_s: Option<u64>,
+    /// Whether the connection is closed after the answer.
+    pub close: bool,
+}
+
+/// The `type` of an error object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    InvalidRequestError,
+    NotFoundError,
+    TimeoutError,
+    ServerError,
+}
+
+/// The body of every error, also inside a stream.
+#[derive(Serialize)]
+pub struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: Kind,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: Kind, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { status, kind, message, param: None, code, retry_after_s: None, close: false }
+    }
+
+    /// 400: the request is at fault, and `param` is where.
+    pub fn invalid(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, Kind::InvalidRequestError, Some(code), message);
+        Self { param: Some(param.into()), ..error }
+    }
+
+    /// 400: the body is not the JSON that was expected.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Kind::InvalidRequestError, Some("invalid_json"), message)
+    }
+
+    /// 400: a parameter of the OpenAI API, or of another server, that has no effect here.
+    pub fn unsupported(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is not supported by this server");
+        Self::invalid(param, "unsupported_parameter", message)
+    }
+
+    /// 404: no such path.
+    pub fn route_not_found() -> Self {
+        let message = "Unknown request URL. See /v1/models for what is served";
+        Self::new(StatusCode::NOT_FOUND, Kind::InvalidRequestError, Some("unknown_url"), message)
+    }
+
+    /// 404: no such model. The name is the client's own and is told back only if it looks like a model name.
+    pub fn model_not_found(name: &str) -> Self {
+        let sane = name.len() <= 128 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b));
+        let shown = if sane { format!("`{name}` ") } else { String::new() };
+        let message = format!("The model {shown}does not exist on this server");
+        let error = Self::new(StatusCode::NOT_FOUND, Kind::NotFoundError, Some("model_not_found"), message);
+        Self { param: Some("model".to_owned()), ..error }
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        let message = "This method is not allowed for this URL";
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self::new(status, Kind::InvalidRequestError, Some("method_not_allowed"), message)
+    }
+
+    /// 408: the body did not arrive in time.
+    pub fn body_timeout(seconds: u64) -> Self {
+        let message = format!("The request body did not arrive within {seconds} seconds");
+        let error = Self::new(StatusCode::REQUEST_TIMEOUT, Kind::TimeoutError, Some("body_timeout"), message);
+        Self { close: true, ..error }
+    }
+
+    /// 413: the body is over its limit. The rest of it is not read, so the connection cannot be used again.
+    pub fn body_too_large(limit_bytes: usize) -> Self {
+        let message = format!("The request body is larger than the limit of {limit_bytes} bytes");
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let error = Self::new(status, Kind::InvalidRequestError, Some("body_too_large"), message);
+        Self { close: true, ..error }
+    }
+
+    /// 415.
+    pub fn not_json() -> Self {
+        let message = "The request body must be sent with `Content-Type: application/json`";
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Self::new(status, Kind::InvalidRequestError, Some("unsupported_media_type"), message)
+    }
+
+    /// 400: the prompt, or the prompt and the tokens asked for, do not fit the context.
+    pub fn context_exceeded(param: &str, context: usize, prompt: usize, wanted: Option<usize>) -> Self {
+        let message = match wanted {
+            None => format!(
+                "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens"
+            ),
+            Some(wanted) => format!(
+                "This model's maximum context length is {context} tokens, but {} tokens were requested ({prompt} in \
+                 the prompt, {wanted} in the completion)",
+                prompt.saturating_add(wanted)
+            ),
+        };
+        Self::invalid(param, "context_length_exceeded", message)
+    }
+
+    /// 503: every queue has its limit, and this one is reached.
+    pub fn overloaded(retry_after_s: u64) -> Self {
+        let message = format!("The server is overloaded; try again in {retry_after_s} seconds");
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let error = Self::new(status, Kind::ServerError, Some("server_is_overloaded"), message);
+        Self { retry_after_s: Some(retry_after_s), ..error }
+    }
+
+    /// 503: the process is ending.
+    pub fn draining() -> Self {
+        let message = "The server is shutting down and takes no new requests";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let error = Self::new(status, Kind::ServerError, Some("server_is_draining"), message);
+        Self { retry_after_s: Some(1), close: true, ..error }
+    }
+
+    /// 503: not yet, or no longer, able to answer.
+    pub fn not_ready(why: &str) -> Self {
+        let message = format!("The server is not ready: {why}");
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let error = Self::new(status, Kind::ServerError, Some("server_not_ready"), message);
+        Self { retry_after_s: Some(1), ..error }
+    }
+
+    /// 504: the request's own time is over.
+    pub fn deadline() -> Self {
+        let message = "The request did not finish within the server's time limit";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, Kind::TimeoutError, Some("deadline_exceeded"), message)
+    }
+
+    /// 500: our fault.
+    pub fn internal() -> Self {
+        let message = "The server failed while it worked on this request";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Kind::ServerError, Some("internal_error"), message)
+    }
+
+    /// The JSON body.
+    pub fn body(&self) -> ErrorBody<'_> {
+        let error =
+            ErrorObject { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
+        ErrorBody { error }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,113 @@
+//! How much a client may send, and how much of it is worked on at one time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use futures::StreamExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::App;
+use super::error::ApiError;
+use crate::config::HttpSettings;
+use crate::metrics::{Metrics, Rejection};
+
+/// What a client is told to wait when a limit of the HTTP side is reached, in seconds: these queues drain in less.
+const RETRY_AFTER_S: u64 = 1;
+
+/// A body, and the budget that it holds until it is dropped.
+pub struct Received<'a> {
+    pub bytes: Bytes,
+    _budget: SemaphorePermit<'a>,
+}
+
+/// Reads a JSON body within its limits of size and time.
+pub async fn read_json<'a>(app: &'a App, request: Request) -> Result<Received<'a>, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::not_json());
+    }
+    let limit = app.http.body_bytes_max;
+    let announced = content_length(request.headers());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::body_too_large(limit));
+    }
+    let timeout = app.http.body_timeout;
+    tokio::time::timeout(timeout, collect(app, request.into_body(), limit))
+        .await
+        .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))
+}
+
+async fn collect<'a>(app: &'a App, body: Body, limit: usize) -> Result<Received<'a>, ApiError> {
+    let mut bytes = Vec::new();
+    let mut budget = app.bodies.try_acquire_many(0).expect("the semaphore is never closed");
+    let mut frames = body.into_data_stream();
+    while let Some(frame) = frames.next().await {
+        let frame = frame.map_err(|_| ApiError::malformed("The request body could not be read"))?;
+        if bytes.len() + frame.len() > limit {
+            return Err(ApiError::body_too_large(limit));
+        }
+        let more = u32::try_from(frame.len()).ok().and_then(|len| app.bodies.try_acquire_many(len).ok());
+        let Some(more) = more else {
+            app.metrics.reject(Rejection::Bodies);
+            return Err(ApiError { close: true, ..ApiError::overloaded(RETRY_AFTER_S) });
+        };
+        budget.merge(more);
+        bytes.extend_from_slice(&frame);
+    }
+    Ok(Received { bytes: bytes.into(), _budget: budget })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = value.split(';').next().unwrap_or("").trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Bounded work off the reactor: parsing, templates and tokenizing can take milliseconds for a long prompt.
+pub struct Preparation {
+    running: Arc<Semaphore>,
+    waiting: Semaphore,
+    metrics: Metrics,
+}
+
+impl Preparation {
+    pub fn new(http: &HttpSettings, metrics: Metrics) -> Self {
+        Self {
+            running: Arc::new(Semaphore::new(http.prepare_concurrency)),
+            waiting: Semaphore::new(http.prepare_queue_max),
+            metrics,
+        }
+    }
+
+    /// Runs `work` on the blocking pool when it is its turn.
+    pub async fn run<T, F>(&self, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+    {
+        let Ok(_waiting) = self.waiting.try_acquire() else {
+            self.metrics.reject(Rejection::PrepareQueue);
+            return Err(ApiError::overloaded(RETRY_AFTER_S));
+        };
+        let running = Arc::clone(&self.running).acquire_owned().await.expect("the semaphore is never closed");
+        let span = tracing::Span::current();
+        let began = Instant::now();
+        let result = tokio::task::spawn_blocking(move || {
+            // Held by the work itself: a client that leaves must not let a further prompt in beside it.
+            let _running = running;
+            span.in_scope(work)
+        })
+        .await;
+        self.metrics.prepared(began.elapsed());
+        result.unwrap_or_else(|_| {
+            tracing::error!("preparing a request panicked. This is a bug.");
+            Err(ApiError::internal())
+        })
+    }
+}

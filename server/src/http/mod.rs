@@ -1,0 +1,121 @@
+//! The routes, and the state that they share.
+
+pub mod accept;
+pub mod chat;
+pub mod completions;
+pub mod error;
+pub mod health;
+pub mod limits;
+pub mod models;
+pub mod observe;
+pub mod sse;
+pub mod timeout_io;
+pub mod tokenize;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
+
+use crate::config::{HttpSettings, RequestLimits};
+use crate::engine_thread::Timing;
+use crate::metrics::{Metrics, Rejection};
+use crate::model::Model;
+use crate::shutdown::{Phase, Shutdown};
+use error::ApiError;
+use limits::Preparation;
+use observe::Arrived;
+
+/// What every handler can reach. The model is absent while it loads.
+pub struct App {
+    pub http: HttpSettings,
+    pub limits: RequestLimits,
+    pub metrics: Metrics,
+    pub shutdown: Shutdown,
+    model: OnceLock<Arc<Model>>,
+    preparation: Preparation,
+    /// Bytes of bodies that may still be read.
+    bodies: Semaphore,
+}
+
+pub type AppState = Arc<App>;
+
+impl App {
+    pub fn new(http: HttpSettings, limits: RequestLimits, metrics: Metrics, shutdown: Shutdown) -> Self {
+        Self {
+            preparation: Preparation::new(&http, metrics.clone()),
+            bodies: Semaphore::new(http.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
+            model: OnceLock::new(),
+            http,
+            limits,
+            metrics,
+            shutdown,
+        }
+    }
+
+    /// Puts the loaded model into service. Only the first call does.
+    pub fn serve_model(&self, model: Model) -> bool {
+        self.model.set(Arc::new(model)).is_ok()
+    }
+
+    /// The model, or what to tell a client that is too early.
+    pub fn model(&self) -> Result<Arc<Model>, ApiError> {
+        self.model.get().cloned().ok_or_else(|| ApiError::not_ready("the model is loading"))
+    }
+
+    /// The times of a request that arrived then.
+    pub fn timing(&self, arrived: Instant) -> Timing {
+        Timing { arrived, deadline: arrived + self.http.request_timeout }
+    }
+}
+
+/// The whole HTTP interface.
+pub fn app(state: AppState) -> Router {
+    let inference = Router::new()
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(from_fn_with_state(Arc::clone(&state), refuse_while_draining));
+    Router::new()
+        .merge(inference)
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/health", get(health::readyz))
+        .route("/version", get(health::version))
+        .route("/metrics", get(health::metrics))
+        .fallback(async || ApiError::route_not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
+        .layer(from_fn(observe::arrive))
+        .with_state(state)
+}
+
+async fn refuse_while_draining(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    if app.shutdown.phase() > Phase::Running {
+        app.metrics.reject(Rejection::Draining);
+        return ApiError::draining().into_response();
+    }
+    next.run(request).await
+}
+
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Keeps the metrics small until the process ends.
+pub async fn upkeep(app: AppState) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => app.metrics.upkeep(),
+            () = app.shutdown.reached(Phase::Closing) => return,
+        }
+    }
+}

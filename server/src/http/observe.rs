@@ -1,0 +1,144 @@
+//! Around every request: its id, its span, its metrics, one line in the log, and a net for panics.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt as _;
+use tracing::Instrument as _;
+
+use super::AppState;
+use super::error::ApiError;
+use crate::metrics::GaugeGuard;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_BYTES_MAX: usize = 128;
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// When a request's head was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrived(pub Instant);
+
+/// A request's id, the client's own or one made here.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub HeaderValue);
+
+/// The outermost layer: notes when a request came and under which id.
+pub async fn arrive(mut request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    request.extensions_mut().insert(Arrived(Instant::now()));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The layer that watches a request after its route is known.
+pub async fn observe(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let route = route_label(matched);
+    let method = method_label(request.method());
+    let began = Instant::now();
+    let id = request.extensions().get::<RequestId>().and_then(|id| id.0.to_str().ok().map(str::to_owned));
+    let span = tracing::info_span!("request", id, method, route, traceparent = tracing::field::Empty);
+    if let Some(parent) = traceparent(request.headers()) {
+        span.record("traceparent", parent);
+    }
+    let in_flight = app.metrics.in_flight();
+    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let response = answered.unwrap_or_else(|_| {
+        app.metrics.handler_panicked();
+        span.in_scope(|| tracing::error!("a handler panicked. This is a bug."));
+        ApiError::internal().into_response()
+    });
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    app.metrics.answered(route, method, status, took);
+    span.in_scope(|| match route {
+        // Probes and scrapes come every few seconds, and say nothing as long as they are well.
+        "/livez" | "/readyz" | "/health" | "/metrics" if status < 400 => {
+            tracing::debug!(status, seconds = took.as_secs_f64(), "answered");
+        }
+        _ => tracing::info!(status, seconds = took.as_secs_f64(), "answered"),
+    });
+    response.map(|body| Body::new(Guarded { body, _in_flight: in_flight }))
+}
+
+/// The client's id if it is short visible ASCII, which can neither break a log line nor be a hidden channel for much.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let visible = |value: &&HeaderValue| {
+        (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        HeaderValue::from_str(&id).expect("hexadecimal digits are a header value")
+    })
+}
+
+/// A W3C trace context: 55 characters, hexadecimal digits in four groups. Anything else is dropped.
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(TRACEPARENT)?.to_str().ok()?;
+    let groups: Vec<&str> = value.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    let hexadecimal = groups.iter().all(|group| group.bytes().all(|b| b.is_ascii_hexdigit()));
+    (lengths == [2, 32, 16, 2] && hexadecimal).then_some(value)
+}
+
+/// The route's pattern, or "other": a label must not take values that clients choose.
+fn route_label(matched: Option<&str>) -> &'static str {
+    const ROUTES: &[&str] = &[
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{*id}",
+        "/tokenize",
+        "/detokenize",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/version",
+        "/metrics",
+    ];
+    matched.and_then(|path| ROUTES.iter().find(|route| **route == path)).copied().unwrap_or("other")
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// A body that counts as in flight until it has been sent or dropped.
+struct Guarded {
+    body: Body,
+    _in_flight: GaugeGuard,
+}
+
+impl HttpBody for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}

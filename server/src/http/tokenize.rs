@@ -1,0 +1,48 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+
+use super::error::ApiError;
+use super::{AppState, limits};
+use crate::chat;
+use crate::openai::tokenize::{DetokenizeRequest, Detokenized, Source, TokenizeRequest, Tokenized};
+
+pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<Json<Tokenized>, ApiError> {
+    let model = app.model()?;
+    let body = limits::read_json(&app, request).await?;
+    let (bytes, request_limits, model) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
+    let work = move || {
+        let request = TokenizeRequest::parse(&bytes, &request_limits)?;
+        request.model.as_deref().map_or(Ok(()), |name| model.check_name(name))?;
+        let tokens = match &request.source {
+            Source::Prompt(prompt) => {
+                let special = request.add_special_tokens.unwrap_or(true);
+                chat::text_tokens(prompt, special, &model, &request_limits)?
+            }
+            Source::Chat(conversation) => chat::conversation_tokens(conversation, &model, &request_limits)?,
+        };
+        let text = |token: &u32| String::from_utf8_lossy(&model.token_bytes(*token)).into_owned();
+        let token_strs = request.return_token_strs.then(|| tokens.iter().map(text).collect());
+        Ok(Json(Tokenized { count: tokens.len(), max_model_len: model.context_length, tokens, token_strs }))
+    };
+    app.preparation.run(work).await
+}
+
+pub async fn detokenize(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<Json<Detokenized>, ApiError> {
+    let model = app.model()?;
+    let body = limits::read_json(&app, request).await?;
+    let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
+    let work = move || {
+        let request = DetokenizeRequest::parse(&bytes, &request_limits)?;
+        request.model.as_deref().map_or(Ok(()), |name| model.check_name(name))?;
+        chat::check_vocabulary("tokens", &request.tokens, &model)?;
+        Ok(Json(Detokenized { prompt: chat::decode(&request.tokens, false, &model)? }))
+    };
+    app.preparation.run(work).await
+}

@@ -1,0 +1,17 @@
+//! Rempart: an inference server with an OpenAI-compatible endpoint. The binary is a thin shell over this library.
+#![forbid(unsafe_code)]
+
+pub mod chat;
+pub mod cli;
+pub mod config;
+pub mod engine_thread;
+pub mod http;
+pub mod metrics;
+pub mod model;
+pub mod openai;
+mod process;
+mod runner;
+pub mod served_model;
+pub mod shutdown;
+pub mod telemetry;
+pub mod warm_up;

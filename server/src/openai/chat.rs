@@ -1,0 +1,306 @@
+//! `/v1/chat/completions` on the wire.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::json::{self, Object};
+use crate::openai::shared::{self, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+const OWN: &[&str] = &[
+    "add_generation_prompt",
+    "chat_template_kwargs",
+    "echo",
+    "logprobs",
+    "max_completion_tokens",
+    "messages",
+    "modalities",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+];
+
+/// Arguments of a chat template that a client may set; all are switches. Anything else could reach what the template
+/// computes with.
+const TEMPLATE_SWITCHES: &[&str] = &["enable_thinking", "thinking"];
+
+/// A chat request within its limits.
+pub struct ChatRequest {
+    pub common: Common,
+    pub conversation: Conversation,
+    /// `Some(k)`: the chosen token and the `k` most likely.
+    pub logprobs: Option<u32>,
+}
+
+/// What a chat template makes a prompt of.
+pub struct Conversation {
+    pub messages: Vec<Message>,
+    pub add_generation_prompt: bool,
+    pub template_kwargs: Map<String, Value>,
+}
+
+/// One message; its content is plain text, the parts of a list joined by line feeds.
+pub struct Message {
+    pub role: &'static str,
+    pub name: Option<String>,
+    pub content: String,
+}
+
+impl ChatRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        refuse_tools(&mut object)?;
+        refuse_modalities(&mut object)?;
+        let max_completion_tokens = object.count("max_completion_tokens", 1..=TOKENS_MAX)?;
+        let mut common = Common::read(&mut object, limits)?;
+        common.max_tokens = max_completion_tokens.or(common.max_tokens);
+        let request = Self {
+            common,
+            conversation: Conversation::read(&mut object, limits)?,
+            logprobs: logprobs(&mut object)?,
+        };
+        if object.boolean("echo")? == Some(true) {
+            return Err(ApiError::unsupported("echo"));
+        }
+        object.finish(&[OWN, shared::COMMON, shared::METADATA].concat(), shared::UNSUPPORTED)?;
+        Ok(request)
+    }
+}
+
+impl Conversation {
+    /// Takes the fields that make up the prompt.
+    pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+        Ok(Self {
+            messages: messages(object.require("messages")?, limits)?,
+            add_generation_prompt: object.boolean("add_generation_prompt")?.unwrap_or(true),
+            template_kwargs: template_kwargs(object)?,
+        })
+    }
+
+    /// Bytes of text that the client sent.
+    pub fn content_bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.content.len()).sum()
+    }
+
+    /// The messages as a chat template sees them.
+    pub fn template_messages(&self) -> Value {
+        let message = |message: &Message| {
+            let mut fields = Map::new();
+            fields.insert("role".to_owned(), Value::from(message.role));
+            fields.insert("content".to_owned(), Value::from(message.content.as_str()));
+            if let Some(name) = &message.name {
+                fields.insert("name".to_owned(), Value::from(name.as_str()));
+            }
+            Value::Object(fields)
+        };
+        self.messages.iter().map(message).collect()
+    }
+}
+
+fn refuse_tools(object: &mut Object<'_>) -> Result<()> {
+    if object.take("tools").is_some_and(|raw| !is_empty_array(raw)) {
+        return Err(ApiError::unsupported("tools"));
+    }
+    match object.take("tool_choice") {
+        Some(raw) if raw.get() != "\"none\"" => Err(ApiError::unsupported("tool_choice")),
+        _ => Ok(()),
+    }
+}
+
+fn is_empty_array(raw: &RawValue) -> bool {
+    serde_json::from_str::<[(); 0]>(raw.get()).is_ok()
+}
+
+fn refuse_modalities(object: &mut Object<'_>) -> Result<()> {
+    let Some(raw) = object.take("modalities") else { return Ok(()) };
+    let asked: Vec<String> = json::typed(raw, "modalities", "an array of strings")?;
+    if asked.iter().all(|name| name == "text") { Ok(()) } else { Err(ApiError::unsupported("modalities")) }
+}
+
+fn logprobs(object: &mut Object<'_>) -> Result<Option<u32>> {
+    let wanted = object.boolean("logprobs")?.unwrap_or(false);
+    let top = object.count("top_logprobs", 0..=TOP_LOGPROBS_MAX)?;
+    if top.is_some_and(|top| top > 0) && !wanted {
+        let message = "`top_logprobs` is only allowed when `logprobs` is true";
+        return Err(ApiError::invalid("top_logprobs", "invalid_value", message));
+    }
+    Ok(wanted.then(|| top.unwrap_or(0) as u32))
+}
+
+fn template_kwargs(object: &mut Object<'_>) -> Result<Map<String, Value>> {
+    let Some(raw) = object.take("chat_template_kwargs") else { return Ok(Map::new()) };
+    let mut switches = Object::from_raw(raw, "chat_template_kwargs")?;
+    let mut kwargs = Map::new();
+    for name in TEMPLATE_SWITCHES {
+        if let Some(value) = switches.boolean(name)? {
+            kwargs.insert((*name).to_owned(), Value::Bool(value));
+        }
+    }
+    switches.finish(TEMPLATE_SWITCHES, &[])?;
+    Ok(kwargs)
+}
+
+fn messages(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Message>> {
+    let items = json::array(raw, "messages", limits.messages_max)?;
+    if items.is_empty() {
+        let message = "`messages` must hold at least one message";
+        return Err(ApiError::invalid("messages", "empty_array", message));
+    }
+    items.iter().enumerate().map(|(at, raw)| message(raw, &format!("messages[{at}]"), limits)).collect()
+}
+
+fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message> {
+    const UNSUPPORTED: &[&str] =
+        &["audio", "function_call", "prefix", "reasoning", "reasoning_content", "tool_call_id", "tool_calls"];
+    // What OpenAI's SDKs send back when a client returns an answer to the history.
+    const ECHOED: &[&str] = &["annotations", "refusal"];
+    let mut object = Object::from_raw(raw, path)?;
+    object.require("role")?;
+    let mut object = Object::from_raw(raw, path)?;
+    let role = object.choice("role", &["system", "developer", "user", "assistant", "tool", "function"])?;
+    let role = match role.expect("required above") {
+        "tool" | "function" => return Err(ApiError::unsupported(object.path("role"))),
+        // The newer name for the same thing; chat templates know only the older one.
+        "developer" => "system",
+        other => other,
+    };
+    let name = object.string("name")?;
+    for field in ECHOED {
+        object.take(field);
+    }
+    let content_path = object.path("content");
+    let content = object.take("content");
+    if object.take("tool_calls").is_some_and(|raw| !is_empty_array(raw)) {
+        return Err(ApiError::unsupported(object.path("tool_calls")));
+    }
+    let content = match content {
+        Some(raw) => content_text(raw, &content_path, limits)?,
+        None if role == "assistant" => String::new(),
+        None => {
+            let message = format!("`{content_path}` is required");
+            return Err(ApiError::invalid(content_path, "missing_required_parameter", message));
+        }
+    };
+    object.finish(&["role", "content", "name", "annotations", "refusal"], UNSUPPORTED)?;
+    Ok(Message { role, name, content })
+}
+
+fn content_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<String> {
+    if raw.get().starts_with('"') {
+        return json::typed(raw, path, "a string or an array of text parts");
+    }
+    if !raw.get().starts_with('[') {
+        let message = format!("`{path}` must be a string or an array of text parts");
+        return Err(ApiError::invalid(path, "invalid_type", message));
+    }
+    let parts = json::array(raw, path, limits.content_parts_max)?;
+    let texts: Result<Vec<String>> =
+        parts.iter().enumerate().map(|(at, raw)| part_text(raw, &format!("{path}[{at}]"))).collect();
+    Ok(texts?.join("\n"))
+}
+
+fn part_text(raw: &RawValue, path: &str) -> Result<String> {
+    let mut part = Object::from_raw(raw, path)?;
+    let kind = part.string("type")?;
+    match kind.as_deref() {
+        Some("text") => {
+            let text = json::typed(part.require("text")?, &part.path("text"), "a string")?;
+            part.finish(&["type", "text"], &["cache_control"])?;
+            Ok(text)
+        }
+        Some("image_url" | "input_audio" | "audio_url" | "video_url" | "file" | "refusal") => {
+            let path = part.path("type");
+            let message = format!("`{path}`: only text parts are supported by this server");
+            Err(ApiError::invalid(path, "unsupported_parameter", message))
+        }
+        _ => {
+            let path = part.path("type");
+            let message = format!("`{path}` must be \"text\"");
+            Err(ApiError::invalid(path, "invalid_value", message))
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Serialize)]
+pub struct ChatCompletion {
+    pub id: String,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChatChoice>,
+    pub usage: Usage,
+    pub system_fingerprint: &'static str,
+}
+
+#[derive(Serialize)]
+pub struct ChatChoice {
+    pub index: usize,
+    pub message: AssistantMessage,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+pub struct AssistantMessage {
+    pub role: &'static str,
+    pub content: String,
+    pub refusal: Option<()>,
+}
+
+/// The token likelihoods of a choice, or of one chunk of it.
+#[derive(Serialize, Default)]
+pub struct ChatLogprobs {
+    pub content: Vec<ChatLogprob>,
+    pub refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+pub struct ChatLogprob {
+    #[serde(flatten)]
+    pub token: TokenLogprob,
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+/// One token as text, its natural log likelihood and its bytes, which may be part of a character.
+#[derive(Serialize)]
+pub struct TokenLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// One event of a stream.
+#[derive(Serialize)]
+pub struct ChatChunk<'a> {
+    pub id: &'a str,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: &'a str,
+    pub choices: Vec<ChatChunkChoice>,
+    pub system_fingerprint: &'static str,
+    /// Absent without `include_usage`, null until the last chunk with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+#[derive(Serialize)]
+pub struct ChatChunkChoice {
+    pub index: usize,
+    pub delta: Delta,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize, Default)]
+pub struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}

@@ -1,0 +1,136 @@
+//! `/v1/completions` on the wire.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::json::{self, Object};
+use crate::openai::shared::{self, Common, TOP_LOGPROBS_MAX, Usage};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+const OWN: &[&str] = &["add_special_tokens", "echo", "logprobs", "prompt"];
+
+/// What OpenAI takes when `max_tokens` is not given.
+const MAX_TOKENS_DEFAULT: usize = 16;
+
+/// A completion request within its limits.
+pub struct CompletionRequest {
+    pub common: Common,
+    pub prompts: Vec<Prompt>,
+    pub max_tokens: usize,
+    pub echo: bool,
+    /// `Some(k)`: the chosen token and the `k` most likely.
+    pub logprobs: Option<u32>,
+    pub add_special_tokens: bool,
+}
+
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl CompletionRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        let mut common = Common::read(&mut object, limits)?;
+        let request = Self {
+            prompts: prompts(object.require("prompt")?, limits)?,
+            max_tokens: common.max_tokens.take().unwrap_or(MAX_TOKENS_DEFAULT),
+            echo: object.boolean("echo")?.unwrap_or(false),
+            logprobs: object.count("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|k| k as u32),
+            add_special_tokens: object.boolean("add_special_tokens")?.unwrap_or(true),
+            common,
+        };
+        object.finish(&[OWN, shared::COMMON, shared::METADATA].concat(), shared::UNSUPPORTED)?;
+        if request.prompts.len() * request.common.n > limits.prompts_max {
+            let message = format!(
+                "{} prompts with n = {} ask for more than the limit of {} choices",
+                request.prompts.len(),
+                request.common.n,
+                limits.prompts_max
+            );
+            return Err(ApiError::invalid("n", "out_of_range", message));
+        }
+        Ok(request)
+    }
+}
+
+const PROMPT: &str = "a string, an array of strings, an array of token numbers, or an array of such arrays";
+
+/// What the first element is decides which of the four forms is meant.
+fn prompts(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Prompt>> {
+    if raw.get().starts_with('"') {
+        return Ok(vec![Prompt::Text(json::typed(raw, "prompt", PROMPT)?)]);
+    }
+    let first = raw.get().strip_prefix('[').map(str::trim_start).and_then(|rest| rest.chars().next());
+    match first {
+        Some('"') => {
+            let items = json::array(raw, "prompt", limits.prompts_max)?;
+            let text = |(at, raw): (usize, &&RawValue)| json::typed(raw, &format!("prompt[{at}]"), "a string");
+            items.iter().enumerate().map(text).map(|text| text.map(Prompt::Text)).collect()
+        }
+        Some('[') => {
+            let items = json::array(raw, "prompt", limits.prompts_max)?;
+            let list = |(at, raw): (usize, &&RawValue)| token_list(raw, &format!("prompt[{at}]"));
+            items.iter().enumerate().map(list).collect()
+        }
+        Some('-' | '0'..='9') => Ok(vec![token_list(raw, "prompt")?]),
+        Some(']') => Err(ApiError::invalid("prompt", "empty_array", "`prompt` must not be empty")),
+        _ => Err(ApiError::invalid("prompt", "invalid_type", format!("`prompt` must be {PROMPT}"))),
+    }
+}
+
+fn token_list(raw: &RawValue, path: &str) -> Result<Prompt> {
+    let items: Vec<&RawValue> = json::typed(raw, path, "an array of token numbers")?;
+    let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("{path}[{at}]"));
+    items.iter().enumerate().map(token).collect::<Result<_>>().map(Prompt::Tokens)
+}
+
+/// A whole answer.
+#[derive(Serialize)]
+pub struct Completion {
+    pub id: String,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<CompletionChoice>,
+    pub usage: Usage,
+    pub system_fingerprint: &'static str,
+}
+
+/// One choice of an answer, or of one event of a stream.
+#[derive(Serialize)]
+pub struct CompletionChoice {
+    pub index: usize,
+    pub text: String,
+    pub logprobs: Option<CompletionLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+/// Token likelihoods in the older, columnar form. The first token of an echoed prompt has none.
+#[derive(Serialize, Default)]
+pub struct CompletionLogprobs {
+    pub tokens: Vec<String>,
+    pub token_logprobs: Vec<Option<f32>>,
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    /// In characters from the beginning of the choice's text.
+    pub text_offset: Vec<usize>,
+}
+
+/// One event of a stream.
+#[derive(Serialize)]
+pub struct CompletionChunk<'a> {
+    pub id: &'a str,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: &'a str,
+    pub choices: Vec<CompletionChoice>,
+    pub system_fingerprint: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}

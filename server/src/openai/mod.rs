@@ -1,0 +1,10 @@
+//! The wire: what OpenAI's clients send and expect, and nothing else.
+//!
+//! Requests are read field by field instead of derived, because a derived reader quotes the offending value in its
+//! errors, stops at numbers that JSON allows and `f64` does not, and ignores the fields it does not know.
+
+pub mod chat;
+pub mod completions;
+pub mod json;
+pub mod shared;
+pub mod tokenize;

@@ -1,0 +1,331 @@
+//! What the two main endpoints have in common: parameters, usage and stream options.
+
+use std::ops::RangeInclusive;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::json::{self, Object};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+pub const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+pub const TOP_P: RangeInclusive<f64> = 0.0..=1.0;
+pub const MIN_P: RangeInclusive<f64> = 0.0..=1.0;
+/// -1 and 0 both mean off.
+pub const TOP_K: RangeInclusive<i64> = -1..=1_000_000;
+/// Below this the logits of seen tokens would grow without bound.
+pub const REPETITION_PENALTY: RangeInclusive<f64> = 0.01..=10.0;
+pub const PRESENCE_PENALTY: RangeInclusive<f64> = -2.0..=2.0;
+pub const FREQUENCY_PENALTY: RangeInclusive<f64> = -2.0..=2.0;
+pub const LOGIT_BIAS: RangeInclusive<f64> = -100.0..=100.0;
+pub const TOP_LOGPROBS_MAX: usize = 20;
+/// What `max_tokens` may ask for on any model; the model's context is checked when the prompt's length is known.
+pub const TOKENS_MAX: usize = 1 << 24;
+/// Token numbers on the wire; the model's vocabulary is checked later.
+pub const TOKEN: RangeInclusive<i64> = 0..=(u32::MAX as i64);
+
+/// Parameters that change nothing in an answer: taken, and checked for nothing but their size.
+pub const METADATA: &[&str] = &[
+    "metadata",
+    "moderation",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+    "verbosity",
+];
+
+/// Parameters of other servers that would change the answer and are not implemented: refused by name.
+pub const UNSUPPORTED: &[&str] = &[
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "cache_salt",
+    "chat_template",
+    "continue_final_message",
+    "documents",
+    "dry_multiplier",
+    "function_call",
+    "functions",
+    "grammar",
+    "guided_choice",
+    "guided_decoding_backend",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "kv_transfer_params",
+    "length_penalty",
+    "logits_processors",
+    "mirostat",
+    "mm_processor_kwargs",
+    "prediction",
+    "prompt_embeds",
+    "prompt_logprobs",
+    "reasoning",
+    "reasoning_effort",
+    "request_id",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "structured_outputs",
+    "suffix",
+    "thinking",
+    "top_n_sigma",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "typical_p",
+    "use_beam_search",
+    "vllm_xargs",
+    "web_search_options",
+];
+
+/// Names that `Common::read` takes.
+pub const COMMON: &[&str] = &[
+    "best_of",
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "logit_bias",
+    "max_tokens",
+    "min_p",
+    "min_tokens",
+    "model",
+    "n",
+    "presence_penalty",
+    "priority",
+    "repetition_penalty",
+    "response_format",
+    "seed",
+    "skip_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
+/// The parameters of a generation, each within its own limits. What depends on the model is checked in `chat`.
+pub struct Common {
+    pub model: String,
+    pub sampling: Sampling,
+    pub max_tokens: Option<usize>,
+    pub min_tokens: usize,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub ignore_eos: bool,
+    pub include_stop: bool,
+    pub skip_special_tokens: bool,
+    pub n: usize,
+    /// `Some` when the answer is to be streamed.
+    pub stream: Option<StreamOptions>,
+}
+
+/// How the next token is chosen.
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: u32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: Option<u64>,
+}
+
+/// What a stream tells beside the text.
+#[derive(Clone, Copy, Default)]
+pub struct StreamOptions {
+    pub include_usage: bool,
+    pub continuous_usage: bool,
+}
+
+impl Common {
+    pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+        for name in METADATA {
+            object.take(name);
+        }
+        refuse_best_of(object)?;
+        refuse_priority(object)?;
+        refuse_response_format(object)?;
+        let model = json::typed(object.require("model")?, "model", "a string")?;
+        let sampling = Sampling::read(object, limits)?;
+        let streamed = object.boolean("stream")?.unwrap_or(false);
+        let options = stream_options(object)?;
+        if options.is_some() && !streamed {
+            let message = "`stream_options` is only allowed when `stream` is true";
+            return Err(ApiError::invalid("stream_options", "invalid_value", message));
+        }
+        let max_tokens = object.count("max_tokens", 1..=TOKENS_MAX)?;
+        let min_tokens = object.count("min_tokens", 0..=TOKENS_MAX)?.unwrap_or(0);
+        Ok(Self {
+            model,
+            sampling,
+            max_tokens,
+            min_tokens,
+            stop: stop_strings(object, limits)?,
+            stop_token_ids: stop_token_ids(object, limits)?,
+            ignore_eos: object.boolean("ignore_eos")?.unwrap_or(false),
+            include_stop: object.boolean("include_stop_str_in_output")?.unwrap_or(false),
+            skip_special_tokens: object.boolean("skip_special_tokens")?.unwrap_or(true),
+            n: object.count("n", 1..=limits.choices_max)?.unwrap_or(1),
+            stream: streamed.then(|| options.unwrap_or_default()),
+        })
+    }
+}
+
+impl Sampling {
+    fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+        let mut real = |name: &str, range: &RangeInclusive<f64>, default: f32| -> Result<f32> {
+            Ok(object.number(name, range)?.map_or(default, |value| value as f32))
+        };
+        let temperature = real("temperature", &TEMPERATURE, 1.0)?;
+        let top_p = real("top_p", &TOP_P, 1.0)?;
+        let min_p = real("min_p", &MIN_P, 0.0)?;
+        let repetition_penalty = real("repetition_penalty", &REPETITION_PENALTY, 1.0)?;
+        let presence_penalty = real("presence_penalty", &PRESENCE_PENALTY, 0.0)?;
+        let frequency_penalty = real("frequency_penalty", &FREQUENCY_PENALTY, 0.0)?;
+        let top_k = object.integer("top_k", &TOP_K)?.unwrap_or(0);
+        let seed = object.integer("seed", &(i64::MIN..=i64::MAX))?;
+        Ok(Self {
+            temperature,
+            top_p,
+            top_k: u32::try_from(top_k).unwrap_or(0),
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: logit_bias(object, limits)?,
+            seed: seed.map(i64::cast_unsigned),
+        })
+    }
+}
+
+fn stream_options(object: &mut Object<'_>) -> Result<Option<StreamOptions>> {
+    let Some(raw) = object.take("stream_options") else { return Ok(None) };
+    let mut options = Object::from_raw(raw, "stream_options")?;
+    let read = StreamOptions {
+        include_usage: options.boolean("include_usage")?.unwrap_or(false),
+        continuous_usage: options.boolean("continuous_usage_stats")?.unwrap_or(false),
+    };
+    // Padding against traffic analysis is a promise we do not make, so only its absence may be asked for.
+    if options.boolean("include_obfuscation")? == Some(true) {
+        return Err(ApiError::unsupported("stream_options.include_obfuscation"));
+    }
+    options.finish(&["include_usage", "continuous_usage_stats", "include_obfuscation"], &[])?;
+    Ok(Some(read))
+}
+
+fn stop_strings(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<String>> {
+    let Some(raw) = object.take("stop") else { return Ok(Vec::new()) };
+    let stops: Vec<String> = if raw.get().starts_with('"') {
+        vec![json::typed(raw, "stop", "a string or an array of strings")?]
+    } else {
+        json::array(raw, "stop", limits.stops_max)?;
+        json::typed(raw, "stop", "a string or an array of strings")?
+    };
+    for (at, stop) in stops.iter().enumerate() {
+        if stop.is_empty() || stop.len() > limits.stop_bytes_max {
+            let path = if raw.get().starts_with('"') { "stop".to_owned() } else { format!("stop[{at}]") };
+            let message = format!("`{path}` must have between 1 and {} bytes", limits.stop_bytes_max);
+            return Err(ApiError::invalid(path, "out_of_range", message));
+        }
+    }
+    Ok(stops)
+}
+
+fn stop_token_ids(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<u32>> {
+    let Some(raw) = object.take("stop_token_ids") else { return Ok(Vec::new()) };
+    let items = json::array(raw, "stop_token_ids", limits.stop_tokens_max)?;
+    let token = |(at, raw): (usize, &&RawValue)| token_id(raw, &format!("stop_token_ids[{at}]"));
+    items.iter().enumerate().map(token).collect()
+}
+
+/// A token number.
+pub fn token_id(raw: &RawValue, path: &str) -> Result<u32> {
+    let value = json::integer(raw, path, &TOKEN)?;
+    Ok(u32::try_from(value).expect("TOKEN is the range of u32"))
+}
+
+fn logit_bias(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<(u32, f32)>> {
+    let Some(raw) = object.take("logit_bias") else { return Ok(Vec::new()) };
+    let entries = Object::from_raw(raw, "logit_bias")?.into_entries();
+    if entries.len() > limits.logit_bias_max {
+        let message = format!(
+            "`logit_bias` has {} entries, but the limit is {}",
+            entries.len(),
+            limits.logit_bias_max
+        );
+        return Err(ApiError::invalid("logit_bias", "object_above_max_length", message));
+    }
+    let mut biases = Vec::with_capacity(entries.len());
+    for (key, raw) in entries {
+        let canonical = |token: &u32| token.to_string() == key;
+        let Some(token) = key.parse::<u32>().ok().filter(canonical) else {
+            let message = "the keys of `logit_bias` must be token numbers, such as \"50256\"";
+            return Err(ApiError::invalid("logit_bias", "invalid_value", message));
+        };
+        let bias = json::number(raw, &format!("logit_bias.{token}"), &LOGIT_BIAS)?;
+        biases.push((token, bias as f32));
+    }
+    biases.sort_unstable_by_key(|(token, _)| *token);
+    Ok(biases)
+}
+
+fn refuse_best_of(object: &mut Object<'_>) -> Result<()> {
+    match object.take("best_of") {
+        Some(_) => Err(ApiError::unsupported("best_of")),
+        None => Ok(()),
+    }
+}
+
+/// Who goes first is the operator's choice, so a client may only say that it asks for nothing.
+fn refuse_priority(object: &mut Object<'_>) -> Result<()> {
+    match object.take("priority") {
+        Some(raw) if raw.get() != "0" => Err(ApiError::unsupported("priority")),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_response_format(object: &mut Object<'_>) -> Result<()> {
+    let Some(raw) = object.take("response_format") else { return Ok(()) };
+    let mut format = Object::from_raw(raw, "response_format")?;
+    let kind = format.string("type")?;
+    if kind.as_deref() == Some("text") { Ok(()) } else { Err(ApiError::unsupported("response_format")) }
+}
+
+/// `system_fingerprint`: which build answered.
+pub const FINGERPRINT: &str = concat!("rempart-", env!("CARGO_PKG_VERSION"));
+
+/// How many tokens a request took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PromptTokensDetails {
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}

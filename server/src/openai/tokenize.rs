@@ -1,0 +1,79 @@
+//! `/tokenize` and `/detokenize` on the wire, as vLLM has them.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::chat::Conversation;
+use crate::openai::json::{self, Object};
+use crate::openai::shared;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// What is to be tokenized.
+pub enum Source {
+    Prompt(String),
+    Chat(Conversation),
+}
+
+pub struct TokenizeRequest {
+    pub model: Option<String>,
+    pub source: Source,
+    pub add_special_tokens: Option<bool>,
+    pub return_token_strs: bool,
+}
+
+impl TokenizeRequest {
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        let model = object.string("model")?;
+        let add_special_tokens = object.boolean("add_special_tokens")?;
+        let return_token_strs = object.boolean("return_token_strs")?.unwrap_or(false);
+        let source = match object.string("prompt")? {
+            Some(prompt) => Source::Prompt(prompt),
+            None => Source::Chat(Conversation::read(&mut object, limits)?),
+        };
+        let known = [
+            "add_generation_prompt",
+            "add_special_tokens",
+            "chat_template_kwargs",
+            "messages",
+            "model",
+            "prompt",
+            "return_token_strs",
+        ];
+        object.finish(&known, &["chat_template", "continue_final_message", "mm_processor_kwargs", "tools"])?;
+        Ok(Self { model, source, add_special_tokens, return_token_strs })
+    }
+}
+
+#[derive(Serialize)]
+pub struct Tokenized {
+    pub count: usize,
+    pub max_model_len: usize,
+    pub tokens: Vec<u32>,
+    pub token_strs: Option<Vec<String>>,
+}
+
+pub struct DetokenizeRequest {
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+impl DetokenizeRequest {
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        let model = object.string("model")?;
+        let items = json::typed::<Vec<&RawValue>>(object.require("tokens")?, "tokens", "an array of token numbers")?;
+        let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("tokens[{at}]"));
+        let tokens = items.iter().enumerate().map(token).collect::<Result<_>>()?;
+        object.finish(&["model", "tokens"], &[])?;
+        Ok(Self { model, tokens })
+    }
+}
+
+#[derive(Serialize)]
+pub struct Detokenized {
+    pub prompt: String,
+}

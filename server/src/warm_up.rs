@@ -1,0 +1,44 @@
+//! The proof behind a green `/readyz`: one token, made by the model through the way every request takes.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use rempart_engine::{Event, Finish, Request, SamplingParams, StopRules};
+
+use crate::http::AppState;
+
+/// Generates one token and, if that works, marks the engine ready.
+pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
+    let model = app.model().map_err(|error| anyhow::anyhow!(error.message))?;
+    let first = model.tokenizer.bos().or(model.tokenizer.eos()).unwrap_or(0);
+    let request = Request {
+        prompt: vec![first],
+        n: 1,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop: StopRules { tokens: Vec::new(), max_tokens: 1, min_tokens: 0 },
+        prompt_logprobs: None,
+        cache_salt: 0,
+        priority: 0,
+        deadline_ms: None,
+    };
+    let began = Instant::now();
+    let mut stream = model.engine.submit(vec![request], app.timing(began)).await.context("the first request")?;
+    let mut made = false;
+    loop {
+        match stream.next().await.map(|event| event.event) {
+            Some(Event::Token(_)) => made = true,
+            Some(Event::Finished(Finish::Length)) if made => break,
+            Some(Event::Finished(finish)) => bail!("the first token was not made: {finish:?}"),
+            Some(_) => {}
+            None => bail!("the engine stopped before it made a token"),
+        }
+    }
+    model.engine.mark_warm();
+    tracing::info!(
+        model = model.id(),
+        context_length = model.context_length,
+        first_token_seconds = began.elapsed().as_secs_f64(),
+        "ready"
+    );
+    Ok(())
+}
