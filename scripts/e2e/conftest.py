@@ -74,8 +74,10 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(items):
-    """All tests of a model together, so that each is loaded once; tests with servers of their own come last."""
+    """First what needs no server, then all tests of a model together, last those with servers of their own."""
     def order(item):
+        if "current" not in item.fixturenames:
+            return -1
         name = item.callspec.params.get("served") if hasattr(item, "callspec") else None
         return MODELS.index(name) if name else len(MODELS)
     items.sort(key=order)
