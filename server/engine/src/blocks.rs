@@ -311,3 +311,6 @@ impl Source {
             .map_or(Self::Root(salt), |parent| Self::Parent(*parent))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-/// Rows of logits a step may always ask for, however few sequences run, so that scoring a prompt takes chunks.
-const LOGITS_PER_STEP_MIN: usize = 64;
+/// Rows of logits a step may ask for beyond one per sequence, so that prompts are scored in chunks.
+const SCORED_PER_STEP: usize = 64;
 
 /// Limits of one engine. Every queue, buffer and loop of it is bounded by these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +78,6 @@ impl EngineConfig {
 
     /// The most rows of logits one step asks for: what the memory plan must hold (times the vocabulary).
     pub fn logits_max(&self) -> usize {
-        self.sequences_max
-            .max(LOGITS_PER_STEP_MIN)
-            .min(self.step_tokens_max)
+        self.step_tokens_max.min(self.sequences_max + SCORED_PER_STEP)
     }
 }

@@ -124,3 +124,6 @@ impl<R: ModelRunner> Engine<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

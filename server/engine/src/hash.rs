@@ -104,3 +104,63 @@ impl State {
         u128::from(high) << 64 | u128::from(low)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_goes_in_matters() {
+        let hasher = Hasher::new(1);
+        let roots = [
+            hasher.root(Salt::Shared(0)),
+            hasher.root(Salt::Shared(1)),
+            hasher.root(Salt::Private(0)),
+            hasher.root(Salt::Private(1)),
+            Hasher::new(2).root(Salt::Shared(0)),
+        ];
+        let texts: [&[Token]; 10] = [
+            &[],
+            &[0],
+            &[0, 0],
+            &[0, 1],
+            &[1, 0],
+            &[1, 1],
+            &[0, 0, 0],
+            &[u32::MAX],
+            &[0, u32::MAX],
+            &[1, 0, 0],
+        ];
+        let mut keys: Vec<BlockKey> = roots.to_vec();
+        for root in roots {
+            keys.extend(texts.iter().map(|text| hasher.chain(root, text)));
+            keys.push(hasher.chain(hasher.chain(root, &[0, 0]), &[0, 1]));
+            keys.push(hasher.chain(hasher.chain(root, &[0, 1]), &[0, 0]));
+        }
+        let halves: std::collections::BTreeSet<u64> = keys
+            .iter()
+            .flat_map(|key| [*key as u64, (*key >> 64) as u64])
+            .collect();
+        assert_eq!(halves.len(), keys.len() * 2, "every half of every key is another");
+    }
+
+    /// Every input bit flips about half of the output bits.
+    #[test]
+    fn inputs_avalanche() {
+        let hasher = Hasher::new(0x4d);
+        let text = [3, 1, 4, 1, 5];
+        let base = hasher.chain(0x1234, &text);
+        let flipped = |key: BlockKey| (key ^ base).count_ones();
+        let parents = (0..128).map(|bit| flipped(hasher.chain(0x1234 ^ 1 << bit, &text)));
+        let tokens = (0..160).map(|bit| {
+            let mut text = text;
+            text[bit / 32] ^= 1 << (bit % 32);
+            flipped(hasher.chain(0x1234, &text))
+        });
+        let secrets = (0..64).map(|bit| flipped(Hasher::new(0x4d ^ 1 << bit).chain(0x1234, &text)));
+        let all: Vec<u32> = parents.chain(tokens).chain(secrets).collect();
+        assert!(all.iter().all(|bits| (36..92).contains(bits)), "{all:?}");
+        let mean = f64::from(all.iter().sum::<u32>()) / all.len() as f64;
+        assert!((mean - 64.0).abs() < 1.0, "{mean}");
+    }
+}

@@ -5,10 +5,13 @@
 //! blocks run out the youngest sequence gives up its blocks and goes back to its place in the queue, which is in
 //! front of everything of its priority that has not started.
 //!
-//! Bounds. The queue is served strictly in order: nobody is admitted past a sequence that waits for blocks, so a
-//! huge prompt waits at most until the sequences running in front of it have ended. The one exception is a sibling
-//! that waits for its request's prompt: in each step of that prompt's prefill at most `sequences_max - 1` younger
-//! sequences may use what the budget has left.
+//! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of
+//! service, with one exception: siblings wait for their request's first sequence to compute the prompt, and
+//! meanwhile up to `sequences_max - 1` younger sequences may use what the budget leaves (K). In every step the first
+//! in order among the running gains at least a token and is never preempted. So within one priority a sequence
+//! starts at most W steps after it was added, W being the sum of prompt and `max_tokens` over all that were alive
+//! before it, for a sibling plus that of the younger ones that overtook it; a huge prompt can't be overtaken for
+//! ever. Lower priorities do wait for as long as higher ones keep coming.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};

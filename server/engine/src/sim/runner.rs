@@ -170,8 +170,8 @@ pub struct FakeRunner {
     steps: u64,
     fault: Cell<Option<Fault>>,
     /// The rows of the last batch, without their tokens.
-    pub(super) rows: Vec<Row>,
-    pub(super) batch_tokens: usize,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) batch_tokens: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -176,9 +176,16 @@ impl World {
         self.summary.sequences += request.n as u64;
         let model = self.engine.runner().model;
         for index in 0..request.n {
-            // In every step the first in order gains a token or ends, and with one priority nobody comes in front.
+            // In every step the first in order gains a token or ends, and with one priority nobody comes in front. A
+            // sibling whose elder ended early may also find younger sequences running.
             let ahead: usize = self.clients.values().map(Client::steps_max).sum();
-            let start_by = (!self.traffic.priorities).then(|| self.summary.steps + ahead as u64 + 1);
+            let younger = if index == 0 {
+                0
+            } else {
+                self.config.sequences_max * self.config.context_max
+            };
+            let start_by =
+                (!self.traffic.priorities).then(|| self.summary.steps + (ahead + younger + 1) as u64);
             let client = Client {
                 request: id,
                 index,
