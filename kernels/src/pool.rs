@@ -172,9 +172,9 @@ impl Pool {
         while shared.state.load(Ordering::Acquire) & INSIDE > 0 {
             spins += 1;
             if spins.is_multiple_of(SPINS) {
-                thread::yield_now()
+                thread::yield_now();
             } else {
-                spin_loop()
+                spin_loop();
             }
         }
         drop(turn);

@@ -4,6 +4,10 @@
 //! whatever tile it is in.
 
 #![expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants unroll, and their indices are registers' numbers"
+)]
+#![expect(
     clippy::inline_always,
     reason = "the caller's target features must reach these bodies"
 )]
@@ -130,9 +134,10 @@ impl Run<'_> {
             self.scores::<S, M>(first, &mut scores);
             for m in 0..M {
                 let out = self.job.out.slice(self.job.query(self.tile, first + m), d);
-                let correction = self.weigh::<S>(&mut scores[m], &mut running[m]);
-                if correction != 1.0 {
-                    out.iter_mut().for_each(|out| *out *= correction);
+                if let Some(correction) = self.weigh::<S>(&mut scores[m], &mut running[m]) {
+                    for out in &mut *out {
+                        *out *= correction;
+                    }
                 }
                 outs[m] = out.as_mut_ptr();
             }
@@ -177,12 +182,12 @@ impl Run<'_> {
     }
 
     /// Turns a query's scores into weights relative to the largest score so far, zero where it sees nothing, and
-    /// returns the factor by which that shrinks what was summed before.
+    /// returns the factor by which that shrinks what was summed before, if it does.
     ///
     /// # Safety
     /// As for [`Simd`].
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(&self, scores: &mut [f32; SPAN], running: &mut Running) -> f32 {
+    unsafe fn weigh<S: Simd>(&self, scores: &mut [f32; SPAN], running: &mut Running) -> Option<f32> {
         let start = scores.as_mut_ptr();
         // SAFETY: the span is a multiple of the lanes.
         unsafe {
@@ -211,12 +216,8 @@ impl Run<'_> {
             }
             let zero = S::splat(0.0);
             let sum = S::sum4([sums, zero, zero, zero])[0];
-            let correction = if old == running.max {
-                1.0
-            } else {
-                (old - running.max).exp()
-            };
-            running.sum = running.sum * correction + sum;
+            let correction = (old.to_bits() != running.max.to_bits()).then(|| (old - running.max).exp());
+            running.sum = running.sum * correction.unwrap_or(1.0) + sum;
             correction
         }
     }

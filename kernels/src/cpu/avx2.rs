@@ -4,6 +4,13 @@
     unsafe_op_in_unsafe_fn,
     reason = "the bodies are single instructions under the trait's one contract"
 )]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
 #![expect(
     clippy::inline_always,
     reason = "the caller's target features must reach these bodies"
@@ -125,7 +132,7 @@ impl Simd for Avx2 {
 #[inline(always)]
 unsafe fn first(len: usize) -> __m256i {
     _mm256_cmpgt_epi32(
-        _mm256_set1_epi32(len as i32),
+        _mm256_set1_epi32((len as u32).cast_signed()),
         _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
     )
 }

@@ -4,6 +4,13 @@
     unsafe_op_in_unsafe_fn,
     reason = "the bodies are single instructions under the trait's one contract"
 )]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
 #![expect(
     clippy::inline_always,
     reason = "the caller's target features must reach these bodies"
@@ -152,7 +159,7 @@ unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
         Format::Q5K => vector::widen::<Avx512, decode::Q5K>(bytes, out),
         Format::Q6K => vector::widen::<Avx512, decode::Q6K>(bytes, out),
         Format::F32 | Format::F16 | Format::Bf16 | Format::Q2K | Format::Q3K => {
-            plain::blocks(format, bytes, out)
+            plain::blocks(format, bytes, out);
         }
     }
 }

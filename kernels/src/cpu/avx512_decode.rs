@@ -7,6 +7,13 @@
     unsafe_op_in_unsafe_fn,
     reason = "the bodies are instructions under the trait's one contract"
 )]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
 #![expect(
     clippy::inline_always,
     reason = "the caller's target features must reach these bodies"
@@ -176,20 +183,29 @@ unsafe fn scales(from: *const u8) -> ([f32; 8], [f32; 8]) {
     let (a, b, c) = (word(0), word(4), word(8));
     let high_scales = c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030;
     let high_mins = c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030;
-    let widen = |low: u32, high: u32, factor: *const u8| {
-        let eight = _mm_cvtsi64_si128((u64::from(high) << 32 | u64::from(low)).cast_signed());
-        let factor = _mm512_castps512_ps256(half(factor));
-        let mut out = [0.0; 8];
-        _mm256_storeu_ps(
-            out.as_mut_ptr(),
-            _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight))),
-        );
-        out
-    };
     (
-        widen(a & 0x3f3f_3f3f, high_scales, from),
-        widen(b & 0x3f3f_3f3f, high_mins, from.add(2)),
+        eight(a & 0x3f3f_3f3f, high_scales, half(from)),
+        eight(b & 0x3f3f_3f3f, high_mins, half(from.add(2))),
     )
+}
+
+/// Eight bytes as floats, times a factor.
+#[inline(always)]
+unsafe fn eight(low: u32, high: u32, factor: __m512) -> [f32; 8] {
+    let bytes = _mm_cvtsi64_si128((u64::from(high) << 32 | u64::from(low)).cast_signed());
+    let floats = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    let mut out = [0.0; 8];
+    _mm256_storeu_ps(
+        out.as_mut_ptr(),
+        _mm256_mul_ps(_mm512_castps512_ps256(factor), floats),
+    );
+    out
+}
+
+/// The weights of 0..16, or of other sixteen numbers, in a group.
+#[inline(always)]
+unsafe fn table(numbers: __m512, scale: f32, min: f32) -> __m512 {
+    _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), numbers), _mm512_set1_ps(min))
 }
 
 impl Decode<Avx512> for Q4K {
@@ -199,14 +215,9 @@ impl Decode<Avx512> for Q4K {
     #[inline(always)]
     unsafe fn block(from: *const u8, sink: &mut impl Sink<Avx512>) {
         let (scales, mins) = scales(from);
-        let table = |j: usize| {
-            _mm512_sub_ps(
-                _mm512_mul_ps(_mm512_set1_ps(scales[j]), iota()),
-                _mm512_set1_ps(mins[j]),
-            )
-        };
         for pair in 0..4 {
-            let (low, high) = (table(2 * pair), table(2 * pair + 1));
+            let low = table(iota(), scales[2 * pair], mins[2 * pair]);
+            let high = table(iota(), scales[2 * pair + 1], mins[2 * pair + 1]);
             let (q0, q1) = (bytes(from.add(16 + 32 * pair)), bytes(from.add(32 + 32 * pair)));
             sink.take(64 * pair, pick(low, q0));
             sink.take(64 * pair + 16, pick(low, q1));
@@ -225,12 +236,11 @@ impl Decode<Avx512> for Q5K {
         let (scales, mins) = scales(from);
         let plane = _mm256_loadu_si256(from.add(16).cast());
         for group in 0..8 {
-            let (scale, min) = (_mm512_set1_ps(scales[group]), _mm512_set1_ps(mins[group]));
-            let low = _mm512_sub_ps(_mm512_mul_ps(scale, iota()), min);
+            let low = table(iota(), scales[group], mins[group]);
             let upper = _mm512_add_ps(iota(), _mm512_set1_ps(16.0));
-            let high = _mm512_sub_ps(_mm512_mul_ps(scale, upper), min);
+            let high = table(upper, scales[group], mins[group]);
             let fifth = _mm256_test_epi8_mask(plane, _mm256_set1_epi8((1_u8 << group).cast_signed()));
-            let shift = _mm_cvtsi32_si128(group as i32 % 2 * 4);
+            let shift = _mm_cvtsi32_si128(if group % 2 > 0 { 4 } else { 0 });
             for side in 0..2 {
                 let q = _mm512_srl_epi32(bytes(from.add(48 + group / 2 * 32 + side * 16)), shift);
                 sink.take(
@@ -253,8 +263,8 @@ impl Decode<Avx512> for Q6K {
         _mm512_storeu_ps(scales.as_mut_ptr(), _mm512_mul_ps(half(from.add(208)), widened));
         let (nibble, pair) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
         for part in 0..2 {
-            let low = |at: usize| _mm256_loadu_si256(from.add(64 * part + at).cast());
-            let (a, b) = (low(0), low(32));
+            let a = _mm256_loadu_si256(from.add(64 * part).cast());
+            let b = _mm256_loadu_si256(from.add(64 * part + 32).cast());
             let high = _mm256_loadu_si256(from.add(128 + 32 * part).cast());
             let quarters = [
                 (a, _mm256_slli_epi16::<4>(high)),

@@ -15,7 +15,7 @@ use crate::Format;
 pub(crate) fn blocks(format: Format, bytes: &[u8], out: &mut [f32]) {
     match format {
         Format::F32 => each(bytes, out, |b: &[u8; 4], o: &mut [f32; 1]| {
-            o[0] = f32::from_le_bytes(*b)
+            o[0] = f32::from_le_bytes(*b);
         }),
         Format::F16 => each(bytes, out, |b: &[u8; 2], o: &mut [f32; 1]| o[0] = f16(*b)),
         Format::Bf16 => each(bytes, out, |b: &[u8; 2], o: &mut [f32; 1]| o[0] = bf16(*b)),

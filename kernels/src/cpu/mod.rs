@@ -35,6 +35,8 @@ use jobs::{LinearJob, Tile};
 
 use crate::{Format, op::Activation, op::RopeStyle};
 
+type RopeKernel = unsafe fn(RopeStyle, &[f32], (&[f32], &[f32]), &mut [f32]);
+
 /// The kernels of one instruction set. [`best`] and [`all`] hand out only those that this processor runs, which is what
 /// the functions require; each is called by the method of its name.
 #[derive(Clone, Copy)]
@@ -50,7 +52,7 @@ pub struct Kernels {
     /// One row: input, weight, epsilon, output; the slices are of one length.
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// The heads of one token: input, cosines and sines `[d/2]`, output.
-    rope: unsafe fn(RopeStyle, &[f32], (&[f32], &[f32]), &mut [f32]),
+    rope: RopeKernel,
     /// `activation(gate) * up` for slices of one length.
     gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
 }

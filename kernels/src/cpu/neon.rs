@@ -4,6 +4,13 @@
     unsafe_op_in_unsafe_fn,
     reason = "the bodies are single instructions under the trait's one contract"
 )]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
 #![expect(
     clippy::inline_always,
     reason = "the kernels' inner loops must not call functions"

@@ -1,10 +1,5 @@
 //! What the vector kernels need of an instruction set.
 
-#![expect(
-    clippy::missing_safety_doc,
-    reason = "one contract for all, stated at the trait"
-)]
-
 use crate::Format;
 
 /// Vectors of `f32`.

@@ -4,6 +4,10 @@
 //! within it change which sums are made together, never how one is made.
 
 #![expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants unroll, and their indices are registers' numbers"
+)]
+#![expect(
     clippy::inline_always,
     reason = "the caller's target features must reach these bodies"
 )]
@@ -20,18 +24,9 @@ use crate::{Format, op::Activation, op::RopeStyle};
 const PANEL: usize = 64 * 1024;
 
 thread_local! {
-    /// A panel of widened weights, reused so that a step allocates nothing for it.
+    /// A panel of widened weights, reused so that a step allocates nothing for it. It is taken and put back: in the body
+    /// of a closure that the standard library calls, the instruction set would be lost.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Runs `work` with a scratch of at least `len` elements.
-pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        work(&mut scratch[..len])
-    })
 }
 
 /// The sums of four weight rows with `M` activation rows of `k` elements.
@@ -87,27 +82,36 @@ pub(super) unsafe fn tile<S: Simd, const M: usize>(
 #[inline(always)]
 pub(super) unsafe fn panels<S: Simd>(job: &LinearJob<'_>, rows: Range<usize>) {
     let k = job.weight.cols();
-    if job.weight.format() == Format::F32 && job.weight.bytes().as_ptr().cast::<f32>().is_aligned() {
-        let start = job.weight.bytes().as_ptr().cast::<f32>();
+    if let Some(weights) = aligned(job) {
         for row in rows.clone().step_by(panel_rows(k)) {
             let rows = row..(row + panel_rows(k)).min(rows.end);
-            // SAFETY: the matrix holds its rows, aligned as floats; the rest is the caller's promise.
-            unsafe { panel::<S>(job, rows, start.add(row * k)) }
+            // SAFETY: the matrix holds its rows; the rest is the caller's promise.
+            unsafe { panel::<S>(job, rows.clone(), weights[rows.start * k..].as_ptr()) }
         }
         return;
     }
-    with_scratch(panel_rows(k) * k, |scratch| {
-        for row in rows.clone().step_by(panel_rows(k)) {
-            let rows = row..(row + panel_rows(k)).min(rows.end);
-            let bytes = job.weight.rows_bytes(rows.clone());
-            let widened = &mut scratch[..rows.len() * k];
-            // SAFETY: the panel holds the rows; the rest is the caller's promise.
-            unsafe {
-                S::dequantize(job.weight.format(), bytes, widened);
-                panel::<S>(job, rows, widened.as_ptr());
-            }
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < panel_rows(k) * k {
+        scratch.resize(panel_rows(k) * k, 0.0);
+    }
+    for row in rows.clone().step_by(panel_rows(k)) {
+        let rows = row..(row + panel_rows(k)).min(rows.end);
+        let bytes = job.weight.rows_bytes(rows.clone());
+        let widened = &mut scratch[..rows.len() * k];
+        // SAFETY: the panel holds the rows; the rest is the caller's promise.
+        unsafe {
+            S::dequantize(job.weight.format(), bytes, widened);
+            panel::<S>(job, rows, widened.as_ptr());
         }
-    });
+    }
+    SCRATCH.set(scratch);
+}
+
+/// Weights that need no widening.
+fn aligned<'a>(job: &LinearJob<'a>) -> Option<&'a [f32]> {
+    // SAFETY: any four bytes are a float.
+    let (before, weights, _) = unsafe { job.weight.bytes().align_to() };
+    (job.weight.format() == Format::F32 && before.is_empty()).then_some(weights)
 }
 
 /// Rows of a panel, a multiple of four.

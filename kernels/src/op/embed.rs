@@ -16,8 +16,8 @@ pub fn embed(weight: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
         for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
             let id = id as usize;
             cpu::best().dequantize(weight.format(), weight.rows_bytes(id..id + 1), out);
-            if scale != 1.0 {
-                out.iter_mut().for_each(|x| *x *= scale);
+            for x in out {
+                *x *= scale;
             }
         }
     }

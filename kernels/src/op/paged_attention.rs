@@ -95,11 +95,15 @@ impl CustomOp3 for PagedAttention<'_> {
 }
 
 impl PagedAttention<'_> {
-    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<Dims> {
-        let (&[n, heads, d], &[blocks, kv_heads, block_size, cache_d]) = (q.dims(), k.dims()) else {
-            bail!("paged_attention: q is {:?}, the cache {:?}", q.shape(), k.shape())
+    fn check(&self, q: &Layout, keys: &Layout, values: &Layout) -> Result<Dims> {
+        let (&[n, heads, d], &[blocks, kv_heads, block_size, cache_d]) = (q.dims(), keys.dims()) else {
+            bail!(
+                "paged_attention: q is {:?}, the cache {:?}",
+                q.shape(),
+                keys.shape()
+            )
         };
-        if k.shape() != v.shape()
+        if keys.shape() != values.shape()
             || d != cache_d
             || kv_heads == 0
             || block_size == 0
@@ -108,18 +112,19 @@ impl PagedAttention<'_> {
             bail!(
                 "paged_attention: q is {:?}, keys {:?}, values {:?}",
                 q.shape(),
-                k.shape(),
-                v.shape()
+                keys.shape(),
+                values.shape()
             );
         }
         let mut ranges: Vec<_> = self
             .rows
             .iter()
             .map(|row| row.tokens.clone())
-            .filter(|r| !r.is_empty())
+            .filter(|tokens| !tokens.is_empty())
             .collect();
         ranges.sort_unstable_by_key(|range| range.start);
-        if ranges.last().is_some_and(|last| last.end > n) || ranges.windows(2).any(|w| w[0].end > w[1].start)
+        if ranges.last().is_some_and(|last| last.end > n)
+            || ranges.windows(2).any(|pair| pair[0].end > pair[1].start)
         {
             bail!("paged_attention: the rows' tokens overlap or pass the {n} of q");
         }

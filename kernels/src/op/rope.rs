@@ -17,7 +17,7 @@ pub enum RopeStyle {
 }
 
 /// Rotates pair `i` of each head of `x` `[n, heads, d]` by `positions[row] * inv_freq[i]`, and multiplies by
-/// `attention_factor` (that of YaRN; otherwise 1). `inv_freq` `[d/2]`, `positions` `[n]`.
+/// `attention_factor` (the scale of `YaRN`; otherwise 1). `inv_freq` `[d/2]`, `positions` `[n]`.
 pub fn rope(
     x: &Tensor,
     inv_freq: &[f32],
