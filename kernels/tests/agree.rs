@@ -155,9 +155,9 @@ proptest! {
         let style = if halves { RopeStyle::Halves } else { RopeStyle::Interleaved };
         let mut exact: Vec<f64> = values(&x).into_iter().map(f64::from).collect();
         for (row, head) in (0..n).flat_map(|row| (0..heads).map(move |head| (row, head))) {
-            for i in 0..half {
+            for (i, freq) in freq.iter().enumerate() {
                 // The angle is an f32 in the reference implementations too.
-                let (sin, cos) = f64::from(positions[row] as f32 * freq[i]).sin_cos();
+                let (sin, cos) = f64::from(positions[row] as f32 * freq).sin_cos();
                 let start = (row * heads + head) * d;
                 let (a, b) = if halves { (start + i, start + i + half) } else { (start + 2 * i, start + 2 * i + 1) };
                 (exact[a], exact[b]) = (1.5 * (exact[a] * cos - exact[b] * sin), 1.5 * (exact[b] * cos + exact[a] * sin));
