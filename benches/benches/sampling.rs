@@ -10,13 +10,53 @@ use rempart_engine::{SampleKind, SampleRow, SamplingParams, Token};
 fn cases() -> Vec<(&'static str, SamplingParams)> {
     let plain = SamplingParams::default();
     vec![
-        ("greedy", SamplingParams { temperature: 0.0, ..plain.clone() }),
-        ("greedy, 20 logprobs", SamplingParams { temperature: 0.0, logprobs: Some(20), ..plain.clone() }),
+        (
+            "greedy",
+            SamplingParams {
+                temperature: 0.0,
+                ..plain.clone()
+            },
+        ),
+        (
+            "greedy, 20 logprobs",
+            SamplingParams {
+                temperature: 0.0,
+                logprobs: Some(20),
+                ..plain.clone()
+            },
+        ),
         ("temperature", plain.clone()),
-        ("top_k 40", SamplingParams { top_k: 40, ..plain.clone() }),
-        ("top_p 0.95", SamplingParams { top_p: 0.95, ..plain.clone() }),
-        ("top_k 20, top_p 0.95", SamplingParams { top_k: 20, top_p: 0.95, temperature: 0.7, ..plain.clone() }),
-        ("penalties", SamplingParams { repetition_penalty: 1.1, frequency_penalty: 0.2, ..plain }),
+        (
+            "top_k 40",
+            SamplingParams {
+                top_k: 40,
+                ..plain.clone()
+            },
+        ),
+        (
+            "top_p 0.95",
+            SamplingParams {
+                top_p: 0.95,
+                ..plain.clone()
+            },
+        ),
+        (
+            "top_k 20, top_p 0.95",
+            SamplingParams {
+                top_k: 20,
+                top_p: 0.95,
+                temperature: 0.7,
+                ..plain.clone()
+            },
+        ),
+        (
+            "penalties",
+            SamplingParams {
+                repetition_penalty: 1.1,
+                frequency_penalty: 0.2,
+                ..plain
+            },
+        ),
     ]
 }
 

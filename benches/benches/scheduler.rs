@@ -4,7 +4,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rempart_engine::{
-    Batch, Engine, EngineConfig, ModelRunner, Request, RequestId, SampleRow, Sampled, SamplingParams, StopRules,
+    Batch, Engine, EngineConfig, ModelRunner, Request, RequestId, SampleRow, Sampled, SamplingParams,
+    StopRules,
 };
 
 struct Instant;
@@ -19,7 +20,13 @@ impl ModelRunner for Instant {
     }
 
     fn sample(&mut self, (): (), rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
-        Ok(rows.iter().map(|row| Sampled { token: row.position as u32 & 1023, logprob: None }).collect())
+        Ok(rows
+            .iter()
+            .map(|row| Sampled {
+                token: row.position as u32 & 1023,
+                logprob: None,
+            })
+            .collect())
     }
 }
 
@@ -40,7 +47,11 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         prompt,
         n: 1,
         sampling: SamplingParams::default(),
-        stop: StopRules { tokens: Vec::new(), max_tokens, min_tokens: 0 },
+        stop: StopRules {
+            tokens: Vec::new(),
+            max_tokens,
+            min_tokens: 0,
+        },
         prompt_logprobs: None,
         cache_salt: 0,
         priority: 0,
@@ -50,10 +61,18 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
 
 /// An engine in which `running` sequences of `context` tokens decode and `waiting` more wait.
 fn busy(running: u64, waiting: u64, context: u32) -> Engine<Instant> {
-    let mut engine = Engine::new(Instant, EngineConfig { sequences_max: running as usize, ..CONFIG });
+    let mut engine = Engine::new(
+        Instant,
+        EngineConfig {
+            sequences_max: running as usize,
+            ..CONFIG
+        },
+    );
     for id in 0..running + waiting {
         let prompt = (0..context).map(|token| token ^ id as u32).collect();
-        engine.add(RequestId(id), request(prompt, 100_000), 0).expect("the queue is large enough");
+        engine
+            .add(RequestId(id), request(prompt, 100_000), 0)
+            .expect("the queue is large enough");
     }
     while engine.step(0).expect("the runner never fails").prefill_tokens > 0 {}
     engine
@@ -74,13 +93,25 @@ fn decode(criterion: &mut Criterion) {
 fn prompt(criterion: &mut Criterion) {
     let prompt: Vec<u32> = (0..8192).collect();
     for cached in [false, true] {
-        let mut engine = Engine::new(Instant, EngineConfig { prefix_cache: cached, ..CONFIG });
+        let mut engine = Engine::new(
+            Instant,
+            EngineConfig {
+                prefix_cache: cached,
+                ..CONFIG
+            },
+        );
         let mut id = 0;
-        let name = if cached { "8k prompt, found in the cache" } else { "8k prompt, computed" };
+        let name = if cached {
+            "8k prompt, found in the cache"
+        } else {
+            "8k prompt, computed"
+        };
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
                 id += 1;
-                engine.add(RequestId(id), request(prompt.clone(), 1), 0).expect("the queue is empty");
+                engine
+                    .add(RequestId(id), request(prompt.clone(), 1), 0)
+                    .expect("the queue is empty");
                 while engine.has_work() {
                     engine.step(0).expect("the runner never fails");
                 }
