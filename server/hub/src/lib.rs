@@ -9,5 +9,6 @@ pub mod catalogue;
 pub mod digest;
 pub mod manifest;
 pub mod progress;
+pub mod pull;
 pub mod reference;
 pub mod store;
