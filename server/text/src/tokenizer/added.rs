@@ -33,10 +33,16 @@ impl Added {
         }
     }
 
-    /// Some files forget to mark `<|fim_prefix|>` and its like as special: the spelling tells.
+    /// Some files forget to mark `<|fim_prefix|>` or `<start_of_image>` as special: the spelling tells.
     fn is_control(&self) -> bool {
         let spelt_like = |open, close| self.content.starts_with(open) && self.content.ends_with(close);
-        self.special || spelt_like("<|", "|>") || spelt_like("<｜", "｜>")
+        let spellings = [
+            ("<|", "|>"),
+            ("<｜", "｜>"),
+            ("<start_of_", ">"),
+            ("<end_of_", ">"),
+        ];
+        self.special || spellings.iter().any(|(open, close)| spelt_like(open, close))
     }
 }
 

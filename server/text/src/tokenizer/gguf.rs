@@ -53,13 +53,22 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
         decoding,
         adds_bos,
     } = kind;
-    let added: Vec<Added> = types
+    let mut added: Vec<Added> = types
         .iter()
         .zip(&vocab.tokens)
         .enumerate()
         .filter(|(_, (kind, _))| matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED))
         .map(|(id, (kind, token))| Added::plain(id as u32, token.clone(), *kind != USER_DEFINED))
         .collect();
+    if matches!(pipeline, Pipeline::Scored(_)) {
+        // The converter writes blanks here where SentencePiece has "▁"; blanks of a text are merged by their scores.
+        for token in added
+            .iter_mut()
+            .filter(|token| token.content.trim_matches(' ').is_empty())
+        {
+            token.content = token.content.replace(' ', "▁");
+        }
+    }
     let bytes = types.iter().zip(&vocab.tokens).map(|(kind, token)| {
         Some(if matches!(*kind, CONTROL | UNKNOWN | USER_DEFINED) {
             decoding.added_bytes(token)

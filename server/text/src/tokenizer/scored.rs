@@ -75,6 +75,12 @@ impl Scored {
         for (index, token) in vocab.tokens.iter().enumerate() {
             let id = super::check_id(u32::try_from(index).unwrap_or(u32::MAX), "a token")? as u32;
             match types[index] {
+                // Runs of blanks that are defined tokens go before every other merge, the longest first.
+                USER_DEFINED if !token.is_empty() && token.trim_matches(' ').is_empty() => {
+                    tokens
+                        .entry(token.replace(' ', BLANK).into())
+                        .or_insert((id, token.len() as f32));
+                }
                 NORMAL | USER_DEFINED if !token.is_empty() => {
                     tokens.entry(token.as_str().into()).or_insert((id, scores[index]));
                 }
