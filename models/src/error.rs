@@ -1,0 +1,48 @@
+//! What can be wrong with a model's files or with a batch.
+
+use crate::weights;
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint's own file is refused.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// The configuration is missing something, or holds a value outside its limits.
+    #[error("{file}: {message}")]
+    Config {
+        /// The file, or "GGUF metadata".
+        file: String,
+        /// What is wrong: field, value, limit.
+        message: String,
+    },
+    /// A model family this version does not know.
+    #[error("architecture '{0}' is not supported; known are llama, mistral, qwen2, qwen3 and gemma3")]
+    UnsupportedArchitecture(String),
+    /// A file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The plan needs more memory than there is.
+    #[error("{0}")]
+    DoesNotFit(String),
+    /// A tensor operation failed: a bug of ours or a device that ran out of memory.
+    #[error("tensor operation: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A kernel refused its arguments.
+    #[error("kernel: {0}")]
+    Kernel(#[from] rempart_kernels::Error),
+}
+
+impl Error {
+    pub(crate) fn config(file: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Config { file: file.into(), message: message.into() }
+    }
+}

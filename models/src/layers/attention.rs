@@ -1,0 +1,78 @@
+//! Causal self-attention over the paged cache, with grouped key and value heads (GQA, arXiv:2305.13245).
+
+use candle_core::Tensor;
+use rempart_kernels::op;
+
+use super::{Linear, RmsNorm, Rope};
+use crate::{ForwardInput, ModelConfig, Result, weights::Weights};
+
+/// What differs between families and layers.
+pub(crate) struct AttentionOptions {
+    /// Rotary embedding of this layer.
+    pub(crate) rope: Rope,
+    /// Tokens seen, the token itself included; `None` sees all.
+    pub(crate) window: Option<usize>,
+    /// Normalise each query and key head, the norms' weights offset by this much.
+    pub(crate) qk_norm_offset: Option<f32>,
+}
+
+/// Projections, rotary embedding, cache write, attention, output projection.
+pub(crate) struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    rope: Rope,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    options: op::AttentionOptions,
+}
+
+impl Attention {
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, where asked for, `q_norm` and `k_norm`.
+    pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>, options: AttentionOptions) -> Result<Self> {
+        let (hidden, query, kv, bias) =
+            (config.hidden_size, config.query_size(), config.kv_size(), config.attention_bias);
+        let head_norm = |name: &str, offset: f32| {
+            RmsNorm::load_with_offset(&weights.at(name), config.head_dim, config.norm_eps, offset)
+        };
+        let qk_norm = match options.qk_norm_offset {
+            Some(offset) => Some((head_norm("q_norm", offset)?, head_norm("k_norm", offset)?)),
+            None => None,
+        };
+        Ok(Self {
+            q: Linear::load(&weights.at("q_proj"), query, hidden, bias)?,
+            k: Linear::load(&weights.at("k_proj"), kv, hidden, bias)?,
+            v: Linear::load(&weights.at("v_proj"), kv, hidden, bias)?,
+            o: Linear::load(&weights.at("o_proj"), hidden, query, false)?,
+            qk_norm,
+            rope: options.rope,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            options: op::AttentionOptions {
+                scale: config.attention_scale,
+                window: options.window,
+                softcap: None,
+            },
+        })
+    }
+
+    /// `x` `[n, hidden]` to `[n, hidden]`; keys and values of the batch are written to `kv` first.
+    pub(crate) fn forward(&self, x: &Tensor, input: &ForwardInput<'_>, kv: &op::KvCache) -> Result<Tensor> {
+        let n = input.tokens.len();
+        let mut q = self.q.forward(x)?.reshape((n, self.heads, self.head_dim))?;
+        let mut k = self.k.forward(x)?.reshape((n, self.kv_heads, self.head_dim))?;
+        let v = self.v.forward(x)?.reshape((n, self.kv_heads, self.head_dim))?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = q_norm.forward(&q)?;
+            k = k_norm.forward(&k)?;
+        }
+        let q = self.rope.forward(&q, input.positions)?;
+        let k = self.rope.forward(&k, input.positions)?;
+        op::write_kv(kv, &k, &v, input.slots)?;
+        self.o.forward(&op::paged_attention(&q, kv, input.rows, &self.options)?)
+    }
+}

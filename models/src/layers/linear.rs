@@ -1,0 +1,60 @@
+//! Matrix products and the token embedding, on weights in whatever format the file has.
+
+use candle_core::{Device, Tensor};
+use rempart_kernels::{Matrix, op};
+
+use crate::{Result, weights::Weights};
+
+/// `y = x Wᵀ + b`.
+pub(crate) struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Loads `weight` `[outputs, inputs]` and, if `bias`, `bias` `[outputs]`.
+    pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
+        let weight = weights.linear(outputs, inputs)?;
+        let bias = if bias {
+            weights.tensor("bias")?;
+            weights.bias(outputs)?
+        } else {
+            None
+        };
+        let bias = bias.map(|bias| Tensor::from_vec(bias, outputs, &Device::Cpu)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// A product with a matrix that is already loaded: the head that is the embedding.
+    pub(crate) fn from_matrix(weight: Matrix) -> Self {
+        Self { weight, bias: None }
+    }
+
+    /// `x` `[n, inputs]` to `[n, outputs]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(op::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+}
+
+/// Rows of a matrix looked up by token id and scaled.
+pub(crate) struct Embedding {
+    weight: Matrix,
+    scale: f32,
+}
+
+impl Embedding {
+    /// Loads `weight` `[vocab, hidden]`; each row is multiplied by `scale` when looked up.
+    pub(crate) fn load(weights: &Weights<'_>, vocab: usize, hidden: usize, scale: f32) -> Result<Self> {
+        Ok(Self { weight: weights.linear(vocab, hidden)?, scale })
+    }
+
+    /// `tokens` `[n]` to `[n, hidden]`.
+    pub(crate) fn forward(&self, tokens: &[u32]) -> Result<Tensor> {
+        Ok(op::embed(&self.weight, tokens, self.scale)?)
+    }
+
+    /// The matrix, for a tied head.
+    pub(crate) fn matrix(&self) -> Matrix {
+        self.weight.clone()
+    }
+}

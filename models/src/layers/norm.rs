@@ -1,0 +1,31 @@
+//! Root mean square normalisation (arXiv:1910.07467).
+
+use candle_core::{Device, Tensor};
+use rempart_kernels::op;
+
+use crate::{Result, weights::Weights};
+
+/// `x / sqrt(mean(x²) + eps) * weight`, over the last dimension.
+pub(crate) struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Loads `weight` `[size]`.
+    pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32) -> Result<Self> {
+        Self::load_with_offset(weights, size, eps, 0.0)
+    }
+
+    /// Loads `weight` `[size]` and adds `offset` to each element (Gemma's files hold weight − 1).
+    pub(crate) fn load_with_offset(weights: &Weights<'_>, size: usize, eps: f32, offset: f32) -> Result<Self> {
+        let mut weight = weights.vector(size)?;
+        weight.iter_mut().for_each(|w| *w += offset);
+        Ok(Self { weight: Tensor::from_vec(weight, size, &Device::Cpu)?, eps })
+    }
+
+    /// Same shape as `x` `[.., size]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(op::rms_norm(x, &self.weight, self.eps)?)
+    }
+}

@@ -1,0 +1,32 @@
+//! Rotary position embedding as attention applies it.
+
+use candle_core::Tensor;
+use rempart_kernels::op::{self, RopeStyle};
+
+use crate::{Result, RopeConfig};
+
+/// Frequencies and the pairing of a head's dimensions.
+#[derive(Clone)]
+pub(crate) struct Rope {
+    inv_freq: Vec<f32>,
+    style: RopeStyle,
+}
+
+impl Rope {
+    /// `divisors` `[head_dim / 2]`, where a file brings them (GGUF's `rope_freqs.weight`), replace the configured scaling.
+    pub(crate) fn new(config: &RopeConfig, head_dim: usize, style: RopeStyle, divisors: Option<&[f32]>) -> Self {
+        let inv_freq = match divisors {
+            Some(divisors) => {
+                let plain = RopeConfig { theta: config.theta, scaling: crate::RopeScaling::None };
+                plain.inv_freq(head_dim).iter().zip(divisors).map(|(freq, divisor)| freq / divisor).collect()
+            }
+            None => config.inv_freq(head_dim),
+        };
+        Self { inv_freq, style }
+    }
+
+    /// Rotates `x` `[n, heads, head_dim]` by `positions` `[n]`.
+    pub(crate) fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+        Ok(op::rope(x, &self.inv_freq, 1.0, positions, self.style)?)
+    }
+}

@@ -1,0 +1,158 @@
+//! From a path to a model that runs.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    Architecture, Error, Model, ModelConfig, Result, gemma3, llama, qwen2, qwen3,
+    weights::{Checkpoint, Weights},
+};
+
+/// How to load.
+#[derive(Default)]
+pub struct LoadOptions<'a> {
+    /// Called with bytes read so far and bytes in all, as the weights come into memory.
+    pub progress: Option<&'a dyn Fn(u64, u64)>,
+}
+
+/// A model with what the rest of the server needs to know of its files.
+pub struct LoadedModel {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// Where its tokenizer and chat template come from.
+    pub text: TextSource,
+    /// The weights' files: totals, metadata, tensors the model did not ask for.
+    pub checkpoint: Checkpoint,
+}
+
+/// A tokenizer and a chat template, still as the files hold them.
+pub enum TextSource {
+    /// The checkpoint's GGUF metadata.
+    Gguf,
+    /// The files beside safetensors.
+    Files {
+        /// `tokenizer.json`.
+        tokenizer: Vec<u8>,
+        /// `tokenizer_config.json`, where there is one.
+        tokenizer_config: Option<Vec<u8>>,
+        /// `chat_template.jinja`, where there is one.
+        chat_template: Option<String>,
+    },
+}
+
+/// Largest configuration or tokenizer file read, bytes.
+const TEXT_FILE_MAX: u64 = 64 << 20;
+
+/// Loads a `.gguf` file, or a directory with `config.json` and safetensors, or a directory with one `.gguf`.
+///
+/// # Errors
+/// When a file is missing, malformed, of an architecture or a tensor type that is not supported, or when a tensor has
+/// not the shape the configuration asks for.
+pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
+    let (checkpoint, config, text) = match find(path)? {
+        Found::Gguf(file) => open_gguf(&file)?,
+        Found::Safetensors(dir) => open_safetensors(&dir)?,
+    };
+    if let Some(progress) = options.progress {
+        read_ahead(&checkpoint, progress);
+    }
+    let model = build(&config, &checkpoint.weights())?;
+    Ok(LoadedModel { config, model, text, checkpoint })
+}
+
+/// Touches every page of the memory map, so that the first request does not wait for the disk.
+fn read_ahead(checkpoint: &Checkpoint, progress: &dyn Fn(u64, u64)) {
+    const PAGE: usize = 4096;
+    let total = checkpoint.total_bytes();
+    let mut done = 0;
+    for (_, tensor) in checkpoint.tensors() {
+        for page in tensor.bytes.chunks(PAGE) {
+            std::hint::black_box(page[0]);
+        }
+        done += tensor.bytes.len() as u64;
+        progress(done, total);
+    }
+}
+
+/// The registry: one arm per architecture.
+fn build(config: &ModelConfig, weights: &Weights<'_>) -> Result<Box<dyn Model>> {
+    Ok(match config.architecture {
+        Architecture::Llama => Box::new(llama::load(config, weights)?),
+        Architecture::Qwen2 => Box::new(qwen2::load(config, weights)?),
+        Architecture::Qwen3 => Box::new(qwen3::load(config, weights)?),
+        Architecture::Gemma3 => Box::new(gemma3::load(config, weights)?),
+    })
+}
+
+enum Found {
+    Gguf(PathBuf),
+    Safetensors(PathBuf),
+}
+
+fn find(path: &Path) -> Result<Found> {
+    let refuse = |message: &str| Err(Error::config(path.display().to_string(), message));
+    if path.is_file() {
+        return match path.extension().and_then(|e| e.to_str()) {
+            Some("gguf") => Ok(Found::Gguf(path.to_owned())),
+            _ => refuse("a model file must end in .gguf; for safetensors name their directory"),
+        };
+    }
+    if !path.is_dir() {
+        return refuse("there is no such file or directory");
+    }
+    if path.join("config.json").is_file() {
+        return Ok(Found::Safetensors(path.to_owned()));
+    }
+    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let mut ggufs = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        if file.extension().is_some_and(|e| e == "gguf") {
+            ggufs.push(file);
+        }
+    }
+    match (ggufs.pop(), ggufs.is_empty()) {
+        (Some(file), true) => Ok(Found::Gguf(file)),
+        (Some(_), false) => refuse("the directory holds several .gguf files; name one"),
+        (None, _) => refuse("the directory holds neither config.json nor a .gguf file"),
+    }
+}
+
+fn open_gguf(file: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)> {
+    let checkpoint = Checkpoint::open_gguf(file)?;
+    let config = ModelConfig::from_gguf(&checkpoint)?;
+    Ok((checkpoint, config, TextSource::Gguf))
+}
+
+fn open_safetensors(dir: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)> {
+    let config = read(&dir.join("config.json"))?;
+    let generation = read_optional(&dir.join("generation_config.json"))?;
+    let config = ModelConfig::from_json(&config, generation.as_deref())?;
+    let template = dir.join("chat_template.jinja");
+    let text = TextSource::Files {
+        tokenizer: read(&dir.join("tokenizer.json"))?,
+        tokenizer_config: read_optional(&dir.join("tokenizer_config.json"))?,
+        chat_template: read_optional(&template)?
+            .map(|bytes| {
+                String::from_utf8(bytes)
+                    .map_err(|_| Error::config(template.display().to_string(), "the template is not UTF-8"))
+            })
+            .transpose()?,
+    };
+    Ok((Checkpoint::open_safetensors(dir)?, config, text))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    if bytes > TEXT_FILE_MAX {
+        let message = format!("the file has {bytes} bytes; the limit is {TEXT_FILE_MAX}");
+        return Err(Error::config(path.display().to_string(), message));
+    }
+    std::fs::read(path).map_err(io)
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
+}

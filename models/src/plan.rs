@@ -1,0 +1,166 @@
+//! How much memory a model will take, decided before anything is allocated.
+
+use std::fmt;
+
+use crate::{Error, KvCache, ModelConfig, Result};
+
+const MIB: u64 = 1 << 20;
+/// Share of the memory left after weights and activations that an automatic plan gives to keys and values.
+const KV_SHARE: f64 = 0.5;
+/// Most that an automatic plan gives to keys and values, unless one full context needs more.
+const KV_AUTO_MAX: u64 = 2 << 30;
+
+/// What the plan must provide for.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanRequest {
+    /// Memory the process may use, bytes.
+    pub available: u64,
+    /// Bytes of the checkpoint's tensors.
+    pub weights: u64,
+    /// Longest sequence served, tokens.
+    pub context_length: usize,
+    /// Token slots per block.
+    pub block_size: usize,
+    /// Most tokens in one step.
+    pub step_tokens: usize,
+    /// Most rows whose logits are computed in one step.
+    pub logit_rows: usize,
+    /// Bytes for keys and values; `None` lets the plan decide.
+    pub kv: Option<u64>,
+}
+
+/// Memory by use, bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What the process may use.
+    pub available: u64,
+    /// Checkpoint tensors.
+    pub weights: u64,
+    /// Keys and values.
+    pub kv: u64,
+    /// Largest intermediate results of a step.
+    pub activations: u64,
+    /// Blocks of keys and values.
+    pub blocks: usize,
+    /// Token slots per block.
+    pub block_size: usize,
+}
+
+impl MemoryPlan {
+    /// Plans memory for `request`.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with every figure when the parts exceed what is available, or when keys and values of
+    /// one sequence of full length have no room.
+    pub fn new(config: &ModelConfig, request: &PlanRequest) -> Result<Self> {
+        let block_bytes = KvCache::block_bytes(config, request.block_size) as u64;
+        let one_context = request.context_length.div_ceil(request.block_size) as u64 * block_bytes;
+        let activations = activations(config, request);
+        let left = request.available.saturating_sub(request.weights + activations);
+        let kv = request.kv.unwrap_or_else(|| {
+            let automatic = ((left as f64 * KV_SHARE) as u64).min(KV_AUTO_MAX);
+            automatic.max(one_context)
+        });
+        let blocks = kv / block_bytes;
+        let plan = Self {
+            available: request.available,
+            weights: request.weights,
+            kv: blocks * block_bytes,
+            activations,
+            blocks: blocks as usize,
+            block_size: request.block_size,
+        };
+        if kv < one_context {
+            return Err(Error::DoesNotFit(format!(
+                "{plan}\nkeys and values of one sequence of {} tokens need {} MiB: \
+                 raise --kv-cache-mib or lower --context-length",
+                request.context_length,
+                one_context.div_ceil(MIB)
+            )));
+        }
+        if plan.total() > plan.available {
+            return Err(Error::DoesNotFit(format!(
+                "{plan}\nthe plan exceeds the memory available by {} MiB: \
+                 choose a smaller model, or lower --context-length, --kv-cache-mib or --step-tokens-max",
+                (plan.total() - plan.available).div_ceil(MIB)
+            )));
+        }
+        Ok(plan)
+    }
+
+    /// All parts together, bytes.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.activations
+    }
+
+    /// Tokens whose keys and values fit at once.
+    pub fn kv_tokens(&self) -> usize {
+        self.blocks * self.block_size
+    }
+}
+
+/// Intermediate results that live at the same time in the widest part of a block, plus the logits.
+fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
+    let attention = 3 * config.query_size() + 4 * config.kv_size();
+    let mlp = 3 * config.intermediate_size;
+    let per_token = 4 * config.hidden_size + attention.max(mlp);
+    // The logits exist twice: as the head's result and as the rows that sampling changes.
+    let logits = 2 * request.logit_rows * config.vocab_size;
+    ((request.step_tokens * per_token + logits) * size_of::<f32>()) as u64
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "memory plan: weights {} MiB + keys and values {} MiB ({} blocks of {} tokens) + activations {} MiB \
+             = {} MiB of {} MiB",
+            self.weights.div_ceil(MIB),
+            self.kv.div_ceil(MIB),
+            self.blocks,
+            self.block_size,
+            self.activations.div_ceil(MIB),
+            self.total().div_ceil(MIB),
+            self.available / MIB
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    fn request() -> PlanRequest {
+        PlanRequest {
+            available: 4 << 30,
+            weights: 100 << 20,
+            context_length: 2048,
+            block_size: 16,
+            step_tokens: 512,
+            logit_rows: 64,
+            kv: None,
+        }
+    }
+
+    #[test]
+    fn the_parts_add_up_and_fit() {
+        let plan = MemoryPlan::new(&tiny(), &request()).unwrap();
+        assert!(plan.total() <= plan.available);
+        assert_eq!(plan.kv, (plan.blocks * KvCache::block_bytes(&tiny(), 16)) as u64);
+        assert!(plan.kv_tokens() >= 2048);
+    }
+
+    #[test]
+    fn too_little_memory_is_refused_with_the_figures() {
+        let error = MemoryPlan::new(&tiny(), &PlanRequest { available: 64 << 20, ..request() }).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("weights 100 MiB") && text.contains("of 64 MiB"), "{text}");
+    }
+
+    #[test]
+    fn keys_and_values_below_one_context_are_refused() {
+        let error = MemoryPlan::new(&tiny(), &PlanRequest { kv: Some(1 << 10), ..request() }).unwrap_err();
+        assert!(error.to_string().contains("one sequence of 2048 tokens"), "{error}");
+    }
+}

@@ -1,0 +1,149 @@
+//! A path into the tensors' names, which is how a model's layers find their weights.
+
+use std::fmt::{self, Display};
+
+use rempart_kernels::Matrix;
+
+use super::{Checkpoint, Error, Source, TensorEntry};
+
+/// A place in the tree of Hugging Face names, such as `model.layers.3.self_attn`.
+///
+/// Every tensor that is read is marked as taken, so that [`Checkpoint::refuse_leftovers`] can tell what no layer
+/// wanted.
+#[derive(Clone, Debug)]
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    path: String,
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn root(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            path: String::new(),
+        }
+    }
+
+    /// The place `part` below this one: a name, a number or several of them with dots.
+    #[must_use]
+    pub fn at(&self, part: impl Display) -> Self {
+        Self {
+            checkpoint: self.checkpoint,
+            path: self.join(part),
+        }
+    }
+
+    /// The `.weight` here as a matrix that maps `inputs` values to `outputs`, rows being outputs.
+    ///
+    /// # Errors
+    /// It is missing, or is not `[outputs, inputs]`.
+    pub fn linear(&self, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        let name = self.join("weight");
+        let tensor = self.checkpoint.tensor(&name)?;
+        self.matrix(&name, tensor, &[outputs, inputs])
+    }
+
+    /// The `.weight` here as `length` numbers, whatever the format.
+    ///
+    /// # Errors
+    /// It is missing, or is not `[length]`.
+    pub fn vector(&self, length: usize) -> Result<Vec<f32>, Error> {
+        let name = self.join("weight");
+        let tensor = self.checkpoint.tensor(&name)?;
+        self.numbers(&name, tensor, length)
+    }
+
+    /// As [`Weights::vector`], or `None` where there is no `.weight`.
+    ///
+    /// # Errors
+    /// It is not `[length]`.
+    pub fn optional_vector(&self, length: usize) -> Result<Option<Vec<f32>>, Error> {
+        self.optional(&self.join("weight"), length)
+    }
+
+    /// The `.bias` here as `length` numbers, or `None` where there is none.
+    ///
+    /// # Errors
+    /// It is not `[length]`.
+    pub fn bias(&self, length: usize) -> Result<Option<Vec<f32>>, Error> {
+        self.optional(&self.join("bias"), length)
+    }
+
+    /// The tensor `name` here as its file holds it, for shapes that no other method knows.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub fn tensor(&self, name: &str) -> Result<&'a TensorEntry, Error> {
+        self.checkpoint.tensor(&self.join(name))
+    }
+
+    /// Row-major shape of the tensor `name` here. Looking does not take.
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.checkpoint.shape(&self.join(name))
+    }
+
+    /// Whether the tensor `name`, such as `weight` or `q_proj.bias`, is here. Looking does not take.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.join(name))
+    }
+
+    /// Which format the weights have.
+    pub fn source(&self) -> Source {
+        self.checkpoint.source()
+    }
+
+    /// The checkpoint that this is a place in.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    fn join(&self, part: impl Display) -> String {
+        if self.path.is_empty() {
+            part.to_string()
+        } else {
+            format!("{}.{part}", self.path)
+        }
+    }
+
+    fn optional(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>, Error> {
+        self.checkpoint
+            .find(name)
+            .map(|tensor| self.numbers(name, tensor, length))
+            .transpose()
+    }
+
+    fn numbers(&self, name: &str, tensor: &TensorEntry, length: usize) -> Result<Vec<f32>, Error> {
+        Ok(self.matrix(name, tensor, &[length])?.dequantize())
+    }
+
+    /// A vector becomes a matrix of one row.
+    fn matrix(&self, name: &str, tensor: &TensorEntry, expected: &[usize]) -> Result<Matrix, Error> {
+        let path = || self.checkpoint.path().to_path_buf();
+        if tensor.shape != expected {
+            let tensor_name = self.checkpoint.full_name(name);
+            let (expected, found) = (expected.to_vec(), tensor.shape.clone());
+            return Err(Error::Shape {
+                path: path(),
+                tensor: tensor_name,
+                expected,
+                found,
+            });
+        }
+        let (columns, leading) = expected
+            .split_last()
+            .map_or((1, expected), |(last, leading)| (*last, leading));
+        let rows = leading.iter().product();
+        Matrix::new(tensor.format, rows, columns, tensor.bytes.clone()).map_err(|source| Error::Matrix {
+            path: path(),
+            tensor: self.checkpoint.full_name(name),
+            source,
+        })
+    }
+}
+
+/// Shows the path.
+impl Display for Weights<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path)
+    }
+}

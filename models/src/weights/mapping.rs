@@ -1,0 +1,90 @@
+//! A weights file mapped into memory, read only.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use memmap2::Mmap;
+
+use super::{Error, Refusal};
+
+/// The map and the file behind it.
+///
+/// A map shows the file as it is at each read. If another process shortens the file, reading the lost pages raises
+/// SIGBUS, which ends the process and cannot be caught; if it rewrites the file, the weights change under the model.
+/// So weight files must be replaced by renaming a new file over them, never in place. [`Mapping::check_unchanged`]
+/// tells whether that was kept.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    modified: Option<SystemTime>,
+    bytes: Bytes,
+}
+
+impl Mapping {
+    /// Maps a regular file of at least `bytes_min` bytes.
+    pub(super) fn open(path: &Path, bytes_min: u64) -> Result<Self, Error> {
+        // Asked before opening, because opening a pipe waits for a writer.
+        let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "open", source))?;
+        if !kind.is_file() {
+            return Err(Refusal::new("file", "something else", "a regular file is needed").of(path));
+        }
+        let file = File::open(path).map_err(|source| Error::io(path, "open", source))?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| Error::io(path, "read the length", source))?;
+        let length = metadata.len();
+        if length < bytes_min {
+            let rule = format!("the shortest valid file has {bytes_min}");
+            return Err(Refusal::new("file length", format!("{length} bytes"), rule).of(path));
+        }
+        let bytes = map(&file).map_err(|source| Error::io(path, "map", source))?;
+        let mapping = Self {
+            path: path.to_path_buf(),
+            file,
+            length,
+            modified: metadata.modified().ok(),
+            bytes,
+        };
+        mapping.check_unchanged()?;
+        Ok(mapping)
+    }
+
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Refuses when the file no longer has the length or the time of change that it was mapped with.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        let now = self
+            .file
+            .metadata()
+            .map_err(|source| Error::io(&self.path, "read the length", source))?;
+        let mapped = self.bytes.len() as u64;
+        if now.len() != self.length || mapped != self.length {
+            let found = format!("{} bytes", now.len());
+            let rule = format!("it had {} when it was opened and must not change", self.length);
+            return Err(Refusal::new("file length", found, rule).of(&self.path));
+        }
+        if now.modified().ok() != self.modified {
+            let rule = "it must not change while it is loaded";
+            return Err(Refusal::new("file content", "a later time of change", rule).of(&self.path));
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "weights are too large to copy, and a memory map cannot be made safely"
+)]
+fn map(file: &File) -> std::io::Result<Bytes> {
+    // SAFETY: the map is read only and nothing in this process writes to the file. That no
+    // other process does is the operator's part, documented on `Mapping` and checked by `check_unchanged`; every
+    // value read from the map is checked when it is read, never trusted from an earlier reading.
+    let map = unsafe { Mmap::map(file)? };
+    Ok(Bytes::from_owner(map))
+}

@@ -1,0 +1,220 @@
+//! One definition, many files: the same weights as GGUF in every tensor type, as single and as sharded safetensors in
+//! each float type, give the same logits.
+
+mod support;
+
+use std::{fs::File, path::Path};
+
+use candle_core::{
+    DType, Device, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file},
+};
+use rempart_models::{LoadOptions, LoadedModel, load};
+use serde_json::{Value, json};
+use support::{Driver, Rng, Tensors, difference, random_tensors, write_checkpoint};
+
+/// Both sides read the same dequantised values; only the order of rotary pairs differs.
+const TOLERANCE: f32 = 1e-3;
+
+fn config(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "vocab_size": 64, "hidden_size": 256, "intermediate_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64,
+        "tie_word_embeddings": false, "sliding_window": 6, "layer_types": null,
+        "use_sliding_window": false, "query_pre_attn_scalar": 64,
+    })
+}
+
+fn logits(loaded: &LoadedModel) -> Vec<Vec<f32>> {
+    let mut driver = Driver::new(loaded, &mut Rng(3));
+    let tokens: Vec<u32> = (0..13).map(|i| (i * 29 + 5) % 64).collect();
+    let mut sequence = driver.sequence(&tokens);
+    driver.step(&mut [(&mut sequence, tokens.len())])
+}
+
+fn assert_same(ours: &LoadedModel, reference: &LoadedModel, what: &str) {
+    for (position, (a, b)) in logits(ours).iter().zip(&logits(reference)).enumerate() {
+        let error = difference(a, b);
+        assert!(error < TOLERANCE, "{what}, position {position}: {error}");
+    }
+}
+
+/// GGUF's name for a tensor of the families tested here.
+fn gguf_name(name: &str) -> String {
+    let pairs = [
+        ("model.embed_tokens.", "token_embd."),
+        ("model.norm.", "output_norm."),
+        ("lm_head.", "output."),
+        ("model.layers.", "blk."),
+        ("self_attn.q_proj.", "attn_q."),
+        ("self_attn.k_proj.", "attn_k."),
+        ("self_attn.v_proj.", "attn_v."),
+        ("self_attn.o_proj.", "attn_output."),
+        ("self_attn.q_norm.", "attn_q_norm."),
+        ("self_attn.k_norm.", "attn_k_norm."),
+        ("mlp.gate_proj.", "ffn_gate."),
+        ("mlp.up_proj.", "ffn_up."),
+        ("mlp.down_proj.", "ffn_down."),
+        ("pre_feedforward_layernorm.", "ffn_norm."),
+        ("post_feedforward_layernorm.", "post_ffw_norm."),
+        ("input_layernorm.", "attn_norm."),
+    ];
+    let mut out = name.to_owned();
+    if name.contains("post_attention_layernorm") {
+        let gemma = name.contains("gemma.");
+        out = out.replace("post_attention_layernorm", if gemma { "post_attention_norm" } else { "ffn_norm" });
+    }
+    for (from, to) in pairs {
+        out = out.replace(from, to);
+    }
+    out.replace("gemma.", "")
+}
+
+/// Rows of a head reordered as GGUF's converter does for llama: rotary pairs side by side.
+fn permute(tensor: &Tensor, heads: usize) -> Tensor {
+    let (rows, columns) = tensor.dims2().unwrap();
+    let half = rows / heads / 2;
+    let split = tensor.reshape((heads, 2, half, columns)).unwrap();
+    split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+}
+
+fn write_gguf(path: &Path, config: &Value, tensors: &Tensors, dtype: GgmlDType) {
+    let (arch, gemma) = match config["model_type"].as_str().unwrap() {
+        "gemma3_text" => ("gemma3", true),
+        other => (other, false),
+    };
+    let quantised: Vec<(String, QTensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let tensor = match (arch, name) {
+                ("llama", name) if name.contains("q_proj") => permute(tensor, 4),
+                ("llama", name) if name.contains("k_proj") => permute(tensor, 2),
+                ("gemma3", name) if name.contains("norm") => (tensor + 1.0).unwrap(),
+                _ => tensor.clone(),
+            };
+            let dtype = if tensor.rank() == 1 { GgmlDType::F32 } else { dtype };
+            let marked = if gemma { format!("gemma.{name}") } else { name.clone() };
+            (gguf_name(&marked), QTensor::quantize(&tensor, dtype).unwrap())
+        })
+        .collect();
+    let number = |name: &str| gguf_file::Value::U32(config[name].as_u64().unwrap() as u32);
+    let float = |name: &str| gguf_file::Value::F32(config[name].as_f64().unwrap() as f32);
+    let key = |name: &str| format!("{arch}.{name}");
+    let tokens = (0..64).map(|i| gguf_file::Value::String(format!("t{i}"))).collect();
+    let mut metadata = vec![
+        ("general.architecture".to_owned(), gguf_file::Value::String(arch.to_owned())),
+        ("tokenizer.ggml.tokens".to_owned(), gguf_file::Value::Array(tokens)),
+        (key("block_count"), number("num_hidden_layers")),
+        (key("context_length"), number("max_position_embeddings")),
+        (key("embedding_length"), number("hidden_size")),
+        (key("feed_forward_length"), number("intermediate_size")),
+        (key("attention.head_count"), number("num_attention_heads")),
+        (key("attention.head_count_kv"), number("num_key_value_heads")),
+        (key("attention.key_length"), number("head_dim")),
+        (key("attention.value_length"), number("head_dim")),
+        (key("attention.layer_norm_rms_epsilon"), float("rms_norm_eps")),
+        (key("rope.freq_base"), float("rope_theta")),
+    ];
+    if matches!(arch, "llama" | "gemma3") {
+        metadata.push((key("attention.sliding_window"), number("sliding_window")));
+    }
+    let metadata: Vec<_> = metadata.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    let tensors: Vec<_> = quantised.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
+}
+
+/// The values a file of `dtype` really holds.
+fn rounded(tensors: &Tensors, dtype: GgmlDType) -> Tensors {
+    let round = |tensor: &Tensor| QTensor::quantize(tensor, dtype).unwrap().dequantize(&Device::Cpu).unwrap();
+    tensors
+        .iter()
+        .map(|(name, tensor)| {
+            // Blocks lie inside rows, so reordering rows does not change what they are rounded to.
+            let tensor = if tensor.rank() == 1 { tensor.clone() } else { round(tensor) };
+            (name.clone(), tensor)
+        })
+        .collect()
+}
+
+#[test]
+fn every_gguf_type_equals_its_dequantised_safetensors() {
+    let config = config("llama");
+    let tensors = random_tensors(&config, 11);
+    let types = [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+    ];
+    for dtype in types {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.gguf");
+        write_gguf(&file, &config, &tensors, dtype);
+        write_checkpoint(dir.path(), &config, &rounded(&tensors, dtype));
+        let from_gguf = load(&file, &LoadOptions::default()).unwrap();
+        let from_safetensors = load(dir.path(), &LoadOptions::default()).unwrap();
+        assert_eq!(from_gguf.checkpoint.leftovers().collect::<Vec<_>>(), Vec::<&str>::new());
+        assert_same(&from_gguf, &from_safetensors, &format!("{dtype:?}"));
+    }
+}
+
+#[test]
+fn gguf_equals_safetensors_for_every_architecture() {
+    for model_type in ["llama", "qwen2", "qwen3", "gemma3_text"] {
+        let config = config(model_type);
+        let mut tensors = random_tensors(&config, 12);
+        if model_type == "gemma3_text" {
+            tensors.remove("lm_head.weight");
+        }
+        let mut tied = config.clone();
+        tied["tie_word_embeddings"] = json!(model_type == "gemma3_text");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.gguf");
+        write_gguf(&file, &tied, &tensors, GgmlDType::F32);
+        write_checkpoint(dir.path(), &tied, &tensors);
+        let from_gguf = load(&file, &LoadOptions::default()).unwrap();
+        let from_safetensors = load(dir.path(), &LoadOptions::default()).unwrap();
+        assert_same(&from_gguf, &from_safetensors, model_type);
+    }
+}
+
+#[test]
+fn sharded_half_precision_equals_one_file() {
+    let config = config("qwen3");
+    for dtype in [DType::F16, DType::BF16] {
+        let tensors: Tensors = random_tensors(&config, 13)
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()))
+            .collect();
+        let single = tempfile::tempdir().unwrap();
+        write_checkpoint(single.path(), &config, &tensors);
+        let sharded = tempfile::tempdir().unwrap();
+        write_checkpoint(sharded.path(), &config, &Tensors::new());
+        std::fs::remove_file(sharded.path().join("model.safetensors")).unwrap();
+        let mut shards = [Tensors::new(), Tensors::new()];
+        let mut index = serde_json::Map::new();
+        for (at, (name, tensor)) in tensors.into_iter().enumerate() {
+            index.insert(name.clone(), json!(format!("model-{}-of-2.safetensors", at % 2 + 1)));
+            shards[at % 2].insert(name, tensor);
+        }
+        for (at, shard) in shards.iter().enumerate() {
+            let file = sharded.path().join(format!("model-{}-of-2.safetensors", at + 1));
+            candle_core::safetensors::save(shard, file).unwrap();
+        }
+        let index = serde_json::to_vec(&json!({"weight_map": index})).unwrap();
+        std::fs::write(sharded.path().join("model.safetensors.index.json"), index).unwrap();
+        let one = load(single.path(), &LoadOptions::default()).unwrap();
+        let many = load(sharded.path(), &LoadOptions::default()).unwrap();
+        assert_eq!(logits(&one), logits(&many));
+    }
+}

@@ -1,0 +1,156 @@
+//! From settings to a model that can be served: find, verify, plan memory, load.
+
+mod memory;
+mod text;
+
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context as _, bail};
+use rempart_engine::EngineConfig;
+use rempart_hub::manifest::Manifest;
+use rempart_hub::progress::Terminal;
+use rempart_models::{KvCache, LoadOptions, LoadedModel, MemoryPlan, PlanRequest};
+use rempart_text::{ChatTemplate, Tokenizer};
+
+use crate::config::{Device, EngineSettings, ModelSettings, Settings};
+use crate::runner::CandleRunner;
+
+/// Shortest context that an automatic plan falls back to before it gives up, tokens.
+const CONTEXT_AUTO_MIN: usize = 1024;
+
+/// A loaded model with everything the server needs to know of it.
+pub struct ServedModel {
+    /// The name it is served under unless the settings give others.
+    pub id: String,
+    pub runner: CandleRunner,
+    pub tokenizer: Tokenizer,
+    /// `None` for a base model.
+    pub chat_template: Option<ChatTemplate>,
+    /// Tokens of prompt and answer together.
+    pub context_length: usize,
+    pub vocab_size: usize,
+    pub eos_tokens: Vec<u32>,
+    pub engine_config: EngineConfig,
+    /// When its files were written, Unix time in seconds.
+    pub created: i64,
+}
+
+/// Finds the configured model, checks its files against their manifest, plans memory and loads it.
+///
+/// # Errors
+/// Says what is wrong with which file or setting, and what to do.
+pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
+    if settings.model.device == Device::Cuda {
+        bail!("--device cuda: this build has no CUDA support; use --device cpu or auto");
+    }
+    let found = rempart_hub::store::resolve(store, &settings.model.model)?;
+    verify(&found.dir)?;
+    rempart_kernels::pool::init(settings.model.threads.unwrap_or(0));
+    let started = Instant::now();
+    let loaded = read(&found.path)?;
+    let (plan, context_length) = plan(&loaded, settings)?;
+    tracing::info!(
+        model = %found.name, tokens = plan.kv_tokens(), context_length,
+        seconds = started.elapsed().as_secs_f32(), "{plan}"
+    );
+    let leftovers: Vec<&str> = loaded.checkpoint.leftovers().collect();
+    if !leftovers.is_empty() {
+        tracing::warn!(tensors = ?leftovers, "the file holds tensors that this model does not use");
+    }
+    let tokenizer = text::tokenizer(&loaded)?;
+    if tokenizer.vocab_size() > loaded.config.vocab_size {
+        bail!(
+            "the tokenizer has {} tokens, the model's embedding {} rows: these files do not belong together",
+            tokenizer.vocab_size(),
+            loaded.config.vocab_size
+        );
+    }
+    let chat_template = text::chat_template(&loaded, &tokenizer)?;
+    let mut eos_tokens = [loaded.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
+    eos_tokens.sort_unstable();
+    eos_tokens.dedup();
+    let kv = KvCache::new(&loaded.config, plan.blocks, plan.block_size)?;
+    Ok(ServedModel {
+        id: found.name,
+        tokenizer,
+        chat_template,
+        context_length,
+        vocab_size: loaded.config.vocab_size,
+        eos_tokens,
+        engine_config: engine_config(&settings.engine, &plan, context_length),
+        created: created(&found.path),
+        runner: CandleRunner::new(loaded.model, kv),
+    })
+}
+
+fn verify(dir: &Path) -> anyhow::Result<()> {
+    match Manifest::load(dir)? {
+        Some(manifest) => Ok(manifest.verify(dir, &Terminal::new())?),
+        None => {
+            tracing::warn!(folder = %dir.display(), "no manifest: nothing proves that these files are unaltered");
+            Ok(())
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<LoadedModel> {
+    let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")?;
+    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let loaded = rempart_models::load(path, &LoadOptions { progress: Some(&progress) })
+        .with_context(|| format!("loading {}", path.display()));
+    bar.finish_and_clear();
+    loaded
+}
+
+/// The memory plan and the context length. A context that nobody asked for is halved until it fits.
+fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan, usize)> {
+    let ModelSettings { context_length, memory_max_bytes, kv_cache_bytes, .. } = settings.model;
+    let trained = loaded.config.context_length;
+    if let Some(asked) = context_length.filter(|&asked| asked > trained) {
+        bail!("--context-length {asked} is more than the model was made for, {trained}");
+    }
+    let engine = &settings.engine;
+    let mut request = PlanRequest {
+        available: memory_max_bytes.map_or_else(memory::available, Ok)?,
+        weights: loaded.checkpoint.total_bytes(),
+        context_length: context_length.unwrap_or(trained),
+        block_size: engine.block_size,
+        step_tokens: engine.step_tokens_max,
+        logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
+        kv: kv_cache_bytes,
+    };
+    loop {
+        match MemoryPlan::new(&loaded.config, &request) {
+            Ok(plan) => return Ok((plan, request.context_length)),
+            Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {
+                request.context_length = (request.context_length / 2).max(CONTEXT_AUTO_MIN);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usize) -> EngineConfig {
+    EngineConfig {
+        blocks: plan.blocks,
+        block_size: engine.block_size,
+        step_tokens_max: engine.step_tokens_max,
+        sequences_max: engine.sequences_max,
+        queue_requests_max: engine.queue_requests_max,
+        queue_tokens_max: engine.queue_tokens_max,
+        context_max: context_length,
+        prefix_cache: engine.prefix_cache,
+        cache_secret: uuid::Uuid::new_v4().as_u64_pair().0,
+    }
+}
+
+fn created(path: &Path) -> i64 {
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    let since = modified.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_secs().cast_signed())
+}
