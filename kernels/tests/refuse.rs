@@ -152,6 +152,13 @@ fn attention_rows() {
     refused(attend(&[3, 4, 8], &[(0..3, 3, &[4])]), "block 4");
     refused(attend(&[3, 4, 8], &[(0..4, 4, &[1])]), "tokens");
     refused(attend(&[3, 4, 8], &[(0..2, 2, &[1]), (1..3, 2, &[2])]), "overlap");
+    refused(attend(&[3, 0, 8], &[(0..3, 3, &[1])]), "0 heads");
+    let blind = AttentionOptions {
+        window: Some(0),
+        ..options
+    };
+    refused(paged_attention(&zeros(&[3, 4, 8]), &cache, &[], &blind), "window");
+    refused(KvCache::new(1 << 40, 1 << 20, 8, 64), "too large");
     refused(attend(&[3, 3, 8], &[(0..3, 3, &[1])]), "q is");
     refused(attend(&[3, 4, 4], &[(0..3, 3, &[1])]), "q is");
     refused(attend(&[3, 32], &[(0..3, 3, &[1])]), "q is");

@@ -15,6 +15,12 @@ impl KvCache {
     /// A zeroed cache of `blocks` blocks of `block_size` tokens on the CPU.
     pub fn new(blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize) -> Result<Self> {
         let shape = (blocks, kv_heads, block_size, head_dim);
+        let bytes = [kv_heads, block_size, head_dim, 4]
+            .iter()
+            .try_fold(blocks, |product, &dim| product.checked_mul(dim));
+        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            bail!("a cache of {shape:?} is too large");
+        }
         Ok(Self {
             k: Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
             v: Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
@@ -66,7 +72,7 @@ impl InplaceOp2 for Write<'_> {
         if let Some(slot) = self
             .slots
             .iter()
-            .find(|&&slot| slot as usize >= blocks * block_size)
+            .find(|&&slot| slot as usize >= blocks.saturating_mul(block_size))
         {
             bail!(
                 "write_kv: slot {slot} is not below {} blocks of {block_size}",

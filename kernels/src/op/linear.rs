@@ -65,7 +65,10 @@ impl Linear<'_> {
                 layout.shape()
             );
         }
-        let mut out = vec![0.0; n * rows];
+        let Some(len) = n.checked_mul(rows) else {
+            bail!("linear: {n} rows of {rows} results are too many")
+        };
+        let mut out = vec![0.0; len];
         cpu::best().linear(x, self.weight, bias, &mut out);
         Ok((CpuStorage::F32(out), Shape::from((n, rows))))
     }

@@ -116,6 +116,12 @@ impl PagedAttention<'_> {
                 values.shape()
             );
         }
+        if heads == 0 || self.options.window == Some(0) {
+            bail!(
+                "paged_attention: {heads} heads and a window of {:?} tokens",
+                self.options.window
+            );
+        }
         let mut ranges: Vec<_> = self
             .rows
             .iter()
