@@ -9,8 +9,12 @@ struct Exception {
     reason: &'static str,
 }
 
-/// Tables and generated code only: a long function is split, not listed.
-const EXCEPTIONS: &[Exception] = &[];
+/// Tables, generated code and what only `unsafe` can measure: a long function is split, not listed.
+const EXCEPTIONS: &[Exception] = &[Exception {
+    rule: "unsafe",
+    path: "models/tests/hostile/allocator.rs",
+    reason: "a test counts what a hostile file makes the loader allocate, and a global allocator is an unsafe trait",
+}];
 
 /// Drops what an exception covers, and reports every exception that covers nothing.
 pub(super) fn apply(tree: &Tree, findings: Vec<Finding>) -> Vec<Finding> {

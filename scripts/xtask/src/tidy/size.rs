@@ -56,8 +56,7 @@ fn lines(file: &File, limit: usize, advice: &str, findings: &mut Vec<Finding>) {
 
 fn rust_functions(file: &File, findings: &mut Vec<Finding>) {
     for function in Source::new(file.text()).functions() {
-        let count = function.last_line - function.first_line + 1;
-        long_function(file, &function.name, function.first_line, count, findings);
+        long_function(file, &function.name, function.line, function.body_lines, findings);
     }
 }
 
@@ -103,7 +102,7 @@ mod tests {
     use super::*;
 
     fn rust_function(lines: usize) -> String {
-        format!("fn f() {{\n{}}}\n", "    a();\n".repeat(lines - 2))
+        format!("fn f() {{\n{}}}\n", "    a();\n".repeat(lines))
     }
 
     #[test]

@@ -8,12 +8,14 @@ pub(crate) struct Source {
     pub(crate) code_and_strings: String,
 }
 
-/// A function of a file, by its 1-based lines, both included.
+/// A function of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Function {
     pub(crate) name: String,
-    pub(crate) first_line: usize,
-    pub(crate) last_line: usize,
+    /// The 1-based line of its `fn`.
+    pub(crate) line: usize,
+    /// Lines between its braces, as clippy's `too_many_lines` counts, but with comments and blank lines.
+    pub(crate) body_lines: usize,
 }
 
 impl Source {
@@ -43,10 +45,11 @@ impl Source {
                 continue;
             };
             let close = matching_brace(bytes, open);
+            let body_lines = (line_of(&self.code, close) - line_of(&self.code, open)).saturating_sub(1);
             found.push(Function {
                 name,
-                first_line: line_of(&self.code, at),
-                last_line: line_of(&self.code, close),
+                line: line_of(&self.code, at),
+                body_lines,
             });
         }
         found
@@ -258,7 +261,7 @@ mod tests {
         Source::new(text)
             .functions()
             .into_iter()
-            .map(|f| (f.name, f.first_line, f.last_line))
+            .map(|f| (f.name, f.line, f.body_lines))
             .collect()
     }
 
@@ -288,11 +291,11 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_measured_from_signature_to_brace() {
+    fn functions_are_measured_between_their_braces() {
         let text = "trait T {\n fn declared(&self) -> [u8; 4];\n}\nfn one(\n a: [u8; 2],\n) {\n let b = \"}\";\n if a { b }\n}\ntype F = fn(u8);\nfn two() {}\n";
         assert_eq!(
             functions(text),
-            vec![("one".to_owned(), 4, 9), ("two".to_owned(), 11, 11)]
+            vec![("one".to_owned(), 4, 2), ("two".to_owned(), 11, 0)]
         );
     }
 
