@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rempart_engine::{
     Batch, Engine, EngineConfig, ModelRunner, Request, RequestId, SampleRow, Sampled, SamplingParams,
     StopRules,
@@ -80,12 +80,15 @@ fn busy(running: u64, waiting: u64, context: u32) -> Engine<Instant> {
 
 fn decode(criterion: &mut Criterion) {
     for (running, waiting) in [(1, 0), (64, 0), (64, 1000)] {
-        let mut engine = busy(running, waiting, 1024);
-        criterion.bench_function(&format!("step, {running} decode, {waiting} wait"), |bencher| {
-            bencher.iter(|| {
-                let report = engine.step(0).expect("the runner never fails");
-                assert_eq!(report.decode_tokens, running as usize);
-            });
+        let name = format!("256 steps, {running} decode, {waiting} wait");
+        criterion.bench_function(&name, |bencher| {
+            let steps = |engine: &mut Engine<Instant>| {
+                for _ in 0..256 {
+                    let report = engine.step(0).expect("the runner never fails");
+                    assert_eq!(report.decode_tokens, running as usize);
+                }
+            };
+            bencher.iter_batched_ref(|| busy(running, waiting, 1024), steps, BatchSize::LargeInput);
         });
     }
 }

@@ -217,10 +217,12 @@ fn filter(logits: &mut [f32], max: f32, params: &SamplingParams) {
 
 /// Drops what is worse than `worst`.
 fn keep(values: &mut [f32], worst: Candidate, dropped: f32) {
-    for (value, token) in values.iter_mut().zip(0..) {
-        if (Candidate { value: *value, token }).key() > worst.key() {
-            *value = dropped;
-        }
+    let (ahead, behind) = values.split_at_mut(worst.token as usize + 1);
+    for value in ahead {
+        *value = if *value >= worst.value { *value } else { dropped };
+    }
+    for value in behind {
+        *value = if *value > worst.value { *value } else { dropped };
     }
 }
 
