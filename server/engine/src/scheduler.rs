@@ -11,7 +11,8 @@
 //! in order among the running gains at least a token and is never preempted. So within one priority a sequence
 //! starts at most W steps after it was added, W being the sum of prompt and `max_tokens` over all that were alive
 //! before it, for a sibling plus that of the younger ones that overtook it; a huge prompt can't be overtaken for
-//! ever. Lower priorities do wait for as long as higher ones keep coming.
+//! ever. Lower priorities do wait for as long as higher ones keep coming;
+//! a higher one takes the next free place, it doesn't push out what runs until it needs a block itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -356,10 +357,11 @@ impl Scheduler {
 
     fn apply_row(&mut self, row: &Row, answers: Vec<Sampled>) {
         self.sequence_mut(row.seq).computed = row.context_len;
-        self.publish(row.seq);
+        // What led to unusable logits must not be found by others.
         if answers.iter().any(|answer| !answer.is_valid()) {
             return self.end(row.seq, Finish::Failed);
         }
+        self.publish(row.seq);
         let samples = row.context_len == self.sequence(row.seq).tokens.len()
             && self.sequence(row.seq).spec.stop.max_tokens > 0;
         let mut answers = answers;

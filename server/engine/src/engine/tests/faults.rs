@@ -220,3 +220,37 @@ fn unsound_sequences_are_found() {
         first(s).request = RequestId(1);
     });
 }
+
+#[test]
+fn a_row_without_a_choice_fails_alone_and_leaves_nothing_to_find() {
+    let mut engine = Engine::new(
+        FakeRunner::new(
+            FakeModel {
+                vocab: 50,
+                nan_one_in: 1,
+            },
+            &CONFIG,
+        ),
+        CONFIG,
+    );
+    for id in 0..2 {
+        engine.add(RequestId(id), request(&text(0, 5), 3), 0).unwrap();
+        let report = engine.step(0).unwrap();
+        engine.check_integrity();
+        assert_eq!(finishes(&report.outputs), [(id, 0, Finish::Failed)]);
+        assert_eq!((report.cache_hit_tokens, report.stats.blocks_cached), (0, 0));
+    }
+    // One row in three or so: the others go on.
+    let model = FakeModel {
+        vocab: 50,
+        nan_one_in: 3,
+    };
+    let mut engine = Engine::new(FakeRunner::new(model, &CONFIG), CONFIG);
+    for id in 0..4 {
+        engine.add(RequestId(id), request(&[id as Token], 1), 0).unwrap();
+    }
+    let ends = finishes(&engine.step(0).unwrap().outputs);
+    let expected = |id| model.alone(&request(&[id], 1), 0, 64).finish;
+    assert_eq!(ends, [0, 1, 2, 3].map(|id| (u64::from(id), 0, expected(id))));
+    assert!(ends.iter().any(|end| end.2 == Finish::Failed) && ends.iter().any(|end| end.2 == Finish::Length));
+}
