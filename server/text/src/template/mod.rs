@@ -21,14 +21,16 @@ use environment::{NAME, RAISED};
 use marks::{Care, Marks, Spellings};
 
 /// The largest template source; the longest known have some 20 kB.
-const SOURCE_BYTES_MAX: usize = 512 << 10;
+const SOURCE_BYTES_MAX: usize = 128 << 10;
 /// Work that any template may do: about one instruction, or 64 bytes of data, for each.
 const FUEL_BASE: u64 = 400_000;
 /// More work for each value in the messages, tools and documents, and for each byte of their strings.
 const FUEL_PER_VALUE: u64 = 2_000;
 const FUEL_PER_BYTE: u64 = 2;
-/// Some seconds of work at most.
-const FUEL_MAX: u64 = 50_000_000;
+/// A second of work at most.
+const FUEL_MAX: u64 = 5_000_000;
+/// Address space only: pages that are not used cost nothing.
+const STACK_BYTES: usize = 256 << 20;
 /// Names that the template's arguments of a client must not replace.
 const RESERVED: [&str; 12] = [
     "messages",
@@ -109,7 +111,7 @@ impl ChatTemplate {
     /// Parses a template's source.
     ///
     /// # Errors
-    /// [`Error::Template`] for a syntax error, a source over 512 KiB or nesting over the parser's limit.
+    /// [`Error::Template`] for a syntax error, a source over 128 KiB or nesting over the parser's limit.
     pub fn new(source: &str, special: SpecialTokens) -> Result<Self, Error> {
         if source.len() > SOURCE_BYTES_MAX {
             let len = source.len();
@@ -117,7 +119,7 @@ impl ChatTemplate {
                 "{len} bytes, the limit is {SOURCE_BYTES_MAX}"
             )));
         }
-        let environment = environment::with_template(source)?;
+        let environment = with_deep_stack(|| environment::with_template(source))?;
         let spellings = Spellings::new(&special.control, source)?;
         Ok(Self {
             environment,
@@ -133,6 +135,10 @@ impl ChatTemplate {
     /// [`Error::Raised`] and [`Error::Render`] if the template fails or does too much work; [`Error::Input`] for an
     /// argument that may not be set.
     pub fn render(&self, input: &RenderInput<'_>) -> Result<Vec<OwnedSegment>, Error> {
+        with_deep_stack(|| self.render_here(input))
+    }
+
+    fn render_here(&self, input: &RenderInput<'_>) -> Result<Vec<OwnedSegment>, Error> {
         if let Some(name) = RESERVED.iter().find(|name| input.kwargs.contains_key(**name)) {
             return Err(Error::Input(format!(
                 "the template argument {name:?} cannot be set"
@@ -191,7 +197,7 @@ impl ChatTemplate {
         }
         let kwargs = strings.kwargs.as_object().into_iter().flatten();
         context.extend(kwargs.map(|(name, value)| (name.as_str(), convert(value))));
-        let context: JinjaValue = context.into_iter().collect();
+        let context = JinjaValue::from_pairs(context);
         environment
             .get_template(NAME)
             .and_then(|template| template.render(context))
@@ -220,6 +226,26 @@ impl ChatTemplate {
             what,
         }
     }
+}
+
+/// Runs the template engine on a stack that its recursion cannot exhaust within the limits on source and work: chains
+/// of operators are parsed, and nested values dropped, by functions that call themselves.
+fn with_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chat-template".to_owned())
+            .stack_size(STACK_BYTES);
+        match thread
+            .spawn_scoped(scope, work)
+            .map(std::thread::ScopedJoinHandle::join)
+        {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Template("the template engine panicked".to_owned())),
+            Err(error) => Err(Error::Template(format!(
+                "no thread for the template engine: {error}"
+            ))),
+        }
+    })
 }
 
 /// All that a client sends, with or without marks.
@@ -269,10 +295,9 @@ fn convert(value: &Value) -> JinjaValue {
         },
         Value::String(text) => JinjaValue::from(text.as_str()),
         Value::Array(items) => items.iter().map(convert).collect::<Vec<_>>().into(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, field)| (name.as_str(), convert(field)))
-            .collect(),
+        Value::Object(fields) => {
+            JinjaValue::from_pairs(fields.iter().map(|(name, field)| (name.as_str(), convert(field))))
+        }
     }
 }
 
