@@ -2,7 +2,7 @@
 //!
 //! Nothing here touches a network; `serve` runs [`Manifest::verify`] at every load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZero;
@@ -179,8 +179,8 @@ impl Manifest {
                 return Err(size_differs(dir, file, bytes));
             }
         }
-        let listed: BTreeMap<&str, ()> = self.files.iter().map(|file| (file.path.as_str(), ())).collect();
-        if let Some(extra) = found.keys().find(|path| !listed.contains_key(path.as_str())) {
+        let listed: BTreeSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
+        if let Some(extra) = found.keys().find(|path| !listed.contains(path.as_str())) {
             return Err(Error::Extra {
                 dir: dir.to_owned(),
                 file: extra.clone(),

@@ -150,8 +150,14 @@ impl fmt::Display for HubReference {
     }
 }
 
+/// Whether a path ends in `.extension`, in any letter case.
+pub(crate) fn has_extension(path: &str, extension: &str) -> bool {
+    path.rsplit_once('.')
+        .is_some_and(|(_, end)| end.eq_ignore_ascii_case(extension))
+}
+
 pub(crate) fn looks_like_path(text: &str) -> bool {
-    text.contains(['/', '\\']) || text.starts_with('.') || text.ends_with(".gguf")
+    text.contains(['/', '\\']) || text.starts_with('.') || has_extension(text, "gguf")
 }
 
 /// One name: `^[A-Za-z0-9._-]{1,96}$`, not all dots.

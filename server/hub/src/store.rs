@@ -126,9 +126,10 @@ fn in_store(store: &Path, name: &str, asked: &str) -> Result<ModelPath, Error> {
         name: name.to_owned(),
         pull: asked.to_owned(),
         store: store.to_owned(),
-        hint: match Path::new(name).exists() {
-            true => format!(", or write `./{name}` for the one in the current folder"),
-            false => String::new(),
+        hint: if Path::new(name).exists() {
+            format!(", or write `./{name}` for the one in the current folder")
+        } else {
+            String::new()
         },
     };
     let dir = match store.join(name).canonicalize() {

@@ -1,5 +1,10 @@
 //! Manifests: what is written verifies, every kind of difference is found and named, and no text makes loading panic.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;

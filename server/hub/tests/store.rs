@@ -1,5 +1,10 @@
 //! Names lead into the store and nowhere else.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
 use std::fs;
 use std::path::Path;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha1::Digest;
 
 use super::error::Error;
-use crate::digest::{Hasher, Sha256};
+use crate::digest::{Hasher, Sha256, hex};
 use crate::progress::{Action, Event, Progress};
 use crate::reference::HubReference;
 
@@ -86,12 +86,7 @@ impl Checker {
                 found,
             }),
             Identity::Git(expected) => {
-                let id: String = self
-                    .git
-                    .iter()
-                    .flat_map(|git| git.clone().finalize())
-                    .map(|b| format!("{b:02x}"))
-                    .collect();
+                let id = self.git.map(|git| hex(&git.finalize())).unwrap_or_default();
                 if id == *expected {
                     return Ok(found);
                 }
@@ -230,7 +225,7 @@ pub(super) fn check(
         progress.report(Event::Advanced {
             file: &file.path,
             done,
-        })
+        });
     })
     .map_err(io_error)?;
     progress.report(Event::Finished { file: &file.path });

@@ -36,7 +36,7 @@ pub(super) async fn fetch(
     let wait = || {
         progress.report(Event::Note(
             "another process is fetching this file: waiting for it",
-        ))
+        ));
     };
     let _lock = cache.lock(&blob, wait)?;
     if !options.force
@@ -176,7 +176,7 @@ async fn receive(
     let mut stream = hub.stream(commit, file, sink.checker.bytes()).await?;
     let mut rate = Rate::new(options.limits);
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| hub.classify(error, Some(file), &file.path))?;
+        let chunk = chunk.map_err(|error| hub.classify(&error, Some(file), &file.path))?;
         if chunk.len() as u64 > file.bytes - sink.checker.bytes() {
             let reason = "more bytes came than the hub lists for this file".to_owned();
             return Err(Failure::Restart { reason });

@@ -155,7 +155,7 @@ impl Hub {
 
     async fn try_list(&self, what: &str) -> Result<Listing, Failure> {
         let revision = self.reference.revision();
-        let fail = |error| self.classify(error, None, what);
+        let fail = |error: HFError| self.classify(&error, None, what);
         let info = Box::pin(self.repository.info().revision(revision).send())
             .await
             .map_err(fail)?;
@@ -232,7 +232,7 @@ impl Hub {
             .maybe_range(range);
         let (_, stream) = Box::pin(send.send())
             .await
-            .map_err(|error| self.classify(error, Some(file), &file.path))?;
+            .map_err(|error| self.classify(&error, Some(file), &file.path))?;
         Ok(stream)
     }
 
@@ -279,8 +279,8 @@ impl Hub {
 
     /// Sorts an error of hf-hub by what to do about it. Only status codes and operating system messages pass on: what a
     /// server wrote could hold the token it was sent, and addresses can be signed.
-    pub(super) fn classify(&self, error: HFError, file: Option<&RemoteFile>, what: &str) -> Failure {
-        let status = match &error {
+    pub(super) fn classify(&self, error: &HFError, file: Option<&RemoteFile>, what: &str) -> Failure {
+        let status = match error {
             HFError::AuthRequired { .. } => 401,
             HFError::Forbidden { .. } => 403,
             HFError::RepoNotFound { .. }

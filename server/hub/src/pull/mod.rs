@@ -78,11 +78,11 @@ impl Default for Limits {
         Self {
             attempts_max: 6,
             retry_delay: Duration::from_secs(1),
-            retry_delay_max: Duration::from_secs(60),
+            retry_delay_max: Duration::from_mins(1),
             connect_timeout: Duration::from_secs(15),
-            read_timeout: Duration::from_secs(60),
-            listing_timeout: Duration::from_secs(120),
-            rate_window: Duration::from_secs(60),
+            read_timeout: Duration::from_mins(1),
+            listing_timeout: Duration::from_mins(2),
+            rate_window: Duration::from_mins(1),
             rate_window_bytes_min: 64 << 10,
         }
     }
@@ -145,7 +145,7 @@ async fn run(request: &PullRequest, progress: &dyn Progress) -> Result<Pulled, E
     let wait = || {
         progress.report(Event::Note(
             "another process is pulling this model: waiting for it",
-        ))
+        ));
     };
     let place = Place::reserve(&request.store, &model.name, wait)?;
     let cache = Cache::new(&request.cache, &model.reference);

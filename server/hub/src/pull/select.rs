@@ -2,7 +2,7 @@
 
 use super::cache::RemoteFile;
 use super::error::Error;
-use crate::reference::{HubReference, check_file};
+use crate::reference::{HubReference, check_file, has_extension};
 
 /// What a safetensors model is read from beside its weights.
 const COMPANIONS: [&str; 6] = [
@@ -14,7 +14,7 @@ const COMPANIONS: [&str; 6] = [
     "model.safetensors.index.json",
 ];
 /// Formats that run code when they are read. They are never fetched.
-const PICKLES: [&str; 5] = [".bin", ".pt", ".pth", ".pkl", ".ckpt"];
+const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 /// Most names in an error message.
 const NAMES_SHOWN_MAX: usize = 40;
 
@@ -41,7 +41,7 @@ pub(super) fn select(reference: &HubReference, listing: Vec<RemoteFile>) -> Resu
 
 fn named(reference: &HubReference, file: &str, listing: Vec<RemoteFile>) -> Result<RemoteFile, Error> {
     let repository = reference.repository();
-    if !file.ends_with(".gguf") {
+    if !has_extension(file, "gguf") {
         let reason = format!("`{file}` is not a .gguf file; leave the file out to pull a safetensors model");
         return Err(Error::NoModel { repository, reason });
     }
@@ -105,7 +105,7 @@ fn implied(repository: &str, listing: Vec<RemoteFile>) -> Result<Vec<RemoteFile>
 fn why_not(listing: &[RemoteFile]) -> String {
     let pickled = listing
         .iter()
-        .find(|file| PICKLES.iter().any(|ending| file.path.ends_with(ending)));
+        .find(|file| PICKLES.iter().any(|ending| has_extension(&file.path, ending)));
     match pickled {
         Some(file) => format!(
             "its weights are pickled (`{}`), which can run code when read and is refused: look for a safetensors or GGUF version",
@@ -117,13 +117,13 @@ fn why_not(listing: &[RemoteFile]) -> String {
 
 /// Weights of the model at the repository's root: adapters, and Mistral's second copy (`consolidated`), are others.
 fn is_weights(path: &str) -> bool {
-    path.ends_with(".safetensors") && path.starts_with("model") && !path.contains('/')
+    has_extension(path, "safetensors") && path.starts_with("model") && !path.contains('/')
 }
 
 /// A language model's GGUF; `mmproj` files are the vision tower of one.
 fn is_gguf(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    path.ends_with(".gguf") && !name.starts_with("mmproj")
+    has_extension(path, "gguf") && !name.starts_with("mmproj")
 }
 
 /// `name-00001-of-00003.gguf`.

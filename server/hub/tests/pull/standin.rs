@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -172,27 +173,20 @@ async fn answer(State(shared): State<Arc<Mutex<Shared>>>, request: Request) -> R
         return list(&mut shared, rest, page);
     }
     let file = path.strip_prefix(&format!("/{REPOSITORY}/resolve/{COMMIT}/"));
-    match file.and_then(|file| shared.files.get(file)).cloned() {
-        None => status(404, Some("EntryNotFound"), "no such file"),
-        Some(served) => match &shared.storage {
-            Some(storage) => {
-                let location = format!("{storage}{path}?signature=SIGNED");
-                Response::builder()
-                    .status(302)
-                    .header(header::LOCATION, location)
-                    .body(Body::empty())
-                    .unwrap()
-            }
-            None => {
-                let fault = if recorded.method == Method::GET {
-                    shared.faults.pop_front()
-                } else {
-                    None
-                };
-                serve(&served, &recorded, fault)
-            }
-        },
+    let Some(served) = file.and_then(|file| shared.files.get(file)).cloned() else {
+        return status(404, Some("EntryNotFound"), "no such file");
+    };
+    if let Some(storage) = &shared.storage {
+        let location = format!("{storage}{path}?signature=SIGNED");
+        let response = Response::builder().status(302).header(header::LOCATION, location);
+        return response.body(Body::empty()).unwrap();
     }
+    let fault = if recorded.method == Method::GET {
+        shared.faults.pop_front()
+    } else {
+        None
+    };
+    serve(&served, &recorded, fault.as_ref())
 }
 
 fn list(shared: &mut Shared, rest: &str, page: Option<&str>) -> Response<Body> {
@@ -228,9 +222,14 @@ fn list_page(shared: &Shared, from: usize) -> Response<Body> {
 
 fn entry(path: &str, served: &Served) -> serde_json::Value {
     let bytes = served.listed_bytes.unwrap_or(served.content.len() as u64);
-    let git =
-        sha1::Sha1::new_with_prefix(format!("blob {}\0", served.content.len())).chain_update(&served.content);
-    let git: String = git.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let object = format!("blob {}\0", served.content.len());
+    let object = sha1::Sha1::new_with_prefix(object)
+        .chain_update(&served.content)
+        .finalize();
+    let mut git = String::new();
+    for byte in object {
+        write!(git, "{byte:02x}").unwrap();
+    }
     let listed = served.listed_identity.clone();
     if served.lfs {
         let oid = listed.unwrap_or_else(|| Sha256::of(&served.content).to_string());
@@ -241,10 +240,10 @@ fn entry(path: &str, served: &Served) -> serde_json::Value {
     }
 }
 
-fn serve(served: &Served, request: &Recorded, fault: Option<Fault>) -> Response<Body> {
+fn serve(served: &Served, request: &Recorded, fault: Option<&Fault>) -> Response<Body> {
     let whole = &served.content;
     if let Some(Fault::Status(code)) = fault {
-        return status(code, None, "fault");
+        return status(*code, None, "fault");
     }
     let range = request
         .range
@@ -256,7 +255,7 @@ fn serve(served: &Served, request: &Recorded, fault: Option<Fault>) -> Response<
         Some(Some(start)) => (206, whole[start..].to_vec()),
     };
     if let Some(Fault::Overlong(more)) = fault {
-        body.extend(vec![0; more]);
+        body.extend(vec![0; *more]);
     }
     let mut response = Response::builder()
         .status(code)
@@ -267,7 +266,7 @@ fn serve(served: &Served, request: &Recorded, fault: Option<Fault>) -> Response<
         response = response.header(header::CONTENT_RANGE, range);
     }
     let body = match fault {
-        Some(Fault::CutAfter(bytes)) => cut(body[..bytes].to_vec()),
+        Some(Fault::CutAfter(bytes)) => cut(body[..*bytes].to_vec()),
         Some(Fault::Drip) => drip(body),
         Some(Fault::Stall) => stall(body[..1].to_vec()),
         _ if request.method == Method::HEAD => Body::empty(),

@@ -1,17 +1,22 @@
 //! A pull against a stand-in hub on loopback: what it fetches, what it survives, what it refuses, what it never sends.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure here is a failed test"
+)]
+
+mod access;
+mod interruption;
 mod standin;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use rempart_hub::digest::Sha256;
 use rempart_hub::manifest::Manifest;
-use rempart_hub::progress::{Event, Silent};
-use rempart_hub::pull::{Error, Limits, PullRequest, Pulled, Token, pull};
+use rempart_hub::progress::Silent;
+use rempart_hub::pull::{Error, Limits, PullRequest, Pulled, pull};
 use rempart_hub::reference::Reference;
 use rempart_hub::store;
 use standin::{COMMIT, Fault, Hub, content};
@@ -41,7 +46,7 @@ impl Site {
 
     fn request(&self, hub: &Hub, reference: &str) -> PullRequest {
         let mut request = PullRequest::new(Reference::parse(reference).unwrap(), self.cache(), self.store());
-        request.endpoint = hub.endpoint.clone();
+        request.endpoint.clone_from(&hub.endpoint);
         request.limits = Limits {
             attempts_max: 3,
             retry_delay: Duration::from_millis(1),
@@ -78,9 +83,9 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in entries.map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
-            files.extend(files_below(&entry))
+            files.extend(files_below(&entry));
         } else {
-            files.push(entry)
+            files.push(entry);
         }
     }
     files
@@ -157,76 +162,6 @@ fn a_safetensors_model_arrives_without_what_it_does_not_need() {
 }
 
 #[test]
-fn a_connection_cut_in_the_middle_goes_on_from_the_byte() {
-    let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-    hub.fault([Fault::CutAfter(100_000), Fault::CutAfter(50_000)]);
-    site.pull(&hub).unwrap();
-    let last = MODEL_BYTES - 1;
-    let range = |from: usize| Some(format!("bytes={from}-{last}"));
-    assert_eq!(hub.ranges(), [None, range(100_000), range(150_000)]);
-}
-
-#[test]
-fn a_later_pull_goes_on_where_an_interrupted_one_stopped() {
-    let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-    hub.fault([Fault::CutAfter(70_000), Fault::Status(503), Fault::Status(503)]);
-    let error = site.pull(&hub).unwrap_err();
-    assert!(matches!(error, Error::Unreachable { attempts: 3, .. }), "{error}");
-    site.assert_store_is_empty();
-    assert_eq!(site.partials()[0].metadata().unwrap().len(), 70_000);
-
-    let resumed = Mutex::new(0);
-    let record = |event: Event<'_>| {
-        if let Event::Started { done, .. } = event {
-            *resumed.lock().unwrap() = done;
-        }
-    };
-    pull(&site.request(&hub, "hf:org/model"), &record).unwrap();
-    assert_eq!(
-        hub.ranges().last().unwrap().as_deref(),
-        Some("bytes=70000-299999")
-    );
-    assert_eq!(*resumed.lock().unwrap(), 70_000);
-    assert!(site.partials().is_empty());
-}
-
-#[test]
-fn a_partial_file_of_other_bytes_is_thrown_away() {
-    let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-    let sha256 = Sha256::of(&content(MODEL_BYTES));
-    let partial = site
-        .cache()
-        .join(format!("models--org--model/blobs/{sha256}.incomplete"));
-    fs::create_dir_all(partial.parent().unwrap()).unwrap();
-    fs::write(&partial, vec![0; 1000]).unwrap();
-    site.pull(&hub).unwrap();
-    assert_eq!(hub.ranges(), [Some("bytes=1000-299999".to_owned()), None]);
-    // One longer than the file cannot be part of it.
-    let other = Site::new();
-    let partial = other
-        .cache()
-        .join(format!("models--org--model/blobs/{sha256}.incomplete"));
-    fs::create_dir_all(partial.parent().unwrap()).unwrap();
-    fs::write(&partial, vec![0; MODEL_BYTES + 1]).unwrap();
-    other.pull(&hub).unwrap();
-}
-
-#[test]
-fn a_hub_that_ignores_or_refuses_the_range_is_asked_again_from_the_start() {
-    for fault in [Fault::IgnoreRange, Fault::Status(416), Fault::Overlong(1)] {
-        let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-        hub.fault([Fault::CutAfter(100_000), fault.clone()]);
-        site.pull(&hub)
-            .unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-        assert_eq!(
-            hub.ranges(),
-            [None, Some("bytes=100000-299999".to_owned()), None],
-            "{fault:?}"
-        );
-    }
-}
-
-#[test]
 fn a_wrong_checksum_is_refused_and_nothing_is_kept() {
     for lfs in [true, false] {
         let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
@@ -266,80 +201,6 @@ fn the_catalogue_overrules_the_hub() {
 }
 
 #[test]
-fn server_errors_are_tried_again_within_bounds() {
-    let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-    hub.shared().listing_faults.extend([(500, None), (503, None)]);
-    hub.fault([Fault::Status(500), Fault::Status(429)]);
-    let retries = Mutex::new(Vec::new());
-    let record = |event: Event<'_>| {
-        if let Event::Retrying {
-            attempt,
-            attempts_max,
-            ..
-        } = event
-        {
-            retries.lock().unwrap().push((attempt, attempts_max));
-        }
-    };
-    pull(&site.request(&hub, "hf:org/model"), &record).unwrap();
-    assert_eq!(*retries.lock().unwrap(), [(2, 3), (3, 3), (2, 3), (3, 3)]);
-
-    let (hub, site) = (Hub::with_gguf(10), Site::new());
-    hub.shared().listing_faults.extend([(500, None); 10]);
-    let error = site.pull(&hub).unwrap_err();
-    assert!(matches!(error, Error::Unreachable { attempts: 3, .. }), "{error}");
-    assert_eq!(hub.shared().log.len(), 3);
-}
-
-#[test]
-fn a_hub_that_is_not_there_is_named() {
-    let site = Site::new();
-    let hub = Hub::with_gguf(10);
-    let mut request = site.request(&hub, "hf:org/model");
-    // Port 1 is reserved and closed.
-    request.endpoint = "http://127.0.0.1:1".to_owned();
-    let message = pull(&request, &Silent).unwrap_err().to_string();
-    assert!(
-        message.contains("http://127.0.0.1:1") && message.contains("refused"),
-        "{message}"
-    );
-}
-
-#[test]
-fn refused_access_says_what_to_set() {
-    let (hub, site) = (Hub::with_gguf(10), Site::new());
-    hub.shared().token = Some("hf_right".to_owned());
-    let error = site.pull(&hub).unwrap_err();
-    assert!(matches!(
-        error,
-        Error::Unauthorized {
-            token_sent: false,
-            ..
-        }
-    ));
-    assert!(error.to_string().contains("Set HF_TOKEN"), "{error}");
-
-    let mut request = site.request(&hub, "hf:org/model");
-    request.token = Some(Token::new("hf_wrong_CANARY").unwrap());
-    let error = pull(&request, &Silent).unwrap_err();
-    assert!(matches!(error, Error::Unauthorized { token_sent: true, .. }));
-    assert!(!format!("{error} {error:?} {request:?}").contains("CANARY"));
-
-    request.token = Some(Token::new("hf_right").unwrap());
-    pull(&request, &Silent).unwrap();
-    let sent = hub.shared().log.last().unwrap().authorization.clone();
-    assert_eq!(sent.as_deref(), Some("Bearer hf_right"));
-
-    hub.shared().token = None;
-    hub.shared().listing_faults.push_back((403, Some("GatedRepo")));
-    let error = site.pull(&hub).unwrap_err();
-    assert!(
-        matches!(error, Error::Forbidden { .. }) && error.to_string().contains("gated"),
-        "{error}"
-    );
-}
-
-#[test]
 fn what_does_not_exist_is_named() {
     let (hub, site) = (Hub::with_gguf(10), Site::new());
     let refused = |reference: &str| pull(&site.request(&hub, reference), &Silent).unwrap_err();
@@ -368,98 +229,6 @@ fn what_does_not_exist_is_named() {
         pull(&path, &Silent).unwrap_err(),
         Error::LocalPath { .. }
     ));
-}
-
-#[test]
-fn a_token_is_not_sent_to_another_host() {
-    let (hub, storage, site) = (
-        Hub::with_gguf(MODEL_BYTES),
-        Hub::with_gguf(MODEL_BYTES),
-        Site::new(),
-    );
-    hub.shared().token = Some("hf_secret".to_owned());
-    hub.shared().storage = Some(storage.endpoint.clone());
-    storage.fault([Fault::CutAfter(100_000)]);
-    let mut request = site.request(&hub, "hf:org/model");
-    request.token = Some(Token::new("hf_secret").unwrap());
-    pull(&request, &Silent).unwrap();
-    let elsewhere = storage.shared().log.clone();
-    assert!(elsewhere.len() >= 4, "HEAD and GET, twice: {elsewhere:?}");
-    assert!(
-        elsewhere.iter().all(|request| request.authorization.is_none()),
-        "{elsewhere:?}"
-    );
-    assert!(
-        hub.shared()
-            .log
-            .iter()
-            .all(|request| request.authorization.is_some())
-    );
-    assert_eq!(storage.ranges(), [None, Some("bytes=100000-299999".to_owned())]);
-
-    // A failure there reveals neither the signed address nor the token.
-    storage.fault([Fault::Status(500), Fault::Status(500), Fault::Status(500)]);
-    request.force = true;
-    let error = pull(&request, &Silent).unwrap_err();
-    assert!(!format!("{error} {error:?}").contains("SIGNED"), "{error:?}");
-}
-
-#[test]
-fn a_listing_that_goes_on_elsewhere_is_refused() {
-    let (hub, elsewhere, site) = (Hub::start(), Hub::start(), Site::new());
-    for path in ["config.json", "model.safetensors", "tokenizer.json"] {
-        hub.add(path, b"x", false);
-    }
-    hub.shared().next_page_host = Some(elsewhere.endpoint.clone());
-    let mut request = site.request(&hub, "hf:org/model");
-    request.token = Some(Token::new("hf_secret").unwrap());
-    let error = pull(&request, &Silent).unwrap_err();
-    assert!(error.to_string().contains("another host"), "{error}");
-    assert!(elsewhere.shared().log.is_empty());
-}
-
-#[test]
-fn tokens_of_the_environment_are_not_picked_up_behind_our_back() {
-    let home = tempfile::tempdir().unwrap();
-    fs::write(home.path().join("token"), "hf_from_file").unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_gguf_arrives_verified_with_its_manifest"])
-        .envs([
-            ("HF_TOKEN", "hf_from_environment"),
-            ("HF_ENDPOINT", "http://127.0.0.1:1"),
-        ])
-        .env("HF_HOME", home.path())
-        .env("HTTP_PROXY", "http://127.0.0.1:1")
-        .output()
-        .unwrap();
-    assert!(
-        status.status.success(),
-        "{}",
-        String::from_utf8_lossy(&status.stdout)
-    );
-}
-
-#[test]
-fn a_trickle_and_a_silence_end() {
-    let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
-    let mut request = site.request(&hub, "hf:org/model");
-    request.limits.rate_window = Duration::from_millis(100);
-    request.limits.rate_window_bytes_min = 10_000;
-    hub.fault([Fault::Drip, Fault::Drip, Fault::Drip]);
-    let error = pull(&request, &Silent).unwrap_err();
-    assert!(
-        matches!(&error, Error::Unreachable { .. }) && error.to_string().contains("too slowly"),
-        "{error}"
-    );
-
-    request.limits.read_timeout = Duration::from_millis(300);
-    hub.fault([Fault::Stall, Fault::Stall, Fault::Stall]);
-    let error = pull(&request, &Silent).unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
-    // What the trickle and the first bytes brought is not fetched again.
-    request.limits.read_timeout = Duration::from_secs(60);
-    pull(&request, &Silent).unwrap();
-    assert!(hub.ranges().last().unwrap().is_some());
 }
 
 #[test]
@@ -607,7 +376,9 @@ fn simultaneous_pulls_of_one_model_both_succeed() {
     let (hub, site) = (Hub::with_gguf(MODEL_BYTES), Site::new());
     std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..3).map(|_| scope.spawn(|| site.pull(&hub).unwrap())).collect();
-        pulls.into_iter().for_each(|pull| drop(pull.join().unwrap()));
+        for pull in pulls {
+            pull.join().unwrap();
+        }
     });
     assert_eq!(hub.ranges(), [None]);
 }
