@@ -66,4 +66,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (models.FetchError, server.ServerError) as problem:
+        sys.exit(f"error: {problem}")

@@ -22,7 +22,7 @@ from lib import server  # noqa: E402
 
 KNOWN = ("smollm2", "gemma3", "qwen2.5-coder")
 PERPLEXITY_TOLERANCE = 0.005
-TOLERANCE_LOGITS = 0.05
+TOLERANCE_LOGITS = 0.01
 
 
 @dataclasses.dataclass
@@ -134,4 +134,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (models.FetchError, server.ServerError) as problem:
+        sys.exit(f"error: {problem}")

@@ -2,6 +2,7 @@
 import json
 import math
 import pathlib
+import unicodedata
 
 import pytest
 
@@ -93,7 +94,9 @@ def test_stop_and_seed(served):
 @pytest.mark.parametrize("text", STRINGS, ids=range(len(STRINGS)))
 def test_tokens_make_the_text_again(served, text):
     ids = tokenize(served, text, add_special_tokens=False)
-    assert served.server.post("/detokenize", {"model": served.model, "tokens": ids})["prompt"] == text
+    # Qwen's own tokenizer composes characters first.
+    expected = unicodedata.normalize("NFC", text) if served.name == "qwen2.5-coder" else text
+    assert served.server.post("/detokenize", {"model": served.model, "tokens": ids})["prompt"] == expected
 
 
 def test_tokens_equal_the_reference(served):

@@ -60,7 +60,8 @@ class Server:
                 self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                                 start_new_session=True)
             except OSError as error:
-                raise ServerError(f"{self.command[0]} cannot be started: {error}") from error
+                raise ServerError(f"{self.command[0]} cannot be started ({error.strerror}); "
+                                  "cargo build --release --package rempart makes it") from None
         return self
 
     def __exit__(self, *_):
@@ -103,7 +104,7 @@ class Server:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise ServerError(f"POST {path}: {error.code} {error.read().decode(errors='replace')}") from error
+            raise ServerError(f"POST {path}: {error.code} {error.read().decode(errors='replace')}") from None
 
     def model_name(self):
         """The name that clients ask for."""
