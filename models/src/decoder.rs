@@ -44,7 +44,12 @@ impl<B: Block> Decoder<B> {
         } else {
             Linear::load(&weights.at("lm_head"), vocab, hidden, false)?
         };
-        Ok(Self { embedding, blocks, norm, head })
+        Ok(Self {
+            embedding,
+            blocks,
+            norm,
+            head,
+        })
     }
 }
 

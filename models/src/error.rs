@@ -43,6 +43,9 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn config(file: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Config { file: file.into(), message: message.into() }
+        Self::Config {
+            file: file.into(),
+            message: message.into(),
+        }
     }
 }

@@ -31,16 +31,35 @@ pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>) -> Result<Decode
     let rope = |rope| Rope::new(rope, config.head_dim, RopeStyle::Halves, None);
     let global = rope(&config.rope);
     let local = rope(config.rope_local.as_ref().unwrap_or(&config.rope));
-    Decoder::load(config, weights, (config.hidden_size as f32).sqrt(), offset, |weights, layer| {
-        let window = config.windows[layer];
-        let rope = if window.is_some() { local.clone() } else { global.clone() };
-        let options = AttentionOptions { rope, window, qk_norm_offset: Some(offset) };
-        SandwichBlock::load(config, weights, options, offset)
-    })
+    Decoder::load(
+        config,
+        weights,
+        (config.hidden_size as f32).sqrt(),
+        offset,
+        |weights, layer| {
+            let window = config.windows[layer];
+            let rope = if window.is_some() {
+                local.clone()
+            } else {
+                global.clone()
+            };
+            let options = AttentionOptions {
+                rope,
+                window,
+                qk_norm_offset: Some(offset),
+            };
+            SandwichBlock::load(config, weights, options, offset)
+        },
+    )
 }
 
 impl SandwichBlock {
-    fn load(config: &ModelConfig, weights: &Weights<'_>, options: AttentionOptions, offset: f32) -> Result<Self> {
+    fn load(
+        config: &ModelConfig,
+        weights: &Weights<'_>,
+        options: AttentionOptions,
+        offset: f32,
+    ) -> Result<Self> {
         let norm = |name: &str| {
             RmsNorm::load_with_offset(&weights.at(name), config.hidden_size, config.norm_eps, offset)
         };

@@ -58,7 +58,12 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
         read_ahead(&checkpoint, progress);
     }
     let model = build(&config, &checkpoint.weights())?;
-    Ok(LoadedModel { config, model, text, checkpoint })
+    Ok(LoadedModel {
+        config,
+        model,
+        text,
+        checkpoint,
+    })
 }
 
 /// Touches every page of the memory map, so that the first request does not wait for the disk.
@@ -104,7 +109,10 @@ fn find(path: &Path) -> Result<Found> {
     if path.join("config.json").is_file() {
         return Ok(Found::Safetensors(path.to_owned()));
     }
-    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let io = |source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
     let mut ggufs = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path();
@@ -144,7 +152,10 @@ fn open_safetensors(dir: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)>
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let io = |source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     if bytes > TEXT_FILE_MAX {
         let message = format!("the file has {bytes} bytes; the limit is {TEXT_FILE_MAX}");
@@ -154,5 +165,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
-    if path.exists() { read(path).map(Some) } else { Ok(None) }
+    if path.exists() {
+        read(path).map(Some)
+    } else {
+        Ok(None)
+    }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use crate::{Error, KvCache, ModelConfig, Result};
 
 const MIB: u64 = 1 << 20;
-/// Share of the memory left after weights and activations that an automatic plan gives to keys and values.
-const KV_SHARE: f64 = 0.5;
+/// An automatic plan gives one part in so many of the memory left after weights and activations to keys and values.
+const KV_PARTS: u64 = 2;
 /// Most that an automatic plan gives to keys and values, unless one full context needs more.
 const KV_AUTO_MAX: u64 = 2 << 30;
 
@@ -58,7 +58,7 @@ impl MemoryPlan {
         let activations = activations(config, request);
         let left = request.available.saturating_sub(request.weights + activations);
         let kv = request.kv.unwrap_or_else(|| {
-            let automatic = ((left as f64 * KV_SHARE) as u64).min(KV_AUTO_MAX);
+            let automatic = (left / KV_PARTS).min(KV_AUTO_MAX);
             automatic.max(one_context)
         });
         let blocks = kv / block_bytes;
@@ -153,14 +153,34 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_refused_with_the_figures() {
-        let error = MemoryPlan::new(&tiny(), &PlanRequest { available: 64 << 20, ..request() }).unwrap_err();
+        let error = MemoryPlan::new(
+            &tiny(),
+            &PlanRequest {
+                available: 64 << 20,
+                ..request()
+            },
+        )
+        .unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("weights 100 MiB") && text.contains("of 64 MiB"), "{text}");
+        assert!(
+            text.contains("weights 100 MiB") && text.contains("of 64 MiB"),
+            "{text}"
+        );
     }
 
     #[test]
     fn keys_and_values_below_one_context_are_refused() {
-        let error = MemoryPlan::new(&tiny(), &PlanRequest { kv: Some(1 << 10), ..request() }).unwrap_err();
-        assert!(error.to_string().contains("one sequence of 2048 tokens"), "{error}");
+        let error = MemoryPlan::new(
+            &tiny(),
+            &PlanRequest {
+                kv: Some(1 << 10),
+                ..request()
+            },
+        )
+        .unwrap_err();
+        assert!(
+            error.to_string().contains("one sequence of 2048 tokens"),
+            "{error}"
+        );
     }
 }

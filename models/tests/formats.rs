@@ -63,7 +63,10 @@ fn gguf_name(name: &str) -> String {
     let mut out = name.to_owned();
     if name.contains("post_attention_layernorm") {
         let gemma = name.contains("gemma.");
-        out = out.replace("post_attention_layernorm", if gemma { "post_attention_norm" } else { "ffn_norm" });
+        out = out.replace(
+            "post_attention_layernorm",
+            if gemma { "post_attention_norm" } else { "ffn_norm" },
+        );
     }
     for (from, to) in pairs {
         out = out.replace(from, to);
@@ -76,7 +79,13 @@ fn permute(tensor: &Tensor, heads: usize) -> Tensor {
     let (rows, columns) = tensor.dims2().unwrap();
     let half = rows / heads / 2;
     let split = tensor.reshape((heads, 2, half, columns)).unwrap();
-    split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+    split
+        .transpose(1, 2)
+        .unwrap()
+        .contiguous()
+        .unwrap()
+        .reshape((rows, columns))
+        .unwrap()
 }
 
 fn write_gguf(path: &Path, config: &Value, tensors: &Tensors, dtype: GgmlDType) {
@@ -94,17 +103,29 @@ fn write_gguf(path: &Path, config: &Value, tensors: &Tensors, dtype: GgmlDType) 
                 _ => tensor.clone(),
             };
             let dtype = if tensor.rank() == 1 { GgmlDType::F32 } else { dtype };
-            let marked = if gemma { format!("gemma.{name}") } else { name.clone() };
+            let marked = if gemma {
+                format!("gemma.{name}")
+            } else {
+                name.clone()
+            };
             (gguf_name(&marked), QTensor::quantize(&tensor, dtype).unwrap())
         })
         .collect();
     let number = |name: &str| gguf_file::Value::U32(config[name].as_u64().unwrap() as u32);
     let float = |name: &str| gguf_file::Value::F32(config[name].as_f64().unwrap() as f32);
     let key = |name: &str| format!("{arch}.{name}");
-    let tokens = (0..64).map(|i| gguf_file::Value::String(format!("t{i}"))).collect();
+    let tokens = (0..64)
+        .map(|i| gguf_file::Value::String(format!("t{i}")))
+        .collect();
     let mut metadata = vec![
-        ("general.architecture".to_owned(), gguf_file::Value::String(arch.to_owned())),
-        ("tokenizer.ggml.tokens".to_owned(), gguf_file::Value::Array(tokens)),
+        (
+            "general.architecture".to_owned(),
+            gguf_file::Value::String(arch.to_owned()),
+        ),
+        (
+            "tokenizer.ggml.tokens".to_owned(),
+            gguf_file::Value::Array(tokens),
+        ),
         (key("block_count"), number("num_hidden_layers")),
         (key("context_length"), number("max_position_embeddings")),
         (key("embedding_length"), number("hidden_size")),
@@ -119,19 +140,34 @@ fn write_gguf(path: &Path, config: &Value, tensors: &Tensors, dtype: GgmlDType) 
     if matches!(arch, "llama" | "gemma3") {
         metadata.push((key("attention.sliding_window"), number("sliding_window")));
     }
-    let metadata: Vec<_> = metadata.iter().map(|(name, value)| (name.as_str(), value)).collect();
-    let tensors: Vec<_> = quantised.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let metadata: Vec<_> = metadata
+        .iter()
+        .map(|(name, value)| (name.as_str(), value))
+        .collect();
+    let tensors: Vec<_> = quantised
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
     gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
 }
 
 /// The values a file of `dtype` really holds.
 fn rounded(tensors: &Tensors, dtype: GgmlDType) -> Tensors {
-    let round = |tensor: &Tensor| QTensor::quantize(tensor, dtype).unwrap().dequantize(&Device::Cpu).unwrap();
+    let round = |tensor: &Tensor| {
+        QTensor::quantize(tensor, dtype)
+            .unwrap()
+            .dequantize(&Device::Cpu)
+            .unwrap()
+    };
     tensors
         .iter()
         .map(|(name, tensor)| {
             // Blocks lie inside rows, so reordering rows does not change what they are rounded to.
-            let tensor = if tensor.rank() == 1 { tensor.clone() } else { round(tensor) };
+            let tensor = if tensor.rank() == 1 {
+                tensor.clone()
+            } else {
+                round(tensor)
+            };
             (name.clone(), tensor)
         })
         .collect()
@@ -163,7 +199,10 @@ fn every_gguf_type_equals_its_dequantised_safetensors() {
         write_checkpoint(dir.path(), &config, &rounded(&tensors, dtype));
         let from_gguf = load(&file, &LoadOptions::default()).unwrap();
         let from_safetensors = load(dir.path(), &LoadOptions::default()).unwrap();
-        assert_eq!(from_gguf.checkpoint.leftovers().collect::<Vec<_>>(), Vec::<&str>::new());
+        assert_eq!(
+            from_gguf.checkpoint.leftovers().collect::<Vec<_>>(),
+            Vec::<&str>::new()
+        );
         assert_same(&from_gguf, &from_safetensors, &format!("{dtype:?}"));
     }
 }
@@ -204,7 +243,10 @@ fn sharded_half_precision_equals_one_file() {
         let mut shards = [Tensors::new(), Tensors::new()];
         let mut index = serde_json::Map::new();
         for (at, (name, tensor)) in tensors.into_iter().enumerate() {
-            index.insert(name.clone(), json!(format!("model-{}-of-2.safetensors", at % 2 + 1)));
+            index.insert(
+                name.clone(),
+                json!(format!("model-{}-of-2.safetensors", at % 2 + 1)),
+            );
             shards[at % 2].insert(name, tensor);
         }
         for (at, shard) in shards.iter().enumerate() {

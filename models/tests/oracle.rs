@@ -38,7 +38,13 @@ fn input(tokens: &[u32]) -> Tensor {
 }
 
 fn flat(logits: &Tensor) -> Vec<f32> {
-    logits.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+    logits
+        .flatten_all()
+        .unwrap()
+        .to_dtype(DType::F32)
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 fn builder(tensors: &Tensors) -> VarBuilder<'static> {
@@ -50,10 +56,14 @@ fn check(config: &Value, tensors: &Tensors, mut oracle: Oracle) {
     write_checkpoint(dir.path(), config, tensors);
     let loaded = load(dir.path(), &LoadOptions::default()).unwrap();
     let mut rng = Rng(7);
-    let prompts: Vec<Vec<u32>> =
-        [PROMPT, 9, 1].iter().map(|&len| (0..len).map(|_| rng.below(97) as u32).collect()).collect();
-    let expected: Vec<Vec<Vec<f32>>> =
-        prompts.iter().map(|prompt| (1..=prompt.len()).map(|len| oracle(&prompt[..len])).collect()).collect();
+    let prompts: Vec<Vec<u32>> = [PROMPT, 9, 1]
+        .iter()
+        .map(|&len| (0..len).map(|_| rng.below(97) as u32).collect())
+        .collect();
+    let expected: Vec<Vec<Vec<f32>>> = prompts
+        .iter()
+        .map(|prompt| (1..=prompt.len()).map(|len| oracle(&prompt[..len])).collect())
+        .collect();
 
     let mut driver = Driver::new(&loaded, &mut rng);
     let mut alone = driver.sequence(&prompts[0]);
@@ -77,7 +87,10 @@ fn check(config: &Value, tensors: &Tensors, mut oracle: Oracle) {
         }
         for (ours, (index, position)) in driver.step(&mut batch).iter().zip(wanted) {
             let error = difference(ours, &expected[index][position]);
-            assert!(error < TOLERANCE, "ragged batch, sequence {index}, position {position}: {error}");
+            assert!(
+                error < TOLERANCE,
+                "ragged batch, sequence {index}, position {position}: {error}"
+            );
         }
     }
 }
@@ -107,7 +120,10 @@ fn llama_with_a_tied_head_and_scaled_rope_equals_candle() {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16,
     });
-    let config = with(shape("llama"), json!({"tie_word_embeddings": true, "rope_scaling": scaling}));
+    let config = with(
+        shape("llama"),
+        json!({"tie_word_embeddings": true, "rope_scaling": scaling}),
+    );
     let tensors = random_tensors(&config, 2);
     check(&config, &tensors, llama_oracle(&config, &tensors));
 }
@@ -167,17 +183,21 @@ fn gemma3_with_sliding_layers_equals_candle() {
         shape("gemma3_text"),
         json!({"head_dim": 16, "num_hidden_layers": 7, "tie_word_embeddings": true,
                "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 1_000_000.0,
-               "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 24, "sliding_window": 6,
+               "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 16, "sliding_window": 6,
                "sliding_window_pattern": 6, "attention_bias": false, "final_logit_softcapping": null,
                "attn_logit_softcapping": null}),
     );
     let tensors = random_tensors(&config, 6);
+    // candle scales by the head's width whatever `query_pre_attn_scalar` says, so both are 16 here.
     // Its rotating cache refuses a prompt longer than the window, and counts the window as we do when fed one by one.
     let theirs: gemma3::Config = serde_json::from_value(config.clone()).unwrap();
     let mut model = gemma3::Model::new(false, &theirs, builder(&tensors)).unwrap();
     let oracle = Box::new(move |tokens: &[u32]| {
         model.clear_kv_cache();
-        let one_by_one = tokens.iter().enumerate().map(|(at, &token)| model.forward(&input(&[token]), at).unwrap());
+        let one_by_one = tokens
+            .iter()
+            .enumerate()
+            .map(|(at, &token)| model.forward(&input(&[token]), at).unwrap());
         flat(&one_by_one.last().unwrap())
     });
     check(&config, &tensors, oracle);

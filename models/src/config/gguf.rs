@@ -9,9 +9,16 @@ use crate::{
 const FILE: &str = "GGUF metadata";
 /// Gemma 3's converter writes neither: every sixth layer sees the whole context; sliding ones rotate by this base.
 const GEMMA3_PATTERN: usize = 6;
+const GEMMA3_27B_LAYERS: usize = 62;
 const GEMMA3_LOCAL_THETA: f32 = 10_000.0;
 /// Texts by which converters' vocabularies are known to end a turn; the metadata names one end token only.
-const END_OF_TURN: [&str; 5] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>"];
+const END_OF_TURN: [&str; 5] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+];
 
 impl ModelConfig {
     /// Reads the shape of the family that `general.architecture` names.
@@ -19,7 +26,9 @@ impl ModelConfig {
     /// # Errors
     /// When a key is missing, outside its limits, or asks for something this version cannot do.
     pub fn from_gguf(checkpoint: &Checkpoint) -> Result<Self> {
-        let metadata = checkpoint.metadata().ok_or_else(|| Error::config(FILE, "the checkpoint has none"))?;
+        let metadata = checkpoint
+            .metadata()
+            .ok_or_else(|| Error::config(FILE, "the checkpoint has none"))?;
         let name = metadata.get_str("general.architecture")?;
         let architecture = match name {
             "llama" => Architecture::Llama,
@@ -28,7 +37,9 @@ impl ModelConfig {
             "gemma3" => Architecture::Gemma3,
             other => return Err(Error::UnsupportedArchitecture(other.to_owned())),
         };
-        Keys { metadata, name }.config(architecture, checkpoint)?.validate(FILE)
+        Keys { metadata, name }
+            .config(architecture, checkpoint)?
+            .validate(FILE)
     }
 }
 
@@ -47,7 +58,10 @@ impl Keys<'_> {
     }
 
     fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        Ok(self.metadata.find::<u32>(&self.key(key))?.map(|size| size as usize))
+        Ok(self
+            .metadata
+            .find::<u32>(&self.key(key))?
+            .map(|size| size as usize))
     }
 
     fn optional_float(&self, key: &str) -> Result<Option<f32>> {
@@ -66,9 +80,19 @@ impl Keys<'_> {
         self.refuse_unsupported(head_dim)?;
         let theta = self.optional_float("rope.freq_base")?.unwrap_or(10_000.0);
         let rope_local = (architecture == Architecture::Gemma3).then(|| -> Result<_> {
-            let theta = self.optional_float("rope.freq_base_swa")?.unwrap_or(GEMMA3_LOCAL_THETA);
-            Ok(RopeConfig { theta, scaling: RopeScaling::None })
+            let theta = self
+                .optional_float("rope.freq_base_swa")?
+                .unwrap_or(GEMMA3_LOCAL_THETA);
+            Ok(RopeConfig {
+                theta,
+                scaling: RopeScaling::None,
+            })
         });
+        // Gemma 3 27B, alone of its family, scales by the width per head; its file does not say so.
+        let scale_base = match architecture {
+            Architecture::Gemma3 if layers == GEMMA3_27B_LAYERS && heads > 0 => hidden_size / heads,
+            _ => head_dim,
+        };
         Ok(ModelConfig {
             architecture,
             vocab_size: self.metadata.get_strings("tokenizer.ggml.tokens")?.len(),
@@ -78,10 +102,15 @@ impl Keys<'_> {
             heads,
             kv_heads: self.optional_size("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
-            norm_eps: self.metadata.get_f32(&self.key("attention.layer_norm_rms_epsilon"))?,
-            attention_scale: self.attention_scale(architecture, head_dim, hidden_size, heads, layers),
+            norm_eps: self
+                .metadata
+                .get_f32(&self.key("attention.layer_norm_rms_epsilon"))?,
+            attention_scale: (scale_base as f32).powf(-0.5),
             attention_bias: architecture == Architecture::Qwen2,
-            rope: RopeConfig { theta, scaling: self.scaling()? },
+            rope: RopeConfig {
+                theta,
+                scaling: self.scaling()?,
+            },
             rope_local: rope_local.transpose()?,
             windows: self.windows(architecture, layers)?,
             tied_head: !checkpoint.contains("lm_head.weight"),
@@ -90,40 +119,28 @@ impl Keys<'_> {
         })
     }
 
-    /// `1 / sqrt(head_dim)`, but Gemma 3 27B, alone of its family, scales by the width per head.
-    fn attention_scale(
-        &self,
-        architecture: Architecture,
-        head_dim: usize,
-        hidden_size: usize,
-        heads: usize,
-        layers: usize,
-    ) -> f32 {
-        const LAYERS_OF_27B: usize = 62;
-        let base = if architecture == Architecture::Gemma3 && layers == LAYERS_OF_27B && heads > 0 {
-            hidden_size / heads
-        } else {
-            head_dim
-        };
-        (base as f32).powf(-0.5)
-    }
-
     fn scaling(&self) -> Result<RopeScaling> {
         let key = self.key("rope.scaling.type");
         match self.metadata.find(&key)?.unwrap_or("none") {
             "none" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: self.metadata.get_f32(&self.key("rope.scaling.factor"))? }),
+            "linear" => Ok(RopeScaling::Linear {
+                factor: self.metadata.get_f32(&self.key("rope.scaling.factor"))?,
+            }),
             other => Err(Error::config(FILE, format!("{key} '{other}' is not supported"))),
         }
     }
 
     fn windows(&self, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
-        let window = self.optional_size("attention.sliding_window")?.filter(|&window| window > 0);
+        let window = self
+            .optional_size("attention.sliding_window")?
+            .filter(|&window| window > 0);
         let sliding = |layer: usize| match architecture {
             Architecture::Gemma3 => !(layer + 1).is_multiple_of(GEMMA3_PATTERN),
             _ => true,
         };
-        Ok((0..layers.min(1 << 10)).map(|layer| window.filter(|_| sliding(layer))).collect())
+        Ok((0..layers.min(1 << 10))
+            .map(|layer| window.filter(|_| sliding(layer)))
+            .collect())
     }
 
     fn end_tokens(&self) -> Result<Vec<u32>> {
@@ -131,7 +148,12 @@ impl Keys<'_> {
         for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
             tokens.extend(self.metadata.find::<u32>(key)?);
         }
-        for (id, text) in self.metadata.get_strings("tokenizer.ggml.tokens")?.iter().enumerate() {
+        for (id, text) in self
+            .metadata
+            .get_strings("tokenizer.ggml.tokens")?
+            .iter()
+            .enumerate()
+        {
             if END_OF_TURN.contains(&text.as_str()) {
                 tokens.push(id as u32);
             }
@@ -145,13 +167,23 @@ impl Keys<'_> {
     fn refuse_unsupported(&self, head_dim: usize) -> Result<()> {
         let rotated = self.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
         let values = self.optional_size("attention.value_length")?.unwrap_or(head_dim);
-        for (key, found) in [("rope.dimension_count", rotated), ("attention.value_length", values)] {
+        for (key, found) in [
+            ("rope.dimension_count", rotated),
+            ("attention.value_length", values),
+        ] {
             if found != head_dim {
-                let message = format!("{} is {found}; only the head width, {head_dim}, is supported", self.key(key));
+                let message = format!(
+                    "{} is {found}; only the head width, {head_dim}, is supported",
+                    self.key(key)
+                );
                 return Err(Error::config(FILE, message));
             }
         }
-        for key in ["expert_count", "final_logit_softcapping", "attn_logit_softcapping"] {
+        for key in [
+            "expert_count",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+        ] {
             if self.optional_float(key)?.is_some_and(|value| value != 0.0) {
                 return Err(Error::config(FILE, format!("{} is not supported", self.key(key))));
             }

@@ -55,20 +55,27 @@ impl ModelConfig {
     /// When a field is missing, outside its limits, or asks for something this version cannot do.
     pub fn from_json(config: &[u8], generation: Option<&[u8]>) -> Result<Self> {
         let value: Value = serde_json::from_slice(config).map_err(|e| Error::config(FILE, e.to_string()))?;
-        let model_type = value.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let model_type = value
+            .get("model_type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let architecture = architecture(model_type)?;
         let raw: Raw = serde_json::from_value(value).map_err(|e| Error::config(FILE, e.to_string()))?;
         refuse_unsupported(&raw, architecture)?;
         let generation_eos = match generation {
             Some(bytes) => {
                 let file = "generation_config.json";
-                let value: Value = serde_json::from_slice(bytes).map_err(|e| Error::config(file, e.to_string()))?;
+                let value: Value =
+                    serde_json::from_slice(bytes).map_err(|e| Error::config(file, e.to_string()))?;
                 token_ids(value.get("eos_token_id"), file)?
             }
             None => Vec::new(),
         };
-        let eos_tokens =
-            if generation_eos.is_empty() { token_ids(raw.eos_token_id.as_ref(), FILE)? } else { generation_eos };
+        let eos_tokens = if generation_eos.is_empty() {
+            token_ids(raw.eos_token_id.as_ref(), FILE)?
+        } else {
+            generation_eos
+        };
         raw.into_config(architecture, eos_tokens)?.validate(FILE)
     }
 }
@@ -103,7 +110,9 @@ impl Raw {
             rope_local,
             windows: self.windows(architecture)?,
             // transformers ties Gemma's head unless told otherwise.
-            tied_head: self.tie_word_embeddings.unwrap_or(architecture == Architecture::Gemma3),
+            tied_head: self
+                .tie_word_embeddings
+                .unwrap_or(architecture == Architecture::Gemma3),
             context_length: self.max_position_embeddings,
             eos_tokens,
         })
@@ -116,7 +125,11 @@ impl Raw {
             if types.len() != self.num_hidden_layers {
                 return Err(Error::config(
                     FILE,
-                    format!("layer_types names {} layers of {}", types.len(), self.num_hidden_layers),
+                    format!(
+                        "layer_types names {} layers of {}",
+                        types.len(),
+                        self.num_hidden_layers
+                    ),
                 ));
             }
             return types.iter().map(|kind| self.window_of(kind)).collect();
@@ -130,16 +143,24 @@ impl Raw {
                 !(layer + 1).is_multiple_of(self.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN).max(1))
             }
         };
-        Ok((0..layers).map(|layer| self.sliding_window.filter(|_| sliding(layer))).collect())
+        Ok((0..layers)
+            .map(|layer| self.sliding_window.filter(|_| sliding(layer)))
+            .collect())
     }
 
     fn window_of(&self, kind: &str) -> Result<Option<usize>> {
         match kind {
             "full_attention" => Ok(None),
             "sliding_attention" => self.sliding_window.map(Some).ok_or_else(|| {
-                Error::config(FILE, "layer_types names sliding_attention but sliding_window is missing")
+                Error::config(
+                    FILE,
+                    "layer_types names sliding_attention but sliding_window is missing",
+                )
             }),
-            other => Err(Error::config(FILE, format!("layer_types: '{other}' is not supported"))),
+            other => Err(Error::config(
+                FILE,
+                format!("layer_types: '{other}' is not supported"),
+            )),
         }
     }
 
@@ -148,11 +169,17 @@ impl Raw {
         let parameters = self.rope_parameters.as_ref();
         let of = |kind: &str| parameters.and_then(|p| p.get(kind)).filter(|v| v.is_object());
         let full = of("full_attention").or(parameters).or(self.rope_scaling.as_ref());
-        let rope = RopeConfig { theta: theta(full, self.rope_theta), scaling: scaling(full)? };
+        let rope = RopeConfig {
+            theta: theta(full, self.rope_theta),
+            scaling: scaling(full)?,
+        };
         let local = if architecture == Architecture::Gemma3 {
             let local = of("sliding_attention");
             let default = self.rope_local_base_freq.unwrap_or(default_theta());
-            Some(RopeConfig { theta: theta(local, default), scaling: scaling(local)? })
+            Some(RopeConfig {
+                theta: theta(local, default),
+                scaling: scaling(local)?,
+            })
         } else {
             None
         };
@@ -161,20 +188,32 @@ impl Raw {
 }
 
 fn theta(parameters: Option<&Value>, default: f32) -> f32 {
-    parameters.and_then(|p| p.get("rope_theta")).and_then(Value::as_f64).map_or(default, |theta| theta as f32)
+    parameters
+        .and_then(|p| p.get("rope_theta"))
+        .and_then(Value::as_f64)
+        .map_or(default, |theta| theta as f32)
 }
 
 fn scaling(parameters: Option<&Value>) -> Result<RopeScaling> {
-    let Some(parameters) = parameters.filter(|p| p.is_object()) else { return Ok(RopeScaling::None) };
-    let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
+    let Some(parameters) = parameters.filter(|p| p.is_object()) else {
+        return Ok(RopeScaling::None);
+    };
+    let kind = parameters
+        .get("rope_type")
+        .or_else(|| parameters.get("type"))
+        .and_then(Value::as_str);
     let number = |name: &str| {
-        parameters.get(name).and_then(Value::as_f64).map(|v| v as f32).ok_or_else(|| {
-            Error::config(FILE, format!("rope scaling needs the number {name}"))
-        })
+        parameters
+            .get(name)
+            .and_then(Value::as_f64)
+            .map(|v| v as f32)
+            .ok_or_else(|| Error::config(FILE, format!("rope scaling needs the number {name}")))
     };
     match kind {
         None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: number("factor")? }),
+        Some("linear") => Ok(RopeScaling::Linear {
+            factor: number("factor")?,
+        }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
@@ -185,7 +224,10 @@ fn scaling(parameters: Option<&Value>) -> Result<RopeScaling> {
                 .and_then(|v| usize::try_from(v).ok())
                 .ok_or_else(|| Error::config(FILE, "rope scaling needs original_max_position_embeddings"))?,
         }),
-        Some(other) => Err(Error::config(FILE, format!("rope scaling '{other}' is not supported"))),
+        Some(other) => Err(Error::config(
+            FILE,
+            format!("rope scaling '{other}' is not supported"),
+        )),
     }
 }
 
@@ -208,13 +250,20 @@ fn refuse_unsupported(raw: &Raw, architecture: Architecture) -> Result<()> {
     };
     if activation.is_some_and(|name| !expected.contains(&name)) {
         let name = activation.unwrap_or_default();
-        return Err(Error::config(FILE, format!("activation '{name}' is not supported; expected {expected:?}")));
+        return Err(Error::config(
+            FILE,
+            format!("activation '{name}' is not supported; expected {expected:?}"),
+        ));
     }
     let unsupported = [
         ("attn_logit_softcapping", raw.attn_logit_softcapping.is_some()),
         ("final_logit_softcapping", raw.final_logit_softcapping.is_some()),
         ("mlp_bias", raw.mlp_bias == Some(true)),
-        ("partial_rotary_factor", raw.partial_rotary_factor.is_some_and(|f| (f - 1.0).abs() > f32::EPSILON)),
+        (
+            "partial_rotary_factor",
+            raw.partial_rotary_factor
+                .is_some_and(|f| (f - 1.0).abs() > f32::EPSILON),
+        ),
         (
             "attention_bias",
             raw.attention_bias == Some(true) && architecture != Architecture::Qwen2,
@@ -223,7 +272,10 @@ fn refuse_unsupported(raw: &Raw, architecture: Architecture) -> Result<()> {
     match unsupported.into_iter().find(|(_, set)| *set) {
         Some((name, _)) => {
             let model_type = raw.model_type.as_deref().unwrap_or_default();
-            Err(Error::config(FILE, format!("{name} is not supported for model_type {model_type}")))
+            Err(Error::config(
+                FILE,
+                format!("{name} is not supported for model_type {model_type}"),
+            ))
         }
         None => Ok(()),
     }
@@ -232,7 +284,12 @@ fn refuse_unsupported(raw: &Raw, architecture: Architecture) -> Result<()> {
 /// One id or a list of ids.
 fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<u32>> {
     let wrong = || Error::config(file, "eos_token_id must be a token id or a list of token ids");
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+    let id = |value: &Value| {
+        value
+            .as_u64()
+            .and_then(|id| u32::try_from(id).ok())
+            .ok_or_else(wrong)
+    };
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),

@@ -41,7 +41,7 @@ pub enum RopeScaling {
     },
 }
 
-/// Rotary position embedding (RoFormer, arXiv:2104.09864).
+/// Rotary position embedding (`RoFormer`, arXiv:2104.09864).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the geometric progression of wavelengths.
@@ -65,7 +65,12 @@ impl RopeScaling {
         match *self {
             Self::None => freq,
             Self::Linear { factor } => freq / factor,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
                 let original = original_context as f32;
                 let wavelength = 2.0 * std::f32::consts::PI / freq;
                 if wavelength < original / high_freq_factor {
@@ -73,7 +78,8 @@ impl RopeScaling {
                 } else if wavelength > original / low_freq_factor {
                     freq / factor
                 } else {
-                    let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth =
+                        (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * freq / factor + smooth * freq
                 }
             }
@@ -158,7 +164,10 @@ impl ModelConfig {
         ];
         for ((name, limit), value) in LIMITS.into_iter().zip(values) {
             if value == 0 || value > limit {
-                return Err(Error::config(file, format!("{name} is {value}; it must be 1 to {limit}")));
+                return Err(Error::config(
+                    file,
+                    format!("{name} is {value}; it must be 1 to {limit}"),
+                ));
             }
         }
         let fail = |message: String| Err(Error::config(file, message));
@@ -169,13 +178,22 @@ impl ModelConfig {
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return fail(format!("head_dim is {}; rotary embedding needs an even width", self.head_dim));
+            return fail(format!(
+                "head_dim is {}; rotary embedding needs an even width",
+                self.head_dim
+            ));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            return fail(format!("rms_norm_eps is {}; it must lie between 0 and 1", self.norm_eps));
+            return fail(format!(
+                "rms_norm_eps is {}; it must lie between 0 and 1",
+                self.norm_eps
+            ));
         }
         if !(self.attention_scale.is_finite() && self.attention_scale > 0.0) {
-            return fail(format!("the attention scale is {}; it must be positive", self.attention_scale));
+            return fail(format!(
+                "the attention scale is {}; it must be positive",
+                self.attention_scale
+            ));
         }
         if self.windows.iter().flatten().any(|&window| window == 0) {
             return fail("sliding_window is 0; it must be at least 1".into());
@@ -190,12 +208,20 @@ impl ModelConfig {
 impl RopeConfig {
     fn validate(&self, file: &str) -> Result<()> {
         if !(self.theta.is_finite() && self.theta >= 1.0) {
-            return Err(Error::config(file, format!("rope_theta is {}; it must be at least 1", self.theta)));
+            return Err(Error::config(
+                file,
+                format!("rope_theta is {}; it must be at least 1", self.theta),
+            ));
         }
         let sound = match self.scaling {
             RopeScaling::None => true,
             RopeScaling::Linear { factor } => factor.is_finite() && factor > 0.0,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
                 factor.is_finite()
                     && factor > 0.0
                     && low_freq_factor > 0.0
@@ -205,7 +231,10 @@ impl RopeConfig {
             }
         };
         if !sound {
-            return Err(Error::config(file, format!("rope_scaling {:?} is not usable", self.scaling)));
+            return Err(Error::config(
+                file,
+                format!("rope_scaling {:?} is not usable", self.scaling),
+            ));
         }
         Ok(())
     }
@@ -228,7 +257,10 @@ pub(crate) mod tests {
             norm_eps: 1e-5,
             attention_scale: 0.25,
             attention_bias: false,
-            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: RopeConfig {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             rope_local: None,
             windows: vec![None; 2],
             tied_head: true,
@@ -240,12 +272,48 @@ pub(crate) mod tests {
     #[test]
     fn sizes_outside_their_limits_are_named() {
         let cases: [(ModelConfig, &str); 6] = [
-            (ModelConfig { vocab_size: 0, ..tiny() }, "vocab_size is 0"),
-            (ModelConfig { hidden_size: usize::MAX, ..tiny() }, "hidden_size"),
-            (ModelConfig { kv_heads: 3, ..tiny() }, "num_key_value_heads is 3"),
-            (ModelConfig { head_dim: 15, ..tiny() }, "head_dim is 15"),
-            (ModelConfig { norm_eps: f32::NAN, ..tiny() }, "rms_norm_eps"),
-            (ModelConfig { windows: vec![Some(0)], ..tiny() }, "sliding_window is 0"),
+            (
+                ModelConfig {
+                    vocab_size: 0,
+                    ..tiny()
+                },
+                "vocab_size is 0",
+            ),
+            (
+                ModelConfig {
+                    hidden_size: usize::MAX,
+                    ..tiny()
+                },
+                "hidden_size",
+            ),
+            (
+                ModelConfig {
+                    kv_heads: 3,
+                    ..tiny()
+                },
+                "num_key_value_heads is 3",
+            ),
+            (
+                ModelConfig {
+                    head_dim: 15,
+                    ..tiny()
+                },
+                "head_dim is 15",
+            ),
+            (
+                ModelConfig {
+                    norm_eps: f32::NAN,
+                    ..tiny()
+                },
+                "rms_norm_eps",
+            ),
+            (
+                ModelConfig {
+                    windows: vec![Some(0)],
+                    ..tiny()
+                },
+                "sliding_window is 0",
+            ),
         ];
         for (config, expected) in cases {
             let error = config.validate("config.json").unwrap_err().to_string();
@@ -261,8 +329,16 @@ pub(crate) mod tests {
             high_freq_factor: 4.0,
             original_context: 8192,
         };
-        let plain = RopeConfig { theta: 500_000.0, scaling: RopeScaling::None }.inv_freq(128);
-        let scaled = RopeConfig { theta: 500_000.0, scaling }.inv_freq(128);
+        let plain = RopeConfig {
+            theta: 500_000.0,
+            scaling: RopeScaling::None,
+        }
+        .inv_freq(128);
+        let scaled = RopeConfig {
+            theta: 500_000.0,
+            scaling,
+        }
+        .inv_freq(128);
         assert_eq!(plain[0].to_bits(), scaled[0].to_bits());
         assert_eq!((plain[63] / 8.0).to_bits(), scaled[63].to_bits());
     }

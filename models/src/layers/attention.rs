@@ -32,9 +32,17 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, where asked for, `q_norm` and `k_norm`.
-    pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>, options: AttentionOptions) -> Result<Self> {
-        let (hidden, query, kv, bias) =
-            (config.hidden_size, config.query_size(), config.kv_size(), config.attention_bias);
+    pub(crate) fn load(
+        config: &ModelConfig,
+        weights: &Weights<'_>,
+        options: AttentionOptions,
+    ) -> Result<Self> {
+        let (hidden, query, kv, bias) = (
+            config.hidden_size,
+            config.query_size(),
+            config.kv_size(),
+            config.attention_bias,
+        );
         let head_norm = |name: &str, offset: f32| {
             RmsNorm::load_with_offset(&weights.at(name), config.head_dim, config.norm_eps, offset)
         };
@@ -62,10 +70,16 @@ impl Attention {
 
     /// `x` `[n, hidden]` to `[n, hidden]`; keys and values of the batch are written to `kv` first.
     pub(crate) fn forward(&self, x: &Tensor, input: &ForwardInput<'_>, kv: &op::KvCache) -> Result<Tensor> {
-        let n = input.tokens.len();
-        let mut q = self.q.forward(x)?.reshape((n, self.heads, self.head_dim))?;
-        let mut k = self.k.forward(x)?.reshape((n, self.kv_heads, self.head_dim))?;
-        let v = self.v.forward(x)?.reshape((n, self.kv_heads, self.head_dim))?;
+        let tokens = input.tokens.len();
+        let mut q = self.q.forward(x)?.reshape((tokens, self.heads, self.head_dim))?;
+        let mut k = self
+            .k
+            .forward(x)?
+            .reshape((tokens, self.kv_heads, self.head_dim))?;
+        let v = self
+            .v
+            .forward(x)?
+            .reshape((tokens, self.kv_heads, self.head_dim))?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = q_norm.forward(&q)?;
             k = k_norm.forward(&k)?;
@@ -73,6 +87,7 @@ impl Attention {
         let q = self.rope.forward(&q, input.positions)?;
         let k = self.rope.forward(&k, input.positions)?;
         op::write_kv(kv, &k, &v, input.slots)?;
-        self.o.forward(&op::paged_attention(&q, kv, input.rows, &self.options)?)
+        self.o
+            .forward(&op::paged_attention(&q, kv, input.rows, &self.options)?)
     }
 }

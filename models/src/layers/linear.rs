@@ -21,7 +21,9 @@ impl Linear {
         } else {
             None
         };
-        let bias = bias.map(|bias| Tensor::from_vec(bias, outputs, &Device::Cpu)).transpose()?;
+        let bias = bias
+            .map(|bias| Tensor::from_vec(bias, outputs, &Device::Cpu))
+            .transpose()?;
         Ok(Self { weight, bias })
     }
 
@@ -45,7 +47,10 @@ pub(crate) struct Embedding {
 impl Embedding {
     /// Loads `weight` `[vocab, hidden]`; each row is multiplied by `scale` when looked up.
     pub(crate) fn load(weights: &Weights<'_>, vocab: usize, hidden: usize, scale: f32) -> Result<Self> {
-        Ok(Self { weight: weights.linear(vocab, hidden)?, scale })
+        Ok(Self {
+            weight: weights.linear(vocab, hidden)?,
+            scale,
+        })
     }
 
     /// `tokens` `[n]` to `[n, hidden]`.

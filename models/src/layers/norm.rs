@@ -18,10 +18,20 @@ impl RmsNorm {
     }
 
     /// Loads `weight` `[size]` and adds `offset` to each element (Gemma's files hold weight − 1).
-    pub(crate) fn load_with_offset(weights: &Weights<'_>, size: usize, eps: f32, offset: f32) -> Result<Self> {
+    pub(crate) fn load_with_offset(
+        weights: &Weights<'_>,
+        size: usize,
+        eps: f32,
+        offset: f32,
+    ) -> Result<Self> {
         let mut weight = weights.vector(size)?;
-        weight.iter_mut().for_each(|w| *w += offset);
-        Ok(Self { weight: Tensor::from_vec(weight, size, &Device::Cpu)?, eps })
+        for weight in &mut weight {
+            *weight += offset;
+        }
+        Ok(Self {
+            weight: Tensor::from_vec(weight, size, &Device::Cpu)?,
+            eps,
+        })
     }
 
     /// Same shape as `x` `[.., size]`.

@@ -28,7 +28,15 @@ impl PreNormBlock {
     ) -> Result<Decoder<Self>> {
         Decoder::load(config, weights, 1.0, 0.0, |weights, layer| {
             let window = config.windows[layer];
-            Self::load(config, weights, AttentionOptions { rope: rope.clone(), window, qk_norm_offset })
+            Self::load(
+                config,
+                weights,
+                AttentionOptions {
+                    rope: rope.clone(),
+                    window,
+                    qk_norm_offset,
+                },
+            )
         })
     }
 

@@ -14,11 +14,24 @@ pub(crate) struct Rope {
 
 impl Rope {
     /// `divisors` `[head_dim / 2]`, where a file brings them (GGUF's `rope_freqs.weight`), replace the configured scaling.
-    pub(crate) fn new(config: &RopeConfig, head_dim: usize, style: RopeStyle, divisors: Option<&[f32]>) -> Self {
+    pub(crate) fn new(
+        config: &RopeConfig,
+        head_dim: usize,
+        style: RopeStyle,
+        divisors: Option<&[f32]>,
+    ) -> Self {
         let inv_freq = match divisors {
             Some(divisors) => {
-                let plain = RopeConfig { theta: config.theta, scaling: crate::RopeScaling::None };
-                plain.inv_freq(head_dim).iter().zip(divisors).map(|(freq, divisor)| freq / divisor).collect()
+                let plain = RopeConfig {
+                    theta: config.theta,
+                    scaling: crate::RopeScaling::None,
+                };
+                plain
+                    .inv_freq(head_dim)
+                    .iter()
+                    .zip(divisors)
+                    .map(|(freq, divisor)| freq / divisor)
+                    .collect()
             }
             None => config.inv_freq(head_dim),
         };

@@ -26,7 +26,9 @@ impl Rng {
 
     /// Roughly normal, unit variance.
     pub(crate) fn normal(&mut self) -> f32 {
-        let sum: f64 = (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum();
+        let sum: f64 = (0..12)
+            .map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64)
+            .sum();
         (sum - 6.0) as f32
     }
 }
@@ -36,11 +38,17 @@ pub(crate) fn random_tensors(config: &Value, seed: u64) -> Tensors {
     let mut rng = Rng(seed);
     let size = |name: &str| usize::try_from(config[name].as_u64().unwrap()).unwrap();
     let (hidden, inner, vocab) = (size("hidden_size"), size("intermediate_size"), size("vocab_size"));
-    let (heads, kv_heads, dim) = (size("num_attention_heads"), size("num_key_value_heads"), size("head_dim"));
+    let (heads, kv_heads, dim) = (
+        size("num_attention_heads"),
+        size("num_key_value_heads"),
+        size("head_dim"),
+    );
     let family = config["model_type"].as_str().unwrap();
     let mut tensors = Tensors::new();
     let mut put = |name: String, shape: &[usize], mean: f32, scale: f32| {
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| mean + scale * rng.normal()).collect();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| mean + scale * rng.normal())
+            .collect();
         tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
     };
     let norm_mean = if family == "gemma3_text" { 0.0 } else { 1.0 };
@@ -51,7 +59,12 @@ pub(crate) fn random_tensors(config: &Value, seed: u64) -> Tensors {
     }
     for layer in 0..size("num_hidden_layers") {
         let mut linear = |name: &str, out: usize, inputs: usize| {
-            put(format!("model.layers.{layer}.{name}.weight"), &[out, inputs], 0.0, 0.3);
+            put(
+                format!("model.layers.{layer}.{name}.weight"),
+                &[out, inputs],
+                0.0,
+                0.3,
+            );
         };
         linear("self_attn.q_proj", heads * dim, hidden);
         linear("self_attn.k_proj", kv_heads * dim, hidden);
@@ -119,7 +132,11 @@ impl<'a> Driver<'a> {
     pub(crate) fn sequence(&mut self, tokens: &[u32]) -> Sequence {
         let blocks = tokens.len().div_ceil(BLOCK_SIZE);
         let block_table = (0..blocks).map(|_| self.free.pop().unwrap()).collect();
-        Sequence { tokens: tokens.to_vec(), computed: 0, block_table }
+        Sequence {
+            tokens: tokens.to_vec(),
+            computed: 0,
+            block_table,
+        }
     }
 
     /// One step: the next `chunk` tokens of each sequence. Logits `[tokens of the step][vocab]`, in order.
@@ -141,9 +158,19 @@ impl<'a> Driver<'a> {
             });
         }
         let logits: Vec<u32> = (0..tokens.len() as u32).collect();
-        let input =
-            ForwardInput { tokens: &tokens, positions: &positions, slots: &slots, rows: &rows, logits: &logits };
-        self.loaded.model.forward(&input, &self.kv).unwrap().to_vec2().unwrap()
+        let input = ForwardInput {
+            tokens: &tokens,
+            positions: &positions,
+            slots: &slots,
+            rows: &rows,
+            logits: &logits,
+        };
+        self.loaded
+            .model
+            .forward(&input, &self.kv)
+            .unwrap()
+            .to_vec2()
+            .unwrap()
     }
 }
 
