@@ -1,9 +1,12 @@
 //! Everything that can be configured: each limit with its name, its default and its environment variable. What was
 //! typed ([`ServeArgs`]) becomes what is used ([`Settings`]) in one place, [`ServeArgs::check`].
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -19,7 +22,9 @@ pub enum Error {
     RemoteBind { bind: SocketAddr },
     #[error("--served-model-name {name:?} must have 1 to 128 of the characters A-Z a-z 0-9 . _ - / : @")]
     ModelName { name: String },
-    #[error("--step-tokens-max {tokens} must be at least --sequences-max {sequences}: each sequence decodes one token")]
+    #[error(
+        "--step-tokens-max {tokens} must be at least --sequences-max {sequences}: each sequence decodes one token"
+    )]
     StepBelowSequences { tokens: usize, sequences: usize },
     #[error("--block-size {0} must be a power of two between 1 and 256")]
     BlockSize(usize),
@@ -55,10 +60,22 @@ pub enum Device {
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// How log lines are written, to standard error
-    #[arg(long, env = "REMPART_LOG_FORMAT", value_enum, default_value = "human", global = true)]
+    #[arg(
+        long,
+        env = "REMPART_LOG_FORMAT",
+        value_enum,
+        default_value = "human",
+        global = true
+    )]
     pub log_format: LogFormat,
     /// How much is logged; never a prompt, an answer or a key
-    #[arg(long, env = "REMPART_LOG_LEVEL", value_enum, default_value = "info", global = true)]
+    #[arg(
+        long,
+        env = "REMPART_LOG_LEVEL",
+        value_enum,
+        default_value = "info",
+        global = true
+    )]
     pub log_level: LogLevel,
 }
 
@@ -73,8 +90,77 @@ pub struct StoreArgs {
 impl StoreArgs {
     /// The folder; an account without a home keeps its models below the current one.
     pub fn path(self) -> PathBuf {
-        let home = || std::env::home_dir().unwrap_or_default().join(".local/share/rempart/models");
+        let home = || {
+            std::env::home_dir()
+                .unwrap_or_default()
+                .join(".local/share/rempart/models")
+        };
         self.models_dir.unwrap_or_else(home)
+    }
+}
+
+/// Options of `rempart pull`, as typed.
+#[derive(Debug, Clone, Args)]
+pub struct PullArgs {
+    /// A name of the catalogue, or hf:organisation/name[@revision][:file]
+    #[arg(env = "REMPART_PULL_MODEL")]
+    pub model: Option<String>,
+    /// List the catalogue instead
+    #[arg(long, env = "REMPART_PULL_LIST")]
+    pub list: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Name of the model's folder [default: the catalogue's name, or organisation--name]
+    #[arg(long, env = "REMPART_PULL_NAME")]
+    pub name: Option<String>,
+    /// Fetch again what is already there, and replace a folder that no pull has made
+    #[arg(long, env = "REMPART_PULL_FORCE")]
+    pub force: bool,
+    /// Use what earlier downloads left in the cache, and no network
+    #[arg(long, env = "HF_HUB_OFFLINE", help_heading = "Hub")]
+    pub offline: bool,
+    /// Address of the hub [default: https://huggingface.co]
+    #[arg(long, env = "HF_ENDPOINT", help_heading = "Hub")]
+    pub endpoint: Option<String>,
+    /// Access token of the hub; better given as environment variable, which other users cannot list
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, help_heading = "Hub")]
+    pub token: Option<Secret>,
+    /// Folder of downloads, shared with other tools [default: hub in --hub-home]
+    #[arg(long, env = "HF_HUB_CACHE", help_heading = "Hub")]
+    pub hub_cache: Option<PathBuf>,
+    /// Folder of the hub's tools [default: .cache/huggingface in the home folder]
+    #[arg(long, env = "HF_HOME", help_heading = "Hub")]
+    pub hub_home: Option<PathBuf>,
+}
+
+impl PullArgs {
+    /// The folder of downloads.
+    pub fn cache_path(&self) -> PathBuf {
+        let home = || {
+            std::env::home_dir()
+                .unwrap_or_default()
+                .join(".cache/huggingface")
+        };
+        let hub = || self.hub_home.clone().unwrap_or_else(home).join("hub");
+        self.hub_cache.clone().unwrap_or_else(hub)
+    }
+}
+
+/// Text that is never shown.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
     }
 }
 
@@ -87,10 +173,21 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     /// Name that clients ask for; give it again for further names [default: the model's own]
-    #[arg(long, env = "REMPART_SERVED_MODEL_NAME", value_delimiter = ',', help_heading = "Model")]
+    #[arg(
+        long,
+        env = "REMPART_SERVED_MODEL_NAME",
+        value_delimiter = ',',
+        help_heading = "Model"
+    )]
     pub served_model_name: Vec<String>,
     /// Where the model runs
-    #[arg(long, env = "REMPART_DEVICE", value_enum, default_value = "auto", help_heading = "Model")]
+    #[arg(
+        long,
+        env = "REMPART_DEVICE",
+        value_enum,
+        default_value = "auto",
+        help_heading = "Model"
+    )]
     pub device: Device,
     /// Threads that compute [default: the physical cores]
     #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
@@ -309,7 +406,12 @@ impl ServeArgs {
             memory_max_bytes: self.memory_max_mib.map(bytes),
             kv_cache_bytes: self.kv_cache_mib.map(bytes),
         };
-        Ok(Settings { model, engine, http, request: self.request.limits() })
+        Ok(Settings {
+            model,
+            engine,
+            http,
+            request: self.request.limits(),
+        })
     }
 }
 

@@ -14,8 +14,8 @@ use crate::process;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
 const FIRST_TOKEN_S: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
 /// vLLM's buckets for one token after another, in seconds.
 const TOKEN_S: &[f64] = &[
@@ -23,18 +23,22 @@ const TOKEN_S: &[f64] = &[
 ];
 /// vLLM's buckets for whole requests and their phases, in seconds.
 const REQUEST_S: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-    1920.0, 7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
 ];
 const REQUEST_TOKENS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6,
 ];
-const STEP_TOKENS: &[f64] =
-    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const STEP_TOKENS: &[f64] = &[
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+];
 const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
-const STEP_S: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-const HTTP_S: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const STEP_S: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const HTTP_S: &[f64] = &[
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
 
 /// Every histogram and its buckets.
 const HISTOGRAMS: &[(&str, &[f64])] = &[
@@ -121,8 +125,15 @@ impl Metrics {
                 .with_context(|| format!("the buckets of {name}"))?;
         }
         let recorder = Arc::new(builder.build_recorder());
-        let series = Series { recorder: &recorder, labels: Vec::new() };
-        let reject = |reason: Rejection| series.with("reason", reason.name()).counter("rempart_rejections_total");
+        let series = Series {
+            recorder: &recorder,
+            labels: Vec::new(),
+        };
+        let reject = |reason: Rejection| {
+            series
+                .with("reason", reason.name())
+                .counter("rempart_rejections_total")
+        };
         let version = series.with("version", env!("CARGO_PKG_VERSION"));
         version.gauge("rempart_build_info").set(1.0);
         Ok(Self {
@@ -150,7 +161,10 @@ impl Metrics {
     }
 
     pub fn reject(&self, reason: Rejection) {
-        let at = Rejection::ALL.iter().position(|r| *r == reason).expect("ALL holds every reason");
+        let at = Rejection::ALL
+            .iter()
+            .position(|r| *r == reason)
+            .expect("ALL holds every reason");
         self.rejections[at].increment(1);
     }
 
@@ -176,15 +190,26 @@ impl Metrics {
 
     /// An answer's head was sent. `route` is the pattern of the route, never the path a client sent.
     pub fn answered(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
-        let series = Series { recorder: &self.recorder, labels: Vec::new() };
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
         let series = series.with("handler", route).with("method", method);
-        series.histogram("http_request_duration_seconds").record(took.as_secs_f64());
-        series.with("status", &status.to_string()).counter("http_requests_total").increment(1);
+        series
+            .histogram("http_request_duration_seconds")
+            .record(took.as_secs_f64());
+        series
+            .with("status", &status.to_string())
+            .counter("http_requests_total")
+            .increment(1);
     }
 
     /// The series of one served model.
     pub fn model(&self, name: &str, config: &EngineConfig) -> ModelMetrics {
-        let series = Series { recorder: &self.recorder, labels: Vec::new() };
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
         let series = series.with("model_name", name).with("engine", "0");
         let info = series.with("block_size", &config.block_size.to_string());
         let info = info.with("num_gpu_blocks", &config.blocks.to_string());
@@ -265,8 +290,14 @@ pub struct ModelMetrics {
 impl ModelMetrics {
     fn new(s: &Series<'_>, blocks: usize) -> Self {
         s.gauge("rempart_kv_blocks_total").set(blocks as f64);
-        let ended = |reason: &str| s.with("finished_reason", reason).counter("vllm:request_success_total");
-        let rejected = |reason: &str| s.with("reason", reason).counter("vllm:admission_rejections_total");
+        let ended = |reason: &str| {
+            s.with("finished_reason", reason)
+                .counter("vllm:request_success_total")
+        };
+        let rejected = |reason: &str| {
+            s.with("reason", reason)
+                .counter("vllm:admission_rejections_total")
+        };
         Self {
             running: s.gauge("vllm:num_requests_running"),
             waiting: s.gauge("vllm:num_requests_waiting"),
@@ -321,7 +352,8 @@ impl ModelMetrics {
         self.queue_tokens.set(stats.waiting_tokens as f64);
         self.kv_used.set(stats.blocks_used as f64);
         self.kv_cached.set(stats.blocks_cached as f64);
-        self.kv_usage.set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
+        self.kv_usage
+            .set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
     }
 
     /// A step failed or panicked.
@@ -378,11 +410,14 @@ impl ModelMetrics {
         let Some(started) = request.started_s else { return };
         self.queue_s.record(started);
         self.inference_s.record(request.ended_s - started);
-        let (Some(first), Some(last)) = (request.first_token_s, request.last_token_s) else { return };
+        let (Some(first), Some(last)) = (request.first_token_s, request.last_token_s) else {
+            return;
+        };
         self.prefill_s.record(first - started);
         self.decode_s.record(last - first);
         if request.generated_tokens > 1 {
-            self.per_token_s.record((last - first) / (request.generated_tokens - 1) as f64);
+            self.per_token_s
+                .record((last - first) / (request.generated_tokens - 1) as f64);
         }
     }
 }
@@ -399,7 +434,10 @@ impl Series<'_> {
     fn with(&self, key: &'static str, value: &str) -> Self {
         let mut labels = self.labels.clone();
         labels.push(Label::new(key, value.to_owned()));
-        Self { recorder: self.recorder, labels }
+        Self {
+            recorder: self.recorder,
+            labels,
+        }
     }
 
     fn key(&self, name: &'static str) -> Key {

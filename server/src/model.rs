@@ -29,11 +29,18 @@ impl Model {
 
     /// Refuses any name but this model's.
     pub fn check_name(&self, asked: &str) -> Result<(), ApiError> {
-        if self.names.iter().any(|name| name == asked) { Ok(()) } else { Err(ApiError::model_not_found(asked)) }
+        if self.names.iter().any(|name| name == asked) {
+            Ok(())
+        } else {
+            Err(ApiError::model_not_found(asked))
+        }
     }
 
     /// A token's bytes; empty for a number outside the vocabulary.
     pub fn token_bytes(&self, token: u32) -> Vec<u8> {
-        self.tokenizer.token_bytes(token).map(<[u8]>::to_vec).unwrap_or_default()
+        self.tokenizer
+            .token_bytes(token)
+            .map(<[u8]>::to_vec)
+            .unwrap_or_default()
     }
 }

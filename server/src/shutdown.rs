@@ -22,7 +22,9 @@ pub struct Shutdown {
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { phase: watch::Sender::new(Phase::Running) }
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+        }
     }
 }
 
@@ -60,7 +62,11 @@ impl Shutdown {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            let next = if self.phase() == Phase::Running { Phase::Draining } else { Phase::Closing };
+            let next = if self.phase() == Phase::Running {
+                Phase::Draining
+            } else {
+                Phase::Closing
+            };
             tracing::info!(phase = ?next, "signal received");
             self.advance(next);
         }

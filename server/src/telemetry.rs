@@ -11,12 +11,29 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{LogArgs, LogFormat, LogLevel};
 
 /// Our crates, whose events carry no content at any level.
-const OWN: &[&str] = &["rempart", "rempart_engine", "rempart_hub", "rempart_kernels", "rempart_models", "rempart_text"];
+const OWN: &[&str] = &[
+    "rempart",
+    "rempart_engine",
+    "rempart_hub",
+    "rempart_kernels",
+    "rempart_models",
+    "rempart_text",
+];
 
 /// Installs the process's log.
 pub fn init(args: &LogArgs) -> anyhow::Result<()> {
     subscriber(args, std::io::stderr).try_init()?;
+    hush_panics();
     Ok(())
+}
+
+/// Panics are logged by place. Their words may quote what the code was working on: a slice out of range quotes the
+/// whole string.
+fn hush_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panicked");
+    }));
 }
 
 /// The subscriber that `init` installs, writing to `writer`.
@@ -24,10 +41,18 @@ pub fn subscriber<W>(args: &LogArgs, writer: W) -> Box<dyn tracing::Subscriber +
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(args.log_level)).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(args.log_level))
+        .with_writer(writer);
     match args.log_format {
         LogFormat::Human => Box::new(builder.with_target(false).finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(true).finish()),
+        LogFormat::Json => Box::new(
+            builder
+                .json()
+                .flatten_event(true)
+                .with_current_span(true)
+                .finish(),
+        ),
     }
 }
 

@@ -14,15 +14,26 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
     let request = Request {
         prompt: vec![first],
         n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        stop: StopRules { tokens: Vec::new(), max_tokens: 1, min_tokens: 0 },
+        sampling: SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        },
+        stop: StopRules {
+            tokens: Vec::new(),
+            max_tokens: 1,
+            min_tokens: 0,
+        },
         prompt_logprobs: None,
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,
     };
     let began = Instant::now();
-    let mut stream = model.engine.submit(vec![request], app.timing(began)).await.context("the first request")?;
+    let mut stream = model
+        .engine
+        .submit(vec![request], app.timing(began))
+        .await
+        .context("the first request")?;
     let mut made = false;
     loop {
         match stream.next().await.map(|event| event.event) {

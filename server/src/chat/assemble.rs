@@ -59,7 +59,12 @@ impl Assembler {
     pub fn token(&mut self, sampled: Sampled) -> Result<Piece, rempart_text::Error> {
         if let Some(logprobs) = sampled.logprob.filter(|_| self.logprobs) {
             let (logprob, top) = (Some(logprobs.chosen), logprobs.top);
-            self.held.push_back(Entry { token: sampled.token, logprob, top, offset: self.given });
+            self.held.push_back(Entry {
+                token: sampled.token,
+                logprob,
+                top,
+                offset: self.given,
+            });
         }
         // Models pad their output layer: such a number can be sampled, and means nothing.
         if sampled.token as usize >= self.vocab_size {
@@ -92,9 +97,17 @@ impl Assembler {
             StopOutcome::Stopped { text, .. } => (text, true),
         };
         self.shown += text.chars().count();
-        let visible = self.held.iter().take_while(|entry| entry.offset < self.shown).count();
+        let visible = self
+            .held
+            .iter()
+            .take_while(|entry| entry.offset < self.shown)
+            .count();
         let entries = self.held.drain(..visible).collect();
-        Piece { text, entries, stopped }
+        Piece {
+            text,
+            entries,
+            stopped,
+        }
     }
 }
 
@@ -110,8 +123,15 @@ pub fn prompt_entries(
     let mut entries = Vec::with_capacity(prompt.len());
     for (token, logprobs) in prompt.iter().zip(logprobs) {
         let (logprob, top) = logprobs.map_or((None, Vec::new()), |l| (Some(l.chosen), l.top));
-        entries.push(Entry { token: *token, logprob, top, offset });
-        offset += detokenizer.push(*token)?.chars().count();
+        entries.push(Entry {
+            token: *token,
+            logprob,
+            top,
+            offset,
+        });
+        if (*token as usize) < tokenizer.vocab_size() {
+            offset += detokenizer.push(*token)?.chars().count();
+        }
     }
     Ok(entries)
 }

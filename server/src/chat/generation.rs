@@ -70,20 +70,42 @@ impl Generation {
         timing: Timing,
         shutdown: &Shutdown,
     ) -> Result<Self, ApiError> {
-        let Prepared { requests, echoes, rules } = prepared;
+        let Prepared {
+            requests,
+            echoes,
+            rules,
+        } = prepared;
         let mut choices = Vec::new();
         let mut prompts = Vec::new();
         for (request, echo) in requests.iter().zip(echoes) {
             let offset = echo.as_ref().map_or(0, |text| text.chars().count());
             for _ in 0..request.n {
-                let assembler = Assembler::new(&model.tokenizer, &rules, offset).map_err(|_| undecodable())?;
-                choices.push(Choice { assembler, echo: echo.clone(), begun: false, finished: false });
+                let assembler =
+                    Assembler::new(&model.tokenizer, &rules, offset).map_err(|_| undecodable())?;
+                choices.push(Choice {
+                    assembler,
+                    echo: echo.clone(),
+                    begun: false,
+                    finished: false,
+                });
             }
             let scored = request.prompt_logprobs.is_some();
-            let tokens = if scored { request.prompt.clone() } else { Vec::new() };
-            prompts.push(PromptState { tokens, len: request.prompt.len(), cached: None });
+            let tokens = if scored {
+                request.prompt.clone()
+            } else {
+                Vec::new()
+            };
+            prompts.push(PromptState {
+                tokens,
+                len: request.prompt.len(),
+                cached: None,
+            });
         }
-        let stream = model.engine.submit(requests, timing).await.map_err(|error| refusal(&model, error))?;
+        let stream = model
+            .engine
+            .submit(requests, timing)
+            .await
+            .map_err(|error| refusal(&model, error))?;
         let open = choices.len();
         let (arrived, span) = (timing.arrived, Span::current());
         Ok(Self {
@@ -121,7 +143,9 @@ impl Generation {
                 () = &mut self.closing => return Err(ApiError::draining()),
                 () = &mut self.overdue => return Err(ApiError::deadline()),
             };
-            let Some(event) = event else { return Err(ApiError::internal()) };
+            let Some(event) = event else {
+                return Err(ApiError::internal());
+            };
             if let Some(update) = self.update(event)? {
                 return Ok(Some(update));
             }
@@ -143,13 +167,23 @@ impl Generation {
             Event::PromptLogprobs(logprobs) => {
                 let tokens = &self.prompts[prompt].tokens;
                 let skip = self.rules.skip_special_tokens;
-                let entries =
-                    prompt_entries(&self.model.tokenizer, skip, tokens, logprobs).map_err(|_| undecodable())?;
-                Ok(Some(self.told(at, Piece { entries, ..Piece::default() }, None)))
+                let entries = prompt_entries(&self.model.tokenizer, skip, tokens, logprobs)
+                    .map_err(|_| undecodable())?;
+                Ok(Some(self.told(
+                    at,
+                    Piece {
+                        entries,
+                        ..Piece::default()
+                    },
+                    None,
+                )))
             }
             Event::Token(sampled) => {
                 self.completion_tokens += 1;
-                let piece = self.choices[at].assembler.token(sampled).map_err(|_| undecodable())?;
+                let piece = self.choices[at]
+                    .assembler
+                    .token(sampled)
+                    .map_err(|_| undecodable())?;
                 let reason = piece.stopped.then_some("stop");
                 if piece.stopped {
                     self.stream.stop(at);
@@ -197,7 +231,13 @@ impl Generation {
             choice.finished = true;
             self.open -= 1;
         }
-        Update { choice: at, first, text, entries: piece.entries, finish_reason }
+        Update {
+            choice: at,
+            first,
+            text,
+            entries: piece.entries,
+            finish_reason,
+        }
     }
 }
 

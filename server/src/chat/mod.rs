@@ -43,8 +43,18 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let prompt = conversation_tokens(&request.conversation, model, limits)?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let requests = vec![engine_request(common, model, prompt, max_tokens, request.logprobs)];
-    Ok(Prepared { requests, echoes: vec![None], rules: rules(common, request.logprobs) })
+    let requests = vec![engine_request(
+        common,
+        model,
+        prompt,
+        max_tokens,
+        request.logprobs,
+    )];
+    Ok(Prepared {
+        requests,
+        echoes: vec![None],
+        rules: rules(common, request.logprobs),
+    })
 }
 
 /// Prepares `/v1/completions`.
@@ -61,12 +71,20 @@ pub fn prepare_completion(
     for prompt in &request.prompts {
         let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
         let max_tokens = room("prompt", model, tokens.len(), Some(request.max_tokens))?;
-        echoes.push(if request.echo { Some(echo(prompt, &tokens, common, model)?) } else { None });
+        echoes.push(if request.echo {
+            Some(echo(prompt, &tokens, common, model)?)
+        } else {
+            None
+        });
         let mut prepared = engine_request(common, model, tokens, max_tokens, request.logprobs);
         prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
         requests.push(prepared);
     }
-    Ok(Prepared { requests, echoes, rules: rules(common, request.logprobs) })
+    Ok(Prepared {
+        requests,
+        echoes,
+        rules: rules(common, request.logprobs),
+    })
 }
 
 /// Renders a conversation with the model's template and tokenizes it.
@@ -131,7 +149,11 @@ fn prompt_tokens(
         Prompt::Tokens(tokens) => tokens.clone(),
     };
     if tokens.is_empty() {
-        return Err(ApiError::invalid("prompt", "empty_prompt", "`prompt` has no tokens"));
+        return Err(ApiError::invalid(
+            "prompt",
+            "empty_prompt",
+            "`prompt` has no tokens",
+        ));
     }
     check_vocabulary("prompt", &tokens, model)?;
     Ok(tokens)
@@ -148,7 +170,11 @@ fn echo(prompt: &Prompt, tokens: &[u32], common: &Common, model: &Model) -> Resu
 pub fn decode(tokens: &[u32], skip_special: bool, model: &Model) -> Result<String> {
     // Numbers of a padded output layer mean nothing.
     let size = model.tokenizer.vocab_size();
-    let known: Vec<u32> = tokens.iter().copied().filter(|token| (*token as usize) < size).collect();
+    let known: Vec<u32> = tokens
+        .iter()
+        .copied()
+        .filter(|token| (*token as usize) < size)
+        .collect();
     model.tokenizer.decode(&known, skip_special).map_err(|_| {
         tracing::error!("the tokenizer failed to decode");
         ApiError::internal()
@@ -160,13 +186,21 @@ pub fn check_vocabulary(param: &str, tokens: &[u32], model: &Model) -> Result<()
     if tokens.iter().all(|token| (*token as usize) < model.vocab_size) {
         return Ok(());
     }
-    let message = format!("`{param}` holds a token number outside 0 to {}", model.vocab_size - 1);
+    let message = format!(
+        "`{param}` holds a token number outside 0 to {}",
+        model.vocab_size - 1
+    );
     Err(ApiError::invalid(param, "out_of_range", message))
 }
 
 fn check_tokens_known(common: &Common, model: &Model) -> Result<()> {
     check_vocabulary("stop_token_ids", &common.stop_token_ids, model)?;
-    let biased: Vec<u32> = common.sampling.logit_bias.iter().map(|(token, _)| *token).collect();
+    let biased: Vec<u32> = common
+        .sampling
+        .logit_bias
+        .iter()
+        .map(|(token, _)| *token)
+        .collect();
     check_vocabulary("logit_bias", &biased, model)
 }
 
@@ -189,8 +223,10 @@ fn check_min_tokens(common: &Common, max_tokens: usize) -> Result<()> {
     if common.min_tokens <= max_tokens {
         return Ok(());
     }
-    let message =
-        format!("`min_tokens` is {}, but at most {max_tokens} tokens can be generated", common.min_tokens);
+    let message = format!(
+        "`min_tokens` is {}, but at most {max_tokens} tokens can be generated",
+        common.min_tokens
+    );
     Err(ApiError::invalid("min_tokens", "out_of_range", message))
 }
 
@@ -217,7 +253,9 @@ fn engine_request(
         presence_penalty: sampling.presence_penalty,
         frequency_penalty: sampling.frequency_penalty,
         logit_bias: sampling.logit_bias.clone(),
-        seed: sampling.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
+        seed: sampling
+            .seed
+            .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
         logprobs,
     };
     Request {

@@ -1,10 +1,11 @@
 //! The commands of the binary.
 
+mod pull;
 mod serve;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{LogArgs, ServeArgs};
+use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::telemetry;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -21,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Load a model and answer requests until a signal ends it
     Serve(Box<ServeArgs>),
+    /// Fetch a model, or go on with an interrupted fetch; every byte is checked
+    Pull(Box<PullArgs>),
 }
 
 /// Runs the command that was typed.
@@ -28,5 +31,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::init(&cli.log)?;
     match cli.command {
         Command::Serve(args) => serve::run(*args),
+        Command::Pull(args) => pull::run(*args),
     }
 }

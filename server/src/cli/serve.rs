@@ -16,17 +16,29 @@ use crate::{engine_thread, warm_up};
 /// Serves until a signal, or a fault of the engine, ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")?;
-    runtime.block_on(serve(settings))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting tokio")?;
+    let result = runtime.block_on(serve(settings));
+    // A model that is still loading, or a step in flight, is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let shutdown = Shutdown::default();
     let bind = settings.http.bind;
-    let listener = TcpListener::bind(bind).await.with_context(|| format!("listening on {bind}"))?;
-    let app: AppState =
-        Arc::new(App::new(settings.http.clone(), settings.request.clone(), metrics, shutdown.clone()));
+    let listener = TcpListener::bind(bind)
+        .await
+        .with_context(|| format!("listening on {bind}"))?;
+    let app: AppState = Arc::new(App::new(
+        settings.http.clone(),
+        settings.request.clone(),
+        metrics,
+        shutdown.clone(),
+    ));
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(http::upkeep(Arc::clone(&app)));
     let signals = shutdown.clone();
@@ -46,7 +58,11 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
 async fn supervise(settings: Settings, app: &AppState) -> anyhow::Result<()> {
     let result = load_and_watch(settings, app).await;
     // Whatever the reason, the accept loop ends with this.
-    app.shutdown.advance(if result.is_ok() { Phase::Draining } else { Phase::Closing });
+    app.shutdown.advance(if result.is_ok() {
+        Phase::Draining
+    } else {
+        Phase::Closing
+    });
     result
 }
 
@@ -59,7 +75,8 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
         loaded = loading => loaded.context("loading the model panicked")??,
         () = app.shutdown.reached(Phase::Draining) => return Ok(()),
     };
-    let (model, engine) = start(served, &settings, app)?;
+    // The thread lives as long as the process: the app, which holds a handle on it, does.
+    let (model, _engine) = start(served, &settings, app)?;
     let handle = model.engine.clone();
     app.serve_model(model);
     let watched = tokio::select! {
@@ -74,8 +91,6 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
     };
     watched?;
     app.shutdown.reached(Phase::Closing).await;
-    drop(handle);
-    drop(engine);
     Ok(())
 }
 
@@ -88,12 +103,19 @@ fn start(
         [] => vec![served.id.clone()],
         names => names.to_vec(),
     };
-    let Some(name) = names.first() else { bail!("the model has no name") };
+    let Some(name) = names.first() else {
+        bail!("the model has no name")
+    };
+    served.engine_config.check().context("the engine's limits")?;
     let metrics = app.metrics.model(name, &served.engine_config);
     let engine = rempart_engine::Engine::new(served.runner, served.engine_config);
-    let (handle, join) =
-        engine_thread::spawn(engine, served.engine_config, metrics, settings.engine.stall_timeout)
-            .context("starting the engine thread")?;
+    let (handle, join) = engine_thread::spawn(
+        engine,
+        served.engine_config,
+        metrics,
+        settings.engine.stall_timeout,
+    )
+    .context("starting the engine thread")?;
     let model = Model {
         names,
         tokenizer: served.tokenizer,

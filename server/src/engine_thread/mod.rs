@@ -111,12 +111,24 @@ where
         }
     };
     let join = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
-    Ok((EngineHandle { inbox: sender, progress, config, metrics }, join))
+    Ok((
+        EngineHandle {
+            inbox: sender,
+            progress,
+            config,
+            metrics,
+        },
+        join,
+    ))
 }
 
 impl EngineHandle {
     /// Hands requests to the engine and waits until it has queued or refused them, at most one step later.
-    pub async fn submit(&self, mut requests: Vec<Request>, timing: Timing) -> Result<TokenStream, SubmitError> {
+    pub async fn submit(
+        &self,
+        mut requests: Vec<Request>,
+        timing: Timing,
+    ) -> Result<TokenStream, SubmitError> {
         let queued = self.progress.queued();
         if queued.requests >= self.config.queue_requests_max {
             return Err(self.overloaded(Rejection::QueueRequests));
@@ -131,14 +143,31 @@ impl EngineHandle {
         let (events, receiver) = mpsc::channel(self.events_max(&requests).max(1));
         let choices: usize = requests.iter().map(|request| request.n).sum();
         let stopped: Arc<[AtomicBool]> = (0..choices).map(|_| AtomicBool::new(false)).collect();
-        let stream = TokenStream { events: receiver, stopped: Arc::clone(&stopped) };
+        let stream = TokenStream {
+            events: receiver,
+            stopped: Arc::clone(&stopped),
+        };
         let (accepted, answer) = oneshot::channel();
-        self.send(Submission { requests, timing, events, stopped, accepted })?;
+        self.send(Submission {
+            requests,
+            timing,
+            events,
+            stopped,
+            accepted,
+        })?;
         match answer.await {
             Ok(Ok(())) => Ok(stream),
-            Ok(Err(AddError::QueueFull { requests, requests_max, .. })) => {
+            Ok(Err(AddError::QueueFull {
+                requests,
+                requests_max,
+                ..
+            })) => {
                 let tokens = requests < requests_max;
-                Err(self.overloaded(if tokens { Rejection::QueueTokens } else { Rejection::QueueRequests }))
+                Err(self.overloaded(if tokens {
+                    Rejection::QueueTokens
+                } else {
+                    Rejection::QueueRequests
+                }))
             }
             Ok(Err(error)) => Err(SubmitError::Refused(error)),
             Err(_) => Err(SubmitError::Stopped),
@@ -167,7 +196,11 @@ impl EngineHandle {
 
     fn send(&self, submission: Submission) -> Result<(), SubmitError> {
         let requests = submission.requests.len();
-        let tokens = submission.requests.iter().map(|request| request.prompt.len()).sum();
+        let tokens = submission
+            .requests
+            .iter()
+            .map(|request| request.prompt.len())
+            .sum();
         // Counted first: the thread may take the submission, and count it off, before `try_send` returns.
         self.progress.sent(requests, tokens);
         self.inbox.try_send(submission).map_err(|error| {
@@ -182,11 +215,16 @@ impl EngineHandle {
 
     fn overloaded(&self, reason: Rejection) -> SubmitError {
         self.metrics.rejected(reason);
-        SubmitError::Overloaded { retry_after_s: self.retry_after_s() }
+        SubmitError::Overloaded {
+            retry_after_s: self.retry_after_s(),
+        }
     }
 
     fn events_max(&self, requests: &[Request]) -> usize {
         let tokens_max = |request: &Request| request.stop.max_tokens.min(self.config.context_max);
-        requests.iter().map(|request| request.n * (tokens_max(request) + EVENTS_BESIDE_TOKENS)).sum()
+        requests
+            .iter()
+            .map(|request| request.n * (tokens_max(request) + EVENTS_BESIDE_TOKENS))
+            .sum()
     }
 }

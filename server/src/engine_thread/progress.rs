@@ -18,7 +18,9 @@ pub enum Health {
     /// No token was made yet.
     Warming,
     /// Work waits, and no step has got anywhere for this long.
-    Stalled { seconds: u64 },
+    Stalled {
+        seconds: u64,
+    },
     /// The thread has given up.
     Failed,
 }
@@ -99,17 +101,20 @@ impl Progress {
     }
 
     pub(super) fn publish(&self, stats: &Stats) {
-        self.waiting_requests.store(stats.waiting_requests, Ordering::Relaxed);
+        self.waiting_requests
+            .store(stats.waiting_requests, Ordering::Relaxed);
         self.waiting_tokens.store(stats.waiting_tokens, Ordering::Relaxed);
     }
 
     pub(super) fn set_drain_rate(&self, per_second: f64) {
-        self.drain_milli.store((per_second * 1000.0) as u64, Ordering::Relaxed);
+        self.drain_milli
+            .store((per_second * 1000.0) as u64, Ordering::Relaxed);
     }
 
     pub(super) fn queued(&self) -> Queued {
         Queued {
-            requests: self.inbox_requests.load(Ordering::Relaxed) + self.waiting_requests.load(Ordering::Relaxed),
+            requests: self.inbox_requests.load(Ordering::Relaxed)
+                + self.waiting_requests.load(Ordering::Relaxed),
             tokens: self.inbox_tokens.load(Ordering::Relaxed) + self.waiting_tokens.load(Ordering::Relaxed),
         }
     }
@@ -127,12 +132,20 @@ impl Progress {
         if *self.failed.borrow() {
             return Health::Failed;
         }
-        let silent_ms = self.now_ms().saturating_sub(self.moved_ms.load(Ordering::Relaxed));
+        let silent_ms = self
+            .now_ms()
+            .saturating_sub(self.moved_ms.load(Ordering::Relaxed));
         let silent = Duration::from_millis(silent_ms);
         if self.pending.load(Ordering::Relaxed) > 0 && silent > self.stall_timeout {
-            return Health::Stalled { seconds: silent.as_secs() };
+            return Health::Stalled {
+                seconds: silent.as_secs(),
+            };
         }
-        if self.warm.load(Ordering::Relaxed) { Health::Ready } else { Health::Warming }
+        if self.warm.load(Ordering::Relaxed) {
+            Health::Ready
+        } else {
+            Health::Warming
+        }
     }
 
     pub(super) fn mark_warm(&self) {

@@ -102,9 +102,16 @@ impl<R: ModelRunner> Steps<R> {
 
     /// Queues the requests of a submission, all or none.
     fn admit(&mut self, submission: Submission) {
-        let Submission { requests, timing, events, stopped, accepted } = submission;
+        let Submission {
+            requests,
+            timing,
+            events,
+            stopped,
+            accepted,
+        } = submission;
         let count = requests.len();
-        self.progress.taken(count, requests.iter().map(|request| request.prompt.len()).sum());
+        self.progress
+            .taken(count, requests.iter().map(|request| request.prompt.len()).sum());
         let now_ms = self.progress.clock_ms(Instant::now());
         let first_id = self.next_id;
         self.next_id += count as u64;
@@ -184,10 +191,16 @@ impl<R: ModelRunner> Steps<R> {
 
     fn fail_step(&mut self, began: Instant) -> bool {
         self.metrics.step_failed();
-        let Ok(report) = catch_unwind(AssertUnwindSafe(|| self.engine.fail_step())) else { return false };
+        let Ok(report) = catch_unwind(AssertUnwindSafe(|| self.engine.fail_step())) else {
+            return false;
+        };
         self.deliver(report, began);
         self.failures.push_back(began);
-        while self.failures.front().is_some_and(|at| began - *at > FAILURES_WINDOW) {
+        while self
+            .failures
+            .front()
+            .is_some_and(|at| began - *at > FAILURES_WINDOW)
+        {
             self.failures.pop_front();
         }
         self.failures.len() < FAILURES_MAX
@@ -208,8 +221,15 @@ impl<R: ModelRunner> Steps<R> {
     }
 
     fn deliver_output(&mut self, output: Output, now: Instant) {
-        let Output { request, index, event, .. } = output;
-        let Some(live) = self.live.get_mut(&request) else { return };
+        let Output {
+            request,
+            index,
+            event,
+            ..
+        } = output;
+        let Some(live) = self.live.get_mut(&request) else {
+            return;
+        };
         live.measure(index, &event, now, &self.metrics);
         let finished = matches!(event, Event::Finished(_));
         let choice = live.first_choice + index;

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -31,6 +32,10 @@ const HTTP2_STREAMS_MAX: u32 = 128;
 const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Connections over the limit that are told so at one time; further ones are closed without a word.
+const REFUSALS_MAX: usize = 64;
+/// How long telling one may take.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
 /// After the end was told to running answers, the time they get to pass it on.
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
@@ -63,7 +68,11 @@ async fn drain(
     app: &AppState,
     mut connections: JoinSet<()>,
 ) {
-    tracing::info!(connections = connections.len(), seconds = app.http.drain_timeout.as_secs(), "draining");
+    tracing::info!(
+        connections = connections.len(),
+        seconds = app.http.drain_timeout.as_secs(),
+        "draining"
+    );
     let mut time_over = pin!(tokio::time::sleep(app.http.drain_timeout));
     let mut closing = pin!(app.shutdown.reached(Phase::Closing));
     while !connections.is_empty() {
@@ -91,7 +100,13 @@ fn admit(
 ) {
     let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
         app.metrics.reject(Rejection::Connections);
-        return refuse(&stream);
+        if connections.len() < app.http.connections_max + REFUSALS_MAX {
+            connections.spawn(async move {
+                // Whatever goes wrong ends the connection, which is what it is for.
+                let _ = tokio::time::timeout(REFUSAL_TIME, refuse(stream)).await;
+            });
+        }
+        return;
     };
     let (router, app) = (router.clone(), Arc::clone(app));
     connections.spawn(async move {
@@ -101,8 +116,9 @@ fn admit(
     });
 }
 
-/// Answers without reading: one packet into an empty send buffer, which cannot block.
-fn refuse(stream: &TcpStream) {
+/// Answers before anything was read, then reads what still comes: closing with unread bytes would make the kernel
+/// reset the connection, and the answer with it.
+async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
     let error = ApiError::overloaded(1);
     let body = serde_json::to_string(&error.body()).unwrap_or_default();
     let answer = format!(
@@ -110,8 +126,11 @@ fn refuse(stream: &TcpStream) {
          1\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
-    // Whatever does not fit is lost with the connection.
-    let _ = stream.try_write(answer.as_bytes());
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 4096];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 async fn connection(stream: TcpStream, router: Router, app: &AppState) {

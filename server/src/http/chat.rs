@@ -60,17 +60,29 @@ struct Answer {
 impl Answer {
     fn new(model: Arc<Model>, logprobs: bool) -> Self {
         let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
-        Self { model, id, created: super::models::unix_now(), logprobs }
+        Self {
+            model,
+            id,
+            created: super::models::unix_now(),
+            logprobs,
+        }
     }
 
     async fn whole(self, mut generation: Generation) -> Result<Response, ApiError> {
-        let mut choices: Vec<ChatChoice> = (0..generation.choices()).map(|index| self.choice(index)).collect();
+        let mut choices: Vec<ChatChoice> = (0..generation.choices())
+            .map(|index| self.choice(index))
+            .collect();
         while let Some(update) = generation.next().await? {
             let choice = &mut choices[update.choice];
             choice.message.content.push_str(&update.text);
             choice.finish_reason = update.finish_reason.unwrap_or(choice.finish_reason);
             if let Some(logprobs) = &mut choice.logprobs {
-                logprobs.content.extend(update.entries.iter().map(|entry| chat_logprob(&self.model, entry)));
+                logprobs.content.extend(
+                    update
+                        .entries
+                        .iter()
+                        .map(|entry| chat_logprob(&self.model, entry)),
+                );
             }
         }
         let completion = ChatCompletion {
@@ -88,7 +100,11 @@ impl Answer {
     fn choice(&self, index: usize) -> ChatChoice {
         ChatChoice {
             index,
-            message: AssistantMessage { role: "assistant", content: String::new(), refusal: None },
+            message: AssistantMessage {
+                role: "assistant",
+                content: String::new(),
+                refusal: None,
+            },
             logprobs: self.logprobs.then(ChatLogprobs::default),
             finish_reason: "stop",
         }
@@ -109,21 +125,53 @@ impl Answer {
 
 impl sse::Chunks for Answer {
     fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String> {
-        let Update { choice: index, first, text, entries, finish_reason } = update;
-        let plain = |delta| ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+        let Update {
+            choice: index,
+            first,
+            text,
+            entries,
+            finish_reason,
+        } = update;
+        let plain = |delta| ChatChunkChoice {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+        };
         let mut chunks = Vec::with_capacity(3);
         if first {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = Delta {
+                role: Some("assistant"),
+                content: Some(String::new()),
+            };
             chunks.push(self.chunk(vec![plain(delta)], usage));
         }
         if !text.is_empty() || !entries.is_empty() {
-            let content = entries.iter().map(|entry| chat_logprob(&self.model, entry)).collect();
-            let logprobs = self.logprobs.then_some(ChatLogprobs { content, refusal: None });
-            let delta = Delta { role: None, content: Some(text) };
-            chunks.push(self.chunk(vec![ChatChunkChoice { logprobs, ..plain(delta) }], usage));
+            let content = entries
+                .iter()
+                .map(|entry| chat_logprob(&self.model, entry))
+                .collect();
+            let logprobs = self.logprobs.then_some(ChatLogprobs {
+                content,
+                refusal: None,
+            });
+            let delta = Delta {
+                role: None,
+                content: Some(text),
+            };
+            chunks.push(self.chunk(
+                vec![ChatChunkChoice {
+                    logprobs,
+                    ..plain(delta)
+                }],
+                usage,
+            ));
         }
         if finish_reason.is_some() {
-            let last = ChatChunkChoice { finish_reason, ..plain(Delta::default()) };
+            let last = ChatChunkChoice {
+                finish_reason,
+                ..plain(Delta::default())
+            };
             chunks.push(self.chunk(vec![last], usage));
         }
         chunks
@@ -145,11 +193,19 @@ fn chat_logprob(model: &Model, entry: &Entry) -> ChatLogprob {
 fn token_logprob(model: &Model, token: u32, logprob: f32) -> TokenLogprob {
     let bytes = model.token_bytes(token);
     let token = String::from_utf8_lossy(&bytes).into_owned();
-    TokenLogprob { token, logprob: finite(logprob), bytes }
+    TokenLogprob {
+        token,
+        logprob: finite(logprob),
+        bytes,
+    }
 }
 
 /// A likelihood that JSON can hold.
 pub fn finite(logprob: f32) -> f32 {
     // Written so that NaN, too, becomes the lowest value.
-    if logprob > LOGPROB_MIN { logprob } else { LOGPROB_MIN }
+    if logprob > LOGPROB_MIN {
+        logprob
+    } else {
+        LOGPROB_MIN
+    }
 }

@@ -57,7 +57,12 @@ struct Answer {
 impl Answer {
     fn new(model: Arc<Model>, logprobs: bool) -> Self {
         let id = format!("cmpl-{}", uuid::Uuid::new_v4().simple());
-        Self { model, id, created: super::models::unix_now(), logprobs }
+        Self {
+            model,
+            id,
+            created: super::models::unix_now(),
+            logprobs,
+        }
     }
 
     async fn whole(self, mut generation: Generation) -> Result<Response, ApiError> {
@@ -103,7 +108,13 @@ impl Answer {
 
 impl sse::Chunks for Answer {
     fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String> {
-        let Update { choice: index, text, entries, finish_reason, .. } = update;
+        let Update {
+            choice: index,
+            text,
+            entries,
+            finish_reason,
+            ..
+        } = update;
         if text.is_empty() && entries.is_empty() && finish_reason.is_none() {
             return Vec::new();
         }
@@ -112,7 +123,15 @@ impl sse::Chunks for Answer {
             append(&mut logprobs, &self.model, &entries);
             logprobs
         });
-        vec![self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason }], usage)]
+        vec![self.chunk(
+            vec![CompletionChoice {
+                index,
+                text,
+                logprobs,
+                finish_reason,
+            }],
+            usage,
+        )]
     }
 
     fn usage(&mut self, usage: Usage) -> String {

@@ -48,18 +48,39 @@ struct ErrorObject<'a> {
 impl ApiError {
     fn new(status: StatusCode, kind: Kind, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { status, kind, message, param: None, code, retry_after_s: None, close: false }
+        Self {
+            status,
+            kind,
+            message,
+            param: None,
+            code,
+            retry_after_s: None,
+            close: false,
+        }
     }
 
     /// 400: the request is at fault, and `param` is where.
     pub fn invalid(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
-        let error = Self::new(StatusCode::BAD_REQUEST, Kind::InvalidRequestError, Some(code), message);
-        Self { param: Some(param.into()), ..error }
+        let error = Self::new(
+            StatusCode::BAD_REQUEST,
+            Kind::InvalidRequestError,
+            Some(code),
+            message,
+        );
+        Self {
+            param: Some(param.into()),
+            ..error
+        }
     }
 
     /// 400: the body is not the JSON that was expected.
     pub fn malformed(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, Kind::InvalidRequestError, Some("invalid_json"), message)
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            Kind::InvalidRequestError,
+            Some("invalid_json"),
+            message,
+        )
     }
 
     /// 400: a parameter of the OpenAI API, or of another server, that has no effect here.
@@ -72,29 +93,55 @@ impl ApiError {
     /// 404: no such path.
     pub fn route_not_found() -> Self {
         let message = "Unknown request URL. See /v1/models for what is served";
-        Self::new(StatusCode::NOT_FOUND, Kind::InvalidRequestError, Some("unknown_url"), message)
+        Self::new(
+            StatusCode::NOT_FOUND,
+            Kind::InvalidRequestError,
+            Some("unknown_url"),
+            message,
+        )
     }
 
     /// 404: no such model. The name is the client's own and is told back only if it looks like a model name.
     pub fn model_not_found(name: &str) -> Self {
-        let sane = name.len() <= 128 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b));
+        let sane = name.len() <= 128
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b));
         let shown = if sane { format!("`{name}` ") } else { String::new() };
         let message = format!("The model {shown}does not exist on this server");
-        let error = Self::new(StatusCode::NOT_FOUND, Kind::NotFoundError, Some("model_not_found"), message);
-        Self { param: Some("model".to_owned()), ..error }
+        let error = Self::new(
+            StatusCode::NOT_FOUND,
+            Kind::NotFoundError,
+            Some("model_not_found"),
+            message,
+        );
+        Self {
+            param: Some("model".to_owned()),
+            ..error
+        }
     }
 
     /// 405.
     pub fn method_not_allowed() -> Self {
         let message = "This method is not allowed for this URL";
         let status = StatusCode::METHOD_NOT_ALLOWED;
-        Self::new(status, Kind::InvalidRequestError, Some("method_not_allowed"), message)
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("method_not_allowed"),
+            message,
+        )
     }
 
     /// 408: the body did not arrive in time.
     pub fn body_timeout(seconds: u64) -> Self {
         let message = format!("The request body did not arrive within {seconds} seconds");
-        let error = Self::new(StatusCode::REQUEST_TIMEOUT, Kind::TimeoutError, Some("body_timeout"), message);
+        let error = Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            Kind::TimeoutError,
+            Some("body_timeout"),
+            message,
+        );
         Self { close: true, ..error }
     }
 
@@ -110,7 +157,12 @@ impl ApiError {
     pub fn not_json() -> Self {
         let message = "The request body must be sent with `Content-Type: application/json`";
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        Self::new(status, Kind::InvalidRequestError, Some("unsupported_media_type"), message)
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("unsupported_media_type"),
+            message,
+        )
     }
 
     /// 400: the prompt, or the prompt and the tokens asked for, do not fit the context.
@@ -133,7 +185,10 @@ impl ApiError {
         let message = format!("The server is overloaded; try again in {retry_after_s} seconds");
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let error = Self::new(status, Kind::ServerError, Some("server_is_overloaded"), message);
-        Self { retry_after_s: Some(retry_after_s), ..error }
+        Self {
+            retry_after_s: Some(retry_after_s),
+            ..error
+        }
     }
 
     /// 503: the process is ending.
@@ -141,7 +196,11 @@ impl ApiError {
         let message = "The server is shutting down and takes no new requests";
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let error = Self::new(status, Kind::ServerError, Some("server_is_draining"), message);
-        Self { retry_after_s: Some(1), close: true, ..error }
+        Self {
+            retry_after_s: Some(1),
+            close: true,
+            ..error
+        }
     }
 
     /// 503: not yet, or no longer, able to answer.
@@ -149,25 +208,42 @@ impl ApiError {
         let message = format!("The server is not ready: {why}");
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let error = Self::new(status, Kind::ServerError, Some("server_not_ready"), message);
-        Self { retry_after_s: Some(1), ..error }
+        Self {
+            retry_after_s: Some(1),
+            ..error
+        }
     }
 
     /// 504: the request's own time is over.
     pub fn deadline() -> Self {
         let message = "The request did not finish within the server's time limit";
-        Self::new(StatusCode::GATEWAY_TIMEOUT, Kind::TimeoutError, Some("deadline_exceeded"), message)
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Kind::TimeoutError,
+            Some("deadline_exceeded"),
+            message,
+        )
     }
 
     /// 500: our fault.
     pub fn internal() -> Self {
         let message = "The server failed while it worked on this request";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Kind::ServerError, Some("internal_error"), message)
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::ServerError,
+            Some("internal_error"),
+            message,
+        )
     }
 
     /// The JSON body.
     pub fn body(&self) -> ErrorBody<'_> {
-        let error =
-            ErrorObject { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
+        let error = ErrorObject {
+            message: &self.message,
+            kind: self.kind,
+            param: self.param.as_deref(),
+            code: self.code,
+        };
         ErrorBody { error }
     }
 }

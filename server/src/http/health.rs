@@ -19,7 +19,9 @@ struct Status {
 
 /// Alive: the process should not be restarted, however busy it is.
 pub async fn livez(State(app): State<AppState>) -> Response {
-    let failed = app.model().is_ok_and(|model| model.engine.health() == Health::Failed);
+    let failed = app
+        .model()
+        .is_ok_and(|model| model.engine.health() == Health::Failed);
     answer(failed.then(|| "the engine has stopped".to_owned()), "alive")
 }
 
@@ -32,7 +34,9 @@ fn not_ready(app: &AppState) -> Option<String> {
     if app.shutdown.phase() > Phase::Running {
         return Some("the server is shutting down".to_owned());
     }
-    let Ok(model) = app.model() else { return Some("the model is loading".to_owned()) };
+    let Ok(model) = app.model() else {
+        return Some("the model is loading".to_owned());
+    };
     match model.engine.health() {
         Health::Ready => None,
         Health::Warming => Some("no token was made yet".to_owned()),
@@ -43,10 +47,17 @@ fn not_ready(app: &AppState) -> Option<String> {
 
 fn answer(reason: Option<String>, well: &'static str) -> Response {
     match reason {
-        None => Json(Status { status: well, reason: None }).into_response(),
+        None => Json(Status {
+            status: well,
+            reason: None,
+        })
+        .into_response(),
         Some(reason) => {
             let status = if well == "ready" { "not ready" } else { "failed" };
-            let body = Json(Status { status, reason: Some(reason) });
+            let body = Json(Status {
+                status,
+                reason: Some(reason),
+            });
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }
     }
@@ -58,7 +69,9 @@ pub struct Version {
 }
 
 pub async fn version() -> Json<Version> {
-    Json(Version { version: env!("CARGO_PKG_VERSION") })
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 pub async fn metrics(State(app): State<AppState>) -> Response {

@@ -41,26 +41,40 @@ pub async fn read_json<'a>(app: &'a App, request: Request) -> Result<Received<'a
 
 async fn collect<'a>(app: &'a App, body: Body, limit: usize) -> Result<Received<'a>, ApiError> {
     let mut bytes = Vec::new();
-    let mut budget = app.bodies.try_acquire_many(0).expect("the semaphore is never closed");
+    let mut budget = app
+        .bodies
+        .try_acquire_many(0)
+        .expect("the semaphore is never closed");
     let mut frames = body.into_data_stream();
     while let Some(frame) = frames.next().await {
         let frame = frame.map_err(|_| ApiError::malformed("The request body could not be read"))?;
         if bytes.len() + frame.len() > limit {
             return Err(ApiError::body_too_large(limit));
         }
-        let more = u32::try_from(frame.len()).ok().and_then(|len| app.bodies.try_acquire_many(len).ok());
+        let more = u32::try_from(frame.len())
+            .ok()
+            .and_then(|len| app.bodies.try_acquire_many(len).ok());
         let Some(more) = more else {
             app.metrics.reject(Rejection::Bodies);
-            return Err(ApiError { close: true, ..ApiError::overloaded(RETRY_AFTER_S) });
+            return Err(ApiError {
+                close: true,
+                ..ApiError::overloaded(RETRY_AFTER_S)
+            });
         };
         budget.merge(more);
         bytes.extend_from_slice(&frame);
     }
-    Ok(Received { bytes: bytes.into(), _budget: budget })
+    Ok(Received {
+        bytes: bytes.into(),
+        _budget: budget,
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
     let essence = value.split(';').next().unwrap_or("").trim();
     essence.eq_ignore_ascii_case("application/json")
 }
@@ -95,7 +109,10 @@ impl Preparation {
             self.metrics.reject(Rejection::PrepareQueue);
             return Err(ApiError::overloaded(RETRY_AFTER_S));
         };
-        let running = Arc::clone(&self.running).acquire_owned().await.expect("the semaphore is never closed");
+        let running = Arc::clone(&self.running)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         let span = tracing::Span::current();
         let began = Instant::now();
         let result = tokio::task::spawn_blocking(move || {

@@ -65,12 +65,18 @@ impl App {
 
     /// The model, or what to tell a client that is too early.
     pub fn model(&self) -> Result<Arc<Model>, ApiError> {
-        self.model.get().cloned().ok_or_else(|| ApiError::not_ready("the model is loading"))
+        self.model
+            .get()
+            .cloned()
+            .ok_or_else(|| ApiError::not_ready("the model is loading"))
     }
 
     /// The times of a request that arrived then.
     pub fn timing(&self, arrived: Instant) -> Timing {
-        Timing { arrived, deadline: arrived + self.http.request_timeout }
+        Timing {
+            arrived,
+            deadline: arrived + self.http.request_timeout,
+        }
     }
 }
 

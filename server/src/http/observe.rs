@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use super::AppState;
 use super::error::ApiError;
 use crate::metrics::GaugeGuard;
+use crate::shutdown::Phase;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -45,18 +46,30 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     let route = route_label(matched);
     let method = method_label(request.method());
     let began = Instant::now();
-    let id = request.extensions().get::<RequestId>().and_then(|id| id.0.to_str().ok().map(str::to_owned));
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .and_then(|id| id.0.to_str().ok().map(str::to_owned));
     let span = tracing::info_span!("request", id, method, route, traceparent = tracing::field::Empty);
     if let Some(parent) = traceparent(request.headers()) {
         span.record("traceparent", parent);
     }
     let in_flight = app.metrics.in_flight();
-    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone()))
+        .catch_unwind()
+        .await;
     let response = answered.unwrap_or_else(|_| {
         app.metrics.handler_panicked();
         span.in_scope(|| tracing::error!("a handler panicked. This is a bug."));
         ApiError::internal().into_response()
     });
+    let mut response = response;
+    if app.shutdown.phase() > Phase::Running {
+        // A kept connection would keep the process from ending.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let (status, took) = (response.status().as_u16(), began.elapsed());
     app.metrics.answered(route, method, status, took);
     span.in_scope(|| match route {
@@ -66,7 +79,12 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
         }
         _ => tracing::info!(status, seconds = took.as_secs_f64(), "answered"),
     });
-    response.map(|body| Body::new(Guarded { body, _in_flight: in_flight }))
+    response.map(|body| {
+        Body::new(Guarded {
+            body,
+            _in_flight: in_flight,
+        })
+    })
 }
 
 /// The client's id if it is short visible ASCII, which can neither break a log line nor be a hidden channel for much.
@@ -74,10 +92,14 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     let visible = |value: &&HeaderValue| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    headers.get(REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        HeaderValue::from_str(&id).expect("hexadecimal digits are a header value")
-    })
+    headers
+        .get(REQUEST_ID)
+        .filter(visible)
+        .cloned()
+        .unwrap_or_else(|| {
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            HeaderValue::from_str(&id).expect("hexadecimal digits are a header value")
+        })
 }
 
 /// A W3C trace context: 55 characters, hexadecimal digits in four groups. Anything else is dropped.
@@ -85,7 +107,9 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(TRACEPARENT)?.to_str().ok()?;
     let groups: Vec<&str> = value.split('-').collect();
     let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
-    let hexadecimal = groups.iter().all(|group| group.bytes().all(|b| b.is_ascii_hexdigit()));
+    let hexadecimal = groups
+        .iter()
+        .all(|group| group.bytes().all(|b| b.is_ascii_hexdigit()));
     (lengths == [2, 32, 16, 2] && hexadecimal).then_some(value)
 }
 
@@ -104,7 +128,10 @@ fn route_label(matched: Option<&str>) -> &'static str {
         "/version",
         "/metrics",
     ];
-    matched.and_then(|path| ROUTES.iter().find(|route| **route == path)).copied().unwrap_or("other")
+    matched
+        .and_then(|path| ROUTES.iter().find(|route| **route == path))
+        .copied()
+        .unwrap_or("other")
 }
 
 fn method_label(method: &Method) -> &'static str {

@@ -36,7 +36,13 @@ pub fn respond<C: Chunks>(
     options: StreamOptions,
     keep_alive: Duration,
 ) -> Response {
-    let streaming = Streaming { generation, chunks, options, queue: VecDeque::new(), ended: false };
+    let streaming = Streaming {
+        generation,
+        chunks,
+        options,
+        queue: VecDeque::new(),
+        ended: false,
+    };
     let events = futures::stream::unfold(streaming, |mut streaming| async move {
         let next = streaming.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(next)), streaming))
@@ -45,7 +51,9 @@ pub fn respond<C: Chunks>(
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // Proxies that collect answers before they pass them on would undo the streaming.
     let no_buffering = HeaderName::from_static("x-accel-buffering");
-    response.headers_mut().insert(no_buffering, HeaderValue::from_static("no"));
+    response
+        .headers_mut()
+        .insert(no_buffering, HeaderValue::from_static("no"));
     response
 }
 

@@ -21,7 +21,12 @@ pub struct TimeoutIo<S> {
 
 impl<S> TimeoutIo<S> {
     pub fn new(stream: S, timeout: Duration) -> Self {
-        Self { stream, timeout, stuck: Box::pin(sleep(timeout)), armed: false }
+        Self {
+            stream,
+            timeout,
+            stuck: Box::pin(sleep(timeout)),
+            armed: false,
+        }
     }
 
     fn watch<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -79,5 +84,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.stream).poll_shutdown(context);
         self.watch(context, poll)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_nobody_takes_is_an_error() {
+        let (near, mut far) = duplex(4);
+        let mut io = TimeoutIo::new(near, Duration::from_millis(20));
+        io.write_all(b"1234").await.unwrap();
+        let stuck = io.write_all(b"5").await.unwrap_err();
+        assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
+        let mut taken = [0; 4];
+        far.read_exact(&mut taken).await.unwrap();
+        io.write_all(b"5").await.unwrap();
     }
 }

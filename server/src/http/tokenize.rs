@@ -16,7 +16,10 @@ pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<J
     let (bytes, request_limits, model) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
     let work = move || {
         let request = TokenizeRequest::parse(&bytes, &request_limits)?;
-        request.model.as_deref().map_or(Ok(()), |name| model.check_name(name))?;
+        request
+            .model
+            .as_deref()
+            .map_or(Ok(()), |name| model.check_name(name))?;
         let tokens = match &request.source {
             Source::Prompt(prompt) => {
                 let special = request.add_special_tokens.unwrap_or(true);
@@ -25,8 +28,15 @@ pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<J
             Source::Chat(conversation) => chat::conversation_tokens(conversation, &model, &request_limits)?,
         };
         let text = |token: &u32| String::from_utf8_lossy(&model.token_bytes(*token)).into_owned();
-        let token_strs = request.return_token_strs.then(|| tokens.iter().map(text).collect());
-        Ok(Json(Tokenized { count: tokens.len(), max_model_len: model.context_length, tokens, token_strs }))
+        let token_strs = request
+            .return_token_strs
+            .then(|| tokens.iter().map(text).collect());
+        Ok(Json(Tokenized {
+            count: tokens.len(),
+            max_model_len: model.context_length,
+            tokens,
+            token_strs,
+        }))
     };
     app.preparation.run(work).await
 }
@@ -40,9 +50,14 @@ pub async fn detokenize(
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = DetokenizeRequest::parse(&bytes, &request_limits)?;
-        request.model.as_deref().map_or(Ok(()), |name| model.check_name(name))?;
+        request
+            .model
+            .as_deref()
+            .map_or(Ok(()), |name| model.check_name(name))?;
         chat::check_vocabulary("tokens", &request.tokens, &model)?;
-        Ok(Json(Detokenized { prompt: chat::decode(&request.tokens, false, &model)? }))
+        Ok(Json(Detokenized {
+            prompt: chat::decode(&request.tokens, false, &model)?,
+        }))
     };
     app.preparation.run(work).await
 }

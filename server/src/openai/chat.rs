@@ -57,7 +57,7 @@ impl ChatRequest {
         refuse_tools(&mut object)?;
         refuse_modalities(&mut object)?;
         let max_completion_tokens = object.count("max_completion_tokens", 1..=TOKENS_MAX)?;
-        let mut common = Common::read(&mut object, limits)?;
+        let mut common = Common::read(&mut object, limits, 1)?;
         common.max_tokens = max_completion_tokens.or(common.max_tokens);
         let request = Self {
             common,
@@ -67,7 +67,10 @@ impl ChatRequest {
         if object.boolean("echo")? == Some(true) {
             return Err(ApiError::unsupported("echo"));
         }
-        object.finish(&[OWN, shared::COMMON, shared::METADATA].concat(), shared::UNSUPPORTED)?;
+        object.finish(
+            &[OWN, shared::COMMON, shared::METADATA].concat(),
+            shared::UNSUPPORTED,
+        )?;
         Ok(request)
     }
 }
@@ -117,9 +120,15 @@ fn is_empty_array(raw: &RawValue) -> bool {
 }
 
 fn refuse_modalities(object: &mut Object<'_>) -> Result<()> {
-    let Some(raw) = object.take("modalities") else { return Ok(()) };
+    let Some(raw) = object.take("modalities") else {
+        return Ok(());
+    };
     let asked: Vec<String> = json::typed(raw, "modalities", "an array of strings")?;
-    if asked.iter().all(|name| name == "text") { Ok(()) } else { Err(ApiError::unsupported("modalities")) }
+    if asked.iter().all(|name| name == "text") {
+        Ok(())
+    } else {
+        Err(ApiError::unsupported("modalities"))
+    }
 }
 
 fn logprobs(object: &mut Object<'_>) -> Result<Option<u32>> {
@@ -133,7 +142,9 @@ fn logprobs(object: &mut Object<'_>) -> Result<Option<u32>> {
 }
 
 fn template_kwargs(object: &mut Object<'_>) -> Result<Map<String, Value>> {
-    let Some(raw) = object.take("chat_template_kwargs") else { return Ok(Map::new()) };
+    let Some(raw) = object.take("chat_template_kwargs") else {
+        return Ok(Map::new());
+    };
     let mut switches = Object::from_raw(raw, "chat_template_kwargs")?;
     let mut kwargs = Map::new();
     for name in TEMPLATE_SWITCHES {
@@ -151,18 +162,32 @@ fn messages(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Message>> {
         let message = "`messages` must hold at least one message";
         return Err(ApiError::invalid("messages", "empty_array", message));
     }
-    items.iter().enumerate().map(|(at, raw)| message(raw, &format!("messages[{at}]"), limits)).collect()
+    items
+        .iter()
+        .enumerate()
+        .map(|(at, raw)| message(raw, &format!("messages[{at}]"), limits))
+        .collect()
 }
 
 fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message> {
-    const UNSUPPORTED: &[&str] =
-        &["audio", "function_call", "prefix", "reasoning", "reasoning_content", "tool_call_id", "tool_calls"];
+    const UNSUPPORTED: &[&str] = &[
+        "audio",
+        "function_call",
+        "prefix",
+        "reasoning",
+        "reasoning_content",
+        "tool_call_id",
+        "tool_calls",
+    ];
     // What OpenAI's SDKs send back when a client returns an answer to the history.
     const ECHOED: &[&str] = &["annotations", "refusal"];
     let mut object = Object::from_raw(raw, path)?;
     object.require("role")?;
     let mut object = Object::from_raw(raw, path)?;
-    let role = object.choice("role", &["system", "developer", "user", "assistant", "tool", "function"])?;
+    let role = object.choice(
+        "role",
+        &["system", "developer", "user", "assistant", "tool", "function"],
+    )?;
     let role = match role.expect("required above") {
         "tool" | "function" => return Err(ApiError::unsupported(object.path("role"))),
         // The newer name for the same thing; chat templates know only the older one.
@@ -183,10 +208,17 @@ fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message
         None if role == "assistant" => String::new(),
         None => {
             let message = format!("`{content_path}` is required");
-            return Err(ApiError::invalid(content_path, "missing_required_parameter", message));
+            return Err(ApiError::invalid(
+                content_path,
+                "missing_required_parameter",
+                message,
+            ));
         }
     };
-    object.finish(&["role", "content", "name", "annotations", "refusal"], UNSUPPORTED)?;
+    object.finish(
+        &["role", "content", "name", "annotations", "refusal"],
+        UNSUPPORTED,
+    )?;
     Ok(Message { role, name, content })
 }
 
@@ -199,8 +231,11 @@ fn content_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<St
         return Err(ApiError::invalid(path, "invalid_type", message));
     }
     let parts = json::array(raw, path, limits.content_parts_max)?;
-    let texts: Result<Vec<String>> =
-        parts.iter().enumerate().map(|(at, raw)| part_text(raw, &format!("{path}[{at}]"))).collect();
+    let texts: Result<Vec<String>> = parts
+        .iter()
+        .enumerate()
+        .map(|(at, raw)| part_text(raw, &format!("{path}[{at}]")))
+        .collect();
     Ok(texts?.join("\n"))
 }
 

@@ -37,7 +37,7 @@ impl CompletionRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
-        let mut common = Common::read(&mut object, limits)?;
+        let mut common = Common::read(&mut object, limits, 0)?;
         let request = Self {
             prompts: prompts(object.require("prompt")?, limits)?,
             max_tokens: common.max_tokens.take().unwrap_or(MAX_TOKENS_DEFAULT),
@@ -46,7 +46,14 @@ impl CompletionRequest {
             add_special_tokens: object.boolean("add_special_tokens")?.unwrap_or(true),
             common,
         };
-        object.finish(&[OWN, shared::COMMON, shared::METADATA].concat(), shared::UNSUPPORTED)?;
+        if request.max_tokens == 0 && !request.echo {
+            let message = "`max_tokens` may be 0 only with `echo`, to score a prompt";
+            return Err(ApiError::invalid("max_tokens", "out_of_range", message));
+        }
+        object.finish(
+            &[OWN, shared::COMMON, shared::METADATA].concat(),
+            shared::UNSUPPORTED,
+        )?;
         if request.prompts.len() * request.common.n > limits.prompts_max {
             let message = format!(
                 "{} prompts with n = {} ask for more than the limit of {} choices",
@@ -67,12 +74,22 @@ fn prompts(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Prompt>> {
     if raw.get().starts_with('"') {
         return Ok(vec![Prompt::Text(json::typed(raw, "prompt", PROMPT)?)]);
     }
-    let first = raw.get().strip_prefix('[').map(str::trim_start).and_then(|rest| rest.chars().next());
+    let first = raw
+        .get()
+        .strip_prefix('[')
+        .map(str::trim_start)
+        .and_then(|rest| rest.chars().next());
     match first {
         Some('"') => {
             let items = json::array(raw, "prompt", limits.prompts_max)?;
-            let text = |(at, raw): (usize, &&RawValue)| json::typed(raw, &format!("prompt[{at}]"), "a string");
-            items.iter().enumerate().map(text).map(|text| text.map(Prompt::Text)).collect()
+            let text =
+                |(at, raw): (usize, &&RawValue)| json::typed(raw, &format!("prompt[{at}]"), "a string");
+            items
+                .iter()
+                .enumerate()
+                .map(text)
+                .map(|text| text.map(Prompt::Text))
+                .collect()
         }
         Some('[') => {
             let items = json::array(raw, "prompt", limits.prompts_max)?;
@@ -80,15 +97,28 @@ fn prompts(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Prompt>> {
             items.iter().enumerate().map(list).collect()
         }
         Some('-' | '0'..='9') => Ok(vec![token_list(raw, "prompt")?]),
-        Some(']') => Err(ApiError::invalid("prompt", "empty_array", "`prompt` must not be empty")),
-        _ => Err(ApiError::invalid("prompt", "invalid_type", format!("`prompt` must be {PROMPT}"))),
+        Some(']') => Err(ApiError::invalid(
+            "prompt",
+            "empty_array",
+            "`prompt` must not be empty",
+        )),
+        _ => Err(ApiError::invalid(
+            "prompt",
+            "invalid_type",
+            format!("`prompt` must be {PROMPT}"),
+        )),
     }
 }
 
 fn token_list(raw: &RawValue, path: &str) -> Result<Prompt> {
     let items: Vec<&RawValue> = json::typed(raw, path, "an array of token numbers")?;
     let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("{path}[{at}]"));
-    items.iter().enumerate().map(token).collect::<Result<_>>().map(Prompt::Tokens)
+    items
+        .iter()
+        .enumerate()
+        .map(token)
+        .collect::<Result<_>>()
+        .map(Prompt::Tokens)
 }
 
 /// A whole answer.

@@ -32,7 +32,10 @@ pub fn check_depth(body: &[u8], depth_max: usize) -> Result<()> {
         }
         if depth > depth_max {
             let message = format!("The JSON body is nested deeper than the limit of {depth_max} levels");
-            return Err(ApiError { code: Some("json_too_deep"), ..ApiError::malformed(message) });
+            return Err(ApiError {
+                code: Some("json_too_deep"),
+                ..ApiError::malformed(message)
+            });
         }
     }
     Ok(())
@@ -65,9 +68,16 @@ impl<'a> Object<'a> {
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             let path = format!("{prefix}{}", printable(pair[0]));
-            return Err(ApiError::invalid(&path, "duplicate_parameter", format!("`{path}` is given twice")));
+            return Err(ApiError::invalid(
+                &path,
+                "duplicate_parameter",
+                format!("`{path}` is given twice"),
+            ));
         }
-        Ok(Self { prefix, fields: fields.0 })
+        Ok(Self {
+            prefix,
+            fields: fields.0,
+        })
     }
 
     /// The full name of a field, as errors give it.
@@ -91,18 +101,26 @@ impl<'a> Object<'a> {
     pub fn require(&mut self, name: &str) -> Result<&'a RawValue> {
         self.take(name).ok_or_else(|| {
             let path = self.path(name);
-            ApiError::invalid(&path, "missing_required_parameter", format!("`{path}` is required"))
+            ApiError::invalid(
+                &path,
+                "missing_required_parameter",
+                format!("`{path}` is required"),
+            )
         })
     }
 
     /// A number within `limits`.
     pub fn number(&mut self, name: &str, limits: &RangeInclusive<f64>) -> Result<Option<f64>> {
-        self.take(name).map(|raw| number(raw, &self.path(name), limits)).transpose()
+        self.take(name)
+            .map(|raw| number(raw, &self.path(name), limits))
+            .transpose()
     }
 
     /// A whole number within `limits`.
     pub fn integer(&mut self, name: &str, limits: &RangeInclusive<i64>) -> Result<Option<i64>> {
-        self.take(name).map(|raw| integer(raw, &self.path(name), limits)).transpose()
+        self.take(name)
+            .map(|raw| integer(raw, &self.path(name), limits))
+            .transpose()
     }
 
     /// A count within `limits`, both at least 0.
@@ -114,17 +132,23 @@ impl<'a> Object<'a> {
 
     /// `true` or `false`.
     pub fn boolean(&mut self, name: &str) -> Result<Option<bool>> {
-        self.take(name).map(|raw| typed(raw, &self.path(name), "a boolean")).transpose()
+        self.take(name)
+            .map(|raw| typed(raw, &self.path(name), "a boolean"))
+            .transpose()
     }
 
     /// A string.
     pub fn string(&mut self, name: &str) -> Result<Option<String>> {
-        self.take(name).map(|raw| typed(raw, &self.path(name), "a string")).transpose()
+        self.take(name)
+            .map(|raw| typed(raw, &self.path(name), "a string"))
+            .transpose()
     }
 
     /// A string of a short list.
     pub fn choice(&mut self, name: &str, allowed: &[&'static str]) -> Result<Option<&'static str>> {
-        let Some(value) = self.string(name)? else { return Ok(None) };
+        let Some(value) = self.string(name)? else {
+            return Ok(None);
+        };
         let found = allowed.iter().find(|option| **option == value);
         found.copied().map(Some).ok_or_else(|| {
             let path = self.path(name);
@@ -136,7 +160,10 @@ impl<'a> Object<'a> {
     /// Refuses what is left over: fields of `unsupported` by that name, others with the nearest of `known`.
     pub fn finish(self, known: &[&str], unsupported: &[&str]) -> Result<()> {
         let set = self.fields.iter().find(|(_, raw)| raw.get() != "null");
-        let Some((name, _)) = set.or(self.fields.iter().find(|(name, _)| !unsupported.contains(&name.as_str())))
+        let Some((name, _)) = set.or(self
+            .fields
+            .iter()
+            .find(|(name, _)| !unsupported.contains(&name.as_str())))
         else {
             return Ok(());
         };
@@ -144,7 +171,9 @@ impl<'a> Object<'a> {
         if unsupported.contains(&name.as_str()) {
             return Err(ApiError::unsupported(path));
         }
-        let hint = nearest(name, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        let hint = nearest(name, known)
+            .map(|near| format!("; did you mean `{near}`?"))
+            .unwrap_or_default();
         let message = format!("`{path}` is not a known parameter{hint}");
         Err(ApiError::invalid(path, "unknown_parameter", message))
     }
@@ -154,7 +183,10 @@ impl<'a> Object<'a> {
 pub fn array<'a>(raw: &'a RawValue, path: &str, len_max: usize) -> Result<Vec<&'a RawValue>> {
     let items: Vec<&'a RawValue> = typed(raw, path, "an array")?;
     if items.len() > len_max {
-        let message = format!("`{path}` has {} elements, but the limit is {len_max}", items.len());
+        let message = format!(
+            "`{path}` has {} elements, but the limit is {len_max}",
+            items.len()
+        );
         return Err(ApiError::invalid(path, "array_above_max_length", message));
     }
     Ok(items)
@@ -205,8 +237,15 @@ fn is_number(raw: &RawValue) -> bool {
 
 /// A name that may be told back: a client's key could be anything, its prompt included.
 fn printable(name: &str) -> &str {
-    let sane = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
-    if sane && !name.is_empty() { name } else { "(a name that is not an identifier)" }
+    let sane = name.len() <= 64
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+    if sane && !name.is_empty() {
+        name
+    } else {
+        "(a name that is not an identifier)"
+    }
 }
 
 /// Says where the JSON breaks, and in which parameter, without quoting it.
@@ -215,15 +254,25 @@ fn syntax_error(body: &[u8], error: &serde_json::Error) -> ApiError {
         return ApiError::malformed("The request body must be a JSON object");
     }
     let (line, column) = (error.line(), error.column());
-    let start: usize = body.split_inclusive(|b| *b == b'\n').take(line.saturating_sub(1)).map(<[u8]>::len).sum();
+    let start: usize = body
+        .split_inclusive(|b| *b == b'\n')
+        .take(line.saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
     let at = start.saturating_add(column).min(body.len());
     let inside = last_key(&body[..at]);
-    let place = inside.as_ref().map(|key| format!(" in `{key}`")).unwrap_or_default();
+    let place = inside
+        .as_ref()
+        .map(|key| format!(" in `{key}`"))
+        .unwrap_or_default();
     let message = format!(
         "The request body is not valid JSON: the error is{place} at line {line}, column {column} (NaN and Infinity \
          are no JSON numbers)"
     );
-    ApiError { param: inside, ..ApiError::malformed(message) }
+    ApiError {
+        param: inside,
+        ..ApiError::malformed(message)
+    }
 }
 
 /// The last key of the outermost object that begins before the end of `body`.
@@ -308,7 +357,10 @@ mod tests {
     fn depth_is_counted_outside_strings_only() {
         assert!(check_depth(br#"{"a":"[[[[","b":"\"[[["}"#, 1).is_ok());
         assert!(check_depth(b"[[[]]]", 3).is_ok());
-        assert_eq!(check_depth(b"[[[[]]]]", 3).unwrap_err().code, Some("json_too_deep"));
+        assert_eq!(
+            check_depth(b"[[[[]]]]", 3).unwrap_err().code,
+            Some("json_too_deep")
+        );
     }
 
     #[test]
@@ -323,19 +375,40 @@ mod tests {
     fn numbers_are_strict() {
         let body = br#"{"a":1e999,"b":-0,"c":1.0,"d":9223372036854775808,"e":"1","f":-0.0}"#;
         let mut object = Object::from_body(body, 64).unwrap();
-        assert_eq!(object.number("a", &(0.0..=2.0)).unwrap_err().code, Some("out_of_range"));
+        assert_eq!(
+            object.number("a", &(0.0..=2.0)).unwrap_err().code,
+            Some("out_of_range")
+        );
         assert_eq!(object.integer("b", &(0..=2)).unwrap(), Some(0));
-        assert_eq!(object.integer("c", &(0..=2)).unwrap_err().code, Some("invalid_type"));
-        assert_eq!(object.integer("d", &(0..=i64::MAX)).unwrap_err().code, Some("out_of_range"));
-        assert_eq!(object.number("e", &(0.0..=2.0)).unwrap_err().code, Some("invalid_type"));
-        assert!(object.number("f", &(0.0..=2.0)).unwrap().unwrap().is_sign_positive());
+        assert_eq!(
+            object.integer("c", &(0..=2)).unwrap_err().code,
+            Some("invalid_type")
+        );
+        assert_eq!(
+            object.integer("d", &(0..=i64::MAX)).unwrap_err().code,
+            Some("out_of_range")
+        );
+        assert_eq!(
+            object.number("e", &(0.0..=2.0)).unwrap_err().code,
+            Some("invalid_type")
+        );
+        assert!(
+            object
+                .number("f", &(0.0..=2.0))
+                .unwrap()
+                .unwrap()
+                .is_sign_positive()
+        );
     }
 
     #[test]
     fn leftovers_are_named_with_the_nearest_name() {
         let object = Object::from_body(br#"{"temprature":1}"#, 64).unwrap();
         let error = object.finish(&["temperature", "top_p"], &[]).unwrap_err();
-        assert_eq!(error.message, "`temprature` is not a known parameter; did you mean `temperature`?");
+        assert_eq!(
+            error.message,
+            "`temprature` is not a known parameter; did you mean `temperature`?"
+        );
         let twice = Object::from_body(br#"{"n":1,"n":2}"#, 64).err().unwrap();
         assert_eq!(twice.code, Some("duplicate_parameter"));
     }

@@ -149,7 +149,8 @@ pub struct StreamOptions {
 }
 
 impl Common {
-    pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+    /// Takes the shared parameters. `tokens_min` is the least that `max_tokens` may be.
+    pub fn read(object: &mut Object<'_>, limits: &RequestLimits, tokens_min: usize) -> Result<Self> {
         for name in METADATA {
             object.take(name);
         }
@@ -164,7 +165,7 @@ impl Common {
             let message = "`stream_options` is only allowed when `stream` is true";
             return Err(ApiError::invalid("stream_options", "invalid_value", message));
         }
-        let max_tokens = object.count("max_tokens", 1..=TOKENS_MAX)?;
+        let max_tokens = object.count("max_tokens", tokens_min..=TOKENS_MAX)?;
         let min_tokens = object.count("min_tokens", 0..=TOKENS_MAX)?.unwrap_or(0);
         Ok(Self {
             model,
@@ -210,7 +211,9 @@ impl Sampling {
 }
 
 fn stream_options(object: &mut Object<'_>) -> Result<Option<StreamOptions>> {
-    let Some(raw) = object.take("stream_options") else { return Ok(None) };
+    let Some(raw) = object.take("stream_options") else {
+        return Ok(None);
+    };
     let mut options = Object::from_raw(raw, "stream_options")?;
     let read = StreamOptions {
         include_usage: options.boolean("include_usage")?.unwrap_or(false),
@@ -220,12 +223,17 @@ fn stream_options(object: &mut Object<'_>) -> Result<Option<StreamOptions>> {
     if options.boolean("include_obfuscation")? == Some(true) {
         return Err(ApiError::unsupported("stream_options.include_obfuscation"));
     }
-    options.finish(&["include_usage", "continuous_usage_stats", "include_obfuscation"], &[])?;
+    options.finish(
+        &["include_usage", "continuous_usage_stats", "include_obfuscation"],
+        &[],
+    )?;
     Ok(Some(read))
 }
 
 fn stop_strings(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<String>> {
-    let Some(raw) = object.take("stop") else { return Ok(Vec::new()) };
+    let Some(raw) = object.take("stop") else {
+        return Ok(Vec::new());
+    };
     let stops: Vec<String> = if raw.get().starts_with('"') {
         vec![json::typed(raw, "stop", "a string or an array of strings")?]
     } else {
@@ -234,7 +242,11 @@ fn stop_strings(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<S
     };
     for (at, stop) in stops.iter().enumerate() {
         if stop.is_empty() || stop.len() > limits.stop_bytes_max {
-            let path = if raw.get().starts_with('"') { "stop".to_owned() } else { format!("stop[{at}]") };
+            let path = if raw.get().starts_with('"') {
+                "stop".to_owned()
+            } else {
+                format!("stop[{at}]")
+            };
             let message = format!("`{path}` must have between 1 and {} bytes", limits.stop_bytes_max);
             return Err(ApiError::invalid(path, "out_of_range", message));
         }
@@ -243,7 +255,9 @@ fn stop_strings(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<S
 }
 
 fn stop_token_ids(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<u32>> {
-    let Some(raw) = object.take("stop_token_ids") else { return Ok(Vec::new()) };
+    let Some(raw) = object.take("stop_token_ids") else {
+        return Ok(Vec::new());
+    };
     let items = json::array(raw, "stop_token_ids", limits.stop_tokens_max)?;
     let token = |(at, raw): (usize, &&RawValue)| token_id(raw, &format!("stop_token_ids[{at}]"));
     items.iter().enumerate().map(token).collect()
@@ -256,7 +270,9 @@ pub fn token_id(raw: &RawValue, path: &str) -> Result<u32> {
 }
 
 fn logit_bias(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<(u32, f32)>> {
-    let Some(raw) = object.take("logit_bias") else { return Ok(Vec::new()) };
+    let Some(raw) = object.take("logit_bias") else {
+        return Ok(Vec::new());
+    };
     let entries = Object::from_raw(raw, "logit_bias")?.into_entries();
     if entries.len() > limits.logit_bias_max {
         let message = format!(
@@ -264,7 +280,11 @@ fn logit_bias(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<(u3
             entries.len(),
             limits.logit_bias_max
         );
-        return Err(ApiError::invalid("logit_bias", "object_above_max_length", message));
+        return Err(ApiError::invalid(
+            "logit_bias",
+            "object_above_max_length",
+            message,
+        ));
     }
     let mut biases = Vec::with_capacity(entries.len());
     for (key, raw) in entries {
@@ -296,10 +316,16 @@ fn refuse_priority(object: &mut Object<'_>) -> Result<()> {
 }
 
 fn refuse_response_format(object: &mut Object<'_>) -> Result<()> {
-    let Some(raw) = object.take("response_format") else { return Ok(()) };
+    let Some(raw) = object.take("response_format") else {
+        return Ok(());
+    };
     let mut format = Object::from_raw(raw, "response_format")?;
     let kind = format.string("type")?;
-    if kind.as_deref() == Some("text") { Ok(()) } else { Err(ApiError::unsupported("response_format")) }
+    if kind.as_deref() == Some("text") {
+        Ok(())
+    } else {
+        Err(ApiError::unsupported("response_format"))
+    }
 }
 
 /// `system_fingerprint`: which build answered.

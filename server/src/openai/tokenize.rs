@@ -43,8 +43,21 @@ impl TokenizeRequest {
             "prompt",
             "return_token_strs",
         ];
-        object.finish(&known, &["chat_template", "continue_final_message", "mm_processor_kwargs", "tools"])?;
-        Ok(Self { model, source, add_special_tokens, return_token_strs })
+        object.finish(
+            &known,
+            &[
+                "chat_template",
+                "continue_final_message",
+                "mm_processor_kwargs",
+                "tools",
+            ],
+        )?;
+        Ok(Self {
+            model,
+            source,
+            add_special_tokens,
+            return_token_strs,
+        })
     }
 }
 
@@ -65,7 +78,8 @@ impl DetokenizeRequest {
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let model = object.string("model")?;
-        let items = json::typed::<Vec<&RawValue>>(object.require("tokens")?, "tokens", "an array of token numbers")?;
+        let items =
+            json::typed::<Vec<&RawValue>>(object.require("tokens")?, "tokens", "an array of token numbers")?;
         let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("tokens[{at}]"));
         let tokens = items.iter().enumerate().map(token).collect::<Result<_>>()?;
         object.finish(&["model", "tokens"], &[])?;
