@@ -1,5 +1,6 @@
 //! One definition, many files: the same weights as GGUF in every tensor type, as single and as sharded safetensors in
 //! each float type, give the same logits.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

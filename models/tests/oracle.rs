@@ -1,5 +1,6 @@
 //! Our logits against candle-transformers' own models, on tiny random checkpoints of each architecture: alone, in
 //! chunks, and in ragged batches over shuffled blocks.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
@@ -23,7 +24,7 @@ fn shape(model_type: &str) -> Value {
     })
 }
 
-fn with(mut config: Value, fields: Value) -> Value {
+fn with(mut config: Value, fields: &Value) -> Value {
     for (name, value) in fields.as_object().unwrap() {
         config[name] = value.clone();
     }
@@ -122,7 +123,7 @@ fn llama_with_a_tied_head_and_scaled_rope_equals_candle() {
     });
     let config = with(
         shape("llama"),
-        json!({"tie_word_embeddings": true, "rope_scaling": scaling}),
+        &json!({"tie_word_embeddings": true, "rope_scaling": scaling}),
     );
     let tensors = random_tensors(&config, 2);
     check(&config, &tensors, llama_oracle(&config, &tensors));
@@ -130,10 +131,10 @@ fn llama_with_a_tied_head_and_scaled_rope_equals_candle() {
 
 #[test]
 fn mistral_with_a_sliding_window_equals_candle() {
-    let config = with(shape("mistral"), json!({"sliding_window": 6}));
+    let config = with(shape("mistral"), &json!({"sliding_window": 6}));
     let tensors = random_tensors(&config, 3);
     // candle's mask lets a token see `sliding_window` tokens before itself; transformers counts the token itself.
-    let theirs = with(config.clone(), json!({"sliding_window": 5}));
+    let theirs = with(config.clone(), &json!({"sliding_window": 5}));
     let theirs: mistral::Config = serde_json::from_value(theirs).unwrap();
     let mut model = mistral::Model::new(&theirs, builder(&tensors)).unwrap();
     let oracle = Box::new(move |tokens: &[u32]| {
@@ -147,7 +148,7 @@ fn mistral_with_a_sliding_window_equals_candle() {
 fn qwen2_equals_candle() {
     let config = with(
         shape("qwen2"),
-        json!({"sliding_window": 64, "max_window_layers": 3, "use_sliding_window": false,
+        &json!({"sliding_window": 64, "max_window_layers": 3, "use_sliding_window": false,
                "tie_word_embeddings": true}),
     );
     let tensors = random_tensors(&config, 4);
@@ -164,7 +165,7 @@ fn qwen2_equals_candle() {
 fn qwen3_equals_candle() {
     let config = with(
         shape("qwen3"),
-        json!({"head_dim": 16, "attention_bias": false, "sliding_window": null, "max_window_layers": 3,
+        &json!({"head_dim": 16, "attention_bias": false, "sliding_window": null, "max_window_layers": 3,
                "use_sliding_window": false}),
     );
     let tensors = random_tensors(&config, 5);
@@ -181,7 +182,7 @@ fn qwen3_equals_candle() {
 fn gemma3_with_sliding_layers_equals_candle() {
     let config = with(
         shape("gemma3_text"),
-        json!({"head_dim": 16, "num_hidden_layers": 7, "tie_word_embeddings": true,
+        &json!({"head_dim": 16, "num_hidden_layers": 7, "tie_word_embeddings": true,
                "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 1_000_000.0,
                "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 16, "sliding_window": 6,
                "sliding_window_pattern": 6, "attention_bias": false, "final_logit_softcapping": null,

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
 
-/// SplitMix64: the tests' own reproducible randomness.
+/// `SplitMix64`: the tests' own reproducible randomness.
 pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
