@@ -28,7 +28,9 @@ pub(super) fn with_template(source: &str) -> Result<Environment<'static>, Error>
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(print);
     environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", |value: Value| python::to_string(&value));
+    environment.add_filter("string", |state: &State<'_, '_>, value: Value| {
+        python::to_string(state, &value)
+    });
     environment.add_function(
         "raise_exception",
         |message: Value, _rest: Kwargs| -> Result<Value, minijinja::Error> {
@@ -45,10 +47,10 @@ pub(super) fn with_template(source: &str) -> Result<Environment<'static>, Error>
 }
 
 /// `{{ value }}` as Python prints it.
-fn print(out: &mut Output<'_>, _state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
+fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
     let written = match value.as_str() {
         Some(text) => out.write_str(text),
-        None => out.write_str(&python::to_string(value)?),
+        None => out.write_str(&python::to_string(state, value)?),
     };
     written.map_err(minijinja::Error::from)
 }

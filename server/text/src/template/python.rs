@@ -3,24 +3,24 @@
 use std::fmt::Write as _;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// Deeper values are refused: a namespace can hold itself.
 const DEPTH_MAX: usize = 128;
 
 /// `str(value)`.
-pub(super) fn to_string(value: &Value) -> Result<String, Error> {
+pub(super) fn to_string(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
     let mut out = String::new();
     match value.as_str() {
         Some(text) => out.push_str(text),
         None if value.is_undefined() => {}
-        None => repr(value, 0, &mut out)?,
+        None => repr(state, value, 0, &mut out)?,
     }
     Ok(out)
 }
 
-fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-    check_depth(depth)?;
+fn repr(state: &State<'_, '_>, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    pay(state, depth)?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -29,16 +29,16 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         ValueKind::String => repr_text(value.as_str().unwrap_or_default(), out),
         ValueKind::Seq | ValueKind::Iterable => {
             list(value, ("[", ", ", "]"), out, |item, out| {
-                repr(item, depth + 1, out)
+                repr(state, item, depth + 1, out)
             })?;
         }
         ValueKind::Map => {
             out.push('{');
             for (index, key) in value.try_iter()?.enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                repr(&key, depth + 1, out)?;
+                repr(state, &key, depth + 1, out)?;
                 out.push_str(": ");
-                repr(&value.get_item(&key)?, depth + 1, out)?;
+                repr(state, &value.get_item(&key)?, depth + 1, out)?;
             }
             out.push('}');
         }
@@ -122,7 +122,8 @@ fn float(number: f64, out: &mut String) {
 }
 
 /// How `json.dumps` is to write.
-struct Style {
+struct Style<'a, 't, 'e> {
+    state: &'a State<'t, 'e>,
     ascii: bool,
     indent: Option<String>,
     comma: String,
@@ -131,7 +132,12 @@ struct Style {
 }
 
 /// The filter `tojson` as `transformers` defines it: `json.dumps`, characters as they are.
-pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(
+    state: &State<'_, '_>,
+    value: &Value,
+    ensure_ascii: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
     let ascii = ensure_ascii.or(options.get("ensure_ascii")?).unwrap_or(false);
     let indent: Option<Value> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
@@ -159,6 +165,7 @@ pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs)
     };
     let mut out = String::new();
     Style {
+        state,
         ascii,
         indent,
         comma,
@@ -169,17 +176,16 @@ pub(super) fn tojson(value: &Value, ensure_ascii: Option<bool>, options: Kwargs)
     Ok(out)
 }
 
-impl Style {
+impl Style<'_, '_, '_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        check_depth(depth)?;
+        pay(self.state, depth)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => number(value, out),
             ValueKind::String => self.text(value.as_str().unwrap_or_default(), out),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.container(('[', ']'), &items, depth, out, |item, out| {
+                self.container(('[', ']'), value.try_iter()?, depth, out, |item, out| {
                     self.write(item, depth + 1, out)
                 })?;
             }
@@ -188,8 +194,8 @@ impl Style {
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.container(('{', '}'), &keys, depth, out, |key, out| {
-                    self.text(&json_key(key)?, out);
+                self.container(('{', '}'), keys.into_iter(), depth, out, |key, out| {
+                    self.text(&json_key(self.state, key)?, out);
                     out.push_str(&self.colon);
                     self.write(&value.get_item(key)?, depth + 1, out)
                 })?;
@@ -207,18 +213,20 @@ impl Style {
     fn container(
         &self,
         (open, close): (char, char),
-        items: &[Value],
+        items: impl Iterator<Item = Value>,
         depth: usize,
         out: &mut String,
         each: impl Fn(&Value, &mut String) -> Result<(), Error>,
     ) -> Result<(), Error> {
         out.push(open);
-        for (index, item) in items.iter().enumerate() {
-            out.push_str(if index > 0 { &self.comma } else { "" });
+        let mut empty = true;
+        for item in items {
+            out.push_str(if empty { "" } else { &self.comma });
+            empty = false;
             self.line(depth + 1, out);
-            each(item, out)?;
+            each(&item, out)?;
         }
-        if !items.is_empty() {
+        if !empty {
             self.line(depth, out);
         }
         out.push(close);
@@ -258,23 +266,24 @@ impl Style {
 }
 
 /// JSON names are strings: Python writes other keys as it would their values.
-fn json_key(key: &Value) -> Result<String, Error> {
+fn json_key(state: &State<'_, '_>, key: &Value) -> Result<String, Error> {
     Ok(match key.kind() {
         ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
         ValueKind::None => "null".to_owned(),
         ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
-        _ => to_string(key)?,
+        _ => to_string(state, key)?,
     })
 }
 
-fn check_depth(depth: usize) -> Result<(), Error> {
+/// Each value written costs fuel: a list can repeat itself more often than there is time.
+fn pay(state: &State<'_, '_>, depth: usize) -> Result<(), Error> {
     if depth > DEPTH_MAX {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
             "a value is nested too deeply",
         ));
     }
-    Ok(())
+    state.consume_fuel(1)
 }
 
 /// Writing to a string cannot fail.
