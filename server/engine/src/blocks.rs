@@ -57,10 +57,8 @@ impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("block keys are written as one number. This is a bug.");
     }
     fn write_u128(&mut self, key: u128) {
         self.0 = key as u64;
