@@ -11,6 +11,8 @@ use crate::Error;
 
 /// The one template of an environment.
 pub(super) const NAME: &str = "chat_template";
+/// What minijinja itself charges for data.
+const BYTES_PER_FUEL: usize = 64;
 /// Begins the detail of an error that the template raised itself.
 pub(super) const RAISED: &str = "raised: ";
 
@@ -25,7 +27,10 @@ pub(super) fn with_template(source: &str) -> Result<Environment<'static>, Error>
         .map_err(|error| Error::Template(error.to_string()))?;
     environment.set_syntax(syntax);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    environment.add_test("iterable", |value: Value| {
+        !value.is_none() && value.try_iter().is_ok()
+    });
     environment.set_formatter(print);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", |state: &State<'_, '_>, value: Value| {
@@ -44,6 +49,40 @@ pub(super) fn with_template(source: &str) -> Result<Environment<'static>, Error>
         .add_template_owned(NAME, without_generation_tags(source))
         .map_err(|error| Error::Template(error.to_string()))?;
     Ok(environment)
+}
+
+/// Python's methods of strings, lists and maps. Those that can make a text much longer are paid for beforehand.
+fn method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    if let Some(text) = value.as_str() {
+        let length = |index: usize| args.get(index).and_then(Value::as_str).map_or(0, str::len);
+        let bytes = match (name, args.first()) {
+            ("replace", Some(from)) => {
+                // Every empty string between two characters is replaced.
+                let found = text.matches(from.as_str().unwrap_or_default()).count();
+                found.saturating_mul(length(1)).saturating_add(text.len())
+            }
+            ("join", Some(items)) => text.len().saturating_mul(items.len().unwrap_or(0)),
+            ("format", _) => longest_number(text),
+            _ => 0,
+        };
+        state.consume_fuel((bytes / BYTES_PER_FUEL) as u64)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// The greatest width or precision that a format can ask for.
+fn longest_number(format: &str) -> usize {
+    let numbers = format
+        .split(|character: char| !character.is_ascii_digit())
+        .filter(|digits| !digits.is_empty());
+    numbers
+        .map(|digits| digits.parse().unwrap_or(usize::MAX))
+        .fold(0, usize::saturating_add)
 }
 
 /// `{{ value }}` as Python prints it.
