@@ -65,6 +65,7 @@ class Current:
 def pytest_configure():
     # Proxies are for the outside; everything here is on loopback.
     os.environ["NO_PROXY"] = "127.0.0.1"
+    server.end_on_sigterm()
 
 
 def pytest_generate_tests(metafunc):

@@ -134,7 +134,10 @@ def main():
 
 
 if __name__ == "__main__":
+    server.end_on_sigterm()
     try:
         sys.exit(main())
     except (models.FetchError, server.ServerError) as problem:
         sys.exit(f"error: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

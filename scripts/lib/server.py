@@ -17,6 +17,11 @@ class ServerError(Exception):
     """The server could not be built, did not start, or did not end."""
 
 
+def end_on_sigterm():
+    """Makes SIGTERM the same as Ctrl-C for this script, so that the server that it started is stopped too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def binary():
     """Path of the release binary, wherever cargo is told to build."""
     found = os.environ.get("REMPART_BINARY")
