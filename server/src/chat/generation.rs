@@ -24,6 +24,9 @@ pub struct Update {
     pub first: bool,
     pub text: String,
     pub entries: Vec<Entry>,
+    /// The prompt's tokens, with the choice's first update, and the tokens made since its last; empty unless asked for.
+    pub prompt_tokens: Vec<u32>,
+    pub tokens: Vec<u32>,
     pub finish_reason: Option<&'static str>,
 }
 
@@ -51,12 +54,14 @@ struct Choice {
     assembler: Assembler,
     /// Text of the prompt, until it is given out.
     echo: Option<String>,
+    /// Tokens not told yet, if they are to be told.
+    tokens: Vec<u32>,
     begun: bool,
     finished: bool,
 }
 
 struct PromptState {
-    /// Kept only where its likelihoods will be told.
+    /// Kept only where they or their likelihoods will be told.
     tokens: Vec<u32>,
     len: usize,
     cached: Option<usize>,
@@ -85,12 +90,13 @@ impl Generation {
                 choices.push(Choice {
                     assembler,
                     echo: echo.clone(),
+                    tokens: Vec::new(),
                     begun: false,
                     finished: false,
                 });
             }
-            let scored = request.prompt_logprobs.is_some();
-            let tokens = if scored {
+            let told = rules.token_ids || request.prompt_logprobs.is_some();
+            let tokens = if told {
                 request.prompt.clone()
             } else {
                 Vec::new()
@@ -179,7 +185,7 @@ impl Generation {
                 )))
             }
             Event::Token(sampled) => {
-                self.completion_tokens += 1;
+                self.count(at, sampled.token);
                 let piece = self.choices[at]
                     .assembler
                     .token(sampled)
@@ -197,11 +203,13 @@ impl Generation {
     }
 
     fn finished(&mut self, at: usize, finish: Finish) -> Result<Update, ApiError> {
+        if let Finish::Stop(token) = finish {
+            self.count(at, token);
+        }
         let choice = &mut self.choices[at];
         let mut piece = Piece::default();
         let reason = match finish {
             Finish::Stop(token) => {
-                self.completion_tokens += 1;
                 if self.rules.include_stop && self.rules.stop_token_ids.contains(&token) {
                     let sampled = rempart_engine::Sampled { token, logprob: None };
                     piece = choice.assembler.token(sampled).map_err(|_| undecodable())?;
@@ -222,7 +230,15 @@ impl Generation {
         Ok(self.told(at, piece, Some(reason)))
     }
 
+    fn count(&mut self, at: usize, token: u32) {
+        self.completion_tokens += 1;
+        if self.rules.token_ids {
+            self.choices[at].tokens.push(token);
+        }
+    }
+
     fn told(&mut self, at: usize, piece: Piece, finish_reason: Option<&'static str>) -> Update {
+        let prompt = at * self.prompts.len() / self.choices.len();
         let choice = &mut self.choices[at];
         let first = !std::mem::replace(&mut choice.begun, true);
         let mut text = choice.echo.take().unwrap_or_default();
@@ -236,6 +252,12 @@ impl Generation {
             first,
             text,
             entries: piece.entries,
+            prompt_tokens: if first && self.rules.token_ids {
+                self.prompts[prompt].tokens.clone()
+            } else {
+                Vec::new()
+            },
+            tokens: std::mem::take(&mut choice.tokens),
             finish_reason,
         }
     }

@@ -33,6 +33,8 @@ pub struct Rules {
     pub include_stop: bool,
     pub skip_special_tokens: bool,
     pub logprobs: Option<u32>,
+    /// Whether the tokens themselves are told beside their text.
+    pub token_ids: bool,
 }
 
 /// Prepares `/v1/chat/completions`.
@@ -83,7 +85,10 @@ pub fn prepare_completion(
     Ok(Prepared {
         requests,
         echoes,
-        rules: rules(common, request.logprobs),
+        rules: Rules {
+            token_ids: request.return_token_ids,
+            ..rules(common, request.logprobs)
+        },
     })
 }
 
@@ -277,5 +282,6 @@ fn rules(common: &Common, logprobs: Option<u32>) -> Rules {
         include_stop: common.include_stop,
         skip_special_tokens: common.skip_special_tokens,
         logprobs,
+        token_ids: false,
     }
 }

@@ -131,6 +131,7 @@ impl sse::Chunks for Answer {
             text,
             entries,
             finish_reason,
+            ..
         } = update;
         let plain = |delta| ChatChunkChoice {
             index,

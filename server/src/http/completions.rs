@@ -36,10 +36,10 @@ pub async fn completions(
         })
         .await?;
     drop(body);
-    let logprobs = prepared.rules.logprobs.is_some();
+    let (logprobs, token_ids) = (prepared.rules.logprobs.is_some(), prepared.rules.token_ids);
     let generation =
         Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;
-    let answer = Answer::new(model, logprobs);
+    let answer = Answer::new(model, logprobs, token_ids);
     match stream {
         Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
         None => answer.whole(generation).await,
@@ -52,16 +52,18 @@ struct Answer {
     id: String,
     created: i64,
     logprobs: bool,
+    token_ids: bool,
 }
 
 impl Answer {
-    fn new(model: Arc<Model>, logprobs: bool) -> Self {
+    fn new(model: Arc<Model>, logprobs: bool, token_ids: bool) -> Self {
         let id = format!("cmpl-{}", uuid::Uuid::new_v4().simple());
         Self {
             model,
             id,
             created: super::models::unix_now(),
             logprobs,
+            token_ids,
         }
     }
 
@@ -71,6 +73,8 @@ impl Answer {
             text: String::new(),
             logprobs: self.logprobs.then(CompletionLogprobs::default),
             finish_reason: None,
+            prompt_token_ids: self.token_ids.then(Vec::new),
+            token_ids: self.token_ids.then(Vec::new),
         };
         let mut choices: Vec<CompletionChoice> = (0..generation.choices()).map(empty).collect();
         while let Some(update) = generation.next().await? {
@@ -79,6 +83,13 @@ impl Answer {
             choice.finish_reason = update.finish_reason;
             if let Some(logprobs) = &mut choice.logprobs {
                 append(logprobs, &self.model, &update.entries);
+            }
+            let parts = [
+                (&mut choice.prompt_token_ids, update.prompt_tokens),
+                (&mut choice.token_ids, update.tokens),
+            ];
+            for (ids, part) in parts {
+                ids.iter_mut().for_each(|ids| ids.extend(&part));
             }
         }
         let completion = Completion {
@@ -112,10 +123,13 @@ impl sse::Chunks for Answer {
             choice: index,
             text,
             entries,
+            prompt_tokens,
+            tokens,
             finish_reason,
             ..
         } = update;
-        if text.is_empty() && entries.is_empty() && finish_reason.is_none() {
+        let told = !tokens.is_empty() || !prompt_tokens.is_empty();
+        if text.is_empty() && entries.is_empty() && finish_reason.is_none() && !told {
             return Vec::new();
         }
         let logprobs = self.logprobs.then(|| {
@@ -129,6 +143,8 @@ impl sse::Chunks for Answer {
                 text,
                 logprobs,
                 finish_reason,
+                prompt_token_ids: (self.token_ids && !prompt_tokens.is_empty()).then_some(prompt_tokens),
+                token_ids: self.token_ids.then_some(tokens),
             }],
             usage,
         )]

@@ -12,7 +12,7 @@ use crate::openai::shared::{self, Common, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-const OWN: &[&str] = &["add_special_tokens", "echo", "logprobs", "prompt"];
+const OWN: &[&str] = &["add_special_tokens", "echo", "logprobs", "prompt", "return_token_ids"];
 
 /// What OpenAI takes when `max_tokens` is not given.
 const MAX_TOKENS_DEFAULT: usize = 16;
@@ -25,6 +25,8 @@ pub struct CompletionRequest {
     pub echo: bool,
     /// `Some(k)`: the chosen token and the `k` most likely.
     pub logprobs: Option<u32>,
+    /// Whether the answer carries the tokens beside their text.
+    pub return_token_ids: bool,
     pub add_special_tokens: bool,
 }
 
@@ -43,6 +45,7 @@ impl CompletionRequest {
             max_tokens: common.max_tokens.take().unwrap_or(MAX_TOKENS_DEFAULT),
             echo: object.boolean("echo")?.unwrap_or(false),
             logprobs: object.count("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|k| k as u32),
+            return_token_ids: object.boolean("return_token_ids")?.unwrap_or(false),
             add_special_tokens: object.boolean("add_special_tokens")?.unwrap_or(true),
             common,
         };
@@ -140,6 +143,12 @@ pub struct CompletionChoice {
     pub text: String,
     pub logprobs: Option<CompletionLogprobs>,
     pub finish_reason: Option<&'static str>,
+    /// With `return_token_ids`: the prompt, in a stream with the choice's first event alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
+    /// With `return_token_ids`: the tokens of this part, a stop token included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 /// Token likelihoods in the older, columnar form. The first token of an echoed prompt has none.

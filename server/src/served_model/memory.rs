@@ -14,7 +14,9 @@ pub(super) fn available() -> anyhow::Result<u64> {
 }
 
 fn parse_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -33,7 +35,10 @@ mod tests {
 
     #[test]
     fn meminfo_is_read_in_bytes() {
-        assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+        assert_eq!(
+            parse_available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"),
+            Some(2 << 20)
+        );
         assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
         assert_eq!(parse_available("MemAvailable: many kB\n"), None);
     }

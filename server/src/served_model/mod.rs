@@ -101,15 +101,25 @@ fn read(path: &Path) -> anyhow::Result<LoadedModel> {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let loaded = rempart_models::load(path, &LoadOptions { progress: Some(&progress) })
-        .with_context(|| format!("loading {}", path.display()));
+    let loaded = rempart_models::load(
+        path,
+        &LoadOptions {
+            progress: Some(&progress),
+        },
+    )
+    .with_context(|| format!("loading {}", path.display()));
     bar.finish_and_clear();
     loaded
 }
 
 /// The memory plan and the context length. A context that nobody asked for is halved until it fits.
 fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan, usize)> {
-    let ModelSettings { context_length, memory_max_bytes, kv_cache_bytes, .. } = settings.model;
+    let ModelSettings {
+        context_length,
+        memory_max_bytes,
+        kv_cache_bytes,
+        ..
+    } = settings.model;
     let trained = loaded.config.context_length;
     if let Some(asked) = context_length.filter(|&asked| asked > trained) {
         bail!("--context-length {asked} is more than the model was made for, {trained}");
@@ -151,6 +161,8 @@ fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usi
 
 fn created(path: &Path) -> i64 {
     let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
-    let since = modified.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let since = modified
+        .ok()
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.map_or(0, |since| since.as_secs().cast_signed())
 }

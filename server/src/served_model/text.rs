@@ -23,8 +23,14 @@ pub(super) fn chat_template(
 ) -> anyhow::Result<Option<ChatTemplate>> {
     let mut special = tokenizer.special_tokens();
     let source = match &loaded.text {
-        TextSource::Gguf => metadata(loaded)?.find::<&str>("tokenizer.chat_template")?.map(str::to_owned),
-        TextSource::Files { tokenizer_config, chat_template, .. } => {
+        TextSource::Gguf => metadata(loaded)?
+            .find::<&str>("tokenizer.chat_template")?
+            .map(str::to_owned),
+        TextSource::Files {
+            tokenizer_config,
+            chat_template,
+            ..
+        } => {
             let config: Option<Value> = tokenizer_config
                 .as_deref()
                 .map(|bytes| serde_json::from_slice(bytes).context("tokenizer_config.json"))
@@ -36,11 +42,16 @@ pub(super) fn chat_template(
             chat_template.clone().or(inside)
         }
     };
-    source.map(|source| ChatTemplate::new(&source, special).context("the model's chat template")).transpose()
+    source
+        .map(|source| ChatTemplate::new(&source, special).context("the model's chat template"))
+        .transpose()
 }
 
 fn metadata(loaded: &LoadedModel) -> anyhow::Result<&Metadata> {
-    loaded.checkpoint.metadata().context("the GGUF file has no metadata")
+    loaded
+        .checkpoint
+        .metadata()
+        .context("the GGUF file has no metadata")
 }
 
 fn vocab(metadata: &Metadata) -> anyhow::Result<GgufVocab> {
@@ -66,7 +77,10 @@ fn vocab(metadata: &Metadata) -> anyhow::Result<GgufVocab> {
 fn fill(special: &mut SpecialTokens, config: &Value) {
     let token = |name: &str| {
         let value = config.get(name)?;
-        value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+        value
+            .as_str()
+            .or_else(|| value.get("content")?.as_str())
+            .map(str::to_owned)
     };
     special.bos = token("bos_token").or(special.bos.take());
     special.eos = token("eos_token").or(special.eos.take());
