@@ -1,4 +1,5 @@
-//! Token for token what the reference tokenizers give, for 2,033 strings (scripts/fixtures/text_tokens.py).
+//! Token for token what the reference tokenizers give, for 2,033 strings (`scripts/fixtures/text_tokens.py`).
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Properties of streams: pieces concatenate to the whole, and stop strings are found across every border.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
@@ -103,16 +104,13 @@ proptest! {
             prop_assert!(held.is_empty() || stops.iter().any(|stop| stop.starts_with(held) && stop.len() > held.len()));
         }
         let ends = stops.iter().enumerate().filter_map(|(index, stop)| Some((text.find(stop)? + stop.len(), stop.len(), index)));
-        match ends.min_by_key(|(end, len, index)| (*end, usize::MAX - len, *index)) {
-            Some((end, len, index)) => {
-                prop_assert_eq!(stopped.map(|found| stops[found].clone()), Some(stops[index].clone()));
-                prop_assert_eq!(given, &text[..if include { end } else { end - len }]);
-                prop_assert_eq!(matcher.finish(), "");
-            }
-            None => {
-                prop_assert_eq!(stopped, None);
-                prop_assert_eq!(given + &matcher.finish(), text);
-            }
+        if let Some((end, len, index)) = ends.min_by_key(|(end, len, index)| (*end, usize::MAX - len, *index)) {
+            prop_assert_eq!(stopped.map(|found| stops[found].clone()), Some(stops[index].clone()));
+            prop_assert_eq!(given, &text[..if include { end } else { end - len }]);
+            prop_assert_eq!(matcher.finish(), "");
+        } else {
+            prop_assert_eq!(stopped, None);
+            prop_assert_eq!(given + &matcher.finish(), text);
         }
     }
 }

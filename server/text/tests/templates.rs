@@ -1,4 +1,5 @@
-//! Chat templates: what `transformers` renders (scripts/fixtures/text_templates.py), and what nobody may render.
+//! Chat templates: what `transformers` renders (`scripts/fixtures/text_templates.py`), and what nobody may render.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

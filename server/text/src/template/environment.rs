@@ -110,22 +110,19 @@ fn without_generation_tags(source: &str) -> String {
             "endgeneration" => Some("endif"),
             _ => None,
         };
-        match replacement {
-            Some(replacement) => {
-                let sign = |character: Option<char>| character.filter(|sign| matches!(sign, '-' | '+'));
-                let open = sign(inside.chars().next()).map(String::from).unwrap_or_default();
-                let close = sign(inside.chars().next_back())
-                    .map(String::from)
-                    .unwrap_or_default();
-                // Writing to a string cannot fail.
-                let _ = write!(out, "{{%{open} {replacement} {close}%}}");
-                rest = &tag[end + 2..];
-            }
-            None => {
-                // Only the opening is passed over: a string in the tag may hold "%}".
-                out.push_str("{%");
-                rest = &tag[2..];
-            }
+        if let Some(replacement) = replacement {
+            let sign = |character: Option<char>| character.filter(|sign| matches!(sign, '-' | '+'));
+            let open = sign(inside.chars().next()).map(String::from).unwrap_or_default();
+            let close = sign(inside.chars().next_back())
+                .map(String::from)
+                .unwrap_or_default();
+            // Writing to a string cannot fail.
+            let _ = write!(out, "{{%{open} {replacement} {close}%}}");
+            rest = &tag[end + 2..];
+        } else {
+            // Only the opening is passed over: a string in the tag may hold "%}".
+            out.push_str("{%");
+            rest = &tag[2..];
         }
     }
     out + rest

@@ -132,6 +132,10 @@ struct Style<'a, 't, 'e> {
 }
 
 /// The filter `tojson` as `transformers` defines it: `json.dumps`, characters as they are.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the signature that the engine calls"
+)]
 pub(super) fn tojson(
     state: &State<'_, '_>,
     value: &Value,

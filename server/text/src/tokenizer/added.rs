@@ -8,6 +8,7 @@ use crate::Error;
 
 /// One added token as its file describes it.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "the five flags of the file format")]
 pub(super) struct Added {
     pub(super) id: u32,
     pub(super) content: String,

@@ -166,7 +166,7 @@ fn byte_level(vocab: &GgufVocab, types: &[i32]) -> Result<Kind, Error> {
     Ok(Kind {
         pipeline: Pipeline::Crate(Box::new(CratePipeline {
             normalizer: pre.normalizer,
-            pre_tokenizer: Some(pre.pre_tokenizer),
+            pre_tokenizer: Some(pre.words),
             model: ModelWrapper::BPE(model),
         })),
         decoding: Decoding::byte_level(),
@@ -186,7 +186,7 @@ fn sentence_piece(vocab: &GgufVocab, types: &[i32]) -> Result<Kind, Error> {
 /// What a name of a pre-tokenizer stands for.
 struct Pre {
     normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: PreTokenizerWrapper,
+    words: PreTokenizerWrapper,
     /// A word that is a token stays whole, whatever the merges say.
     whole_words: bool,
     adds_bos: bool,
@@ -195,9 +195,9 @@ struct Pre {
 impl Pre {
     fn named(name: Option<&str>) -> Result<Self, Error> {
         let gpt2 = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true));
-        let plain = |pre_tokenizer| Self {
+        let plain = |words| Self {
             normalizer: None,
-            pre_tokenizer,
+            words,
             whole_words: false,
             adds_bos: false,
         };

@@ -35,7 +35,7 @@ impl Pipeline {
         added: &AddedTokens,
     ) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Crate(parts) => parts.encode(text, spans, added),
+            Self::Crate(parts) => parts.encode(text, &spans, added),
             Self::Scored(scored) => {
                 let mut ids = Vec::new();
                 for span in spans {
@@ -51,7 +51,7 @@ impl Pipeline {
 }
 
 impl CratePipeline {
-    fn encode(&self, text: &str, spans: Vec<Span>, added: &AddedTokens) -> Result<Vec<u32>, Error> {
+    fn encode(&self, text: &str, spans: &[Span], added: &AddedTokens) -> Result<Vec<u32>, Error> {
         let pieces = self.pieces(text, spans, added).map_err(|_| failed("a word"))?;
         let mut ids = Vec::new();
         for (_, _, tokens) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
@@ -61,9 +61,9 @@ impl CratePipeline {
     }
 
     /// The steps of the crate's own `encode`, with our spans in place of its search for added tokens.
-    fn pieces(&self, text: &str, spans: Vec<Span>, added: &AddedTokens) -> CrateResult<PreTokenizedString> {
+    fn pieces(&self, text: &str, spans: &[Span], added: &AddedTokens) -> CrateResult<PreTokenizedString> {
         let mut pieces = PreTokenizedString::from(text);
-        pieces.split(|_, whole| slices(&whole, &spans))?;
+        pieces.split(|_, whole| slices(&whole, spans))?;
         if let Some(normalizer) = &self.normalizer {
             pieces.normalize(|piece| normalizer.normalize(piece))?;
         }
