@@ -96,11 +96,7 @@ impl Generation {
                 });
             }
             let told = rules.token_ids || request.prompt_logprobs.is_some();
-            let tokens = if told {
-                request.prompt.clone()
-            } else {
-                Vec::new()
-            };
+            let tokens = if told { request.prompt.clone() } else { Vec::new() };
             prompts.push(PromptState {
                 tokens,
                 len: request.prompt.len(),

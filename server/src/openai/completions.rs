@@ -12,7 +12,13 @@ use crate::openai::shared::{self, Common, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-const OWN: &[&str] = &["add_special_tokens", "echo", "logprobs", "prompt", "return_token_ids"];
+const OWN: &[&str] = &[
+    "add_special_tokens",
+    "echo",
+    "logprobs",
+    "prompt",
+    "return_token_ids",
+];
 
 /// What OpenAI takes when `max_tokens` is not given.
 const MAX_TOKENS_DEFAULT: usize = 16;
