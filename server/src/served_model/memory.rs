@@ -2,15 +2,15 @@
 
 use anyhow::Context as _;
 
-/// Share of the free memory that a plan may use.
-const SHARE: f64 = 0.9;
+/// Share of the free memory that a plan may use, per cent.
+const SHARE_PERCENT: u64 = 90;
 
 /// 90 % of what is free: the machine's available memory, or what the control group leaves if that is less. Bytes.
 pub(super) fn available() -> anyhow::Result<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let machine = parse_available(&meminfo).context("/proc/meminfo has no MemAvailable")?;
     let free = cgroup_left().map_or(machine, |left| left.min(machine));
-    Ok((free as f64 * SHARE) as u64)
+    Ok(free / 100 * SHARE_PERCENT)
 }
 
 fn parse_available(meminfo: &str) -> Option<u64> {

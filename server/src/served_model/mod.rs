@@ -85,13 +85,11 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
 }
 
 fn verify(dir: &Path) -> anyhow::Result<()> {
-    match Manifest::load(dir)? {
-        Some(manifest) => Ok(manifest.verify(dir, &Terminal::new())?),
-        None => {
-            tracing::warn!(folder = %dir.display(), "no manifest: nothing proves that these files are unaltered");
-            Ok(())
-        }
-    }
+    let Some(manifest) = Manifest::load(dir)? else {
+        tracing::warn!(folder = %dir.display(), "no manifest: nothing proves that these files are unaltered");
+        return Ok(());
+    };
+    Ok(manifest.verify(dir, &Terminal::new())?)
 }
 
 fn read(path: &Path) -> anyhow::Result<LoadedModel> {
