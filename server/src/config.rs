@@ -119,7 +119,7 @@ pub struct PullArgs {
     /// Use what earlier downloads left in the cache, and no network
     #[arg(long, env = "HF_HUB_OFFLINE", help_heading = "Hub")]
     pub offline: bool,
-    /// Address of the hub [default: https://huggingface.co]
+    /// Address of the hub [default: <https://huggingface.co>]
     #[arg(long, env = "HF_ENDPOINT", help_heading = "Hub")]
     pub endpoint: Option<String>,
     /// Access token of the hub; better given as environment variable, which other users cannot list

@@ -107,7 +107,7 @@ impl Generation {
             .engine
             .submit(requests, timing)
             .await
-            .map_err(|error| refusal(&model, error))?;
+            .map_err(|error| refusal(&model, &error))?;
         let open = choices.len();
         let (arrived, span) = (timing.arrived, Span::current());
         Ok(Self {
@@ -280,11 +280,11 @@ fn undecodable() -> ApiError {
     ApiError::internal()
 }
 
-fn refusal(model: &Model, error: SubmitError) -> ApiError {
+fn refusal(model: &Model, error: &SubmitError) -> ApiError {
     match error {
-        SubmitError::Overloaded { retry_after_s } => ApiError::overloaded(retry_after_s),
+        SubmitError::Overloaded { retry_after_s } => ApiError::overloaded(*retry_after_s),
         SubmitError::Refused(AddError::PromptTooLong { tokens, .. }) => {
-            ApiError::context_exceeded("prompt", model.context_length, tokens, None)
+            ApiError::context_exceeded("prompt", model.context_length, *tokens, None)
         }
         SubmitError::Refused(AddError::TooLarge { .. }) => {
             let message = format!("{error}: ask for fewer tokens");

@@ -31,6 +31,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::init(&cli.log)?;
     match cli.command {
         Command::Serve(args) => serve::run(*args),
-        Command::Pull(args) => pull::run(*args),
+        Command::Pull(args) => pull::run(&args),
     }
 }

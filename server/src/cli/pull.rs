@@ -11,7 +11,7 @@ use rempart_hub::reference::Reference;
 use crate::config::PullArgs;
 
 /// Pulls what was asked for, or lists what can be.
-pub(super) fn run(args: PullArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &PullArgs) -> anyhow::Result<()> {
     if args.list {
         return list();
     }

@@ -106,9 +106,13 @@ impl Progress {
         self.waiting_tokens.store(stats.waiting_tokens, Ordering::Relaxed);
     }
 
-    pub(super) fn set_drain_rate(&self, per_second: f64) {
-        self.drain_milli
-            .store((per_second * 1000.0) as u64, Ordering::Relaxed);
+    /// `requests` finished in `span`.
+    pub(super) fn set_drain_rate(&self, requests: usize, span: Duration) {
+        let span_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.drain_milli.store(
+            (requests as u64).saturating_mul(1_000_000) / span_ms,
+            Ordering::Relaxed,
+        );
     }
 
     pub(super) fn queued(&self) -> Queued {
@@ -171,7 +175,7 @@ mod tests {
     fn retry_after_is_the_queue_over_the_drain_rate() {
         let progress = Progress::new(Duration::from_secs(1));
         assert_eq!(progress.retry_after_s(), RETRY_AFTER_UNKNOWN_S);
-        progress.set_drain_rate(2.5);
+        progress.set_drain_rate(5, Duration::from_secs(2));
         assert_eq!(progress.retry_after_s(), 1);
         progress.sent(10, 100);
         assert_eq!(progress.retry_after_s(), 4);

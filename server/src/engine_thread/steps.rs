@@ -16,11 +16,11 @@ use crate::metrics::{Ended, Finished, ModelMetrics};
 
 /// Failed steps within [`FAILURES_WINDOW`] after which the thread gives up.
 const FAILURES_MAX: usize = 3;
-const FAILURES_WINDOW: Duration = Duration::from_secs(60);
+const FAILURES_WINDOW: Duration = Duration::from_mins(1);
 
 /// The drain rate is measured over the last requests, as many and as old as this.
 const DRAIN_REQUESTS: usize = 256;
-const DRAIN_WINDOW: Duration = Duration::from_secs(60);
+const DRAIN_WINDOW: Duration = Duration::from_mins(1);
 
 /// A rest when a step could do nothing although work waits, so that waiting for memory does not burn a core.
 const IDLE_STEP: Duration = Duration::from_millis(1);
@@ -257,9 +257,9 @@ impl<R: ModelRunner> Steps<R> {
         let span = self.finished.front().map_or(Duration::ZERO, |first| now - *first);
         if !span.is_zero() {
             // The first of them opened the span; the others finished within it.
-            let rate = (self.finished.len() - 1) as f64 / span.as_secs_f64();
-            self.progress.set_drain_rate(rate);
-            self.metrics.drain_rate(rate);
+            let requests = self.finished.len() - 1;
+            self.progress.set_drain_rate(requests, span);
+            self.metrics.drain_rate(requests as f64 / span.as_secs_f64());
         }
     }
 

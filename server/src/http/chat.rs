@@ -17,7 +17,7 @@ use crate::openai::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprob, ChatLogprobs,
     ChatRequest, Delta, TokenLogprob,
 };
-use crate::openai::shared::{FINGERPRINT, Usage};
+use crate::openai::shared::{ChunkUsage, FINGERPRINT, Usage};
 
 /// JSON has no minus infinity; OpenAI writes this for what a model rules out.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -110,7 +110,7 @@ impl Answer {
         }
     }
 
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Option<Usage>>) -> String {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: ChunkUsage) -> String {
         sse::encode(&ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -124,7 +124,7 @@ impl Answer {
 }
 
 impl sse::Chunks for Answer {
-    fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String> {
+    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String> {
         let Update {
             choice: index,
             first,
@@ -179,7 +179,7 @@ impl sse::Chunks for Answer {
     }
 
     fn usage(&mut self, usage: Usage) -> String {
-        self.chunk(Vec::new(), Some(Some(usage)))
+        self.chunk(Vec::new(), ChunkUsage::Told(usage))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::openai::completions::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest,
 };
-use crate::openai::shared::{FINGERPRINT, Usage};
+use crate::openai::shared::{ChunkUsage, FINGERPRINT, Usage};
 
 pub async fn completions(
     State(app): State<AppState>,
@@ -89,7 +89,9 @@ impl Answer {
                 (&mut choice.token_ids, update.tokens),
             ];
             for (ids, part) in parts {
-                ids.iter_mut().for_each(|ids| ids.extend(&part));
+                if let Some(ids) = ids {
+                    ids.extend(&part);
+                }
             }
         }
         let completion = Completion {
@@ -104,7 +106,7 @@ impl Answer {
         Ok(Json(completion).into_response())
     }
 
-    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: ChunkUsage) -> String {
         sse::encode(&CompletionChunk {
             id: &self.id,
             object: "text_completion",
@@ -118,7 +120,7 @@ impl Answer {
 }
 
 impl sse::Chunks for Answer {
-    fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String> {
+    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String> {
         let Update {
             choice: index,
             text,
@@ -151,7 +153,7 @@ impl sse::Chunks for Answer {
     }
 
     fn usage(&mut self, usage: Usage) -> String {
-        self.chunk(Vec::new(), Some(Some(usage)))
+        self.chunk(Vec::new(), ChunkUsage::Told(usage))
     }
 }
 

@@ -25,7 +25,6 @@ pub struct ApiError {
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     InvalidRequestError,
-    NotFoundError,
     TimeoutError,
     ServerError,
 }
@@ -111,7 +110,7 @@ impl ApiError {
         let message = format!("The model {shown}does not exist on this server");
         let error = Self::new(
             StatusCode::NOT_FOUND,
-            Kind::NotFoundError,
+            Kind::InvalidRequestError,
             Some("model_not_found"),
             message,
         );
@@ -169,7 +168,8 @@ impl ApiError {
     pub fn context_exceeded(param: &str, context: usize, prompt: usize, wanted: Option<usize>) -> Self {
         let message = match wanted {
             None => format!(
-                "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens"
+                "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens and \
+                 an answer needs at least one"
             ),
             Some(wanted) => format!(
                 "This model's maximum context length is {context} tokens, but {} tokens were requested ({prompt} in \

@@ -24,7 +24,7 @@ pub struct Received<'a> {
 }
 
 /// Reads a JSON body within its limits of size and time.
-pub async fn read_json<'a>(app: &'a App, request: Request) -> Result<Received<'a>, ApiError> {
+pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::not_json());
     }
@@ -39,7 +39,7 @@ pub async fn read_json<'a>(app: &'a App, request: Request) -> Result<Received<'a
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))
 }
 
-async fn collect<'a>(app: &'a App, body: Body, limit: usize) -> Result<Received<'a>, ApiError> {
+async fn collect(app: &App, body: Body, limit: usize) -> Result<Received<'_>, ApiError> {
     let mut bytes = Vec::new();
     let mut budget = app
         .bodies

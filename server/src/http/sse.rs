@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use super::error::ApiError;
 use crate::chat::generation::{Generation, Update};
-use crate::openai::shared::{StreamOptions, Usage};
+use crate::openai::shared::{ChunkUsage, StreamOptions, Usage};
 
 /// Turns updates into the chunks of an endpoint.
 pub trait Chunks: Send + 'static {
     /// The chunks for one update, as JSON. `usage` is as told so far, if chunks are to carry it.
-    fn update(&mut self, update: Update, usage: Option<Option<Usage>>) -> Vec<String>;
+    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String>;
     /// The chunk without choices that carries the usage.
     fn usage(&mut self, usage: Usage) -> String;
 }
@@ -87,11 +87,13 @@ impl<C: Chunks> Streaming<C> {
         }
     }
 
-    fn chunk_usage(&self) -> Option<Option<Usage>> {
+    fn chunk_usage(&self) -> ChunkUsage {
         if self.options.continuous_usage {
-            Some(Some(self.generation.usage()))
+            ChunkUsage::Told(self.generation.usage())
+        } else if self.options.include_usage {
+            ChunkUsage::Later
         } else {
-            self.options.include_usage.then_some(None)
+            ChunkUsage::Absent
         }
     }
 }

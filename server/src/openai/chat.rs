@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::shared::{self, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
+use crate::openai::shared::{self, ChunkUsage, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -319,9 +319,8 @@ pub struct ChatChunk<'a> {
     pub model: &'a str,
     pub choices: Vec<ChatChunkChoice>,
     pub system_fingerprint: &'static str,
-    /// Absent without `include_usage`, null until the last chunk with it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    pub usage: ChunkUsage,
 }
 
 #[derive(Serialize)]

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::shared::{self, Common, TOP_LOGPROBS_MAX, Usage};
+use crate::openai::shared::{self, ChunkUsage, Common, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -176,6 +176,6 @@ pub struct CompletionChunk<'a> {
     pub model: &'a str,
     pub choices: Vec<CompletionChoice>,
     pub system_fingerprint: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    pub usage: ChunkUsage,
 }

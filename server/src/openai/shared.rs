@@ -345,6 +345,31 @@ pub struct PromptTokensDetails {
     pub cached_tokens: usize,
 }
 
+/// What a chunk of a stream says of the usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkUsage {
+    /// The client did not ask.
+    Absent,
+    /// It asked, and the last chunk will tell.
+    Later,
+    Told(Usage),
+}
+
+impl ChunkUsage {
+    pub fn is_absent(&self) -> bool {
+        *self == Self::Absent
+    }
+}
+
+impl Serialize for ChunkUsage {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Absent | Self::Later => serializer.serialize_none(),
+            Self::Told(usage) => usage.serialize(serializer),
+        }
+    }
+}
+
 impl Usage {
     pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
         Self {

@@ -1,0 +1,18 @@
+//! The server as its clients see it, on a small model whose every token is known.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it is"
+)]
+
+mod canary;
+mod chat;
+mod cli;
+mod completions;
+mod engine;
+mod errors;
+mod numbers;
+mod others;
+mod sockets;
+mod support;
+mod text;

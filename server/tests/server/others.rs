@@ -1,0 +1,187 @@
+//! The smaller endpoints, and what surrounds every request.
+
+use axum::body::Body;
+use axum::http::Request;
+use rempart::shutdown::Phase;
+use serde_json::json;
+
+use super::support::{TestServer, chat_body, post_request};
+
+#[tokio::test]
+async fn models() {
+    let server = TestServer::start(&[]).await;
+    let list = server.get("/v1/models").await.json();
+    assert_eq!(list["data"].as_array().unwrap().len(), 2);
+    let one = server.get("/v1/models/test-model").await;
+    assert_eq!(one.status, 200);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&one.body).unwrap()["id"],
+        "test-model"
+    );
+    insta::assert_json_snapshot!(one.json());
+}
+
+#[tokio::test]
+async fn tokens_and_back() {
+    let server = TestServer::start(&[]).await;
+    let text = "aé <|im_end|>";
+    let answer = server
+        .post("/tokenize", json!({"prompt": text, "return_token_strs": true}))
+        .await
+        .json();
+    assert_eq!(answer["max_model_len"], 256);
+    assert_eq!(answer["token_strs"][0], "a");
+    let back = server
+        .post(
+            "/detokenize",
+            json!({"model": "alias", "tokens": answer["tokens"]}),
+        )
+        .await
+        .json();
+    assert_eq!(back, json!({"prompt": text}));
+    let chat = json!({"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": false});
+    let answer = server.post("/tokenize", chat).await.json();
+    assert_eq!(
+        answer["tokens"],
+        json!([257, 117, 115, 101, 114, 10, 97, 258, 10])
+    );
+    assert_eq!(answer["token_strs"], json!(null));
+    assert_eq!(
+        server.post("/detokenize", json!({"tokens": [259]})).await.status,
+        400
+    );
+    assert_eq!(
+        server
+            .post("/tokenize", json!({"prompt": "a", "model": "other"}))
+            .await
+            .status,
+        404
+    );
+    assert_eq!(
+        server
+            .post("/tokenize", json!({"prompt": "a", "colour": 1}))
+            .await
+            .status,
+        400
+    );
+}
+
+#[tokio::test]
+async fn readiness_needs_a_token() {
+    let server = TestServer::cold(&[]);
+    assert_eq!(server.get("/livez").await.body, r#"{"status":"alive"}"#);
+    for path in ["/readyz", "/health"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(
+            answer.body,
+            r#"{"status":"not ready","reason":"no token was made yet"}"#
+        );
+    }
+    rempart::warm_up::warm_up(&server.app).await.unwrap();
+    assert_eq!(server.get("/readyz").await.body, r#"{"status":"ready"}"#);
+    assert_eq!(
+        server.get("/version").await.body,
+        concat!(r#"{"version":""#, env!("CARGO_PKG_VERSION"), r#""}"#)
+    );
+}
+
+#[tokio::test]
+async fn a_draining_server_refuses_new_work_and_stays_alive() {
+    let server = TestServer::start(&[]).await;
+    server.app.shutdown.advance(Phase::Draining);
+    let answer = server.chat(json!({})).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.headers["connection"], "close");
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(answer.json()["error"]["code"], "server_is_draining");
+    assert_eq!(server.get("/readyz").await.status, 503);
+    assert_eq!(server.get("/livez").await.status, 200);
+    assert_eq!(server.get("/v1/models").await.status, 200);
+}
+
+#[tokio::test]
+async fn request_ids_are_kept_or_made() {
+    let server = TestServer::start(&[]).await;
+    let long = "x".repeat(129);
+    for (sent, kept) in [
+        ("abc-123", true),
+        ("a b", false),
+        (long.as_str(), false),
+        ("", false),
+    ] {
+        let request = Request::get("/version")
+            .header("x-request-id", sent)
+            .body(Body::empty())
+            .unwrap();
+        let answer = server.send(request).await;
+        let id = answer.headers["x-request-id"].to_str().unwrap();
+        assert_eq!(id == sent, kept);
+        assert!(kept || id.len() == 32);
+    }
+    assert_eq!(server.get("/nothing").await.headers["x-request-id"].len(), 32);
+}
+
+#[tokio::test]
+async fn the_metrics_page_has_these_names() {
+    let server = TestServer::start(&[]).await;
+    server.chat(json!({"temperature": 0})).await;
+    server.get("/some/path?with=query").await;
+    let page = server.get("/metrics").await;
+    assert_eq!(
+        page.headers["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let mut names: Vec<&str> = page
+        .body
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .collect();
+    names.sort_unstable();
+    insta::assert_snapshot!(names.join("\n"));
+    assert!(!page.body.contains("/some/path"));
+    let labels = r#"{model_name="test-model",engine="0"}"#;
+    assert!(
+        (server
+            .metric(&format!("vllm:generation_tokens_total{labels}"))
+            .await
+            - 31.0)
+            .abs()
+            < 0.1
+    );
+    let routes = r#"http_requests_total{handler="/v1/chat/completions",method="POST",status="200"}"#;
+    assert!((server.metric(routes).await - 1.0).abs() < 0.1);
+    let buckets: Vec<&str> = page
+        .body
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix(
+                r#"vllm:time_to_first_token_seconds_bucket{model_name="test-model",engine="0",le=""#,
+            )
+        })
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    assert_eq!(
+        buckets.join(" "),
+        "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560 +Inf"
+    );
+}
+
+#[tokio::test]
+async fn a_second_http_request_in_flight_is_counted() {
+    let server = TestServer::start(&[]).await;
+    server.controls.close();
+    let router = server.router.clone();
+    let request = post_request("/v1/chat/completions", chat_body(json!({})).to_string());
+    let running = tokio::task::JoinSet::from_iter([tower::ServiceExt::oneshot(router, request)]);
+    server.controls.held().await;
+    // The scrape is itself in flight.
+    server
+        .metric_becomes("rempart_http_requests_in_flight", 2.0)
+        .await;
+    server.controls.open();
+    assert_eq!(running.join_all().await[0].as_ref().unwrap().status(), 200);
+    server
+        .metric_becomes("rempart_http_requests_in_flight", 1.0)
+        .await;
+}

@@ -1,0 +1,250 @@
+//! The accept loop, over real connections.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rempart::http::accept;
+use rempart::shutdown::Phase;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::support::{SCRIPT, TestServer, chat_body};
+
+struct Listening {
+    server: TestServer,
+    address: SocketAddr,
+    serving: JoinSet<()>,
+}
+
+async fn listen(arguments: &[&str]) -> Listening {
+    let server = TestServer::start(arguments).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut serving = JoinSet::new();
+    serving.spawn(accept::serve(
+        listener,
+        server.router.clone(),
+        Arc::clone(&server.app),
+    ));
+    Listening {
+        server,
+        address,
+        serving,
+    }
+}
+
+impl Listening {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn sent(&self, text: &str) -> TcpStream {
+        let mut stream = self.connect().await;
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+fn chat_request(fields: serde_json::Value) -> String {
+    let body = chat_body(fields).to_string();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// All that still comes, until the other side closes.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn until(stream: &mut TcpStream, mark: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(mark) {
+        let read = stream.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "closed before {mark:?}: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again() {
+    let listening = listen(&[]).await;
+    let mut stream = listening
+        .sent("GET /version HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    until(&mut stream, "version\":").await;
+    stream
+        .write_all(chat_request(json!({"temperature": 0})).as_bytes())
+        .await
+        .unwrap();
+    assert!(until(&mut stream, "system_fingerprint").await.contains(SCRIPT));
+}
+
+#[tokio::test]
+async fn a_disconnect_stops_the_sequence() {
+    let listening = listen(&[]).await;
+    for streamed in [false, true] {
+        listening.server.controls.close();
+        let fields = json!({"stream": streamed, "max_tokens": 200, "ignore_eos": true});
+        let stream = listening.sent(&chat_request(fields)).await;
+        listening.server.controls.held().await;
+        drop(stream);
+        listening
+            .server
+            .metric_becomes("rempart_http_connections", 0.0)
+            .await;
+        listening.server.controls.open();
+        listening
+            .server
+            .metric_becomes("vllm:num_requests_running", 0.0)
+            .await;
+    }
+    assert!(listening.server.metric("vllm:generation_tokens_total").await < 20.0);
+}
+
+#[tokio::test]
+async fn draining_finishes_streams_and_refuses_the_rest() {
+    let mut listening = listen(&[]).await;
+    let mut idle = listening
+        .sent("GET /version HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    until(&mut idle, "version\":").await;
+    listening.server.controls.close();
+    let mut running = listening
+        .sent(&chat_request(json!({"stream": true, "temperature": 0})))
+        .await;
+    listening.server.controls.held().await;
+    listening.server.app.shutdown.advance(Phase::Draining);
+    assert_eq!(rest(&mut idle).await, "", "an idle connection is closed");
+    let mut late = listening.sent(&chat_request(json!({}))).await;
+    let refused = rest(&mut late).await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.to_ascii_lowercase().contains("connection: close"));
+    assert!(refused.to_ascii_lowercase().contains("retry-after: 1"));
+    listening.server.controls.open();
+    let answer = rest(&mut running).await;
+    assert!(answer.contains("data: [DONE]"), "{answer}");
+    listening.serving.join_next().await.unwrap().unwrap();
+    assert!(
+        TcpStream::connect(listening.address).await.is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[tokio::test]
+async fn the_end_of_the_drain_is_told_in_the_stream() {
+    for arguments in [&["--drain-timeout-s", "0"][..], &[]] {
+        let mut listening = listen(arguments).await;
+        listening.server.controls.close();
+        let mut running = listening.sent(&chat_request(json!({"stream": true}))).await;
+        listening.server.controls.held().await;
+        listening.server.app.shutdown.advance(Phase::Draining);
+        if arguments.is_empty() {
+            // What a second signal does.
+            listening.server.app.shutdown.advance(Phase::Closing);
+        }
+        let answer = rest(&mut running).await;
+        assert!(
+            answer.contains("server_is_draining") && !answer.contains("[DONE]"),
+            "{answer}"
+        );
+        listening.serving.join_next().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn silent_and_slow_clients_are_closed() {
+    let listening = listen(&["--header-timeout-s", "1", "--body-timeout-s", "1"]).await;
+    let began = Instant::now();
+    let mut silent = listening.connect().await;
+    let mut drip = listening.sent("POST /v1/completions HTTP/1.1\r\nHost: t").await;
+    let mut preface = listening.sent("PRI * HT").await;
+    let mut one = listening.sent("P").await;
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let mut body = listening.sent(head).await;
+    assert_eq!(rest(&mut silent).await, "");
+    rest(&mut drip).await;
+    assert_eq!(rest(&mut preface).await, "");
+    assert_eq!(rest(&mut one).await, "");
+    let late = rest(&mut body).await;
+    assert!(
+        late.starts_with("HTTP/1.1 408") && late.contains("body_timeout"),
+        "{late}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(20));
+    listening
+        .server
+        .metric_becomes("rempart_http_connections", 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_large_head_is_refused() {
+    let listening = listen(&["--header-bytes-max", "8192"]).await;
+    let mut stream = listening.connect().await;
+    let head = format!(
+        "GET /version HTTP/1.1\r\nHost: test\r\nX-Large: {}\r\n\r\n",
+        "x".repeat(20_000)
+    );
+    // The server may close before all of it is written.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let answer = rest(&mut stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 431") || answer.is_empty(),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so() {
+    let listening = listen(&["--connections-max", "1"]).await;
+    let mut first = listening
+        .sent("GET /version HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await;
+    until(&mut first, "version\":").await;
+    let mut second = listening.connect().await;
+    let answer = rest(&mut second).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("server_is_overloaded"),
+        "{answer}"
+    );
+    drop(first);
+    listening
+        .server
+        .metric_becomes("rempart_http_connections", 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_kept_open_by_comments() {
+    let listening = listen(&["--keep-alive-s", "1"]).await;
+    listening.server.controls.close();
+    let mut stream = listening.sent(&chat_request(json!({"stream": true}))).await;
+    until(&mut stream, ": keep-alive\n\n").await;
+    listening.server.controls.open();
+    until(&mut stream, "[DONE]").await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_closes_the_connection() {
+    let listening = listen(&["--body-bytes-max", "1000"]).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n";
+    let mut announced = listening
+        .sent(&format!("{head}Content-Length: 1001\r\n\r\n"))
+        .await;
+    assert!(rest(&mut announced).await.starts_with("HTTP/1.1 413"));
+    let chunk = format!(
+        "{head}Transfer-Encoding: chunked\r\n\r\n400\r\n{}\r\n",
+        "x".repeat(0x400)
+    );
+    let mut chunked = listening.sent(&chunk).await;
+    assert!(rest(&mut chunked).await.starts_with("HTTP/1.1 413"));
+}

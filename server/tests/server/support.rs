@@ -1,0 +1,363 @@
+//! A server over a model that always says the same, and the means to hold it, break it and read its answers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use clap::Parser as _;
+use http_body_util::BodyExt as _;
+use rempart::cli::{Cli, Command};
+use rempart::config::Settings;
+use rempart::engine_thread;
+use rempart::http::{App, AppState, app};
+use rempart::metrics::Metrics;
+use rempart::model::Model;
+use rempart::shutdown::Shutdown;
+use rempart::warm_up::warm_up;
+use rempart_engine::{Batch, Engine, EngineConfig, ModelRunner, SampleRow, Sampled, sampling};
+use rempart_text::{ChatTemplate, GgufVocab, Tokenizer};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+/// What the model says to everything, one token for each byte, before it ends.
+pub(crate) const SCRIPT: &str = "Hello, wörld. One two three.";
+pub(crate) const IM_END: u32 = 258;
+pub(crate) const VOCAB: usize = 259;
+pub(crate) const CONTEXT: usize = 256;
+
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Strings into the running model.
+#[derive(Default)]
+pub(crate) struct Controls {
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    /// Steps that are still to fail, and to panic.
+    pub(crate) fail: AtomicUsize,
+    pub(crate) panic: AtomicUsize,
+    /// Rows of the last step.
+    pub(crate) rows: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Gate {
+    closed: bool,
+    /// Steps that are held at the gate now.
+    held: bool,
+}
+
+impl Controls {
+    /// Holds every further step.
+    pub(crate) fn close(&self) {
+        self.gate.lock().unwrap().closed = true;
+    }
+
+    pub(crate) fn open(&self) {
+        self.gate.lock().unwrap().closed = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits until a step is held.
+    pub(crate) async fn held(self: &Arc<Self>) {
+        let controls = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let gate = controls.gate.lock().unwrap();
+            drop(controls.changed.wait_while(gate, |gate| !gate.held).unwrap());
+        })
+        .await
+        .unwrap();
+    }
+
+    fn pass(&self) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.held = gate.closed;
+        self.changed.notify_all();
+        let mut gate = self.changed.wait_while(gate, |gate| gate.closed).unwrap();
+        gate.held = false;
+    }
+
+    fn due(count: &AtomicUsize) -> bool {
+        count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+            .is_ok()
+    }
+}
+
+/// Says [`SCRIPT`], then ends; with end-of-sequence ignored, begins again.
+struct ScriptedRunner(Arc<Controls>);
+
+impl ModelRunner for ScriptedRunner {
+    type Logits = ();
+    type Error = String;
+
+    fn forward(&mut self, batch: &Batch) -> Result<(), String> {
+        self.0.pass();
+        self.0.rows.store(batch.rows.len(), Ordering::Relaxed);
+        assert!(!Controls::due(&self.0.panic), "the test asked for it");
+        if Controls::due(&self.0.fail) {
+            Err("the test asked for it".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn sample(&mut self, (): (), rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
+        let sample = |row: &SampleRow<'_>| {
+            let script = SCRIPT.as_bytes();
+            let at = row.output.len() % (script.len() + 1);
+            let next = script.get(at).map_or(IM_END, |byte| u32::from(*byte));
+            let mut logits: Vec<f32> = (0..VOCAB).map(|token| -(token as f32) / 64.0).collect();
+            logits[next as usize] = 12.0;
+            sampling::sample(&mut logits, row)
+        };
+        Ok(rows.iter().map(sample).collect())
+    }
+}
+
+/// A server that was started for one test.
+pub(crate) struct TestServer {
+    pub(crate) app: AppState,
+    pub(crate) router: Router,
+    pub(crate) controls: Arc<Controls>,
+    pub(crate) engine: engine_thread::EngineHandle,
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.controls.open();
+    }
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        normal(serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body)))
+    }
+
+    /// The events of a stream: JSON as JSON, all else as it is.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let data = self
+            .body
+            .split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "));
+        data.map(|data| serde_json::from_str(data).map_or_else(|_| json!(data), normal))
+            .collect()
+    }
+
+    /// The text of one choice of a stream.
+    pub(crate) fn streamed(&self, index: usize) -> String {
+        let events = self.events();
+        let choices = events
+            .iter()
+            .filter_map(|event| event["choices"].as_array())
+            .flatten();
+        let own = choices.filter(|choice| choice["index"] == index);
+        own.filter_map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()))
+            .collect()
+    }
+}
+
+/// Replaces what differs from run to run.
+fn normal(mut value: Value) -> Value {
+    if let Some(id) = value.get("id").and_then(Value::as_str) {
+        let (prefix, rest) = id.split_once('-').unwrap_or(("", ""));
+        assert_eq!(rest.len(), if prefix == "test" { 5 } else { 32 }, "{id}");
+        value["id"] = json!(format!("{prefix}-ID"));
+    }
+    if value.get("created").is_some() && value["object"] != "model" {
+        assert!(value["created"].as_i64().unwrap() > 1_700_000_000);
+        value["created"] = json!(0);
+    }
+    value
+}
+
+/// Settings as the command line makes them.
+pub(crate) fn settings(arguments: &[&str]) -> Settings {
+    let all = ["rempart", "serve", "test-model"].iter().chain(arguments);
+    match Cli::try_parse_from(all).unwrap().command {
+        Command::Serve(args) => args.check().unwrap(),
+        Command::Pull(_) => unreachable!("the arguments say serve"),
+    }
+}
+
+pub(crate) fn tokenizer() -> Tokenizer {
+    // GPT-2 spells the bytes that have no visible form of their own with characters from 256 on.
+    let visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256_u32;
+    let mut tokens: Vec<String> = Vec::new();
+    for byte in 0..=255_u8 {
+        let spelling = if visible(byte) {
+            char::from(byte)
+        } else {
+            next += 1;
+            char::from_u32(next - 1).unwrap()
+        };
+        tokens.push(spelling.to_string());
+    }
+    // A byte-level vocabulary must have a merge; this one, of the bytes 0 and 1, meets no text here.
+    let merged = [tokens[0].clone(), tokens[1].clone()];
+    tokens.extend([merged.concat()]);
+    tokens.extend(["<|im_start|>".to_owned(), "<|im_end|>".to_owned()]);
+    let kind = |token: usize| if token < 257 { 1 } else { 3 };
+    Tokenizer::from_gguf(&GgufVocab {
+        model: "gpt2".to_owned(),
+        pre: Some("gpt-2".to_owned()),
+        token_types: Some((0..tokens.len()).map(kind).collect()),
+        tokens,
+        merges: Some(vec![merged.join(" ")]),
+        eos: Some(IM_END),
+        ..GgufVocab::default()
+    })
+    .unwrap()
+}
+
+impl TestServer {
+    /// A server with these options of `rempart serve`, whose first token was made.
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
+        let server = Self::cold(arguments);
+        warm_up(&server.app).await.unwrap();
+        server
+    }
+
+    /// A server that has not made a token yet.
+    pub(crate) fn cold(arguments: &[&str]) -> Self {
+        let Settings {
+            engine,
+            http,
+            request,
+            ..
+        } = settings(arguments);
+        let config = EngineConfig {
+            blocks: 1024,
+            block_size: engine.block_size,
+            step_tokens_max: engine.step_tokens_max,
+            sequences_max: engine.sequences_max,
+            queue_requests_max: engine.queue_requests_max,
+            queue_tokens_max: engine.queue_tokens_max,
+            context_max: CONTEXT,
+            prefix_cache: engine.prefix_cache,
+            cache_secret: 0,
+        };
+        let metrics = Metrics::new().unwrap();
+        let controls = Arc::new(Controls::default());
+        let runner = ScriptedRunner(Arc::clone(&controls));
+        let (handle, _join) = engine_thread::spawn(
+            Engine::new(runner, config),
+            config,
+            metrics.model("test-model", &config),
+            engine.stall_timeout,
+        )
+        .unwrap();
+        let state = Arc::new(App::new(http, request, metrics, Shutdown::default()));
+        let tokenizer = tokenizer();
+        let template = ChatTemplate::new(TEMPLATE, tokenizer.special_tokens()).unwrap();
+        state.serve_model(Model {
+            names: vec!["test-model".to_owned(), "alias".to_owned()],
+            tokenizer,
+            chat_template: Some(template),
+            context_length: CONTEXT,
+            vocab_size: VOCAB,
+            eos_tokens: vec![IM_END],
+            created: 1_700_000_000,
+            engine: handle.clone(),
+        });
+        Self {
+            router: app(Arc::clone(&state)),
+            app: state,
+            controls,
+            engine: handle,
+        }
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        Answer {
+            status,
+            headers,
+            body: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Request::builder().uri(path).body(Body::empty()).unwrap())
+            .await
+    }
+
+    pub(crate) async fn post_text(&self, path: &str, body: &str) -> Answer {
+        self.send(post_request(path, body.to_owned())).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_text(path, &body.to_string()).await
+    }
+
+    /// A chat request with these fields beside the model and one message.
+    pub(crate) async fn chat(&self, fields: Value) -> Answer {
+        self.post("/v1/chat/completions", chat_body(fields)).await
+    }
+
+    /// A completion request with these fields beside the model and a prompt.
+    pub(crate) async fn complete(&self, fields: Value) -> Answer {
+        self.post(
+            "/v1/completions",
+            merged(json!({"model": "test-model", "prompt": "Say:"}), fields),
+        )
+        .await
+    }
+
+    /// One value of the metrics page.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let page = self.get("/metrics").await.body;
+        let line = page.lines().find(|line| line.starts_with(series));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or(0.0)
+    }
+
+    /// Waits until a value of the metrics page is as wanted.
+    pub(crate) async fn metric_becomes(&self, series: &str, wanted: f64) {
+        for _ in 0..2000 {
+            if (self.metric(series).await - wanted).abs() < f64::EPSILON {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{series} is {}, not {wanted}", self.metric(series).await);
+    }
+}
+
+pub(crate) fn post_request(path: &str, body: String) -> Request<Body> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header("content-type", "application/json");
+    request.body(Body::from(body)).unwrap()
+}
+
+pub(crate) fn chat_body(fields: Value) -> Value {
+    merged(
+        json!({"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}),
+        fields,
+    )
+}
+
+pub(crate) fn merged(mut base: Value, fields: Value) -> Value {
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object")
+    };
+    for (name, value) in fields {
+        base[name] = value;
+    }
+    base
+}

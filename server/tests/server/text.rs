@@ -1,0 +1,79 @@
+//! Properties of what turns tokens into text, and JSON into requests.
+
+use proptest::prelude::*;
+use rempart::chat::Rules;
+use rempart::chat::assemble::Assembler;
+use rempart::openai::chat::ChatRequest;
+use rempart::openai::completions::CompletionRequest;
+use rempart_engine::{Logprobs, Sampled};
+
+use super::support::{settings, tokenizer};
+
+/// What the choice's text must be: the bytes as text, up to the first stop string to end.
+fn expected(bytes: &[u8], stops: &[String]) -> (String, bool) {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let ends = stops
+        .iter()
+        .filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
+    // The stop string that ends first wins; of two that end together, the longer, which begins first.
+    match ends.min() {
+        Some((_, at)) => (text[..at].to_owned(), true),
+        None => (text, false),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn text_and_entries_agree(text in "[abé€]{0,12}", stops in prop::collection::vec("[abé]{1,3}", 0..3)) {
+        let bytes = text.as_bytes();
+        let rules = Rules {
+            stops: stops.clone(),
+            stop_token_ids: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
+            logprobs: Some(0),
+            token_ids: false,
+        };
+        let mut assembler = Assembler::new(&tokenizer(), &rules, 0).unwrap();
+        let (mut shown, mut entries, mut stopped) = (String::new(), Vec::new(), false);
+        for byte in bytes {
+            let logprob = Some(Logprobs { chosen: -1.0, top: Vec::new() });
+            let piece = assembler.token(Sampled { token: u32::from(*byte), logprob }).unwrap();
+            shown.push_str(&piece.text);
+            entries.extend(piece.entries);
+            stopped = piece.stopped;
+            if stopped {
+                break;
+            }
+        }
+        if !stopped {
+            let piece = assembler.finish();
+            shown.push_str(&piece.text);
+            entries.extend(piece.entries);
+            stopped = piece.stopped;
+        }
+        prop_assert_eq!((shown.clone(), stopped), expected(bytes, &stops));
+        let told: Vec<u8> = entries.iter().map(|entry| entry.token as u8).collect();
+        prop_assert_eq!(String::from_utf8(told).unwrap(), shown);
+    }
+
+    #[test]
+    fn no_body_makes_the_reader_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        let limits = settings(&[]).request;
+        prop_assert!(ChatRequest::parse(&body, &limits).is_err());
+        prop_assert!(CompletionRequest::parse(&body, &limits).is_err());
+    }
+
+    #[test]
+    fn no_value_makes_the_reader_panic(
+        name in prop::sample::select(vec!["messages", "prompt", "stop", "logit_bias", "n", "stream_options", "x"]),
+        value in r#"[\[\]{}",:0-9eE.\-tfnul\\a]{0,24}"#,
+    ) {
+        let limits = settings(&[]).request;
+        let body = format!(r#"{{"model": "m", "{name}": {value}}}"#);
+        let _ = ChatRequest::parse(body.as_bytes(), &limits);
+        let _ = CompletionRequest::parse(body.as_bytes(), &limits);
+    }
+}
