@@ -3,6 +3,8 @@
 //! The log libraries of dependencies print what passes through them (hyper and h2 print frames), so their events stay
 //! off below `warn` at every level.
 
+use std::io::IsTerminal as _;
+
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -43,6 +45,7 @@ where
 {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(args.log_level))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(writer);
     match args.log_format {
         LogFormat::Human => Box::new(builder.with_target(false).finish()),

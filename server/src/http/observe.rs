@@ -73,8 +73,8 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     let (status, took) = (response.status().as_u16(), began.elapsed());
     app.metrics.answered(route, method, status, took);
     span.in_scope(|| match route {
-        // Probes and scrapes come every few seconds, and say nothing as long as they are well.
-        "/livez" | "/readyz" | "/health" | "/metrics" if status < 400 => {
+        // Probes and scrapes come every few seconds; what they find is logged where it happens.
+        "/livez" | "/readyz" | "/health" | "/metrics" => {
             tracing::debug!(status, seconds = took.as_secs_f64(), "answered");
         }
         _ => tracing::info!(status, seconds = took.as_secs_f64(), "answered"),
