@@ -30,7 +30,8 @@ async def throughput(running, clients, requests, prompt_words, max_tokens):
             # The number in front keeps the prefix cache from helping.
             prompt = f"{rng.randrange(10**9)} " + " ".join(rng.choices(WORDS, k=prompt_words))
             body = {"model": name, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-            tokens += (await stream.stream(running.port, "/v1/completions", body)).completion_tokens
+            answer = await stream.stream(running.port, "/v1/completions", body)
+            tokens += answer.completion_tokens
 
     began = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
