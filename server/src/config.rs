@@ -102,8 +102,11 @@ impl StoreArgs {
 /// Options of `rempart pull`, as typed.
 #[derive(Debug, Clone, Args)]
 pub struct PullArgs {
-    /// A name of the catalogue, or hf:organisation/name[@revision][:file]
-    #[arg(env = "REMPART_PULL_MODEL")]
+    // Not a doc comment: rustdoc would take the brackets for links, --help would show what escapes them.
+    #[arg(
+        env = "REMPART_PULL_MODEL",
+        help = "A name of the catalogue, or hf:organisation/name[@revision][:file]"
+    )]
     pub model: Option<String>,
     /// List the catalogue instead
     #[arg(long, env = "REMPART_PULL_LIST")]

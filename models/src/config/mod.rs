@@ -87,7 +87,7 @@ impl RopeScaling {
     }
 }
 
-/// A model's shape. All sizes are checked by [`ModelConfig::validate`] before anything is allocated by them.
+/// A model's shape. All sizes are checked before anything is allocated by them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Family.
