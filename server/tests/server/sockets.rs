@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::support::{SCRIPT, TestServer, chat_body};
+use super::support::{SCRIPT, TestServer, chat_body, finished};
 
 struct Listening {
     server: TestServer,
@@ -91,7 +91,7 @@ async fn a_connection_is_used_again() {
 #[tokio::test]
 async fn a_disconnect_stops_the_sequence() {
     let listening = listen(&[]).await;
-    for streamed in [false, true] {
+    for (streamed, left) in [(false, 1.0), (true, 2.0)] {
         listening.server.controls.close();
         let fields = json!({"stream": streamed, "max_tokens": 200, "ignore_eos": true});
         let stream = listening.sent(&chat_request(fields)).await;
@@ -102,10 +102,7 @@ async fn a_disconnect_stops_the_sequence() {
             .metric_becomes("rempart_http_connections", 0.0)
             .await;
         listening.server.controls.open();
-        listening
-            .server
-            .metric_becomes("vllm:num_requests_running", 0.0)
-            .await;
+        listening.server.metric_becomes(&finished("abort"), left).await;
     }
     assert!(listening.server.metric("vllm:generation_tokens_total").await < 20.0);
 }

@@ -337,6 +337,12 @@ impl TestServer {
     }
 }
 
+/// The series that counts sequences by how they ended.
+pub(crate) fn finished(reason: &str) -> String {
+    let labels = format!(r#"model_name="test-model",engine="0",finished_reason="{reason}""#);
+    format!("vllm:request_success_total{{{labels}}}")
+}
+
 pub(crate) fn post_request(path: &str, body: String) -> Request<Body> {
     let request = Request::builder()
         .method(Method::POST)
