@@ -2,7 +2,6 @@
 import subprocess
 import sys
 
-import batching
 import pytest
 import soak
 from conftest import SCRIPTS
@@ -18,15 +17,6 @@ def test_soak(own_server, record_property):
     assert outcome.finished > 0 and outcome.cancelled > 0
     # Memory is not judged here: half a minute is warm-up. The five minutes of soak.py judge it.
     assert outcome.is_idle, outcome.gauges
-
-
-@pytest.mark.slow
-def test_batching_pays(own_server, record_property):
-    """The ratio of two speeds on the same machine, best of two turns each; the full measure is batching.py."""
-    alone, together = batching.compare(own_server("smollm2", "batching.log"), max_tokens=32)
-    record_property("batching", f"{alone:.1f} alone, {together:.1f} together")
-    print(f"{alone:.1f} tokens/s alone, {together:.1f} together")
-    assert together > 1.5 * alone
 
 
 def test_demo(current):
