@@ -58,6 +58,7 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
         read_ahead(&checkpoint, progress);
     }
     let model = build(&config, &checkpoint.weights())?;
+    checkpoint.check_unchanged()?;
     Ok(LoadedModel {
         config,
         model,

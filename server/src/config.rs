@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use thiserror::Error;
 
@@ -26,6 +27,8 @@ pub enum Error {
         "--step-tokens-max {tokens} must be at least --sequences-max {sequences}: each sequence decodes one token"
     )]
     StepBelowSequences { tokens: usize, sequences: usize },
+    #[error("--bodies-bytes-max {all} must be at least --body-bytes-max {one}: one body must find room")]
+    BodiesBelowBody { all: usize, one: usize },
     #[error("--block-size {0} must be a power of two between 1 and 256")]
     BlockSize(usize),
 }
@@ -50,7 +53,7 @@ pub enum LogLevel {
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
-    /// CUDA if this build and this machine have it, otherwise the CPU.
+    /// The best device this version knows: the CPU.
     Auto,
     Cpu,
     Cuda,
@@ -109,7 +112,7 @@ pub struct PullArgs {
     )]
     pub model: Option<String>,
     /// List the catalogue instead
-    #[arg(long, env = "REMPART_PULL_LIST")]
+    #[arg(long, env = "REMPART_PULL_LIST", value_parser = BoolishValueParser::new())]
     pub list: bool,
     #[command(flatten)]
     pub store: StoreArgs,
@@ -117,10 +120,10 @@ pub struct PullArgs {
     #[arg(long, env = "REMPART_PULL_NAME")]
     pub name: Option<String>,
     /// Fetch again what is already there, and replace a folder that no pull has made
-    #[arg(long, env = "REMPART_PULL_FORCE")]
+    #[arg(long, env = "REMPART_PULL_FORCE", value_parser = BoolishValueParser::new())]
     pub force: bool,
     /// Use what earlier downloads left in the cache, and no network
-    #[arg(long, env = "HF_HUB_OFFLINE", help_heading = "Hub")]
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = BoolishValueParser::new(), help_heading = "Hub")]
     pub offline: bool,
     /// Address of the hub [default: <https://huggingface.co>]
     #[arg(long, env = "HF_ENDPOINT", help_heading = "Hub")]
@@ -232,7 +235,7 @@ pub struct EngineArgs {
     #[arg(long, env = "REMPART_QUEUE_TOKENS_MAX", default_value = "1048576")]
     pub queue_tokens_max: NonZeroUsize,
     /// Compute every prompt from its first token, even if an earlier one began the same
-    #[arg(long, env = "REMPART_NO_PREFIX_CACHE")]
+    #[arg(long, env = "REMPART_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,
     /// Seconds without progress, with work waiting, after which /readyz turns red
     #[arg(long, env = "REMPART_STALL_TIMEOUT_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -247,7 +250,7 @@ pub struct HttpArgs {
     #[arg(long, env = "REMPART_BIND", default_value = "127.0.0.1:8080")]
     pub bind: SocketAddr,
     /// Listen on an address that other machines can reach, although there are no keys yet
-    #[arg(long, env = "REMPART_ALLOW_REMOTE")]
+    #[arg(long, env = "REMPART_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
     pub allow_remote: bool,
     /// Open connections; a further one gets a 503 and is closed
     #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value = "1024")]
@@ -443,6 +446,10 @@ impl HttpArgs {
     fn check(self) -> Result<HttpSettings, Error> {
         if !self.bind.ip().is_loopback() && !self.allow_remote {
             return Err(Error::RemoteBind { bind: self.bind });
+        }
+        let (all, one) = (self.bodies_bytes_max.get(), self.body_bytes_max.get());
+        if all < one {
+            return Err(Error::BodiesBelowBody { all, one });
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(HttpSettings {

@@ -41,7 +41,9 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves connections until the process is to end and the last request is answered, or its time is over.
 pub async fn serve(listener: TcpListener, router: Router, app: AppState) {
-    let permits = Arc::new(Semaphore::new(app.http.connections_max));
+    let permits = Arc::new(Semaphore::new(
+        app.http.connections_max.min(Semaphore::MAX_PERMITS),
+    ));
     let mut connections = JoinSet::new();
     let mut draining = pin!(app.shutdown.reached(Phase::Draining));
     loop {

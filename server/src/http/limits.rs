@@ -93,8 +93,10 @@ pub struct Preparation {
 impl Preparation {
     pub fn new(http: &HttpSettings, metrics: Metrics) -> Self {
         Self {
-            running: Arc::new(Semaphore::new(http.prepare_concurrency)),
-            waiting: Semaphore::new(http.prepare_queue_max),
+            running: Arc::new(Semaphore::new(
+                http.prepare_concurrency.min(Semaphore::MAX_PERMITS),
+            )),
+            waiting: Semaphore::new(http.prepare_queue_max.min(Semaphore::MAX_PERMITS)),
             metrics,
         }
     }

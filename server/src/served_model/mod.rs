@@ -42,16 +42,20 @@ pub struct ServedModel {
 /// Says what is wrong with which file or setting, and what to do.
 pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
     if settings.model.device == Device::Cuda {
-        bail!("--device cuda: this build has no CUDA support; use --device cpu or auto");
+        bail!("--device cuda: this version computes on the CPU only; use --device cpu or auto");
     }
     let found = rempart_hub::store::resolve(store, &settings.model.model)?;
     verify(&found.dir)?;
-    rempart_kernels::pool::init(settings.model.threads.unwrap_or(0));
+    let threads = settings
+        .model
+        .threads
+        .unwrap_or_else(rempart_kernels::pool::default_threads);
+    rempart_kernels::pool::init(threads);
     let started = Instant::now();
     let loaded = read(&found.path)?;
     let (plan, context_length) = plan(&loaded, settings)?;
     tracing::info!(
-        model = %found.name, tokens = plan.kv_tokens(), context_length,
+        model = %found.name, threads = rempart_kernels::pool::threads(), tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
     );
     let leftovers: Vec<&str> = loaded.checkpoint.leftovers().collect();

@@ -53,6 +53,19 @@ fn every_option_is_documented_with_its_default() {
     assert_eq!(missing, "", "docs/configuration.md lacks these");
 }
 
+#[test]
+fn switches_in_the_environment_take_the_words_that_other_tools_take() {
+    for word in ["1", "0", "true", "false"] {
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_rempart"))
+            .args(["pull", "--list"])
+            .env("HF_HUB_OFFLINE", word)
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success(), "HF_HUB_OFFLINE={word}");
+    }
+}
+
 fn refused(arguments: &[&str]) -> Error {
     let all = ["rempart", "serve", "m"].iter().chain(arguments);
     match Cli::try_parse_from(all).unwrap().command {
