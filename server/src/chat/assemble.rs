@@ -34,6 +34,8 @@ pub struct Assembler {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     logprobs: bool,
+    /// Tokens still to come before a stop string may end the text.
+    unstoppable: usize,
     /// Tokens whose text may still be held back by the matcher.
     held: VecDeque<Entry>,
     /// Characters the detokenizer gave, and of these the ones the matcher let through.
@@ -49,6 +51,7 @@ impl Assembler {
             detokenizer: Detokenizer::continuing(tokenizer, rules.skip_special_tokens),
             matcher: StopMatcher::new(rules.stops.clone(), rules.include_stop)?,
             logprobs: rules.logprobs.is_some(),
+            unstoppable: rules.min_tokens,
             held: VecDeque::new(),
             given: offset,
             shown: offset,
@@ -57,6 +60,7 @@ impl Assembler {
 
     /// Adds a token.
     pub fn token(&mut self, sampled: Sampled) -> Result<Piece, rempart_text::Error> {
+        self.unstoppable = self.unstoppable.saturating_sub(1);
         if let Some(logprobs) = sampled.logprob.filter(|_| self.logprobs) {
             let (logprob, top) = (Some(logprobs.chosen), logprobs.top);
             self.held.push_back(Entry {
@@ -92,9 +96,13 @@ impl Assembler {
             return Piece::default();
         }
         self.given += text.chars().count();
-        let (text, stopped) = match self.matcher.push(text) {
-            StopOutcome::Text(text) => (text, false),
-            StopOutcome::Stopped { text, .. } => (text, true),
+        let (text, stopped) = if self.unstoppable > 0 {
+            (self.matcher.pass(text), false)
+        } else {
+            match self.matcher.push(text) {
+                StopOutcome::Text(text) => (text, false),
+                StopOutcome::Stopped { text, .. } => (text, true),
+            }
         };
         self.shown += text.chars().count();
         let visible = self

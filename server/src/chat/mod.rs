@@ -31,6 +31,8 @@ pub struct Rules {
     pub stops: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     pub include_stop: bool,
+    /// Tokens that must be made before a stop string can end a choice.
+    pub min_tokens: usize,
     pub skip_special_tokens: bool,
     pub logprobs: Option<u32>,
     /// Whether the tokens themselves are told beside their text.
@@ -280,6 +282,7 @@ fn rules(common: &Common, logprobs: Option<u32>) -> Rules {
         stops: common.stop.clone(),
         stop_token_ids: common.stop_token_ids.clone(),
         include_stop: common.include_stop,
+        min_tokens: common.min_tokens,
         skip_special_tokens: common.skip_special_tokens,
         logprobs,
         token_ids: false,

@@ -124,6 +124,36 @@ async fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[tokio::test]
+async fn min_tokens_holds_back_stop_strings() {
+    let server = TestServer::start(&[]).await;
+    // "Hello, wörld. One two three." has a byte, and so a token, for each character but "ö", which has two.
+    for (min_tokens, stop, text) in [
+        (3, "l", "He"),
+        (4, "l", "Hel"),
+        (5, "l", "Hello, wör"),
+        (13, "l", SCRIPT),
+        (5, "llo", "He"),
+        (6, "llo", SCRIPT),
+        (0, "l", "He"),
+    ] {
+        for streamed in [false, true] {
+            let fields =
+                json!({"temperature": 0, "min_tokens": min_tokens, "stop": stop, "stream": streamed});
+            let answer = server.chat(fields).await;
+            let told = if streamed {
+                answer.streamed(0)
+            } else {
+                answer.json()["choices"][0]["message"]["content"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            };
+            assert_eq!(told, text, "{min_tokens} {stop}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn tokens_are_limited_and_extended() {
     let server = TestServer::start(&[]).await;
     for field in ["max_tokens", "max_completion_tokens"] {

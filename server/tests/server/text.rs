@@ -9,12 +9,15 @@ use rempart_engine::{Logprobs, Sampled};
 
 use super::support::{settings, tokenizer};
 
-/// What the choice's text must be: the bytes as text, up to the first stop string to end.
-fn expected(bytes: &[u8], stops: &[String]) -> (String, bool) {
+/// What the choice's text must be: the bytes as text, up to the first stop string to end at or after byte `min`.
+fn expected(bytes: &[u8], stops: &[String], min: usize) -> (String, bool) {
     let text = String::from_utf8_lossy(bytes).into_owned();
-    let ends = stops
-        .iter()
-        .filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
+    let ends = stops.iter().flat_map(|stop| {
+        let begins = (0..text.len()).filter(|at| text.as_bytes()[*at..].starts_with(stop.as_bytes()));
+        begins
+            .map(|at| (at + stop.len(), at))
+            .filter(|(end, _)| *end >= min)
+    });
     // The stop string that ends first wins; of two that end together, the longer, which begins first.
     match ends.min() {
         Some((_, at)) => (text[..at].to_owned(), true),
@@ -26,12 +29,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn text_and_entries_agree(text in "[abé€]{0,12}", stops in prop::collection::vec("[abé]{1,3}", 0..3)) {
+    fn text_and_entries_agree(
+        text in "[abé€]{0,12}",
+        stops in prop::collection::vec("[abé]{1,3}", 0..3),
+        min_tokens in 0..8_usize,
+    ) {
         let bytes = text.as_bytes();
         let rules = Rules {
             stops: stops.clone(),
             stop_token_ids: Vec::new(),
             include_stop: false,
+            min_tokens,
             skip_special_tokens: true,
             logprobs: Some(0),
             token_ids: false,
@@ -54,7 +62,7 @@ proptest! {
             entries.extend(piece.entries);
             stopped = piece.stopped;
         }
-        prop_assert_eq!((shown.clone(), stopped), expected(bytes, &stops));
+        prop_assert_eq!((shown.clone(), stopped), expected(bytes, &stops, min_tokens));
         let told: Vec<u8> = entries.iter().map(|entry| entry.token as u8).collect();
         prop_assert_eq!(String::from_utf8(told).unwrap(), shown);
     }

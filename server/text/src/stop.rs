@@ -49,13 +49,17 @@ impl Automaton {
         }
     }
 
-    /// Takes a byte; true when the whole pattern has just been read.
+    /// Takes a byte; true when the whole pattern has just been read. The next match may overlap it.
     fn step(&mut self, byte: u8) -> bool {
         while self.matched > 0 && self.pattern[self.matched] != byte {
             self.matched = self.borders[self.matched - 1];
         }
         self.matched += usize::from(self.pattern[self.matched] == byte);
-        self.matched == self.pattern.len()
+        let found = self.matched == self.pattern.len();
+        if found {
+            self.matched = self.borders[self.matched - 1];
+        }
+        found
     }
 }
 
@@ -93,10 +97,26 @@ impl StopMatcher {
                 return self.stop(&piece[..=offset], index);
             }
         }
+        StopOutcome::Text(self.release(piece))
+    }
+
+    /// Takes a piece in which stop strings may end without effect. One that begins in it and ends later still counts.
+    pub fn pass(&mut self, piece: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        for byte in piece.bytes() {
+            self.step(byte);
+        }
+        self.release(piece)
+    }
+
+    /// Gives out what no stop string can claim any more.
+    fn release(&mut self, piece: &str) -> String {
         self.held.push_str(piece);
         let keep = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        StopOutcome::Text(std::mem::replace(&mut self.held, rest))
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// The text ended without a stop: what was held back.

@@ -137,6 +137,26 @@ fn a_stop_string_over_many_characters_and_pieces() {
 }
 
 #[test]
+fn passed_text_can_begin_a_stop_and_not_end_one() {
+    let mut matcher = StopMatcher::new(vec!["aa".into(), "b!".into()], false).unwrap();
+    assert_eq!(matcher.pass("xaa"), "xa", "the last could begin another");
+    assert_eq!(matcher.pass("b"), "a", "and this one, too");
+    let stopped = StopOutcome::Stopped {
+        text: String::new(),
+        index: 1,
+    };
+    assert_eq!(matcher.push("!"), stopped);
+    let mut matcher = StopMatcher::new(vec!["aa".into()], false).unwrap();
+    assert_eq!(matcher.pass("aa"), "a");
+    let stopped = StopOutcome::Stopped {
+        text: String::new(),
+        index: 0,
+    };
+    assert_eq!(matcher.push("a"), stopped, "one that overlaps what was passed");
+    assert_eq!(matcher.pass("a"), "");
+}
+
+#[test]
 fn a_beginning_drops_the_blank_that_a_continuation_keeps() {
     let (_, llama) = tokenizers()
         .iter()
