@@ -10,7 +10,7 @@ use tracing::Span;
 
 use super::assemble::{Assembler, Entry, Piece, prompt_entries};
 use super::{Prepared, Rules};
-use crate::engine_thread::{StreamEvent, SubmitError, Timing, TokenStream};
+use crate::engine_thread::{NeverQueued, StreamEvent, SubmitError, Timing, TokenStream};
 use crate::http::error::ApiError;
 use crate::model::Model;
 use crate::openai::shared::Usage;
@@ -283,6 +283,19 @@ fn undecodable() -> ApiError {
 fn refusal(model: &Model, error: &SubmitError) -> ApiError {
     match error {
         SubmitError::Overloaded { retry_after_s } => ApiError::overloaded(*retry_after_s),
+        SubmitError::NeverQueued(limit) => {
+            let message = match limit {
+                NeverQueued::Requests { count, limit } => format!(
+                    "the request has {count} prompts, but at most {limit} can wait at one time (--queue-requests-max \
+                     of this server): send fewer in one request"
+                ),
+                NeverQueued::Tokens { count, limit } => format!(
+                    "the prompts have {count} tokens together, but at most {limit} can wait at one time \
+                     (--queue-tokens-max of this server): send fewer in one request"
+                ),
+            };
+            ApiError::invalid("prompt", "request_too_large", message)
+        }
         SubmitError::Refused(AddError::PromptTooLong { tokens, .. }) => {
             ApiError::context_exceeded("prompt", model.context_length, *tokens, None)
         }

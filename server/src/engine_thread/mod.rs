@@ -42,8 +42,17 @@ pub enum SubmitError {
     Overloaded { retry_after_s: u64 },
     #[error(transparent)]
     Refused(AddError),
+    #[error("the requests can never be queued together")]
+    NeverQueued(NeverQueued),
     #[error("the engine has stopped")]
     Stopped,
+}
+
+/// Which limit of the queue requests exceed by themselves, so that waiting cannot help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeverQueued {
+    Requests { count: usize, limit: usize },
+    Tokens { count: usize, limit: usize },
 }
 
 /// A cheap handle on the engine thread. The thread ends when the last handle is gone and its work is done.
@@ -129,6 +138,7 @@ impl EngineHandle {
         mut requests: Vec<Request>,
         timing: Timing,
     ) -> Result<TokenStream, SubmitError> {
+        self.check_queueable(&requests)?;
         let queued = self.progress.queued();
         if queued.requests >= self.config.queue_requests_max {
             return Err(self.overloaded(Rejection::QueueRequests));
@@ -172,6 +182,23 @@ impl EngineHandle {
             Ok(Err(error)) => Err(SubmitError::Refused(error)),
             Err(_) => Err(SubmitError::Stopped),
         }
+    }
+
+    /// All of them are queued or none, so together they must fit an empty queue. It takes any one request.
+    fn check_queueable(&self, requests: &[Request]) -> Result<(), SubmitError> {
+        let (count, limit) = (requests.len(), self.config.queue_requests_max);
+        if count > limit {
+            return Err(SubmitError::NeverQueued(NeverQueued::Requests { count, limit }));
+        }
+        let count = requests
+            .iter()
+            .map(|request| request.prompt.len() + request.n - 1)
+            .sum();
+        let limit = self.config.queue_tokens_max;
+        if requests.len() > 1 && count > limit {
+            return Err(SubmitError::NeverQueued(NeverQueued::Tokens { count, limit }));
+        }
+        Ok(())
     }
 
     /// Seconds until the queue has drained, at the rate of the last minute.

@@ -59,6 +59,36 @@ async fn prompts_come_in_four_forms() {
 }
 
 #[tokio::test]
+async fn prompts_that_can_never_wait_together_are_told_the_limit() {
+    let server = TestServer::start(&["--queue-requests-max", "3", "--queue-tokens-max", "100"]).await;
+    for (fields, limit) in [
+        (json!({"prompt": ["a", "b", "c", "d"]}), "--queue-requests-max"),
+        (
+            json!({"prompt": ["x".repeat(50), "y".repeat(51)]}),
+            "--queue-tokens-max",
+        ),
+        (
+            json!({"prompt": ["x".repeat(98), "y"], "n": 2}),
+            "--queue-tokens-max",
+        ),
+    ] {
+        let answer = server.complete(fields).await;
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        let error = answer.json()["error"].clone();
+        assert_eq!(error["code"], "request_too_large");
+        assert!(error["message"].as_str().unwrap().contains(limit), "{error}");
+    }
+    for fields in [
+        json!({"prompt": ["a", "b", "c"]}),
+        json!({"prompt": ["x".repeat(50), "y".repeat(50)]}),
+        // An empty queue takes any one request.
+        json!({"prompt": "x".repeat(200)}),
+    ] {
+        assert_eq!(server.complete(fields).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn echoed_prompts_are_scored() {
     let server = TestServer::start(&[]).await;
     let fields = json!({"temperature": 0, "max_tokens": 2, "echo": true, "logprobs": 1, "prompt": "aé"});
