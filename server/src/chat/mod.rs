@@ -12,7 +12,7 @@ use crate::http::error::ApiError;
 use crate::http::models::unix_now;
 use crate::model::Model;
 use crate::openai::chat::{ChatRequest, Conversation};
-use crate::openai::completions::{CompletionRequest, Prompt};
+use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
 use crate::openai::shared::Common;
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -70,11 +70,13 @@ pub fn prepare_completion(
     let common = &request.common;
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
-    check_min_tokens(common, request.max_tokens)?;
+    let default = request.max_tokens.is_none().then_some(MAX_TOKENS_DEFAULT);
     let (mut requests, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &request.prompts {
         let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
-        let max_tokens = room("prompt", model, tokens.len(), Some(request.max_tokens))?;
+        let room = room("prompt", model, tokens.len(), request.max_tokens)?;
+        let max_tokens = default.map_or(room, |default| room.min(default));
+        check_min_tokens(common, max_tokens)?;
         echoes.push(if request.echo {
             Some(echo(prompt, &tokens, common, model)?)
         } else {

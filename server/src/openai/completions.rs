@@ -21,13 +21,14 @@ const OWN: &[&str] = &[
 ];
 
 /// What OpenAI takes when `max_tokens` is not given.
-const MAX_TOKENS_DEFAULT: usize = 16;
+pub const MAX_TOKENS_DEFAULT: usize = 16;
 
 /// A completion request within its limits.
 pub struct CompletionRequest {
     pub common: Common,
     pub prompts: Vec<Prompt>,
-    pub max_tokens: usize,
+    /// `None`: [`MAX_TOKENS_DEFAULT`], or what the context leaves if that is less.
+    pub max_tokens: Option<usize>,
     pub echo: bool,
     /// `Some(k)`: the chosen token and the `k` most likely.
     pub logprobs: Option<u32>,
@@ -48,14 +49,14 @@ impl CompletionRequest {
         let mut common = Common::read(&mut object, limits, 0)?;
         let request = Self {
             prompts: prompts(object.require("prompt")?, limits)?,
-            max_tokens: common.max_tokens.take().unwrap_or(MAX_TOKENS_DEFAULT),
+            max_tokens: common.max_tokens.take(),
             echo: object.boolean("echo")?.unwrap_or(false),
             logprobs: object.count("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|k| k as u32),
             return_token_ids: object.boolean("return_token_ids")?.unwrap_or(false),
             add_special_tokens: object.boolean("add_special_tokens")?.unwrap_or(true),
             common,
         };
-        if request.max_tokens == 0 && !request.echo {
+        if request.max_tokens == Some(0) && !request.echo {
             let message = "`max_tokens` may be 0 only with `echo`, to score a prompt";
             return Err(ApiError::invalid("max_tokens", "out_of_range", message));
         }

@@ -59,6 +59,28 @@ async fn prompts_come_in_four_forms() {
 }
 
 #[tokio::test]
+async fn the_default_of_max_tokens_is_what_the_context_leaves() {
+    let server = TestServer::start(&[]).await;
+    for (prompt, made) in [(250, 6), (255, 1), (240, 16), (10, 16)] {
+        let answer = server
+            .complete(json!({"prompt": "x".repeat(prompt), "ignore_eos": true}))
+            .await;
+        assert_eq!(
+            answer.json()["usage"]["completion_tokens"],
+            made,
+            "{prompt}: {}",
+            answer.body
+        );
+    }
+    let none = server.complete(json!({"prompt": "x".repeat(256)})).await;
+    assert_eq!(none.status, 400);
+    let asked = server
+        .complete(json!({"prompt": "x".repeat(250), "max_tokens": 16}))
+        .await;
+    assert_eq!(asked.json()["error"]["code"], "context_length_exceeded");
+}
+
+#[tokio::test]
 async fn prompts_that_can_never_wait_together_are_told_the_limit() {
     let server = TestServer::start(&["--queue-requests-max", "3", "--queue-tokens-max", "100"]).await;
     for (fields, limit) in [
