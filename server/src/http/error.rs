@@ -102,7 +102,7 @@ impl ApiError {
 
     /// 404: no such model. The name is the client's own and is told back only if it looks like a model name.
     pub fn model_not_found(name: &str) -> Self {
-        let sane = name.len() <= 128
+        let sane = (1..=128).contains(&name.len())
             && name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b));

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
@@ -35,9 +36,13 @@ pub async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiErr
 
 pub async fn retrieve(
     State(app): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
     let model = app.model()?;
+    // What is no UTF-8 names no model.
+    let Ok(Path(id)) = id else {
+        return Err(ApiError::model_not_found(""));
+    };
     model.check_name(&id)?;
     Ok(Json(card(&model, &id)))
 }

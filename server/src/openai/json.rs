@@ -92,6 +92,12 @@ impl<'a> Object<'a> {
         (raw.get() != "null").then_some(raw)
     }
 
+    /// Whether a field is there and not `null`.
+    pub fn has(&self, name: &str) -> bool {
+        let mut fields = self.fields.iter();
+        fields.any(|(field, raw)| field == name && raw.get() != "null")
+    }
+
     /// All the fields that are left, for an object whose keys are values.
     pub fn into_entries(self) -> Vec<(String, &'a RawValue)> {
         self.fields

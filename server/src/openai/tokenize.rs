@@ -32,8 +32,12 @@ impl TokenizeRequest {
         let return_token_strs = object.boolean("return_token_strs")?.unwrap_or(false);
         let source = match object.string("prompt")? {
             Some(prompt) => Source::Prompt(prompt),
-            None => Source::Chat(Conversation::read(&mut object, limits)?),
+            None if object.has("messages") => Source::Chat(Conversation::read(&mut object, limits)?),
+            None => return Err(one_source("missing_required_parameter")),
         };
+        if matches!(source, Source::Prompt(_)) && object.has("messages") {
+            return Err(one_source("invalid_value"));
+        }
         let known = [
             "add_generation_prompt",
             "add_special_tokens",
@@ -59,6 +63,11 @@ impl TokenizeRequest {
             return_token_strs,
         })
     }
+}
+
+fn one_source(code: &'static str) -> ApiError {
+    let message = "send exactly one of `prompt` and `messages`";
+    ApiError::invalid("prompt", code, message)
 }
 
 #[derive(Serialize)]

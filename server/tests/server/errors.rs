@@ -173,6 +173,7 @@ async fn requests_that_are_no_requests() {
     table.push(line("no such path", &server.get("/v2/nothing").await));
     table.push(line("wrong method", &server.get("/v1/chat/completions").await));
     table.push(line("no such model", &server.get("/v1/models/nothing").await));
+    table.push(line("no UTF-8 model", &server.get("/v1/models/%ff").await));
     insta::assert_snapshot!(table.join("\n"));
 }
 

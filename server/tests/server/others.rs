@@ -67,6 +67,28 @@ async fn tokens_and_back() {
 }
 
 #[tokio::test]
+async fn one_source_is_tokenized() {
+    let server = TestServer::start(&[]).await;
+    let messages = json!([{"role": "user", "content": "a"}]);
+    for (body, code) in [
+        (json!({"prompt": "a", "messages": messages}), "invalid_value"),
+        (json!({"model": "alias"}), "missing_required_parameter"),
+        (
+            json!({"prompt": null, "messages": null}),
+            "missing_required_parameter",
+        ),
+    ] {
+        let answer = server.post("/tokenize", body).await;
+        assert_eq!(answer.status, 400);
+        let error = answer.json()["error"].clone();
+        assert_eq!(error["message"], "send exactly one of `prompt` and `messages`");
+        assert_eq!(error["code"], code);
+    }
+    let one = json!({"prompt": null, "messages": messages});
+    assert_eq!(server.post("/tokenize", one).await.status, 200);
+}
+
+#[tokio::test]
 async fn readiness_needs_a_token() {
     let server = TestServer::cold(&[]);
     assert_eq!(server.get("/livez").await.body, r#"{"status":"alive"}"#);
