@@ -57,7 +57,10 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     Ok(Prepared {
         requests,
         echoes: vec![None],
-        rules: rules(common, request.logprobs),
+        rules: Rules {
+            token_ids: request.return_token_ids,
+            ..rules(common, request.logprobs)
+        },
     })
 }
 

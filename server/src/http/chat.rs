@@ -39,10 +39,10 @@ pub async fn chat_completions(
         })
         .await?;
     drop(body);
-    let logprobs = prepared.rules.logprobs.is_some();
+    let (logprobs, token_ids) = (prepared.rules.logprobs.is_some(), prepared.rules.token_ids);
     let generation =
         Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;
-    let answer = Answer::new(model, logprobs);
+    let answer = Answer::new(model, logprobs, token_ids);
     match stream {
         Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
         None => answer.whole(generation).await,
@@ -55,16 +55,18 @@ struct Answer {
     id: String,
     created: i64,
     logprobs: bool,
+    token_ids: bool,
 }
 
 impl Answer {
-    fn new(model: Arc<Model>, logprobs: bool) -> Self {
+    fn new(model: Arc<Model>, logprobs: bool, token_ids: bool) -> Self {
         let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
         Self {
             model,
             id,
             created: super::models::unix_now(),
             logprobs,
+            token_ids,
         }
     }
 
@@ -72,10 +74,18 @@ impl Answer {
         let mut choices: Vec<ChatChoice> = (0..generation.choices())
             .map(|index| self.choice(index))
             .collect();
+        let mut prompt_token_ids = self.token_ids.then(Vec::new);
         while let Some(update) = generation.next().await? {
+            if !update.prompt_tokens.is_empty() {
+                // Every choice has the same.
+                prompt_token_ids = Some(update.prompt_tokens);
+            }
             let choice = &mut choices[update.choice];
             choice.message.content.push_str(&update.text);
             choice.finish_reason = update.finish_reason.unwrap_or(choice.finish_reason);
+            if let Some(ids) = &mut choice.token_ids {
+                ids.extend(&update.tokens);
+            }
             if let Some(logprobs) = &mut choice.logprobs {
                 logprobs.content.extend(
                     update
@@ -93,6 +103,7 @@ impl Answer {
             choices,
             usage: generation.usage(),
             system_fingerprint: FINGERPRINT,
+            prompt_token_ids,
         };
         Ok(Json(completion).into_response())
     }
@@ -107,10 +118,20 @@ impl Answer {
             },
             logprobs: self.logprobs.then(ChatLogprobs::default),
             finish_reason: "stop",
+            token_ids: self.token_ids.then(Vec::new),
         }
     }
 
     fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: ChunkUsage) -> String {
+        self.chunk_with(choices, usage, None)
+    }
+
+    fn chunk_with(
+        &self,
+        choices: Vec<ChatChunkChoice>,
+        usage: ChunkUsage,
+        prompt_token_ids: Option<Vec<u32>>,
+    ) -> String {
         sse::encode(&ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -119,6 +140,7 @@ impl Answer {
             choices,
             system_fingerprint: FINGERPRINT,
             usage,
+            prompt_token_ids,
         })
     }
 }
@@ -130,14 +152,16 @@ impl sse::Chunks for Answer {
             first,
             text,
             entries,
+            prompt_tokens,
+            tokens,
             finish_reason,
-            ..
         } = update;
         let plain = |delta| ChatChunkChoice {
             index,
             delta,
             logprobs: None,
             finish_reason: None,
+            token_ids: None,
         };
         let mut chunks = Vec::with_capacity(3);
         if first {
@@ -145,9 +169,11 @@ impl sse::Chunks for Answer {
                 role: Some("assistant"),
                 content: Some(String::new()),
             };
-            chunks.push(self.chunk(vec![plain(delta)], usage));
+            let prompt = self.token_ids.then_some(prompt_tokens);
+            chunks.push(self.chunk_with(vec![plain(delta)], usage, prompt));
         }
-        if !text.is_empty() || !entries.is_empty() {
+        // Tokens whose text is still held back, or that have none, come with an empty text.
+        if !text.is_empty() || !entries.is_empty() || !tokens.is_empty() {
             let content = entries
                 .iter()
                 .map(|entry| chat_logprob(&self.model, entry))
@@ -163,6 +189,7 @@ impl sse::Chunks for Answer {
             chunks.push(self.chunk(
                 vec![ChatChunkChoice {
                     logprobs,
+                    token_ids: self.token_ids.then_some(tokens),
                     ..plain(delta)
                 }],
                 usage,

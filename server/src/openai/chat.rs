@@ -19,6 +19,7 @@ const OWN: &[&str] = &[
     "max_completion_tokens",
     "messages",
     "modalities",
+    "return_token_ids",
     "tool_choice",
     "tools",
     "top_logprobs",
@@ -34,6 +35,8 @@ pub struct ChatRequest {
     pub conversation: Conversation,
     /// `Some(k)`: the chosen token and the `k` most likely.
     pub logprobs: Option<u32>,
+    /// Whether the answer carries the tokens beside their text.
+    pub return_token_ids: bool,
 }
 
 /// What a chat template makes a prompt of.
@@ -63,6 +66,7 @@ impl ChatRequest {
             common,
             conversation: Conversation::read(&mut object, limits)?,
             logprobs: logprobs(&mut object)?,
+            return_token_ids: object.boolean("return_token_ids")?.unwrap_or(false),
         };
         if object.boolean("echo")? == Some(true) {
             return Err(ApiError::unsupported("echo"));
@@ -271,6 +275,9 @@ pub struct ChatCompletion {
     pub choices: Vec<ChatChoice>,
     pub usage: Usage,
     pub system_fingerprint: &'static str,
+    /// With `return_token_ids`: the prompt as the chat template made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -279,6 +286,9 @@ pub struct ChatChoice {
     pub message: AssistantMessage,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: &'static str,
+    /// With `return_token_ids`: the tokens of the choice, a stop token included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -321,6 +331,9 @@ pub struct ChatChunk<'a> {
     pub system_fingerprint: &'static str,
     #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
     pub usage: ChunkUsage,
+    /// With `return_token_ids`: the prompt, with the first chunk of each choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -329,6 +342,9 @@ pub struct ChatChunkChoice {
     pub delta: Delta,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
+    /// With `return_token_ids`: the tokens of this chunk, where it has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize, Default)]

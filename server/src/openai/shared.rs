@@ -71,7 +71,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "reasoning",
     "reasoning_effort",
     "request_id",
-    "return_token_ids",
     "return_tokens_as_token_ids",
     "structured_outputs",
     "suffix",

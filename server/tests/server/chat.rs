@@ -1,8 +1,8 @@
 //! `/v1/chat/completions`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::support::{SCRIPT, TestServer, finished};
+use super::support::{IM_END, SCRIPT, TestServer, finished, merged};
 
 #[tokio::test]
 async fn a_whole_answer() {
@@ -121,6 +121,50 @@ async fn a_stop_string_ends_the_text_before_it() {
     // A text that is complete is no abort, although the engine was told to end it.
     server.metric_becomes(&finished("stop"), 6.0).await;
     assert!(server.metric(&finished("abort")).await.abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn tokens_are_told_beside_their_text() {
+    let server = TestServer::start(&[]).await;
+    let prompt = server
+        .post(
+            "/tokenize",
+            json!({"messages": [{"role": "user", "content": "Hi"}]}),
+        )
+        .await
+        .json()["tokens"]
+        .clone();
+    let mut script: Vec<u32> = SCRIPT.bytes().map(u32::from).collect();
+    script.push(IM_END);
+    let fields = json!({"temperature": 0, "return_token_ids": true, "n": 2, "stop": "One tw!"});
+    let whole = server.chat(fields.clone()).await.json();
+    assert_eq!(whole["prompt_token_ids"], prompt);
+    let streamed = server
+        .chat(merged(fields, json!({"stream": true})))
+        .await
+        .events();
+    for index in 0..2 {
+        assert_eq!(whole["choices"][index]["token_ids"], json!(script));
+        let own: Vec<&Value> = streamed
+            .iter()
+            .filter(|event| event["choices"][0]["index"] == index)
+            .collect();
+        assert_eq!(own[0]["prompt_token_ids"], prompt);
+        assert!(
+            own[1..]
+                .iter()
+                .all(|event| event.get("prompt_token_ids").is_none())
+        );
+        let told: Vec<Value> = own
+            .iter()
+            .filter_map(|event| event["choices"][0]["token_ids"].as_array())
+            .flatten()
+            .cloned()
+            .collect();
+        assert_eq!(json!(told), json!(script));
+    }
+    let plain = server.chat(json!({})).await.json();
+    assert!(plain.get("prompt_token_ids").is_none() && plain["choices"][0].get("token_ids").is_none());
 }
 
 #[tokio::test]
