@@ -29,9 +29,23 @@ pub enum Error {
     StepBelowSequences { tokens: usize, sequences: usize },
     #[error("--bodies-bytes-max {all} must be at least --body-bytes-max {one}: one body must find room")]
     BodiesBelowBody { all: usize, one: usize },
+    #[error("{option} {value} is more than the limit of {limit}")]
+    AboveLimit {
+        option: &'static str,
+        value: usize,
+        limit: usize,
+    },
     #[error("--block-size {0} must be a power of two between 1 and 256")]
     BlockSize(usize),
 }
+
+/// The most that numbers without a limit of their own may be: far above what any machine can use, and low enough that
+/// no sum or product made of them overflows.
+const MEMORY_MIB_MAX: usize = 1 << 24;
+const THREADS_MAX: usize = 4096;
+const STEP_TOKENS_LIMIT: usize = 1 << 20;
+const QUEUE_REQUESTS_LIMIT: usize = 1 << 16;
+const CONNECTIONS_LIMIT: usize = 1 << 20;
 
 /// How lines of the log are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -401,16 +415,20 @@ impl ServeArgs {
         if let Some(name) = self.served_model_name.iter().find(|name| !is_model_name(name)) {
             return Err(Error::ModelName { name: name.clone() });
         }
-        let bytes = |mib: NonZeroUsize| (mib.get() as u64).saturating_mul(1 << 20);
+        let mib = |option, mib: Option<NonZeroUsize>| {
+            let mib = mib.map(|mib| at_most(option, mib, MEMORY_MIB_MAX)).transpose()?;
+            Ok(mib.map(|mib| (mib as u64) << 20))
+        };
+        let threads = self.threads.map(|n| at_most("--threads", n, THREADS_MAX));
         let model = ModelSettings {
             model: self.model,
             store: self.store.path(),
             served_names: self.served_model_name,
             device: self.device,
-            threads: self.threads.map(NonZeroUsize::get),
+            threads: threads.transpose()?,
             context_length: self.context_length.map(NonZeroUsize::get),
-            memory_max_bytes: self.memory_max_mib.map(bytes),
-            kv_cache_bytes: self.kv_cache_mib.map(bytes),
+            memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
+            kv_cache_bytes: mib("--kv-cache-mib", self.kv_cache_mib)?,
         };
         Ok(Settings {
             model,
@@ -426,7 +444,8 @@ impl EngineArgs {
         if !self.block_size.is_power_of_two() || self.block_size > 256 {
             return Err(Error::BlockSize(self.block_size));
         }
-        let (tokens, sequences) = (self.step_tokens_max.get(), self.sequences_max.get());
+        let tokens = at_most("--step-tokens-max", self.step_tokens_max, STEP_TOKENS_LIMIT)?;
+        let sequences = self.sequences_max.get();
         if tokens < sequences {
             return Err(Error::StepBelowSequences { tokens, sequences });
         }
@@ -434,7 +453,11 @@ impl EngineArgs {
             block_size: self.block_size,
             sequences_max: sequences,
             step_tokens_max: tokens,
-            queue_requests_max: self.queue_requests_max.get(),
+            queue_requests_max: at_most(
+                "--queue-requests-max",
+                self.queue_requests_max,
+                QUEUE_REQUESTS_LIMIT,
+            )?,
             queue_tokens_max: self.queue_tokens_max.get(),
             prefix_cache: !self.no_prefix_cache,
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
@@ -454,7 +477,7 @@ impl HttpArgs {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(HttpSettings {
             bind: self.bind,
-            connections_max: self.connections_max.get(),
+            connections_max: at_most("--connections-max", self.connections_max, CONNECTIONS_LIMIT)?,
             header_bytes_max: self.header_bytes_max,
             header_timeout: Duration::from_secs(self.header_timeout_s),
             body_bytes_max: self.body_bytes_max.get(),
@@ -485,6 +508,14 @@ impl RequestArgs {
             logit_bias_max: self.logit_bias_max.get(),
         }
     }
+}
+
+fn at_most(option: &'static str, value: NonZeroUsize, limit: usize) -> Result<usize, Error> {
+    let value = value.get();
+    if value > limit {
+        return Err(Error::AboveLimit { option, value, limit });
+    }
+    Ok(value)
 }
 
 fn is_model_name(name: &str) -> bool {

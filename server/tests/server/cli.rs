@@ -93,6 +93,22 @@ fn settings_that_cannot_work_are_refused() {
         refused(&["--step-tokens-max", "8"]),
         Error::StepBelowSequences { .. }
     ));
+    for option in [
+        "--kv-cache-mib",
+        "--memory-max-mib",
+        "--threads",
+        "--step-tokens-max",
+        "--queue-requests-max",
+        "--connections-max",
+    ] {
+        for value in ["17592186044415", "18446744073709551615"] {
+            let error = refused(&[option, value]).to_string();
+            assert!(
+                error.starts_with(option) && error.contains("more than the limit of"),
+                "{error}"
+            );
+        }
+    }
     assert!(Cli::try_parse_from(["rempart", "serve", "m", "--sequences-max", "0"]).is_err());
     assert!(Cli::try_parse_from(["rempart", "serve", "m", "--choices-max", "200"]).is_err());
     assert!(
