@@ -130,5 +130,10 @@ def test_a_body_over_its_limit_is_refused(served):
     connection.close()
 
 
+def test_a_client_that_sends_all_of_a_large_body_reads_the_413(served):
+    status, answer = raw(served, "POST", "/v1/chat/completions", b"x" * 30_000_000)
+    assert status == 413 and answer["error"]["code"] == "body_too_large"
+
+
 def test_the_server_still_answers(served):
     assert chat(served).choices[0].message is not None

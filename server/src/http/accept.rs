@@ -1,16 +1,17 @@
 //! The accept loop: HTTP/1.1 and HTTP/2 with limits on connections, heads and patience, and an orderly end.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::response::IntoResponse as _;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -138,13 +139,19 @@ async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
 async fn connection(stream: TcpStream, router: Router, app: &AppState) {
     // Tokens are small packets that should leave at once. If the option fails the connection still works.
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(TimeoutIo::new(stream, app.http.write_timeout));
+    // Until a request was understood, what came may have been refused with more behind it.
+    let unread = Arc::new(AtomicBool::new(true));
+    let io = TokioIo::new(TimeoutIo::new(
+        stream,
+        app.http.write_timeout,
+        Arc::clone(&unread),
+    ));
     let spoke = Arc::new(AtomicBool::new(false));
     let heard = Arc::clone(&spoke);
     let service = service_fn(move |request: Request<Incoming>| {
         heard.store(true, Ordering::Relaxed);
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(answer(router, request).await) }
+        let (router, unread) = (router.clone(), Arc::clone(&unread));
+        async move { Ok::<_, Infallible>(answer(router, request, unread).await) }
     });
     let builder = builder(app);
     let mut connection = pin!(builder.serve_connection(io, service));
@@ -178,12 +185,48 @@ async fn connection(stream: TcpStream, router: Router, app: &AppState) {
     }
 }
 
-async fn answer(router: Router, request: Request<Incoming>) -> axum::response::Response {
-    match router.oneshot(request.map(Body::new)).await {
+async fn answer(
+    router: Router,
+    request: Request<Incoming>,
+    unread: Arc<AtomicBool>,
+) -> axum::response::Response {
+    unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
+    let request = request.map(|body| Body::new(Watched { body, unread }));
+    match router.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
     .into_response()
+}
+
+/// A request's body that notes when it was read to its end.
+struct Watched {
+    body: Incoming,
+    unread: Arc<AtomicBool>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let poll = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(poll, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.unread.store(false, Ordering::Relaxed);
+        }
+        poll
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn builder(app: &AppState) -> Builder<TokioExecutor> {

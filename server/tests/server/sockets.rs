@@ -245,3 +245,27 @@ async fn a_body_that_is_too_large_closes_the_connection() {
     let mut chunked = listening.sent(&chunk).await;
     assert!(rest(&mut chunked).await.starts_with("HTTP/1.1 413"));
 }
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_reads_sees_the_413() {
+    let listening = listen(&["--body-bytes-max", "1000"]).await;
+    let body = "x".repeat(20_000_000);
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let mut announced = listening.connect().await;
+    let whole = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    announced.write_all(whole.as_bytes()).await.unwrap();
+    assert!(rest(&mut announced).await.contains("body_too_large"));
+    let mut chunked = listening.connect().await;
+    let whole = format!(
+        "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    chunked.write_all(whole.as_bytes()).await.unwrap();
+    assert!(rest(&mut chunked).await.contains("body_too_large"));
+    // It goes on without having read: its place is free when the server has had enough.
+    drop((announced, chunked));
+    listening
+        .server
+        .metric_becomes("rempart_http_connections", 0.0)
+        .await;
+}
