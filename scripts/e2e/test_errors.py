@@ -112,6 +112,9 @@ def raw(served, method, path, body=b"", headers=None):
     ("POST", "/v1/chat/completions", b"{}", {"Content-Type": "text/plain"}, 415),
     ("GET", "/v1/chat/completions", b"", {}, 405),
     ("GET", "/v1/nothing", b"", {}, 404),
+    ("GET", "/v1/models/%ff", b"", {}, 404),
+    ("GET", "/v1/models", b"", {"Host": "evil.example"}, 403),
+    ("GET", "/v1/models", b"", {"X-Large": "x" * 20_000}, 431),
 ])
 def test_a_broken_request_gets_an_error_object(served, method, path, body, headers, status):
     got, answer = raw(served, method, path, body, headers)

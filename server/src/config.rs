@@ -1,17 +1,20 @@
 //! Everything that can be configured: each limit with its name, its default and its environment variable. What was
 //! typed ([`ServeArgs`]) becomes what is used ([`Settings`]) in one place, [`ServeArgs::check`].
 
-use std::convert::Infallible;
-use std::fmt;
+mod hosts;
+mod pull;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use thiserror::Error;
+
+pub use hosts::AllowedHosts;
+pub use pull::{PullArgs, Secret, StoreArgs};
 
 /// Why a configuration cannot work.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -35,6 +38,10 @@ pub enum Error {
         value: usize,
         limit: usize,
     },
+    #[error(
+        "--allowed-host {name:?} must be a name or an address (IPv6 in brackets) without scheme, port and path"
+    )]
+    AllowedHost { name: String },
     #[error("--block-size {0} must be a power of two between 1 and 256")]
     BlockSize(usize),
 }
@@ -94,94 +101,6 @@ pub struct LogArgs {
         global = true
     )]
     pub log_level: LogLevel,
-}
-
-/// Where models are kept.
-#[derive(Debug, Clone, Args)]
-pub struct StoreArgs {
-    /// Folder that `rempart pull` writes to [default: .local/share/rempart/models in the home folder]
-    #[arg(long, env = "REMPART_MODELS_DIR", help_heading = "Model")]
-    pub models_dir: Option<PathBuf>,
-}
-
-impl StoreArgs {
-    /// The folder; an account without a home keeps its models below the current one.
-    pub fn path(self) -> PathBuf {
-        let home = || {
-            std::env::home_dir()
-                .unwrap_or_default()
-                .join(".local/share/rempart/models")
-        };
-        self.models_dir.unwrap_or_else(home)
-    }
-}
-
-/// Options of `rempart pull`, as typed.
-#[derive(Debug, Clone, Args)]
-pub struct PullArgs {
-    // Not a doc comment: rustdoc would take the brackets for links, --help would show what escapes them.
-    #[arg(
-        env = "REMPART_PULL_MODEL",
-        help = "A name of the catalogue, or hf:organisation/name[@revision][:file]"
-    )]
-    pub model: Option<String>,
-    /// List the catalogue instead
-    #[arg(long, env = "REMPART_PULL_LIST", value_parser = BoolishValueParser::new())]
-    pub list: bool,
-    #[command(flatten)]
-    pub store: StoreArgs,
-    /// Name of the model's folder [default: the catalogue's name, or organisation--name]
-    #[arg(long, env = "REMPART_PULL_NAME")]
-    pub name: Option<String>,
-    /// Fetch again what is already there, and replace a folder that no pull has made
-    #[arg(long, env = "REMPART_PULL_FORCE", value_parser = BoolishValueParser::new())]
-    pub force: bool,
-    /// Use what earlier downloads left in the cache, and no network
-    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = BoolishValueParser::new(), help_heading = "Hub")]
-    pub offline: bool,
-    /// Address of the hub [default: <https://huggingface.co>]
-    #[arg(long, env = "HF_ENDPOINT", help_heading = "Hub")]
-    pub endpoint: Option<String>,
-    /// Access token of the hub; better given as environment variable, which other users cannot list
-    #[arg(long, env = "HF_TOKEN", hide_env_values = true, help_heading = "Hub")]
-    pub token: Option<Secret>,
-    /// Folder of downloads, shared with other tools [default: hub in --hub-home]
-    #[arg(long, env = "HF_HUB_CACHE", help_heading = "Hub")]
-    pub hub_cache: Option<PathBuf>,
-    /// Folder of the hub's tools [default: .cache/huggingface in the home folder]
-    #[arg(long, env = "HF_HOME", help_heading = "Hub")]
-    pub hub_home: Option<PathBuf>,
-}
-
-impl PullArgs {
-    /// The folder of downloads.
-    pub fn cache_path(&self) -> PathBuf {
-        let home = || {
-            std::env::home_dir()
-                .unwrap_or_default()
-                .join(".cache/huggingface")
-        };
-        let hub = || self.hub_home.clone().unwrap_or_else(home).join("hub");
-        self.hub_cache.clone().unwrap_or_else(hub)
-    }
-}
-
-/// Text that is never shown.
-#[derive(Clone)]
-pub struct Secret(pub String);
-
-impl FromStr for Secret {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(hidden)")
-    }
 }
 
 /// Options of `rempart serve`, as typed.
@@ -266,6 +185,10 @@ pub struct HttpArgs {
     /// Listen on an address that other machines can reach, although there are no keys yet
     #[arg(long, env = "REMPART_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
     pub allow_remote: bool,
+    /// Host name that requests may carry beside localhost and the bound address; give it again for further names
+    /// [default: none, or any with --allow-remote]
+    #[arg(long, env = "REMPART_ALLOWED_HOST", value_delimiter = ',')]
+    pub allowed_host: Vec<String>,
     /// Open connections; a further one gets a 503 and is closed
     #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value = "1024")]
     pub connections_max: NonZeroUsize,
@@ -378,6 +301,8 @@ pub struct EngineSettings {
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     pub bind: SocketAddr,
+    /// What the `Host` header may name; `None`: anything.
+    pub hosts: Option<AllowedHosts>,
     pub connections_max: usize,
     pub header_bytes_max: u32,
     pub header_timeout: Duration,
@@ -477,6 +402,7 @@ impl HttpArgs {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(HttpSettings {
             bind: self.bind,
+            hosts: AllowedHosts::new(self.bind, self.allowed_host)?,
             connections_max: at_most("--connections-max", self.connections_max, CONNECTIONS_LIMIT)?,
             header_bytes_max: self.header_bytes_max,
             header_timeout: Duration::from_secs(self.header_timeout_s),

@@ -29,6 +29,9 @@ use crate::shutdown::Phase;
 
 /// Streams of one HTTP/2 connection.
 const HTTP2_STREAMS_MAX: u32 = 128;
+/// hyper refuses a head with an answer of its own, which has no body. Up to so many times our limit it lets heads
+/// through to [`super::head`], which tells what is wrong.
+const HEAD_SLACK: u32 = 2;
 /// How often an HTTP/2 peer must show that it is there.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
@@ -231,15 +234,16 @@ impl HttpBody for Watched {
 
 fn builder(app: &AppState) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
+    let head_bytes_max = app.http.header_bytes_max * HEAD_SLACK;
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(app.http.header_timeout)
-        .max_buf_size(app.http.header_bytes_max as usize);
+        .max_buf_size(head_bytes_max as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(app.http.header_bytes_max)
+        .max_header_list_size(head_bytes_max)
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING);

@@ -89,6 +89,26 @@ impl ApiError {
         Self::invalid(param, "unsupported_parameter", message)
     }
 
+    /// 400: HTTP/1.1 without a host.
+    pub fn no_host() -> Self {
+        let message = "The request has no `Host` header";
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(status, Kind::InvalidRequestError, Some("no_host"), message)
+    }
+
+    /// 403: a page of the web may have sent this through its visitor's browser.
+    pub fn host_not_allowed() -> Self {
+        let message = "The `Host` header names a host that this server does not answer for; its operator can allow a \
+                       name with --allowed-host";
+        let status = StatusCode::FORBIDDEN;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("host_not_allowed"),
+            message,
+        )
+    }
+
     /// 404: no such path.
     pub fn route_not_found() -> Self {
         let message = "Unknown request URL. See /v1/models for what is served";
@@ -162,6 +182,14 @@ impl ApiError {
             Some("unsupported_media_type"),
             message,
         )
+    }
+
+    /// 431.
+    pub fn head_too_large(limit_bytes: usize) -> Self {
+        let message = format!("The request's head is larger than the limit of {limit_bytes} bytes");
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let error = Self::new(status, Kind::InvalidRequestError, Some("head_too_large"), message);
+        Self { close: true, ..error }
     }
 
     /// 400: the prompt, or the prompt and the tokens asked for, do not fit the context.

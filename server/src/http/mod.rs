@@ -4,6 +4,7 @@ pub mod accept;
 pub mod chat;
 pub mod completions;
 pub mod error;
+pub mod head;
 pub mod health;
 pub mod limits;
 pub mod models;
@@ -99,6 +100,7 @@ pub fn app(state: AppState) -> Router {
         .route("/metrics", get(health::metrics))
         .fallback(async || ApiError::route_not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&state), head::check))
         .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
         .layer(from_fn(observe::arrive))
         .with_state(state)

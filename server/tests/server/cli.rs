@@ -109,6 +109,10 @@ fn settings_that_cannot_work_are_refused() {
             );
         }
     }
+    assert!(matches!(
+        refused(&["--allowed-host", "a:80"]),
+        Error::AllowedHost { .. }
+    ));
     assert!(Cli::try_parse_from(["rempart", "serve", "m", "--sequences-max", "0"]).is_err());
     assert!(Cli::try_parse_from(["rempart", "serve", "m", "--choices-max", "200"]).is_err());
     assert!(

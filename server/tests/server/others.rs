@@ -1,7 +1,7 @@
 //! The smaller endpoints, and what surrounds every request.
 
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, Version};
 use rempart::shutdown::Phase;
 use serde_json::json;
 
@@ -86,6 +86,84 @@ async fn one_source_is_tokenized() {
     }
     let one = json!({"prompt": null, "messages": messages});
     assert_eq!(server.post("/tokenize", one).await.status, 200);
+}
+
+fn asks(version: Version, uri: &str, hosts: &[&str]) -> Request<Body> {
+    let mut request = Request::get(uri).version(version);
+    for host in hosts {
+        request = request.header("host", *host);
+    }
+    request.body(Body::empty()).unwrap()
+}
+
+/// The status, past the router itself, which adds no host.
+async fn status(server: &TestServer, request: Request<Body>) -> u16 {
+    let answer = tower::ServiceExt::oneshot(server.router.clone(), request).await;
+    answer.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn a_foreign_host_is_refused() {
+    let server = TestServer::start(&[]).await;
+    let (one, zero, two) = (Version::HTTP_11, Version::HTTP_10, Version::HTTP_2);
+    for (version, uri, hosts, expected) in [
+        (one, "/version", &["localhost:8080"][..], 200),
+        (one, "/version", &["127.0.0.1:8080"], 200),
+        (one, "/version", &["[::1]:8080"], 200),
+        (one, "/version", &["evil.example"], 403),
+        (one, "/v1/models", &["evil.example:8080"], 403),
+        (one, "/metrics", &["evil.example"], 403),
+        (one, "/nothing", &["evil.example"], 403),
+        (one, "/version", &["localhost", "evil.example"], 403),
+        (one, "http://evil.example/version", &["localhost"], 403),
+        (one, "http://localhost/version", &["localhost"], 200),
+        (two, "http://localhost:8080/version", &[], 200),
+        (two, "http://evil.example/version", &[], 403),
+        (one, "/version", &[], 400),
+        (zero, "/version", &[], 200),
+        (zero, "/version", &["evil.example"], 403),
+    ] {
+        let got = status(&server, asks(version, uri, hosts)).await;
+        assert_eq!(got, expected, "{version:?} {uri} {hosts:?}");
+    }
+    let error = server.send(asks(one, "/version", &["evil.example"])).await.json()["error"].clone();
+    assert_eq!(error["code"], "host_not_allowed");
+    assert!(error["message"].as_str().unwrap().contains("--allowed-host"));
+}
+
+#[tokio::test]
+async fn hosts_can_be_added_and_a_remote_bind_takes_any() {
+    let ask = |host| asks(Version::HTTP_11, "/version", &[host]);
+    let named = TestServer::start(&["--allowed-host", "llm.example,b.example"]).await;
+    for (host, expected) in [
+        ("LLM.example:80", 200),
+        ("b.example", 200),
+        ("localhost", 200),
+        ("c.example", 403),
+    ] {
+        assert_eq!(status(&named, ask(host)).await, expected, "{host}");
+    }
+    let remote = &["--bind", "0.0.0.0:8080", "--allow-remote"];
+    let any = TestServer::start(remote).await;
+    assert_eq!(status(&any, ask("c.example")).await, 200);
+    let arguments = [&remote[..], &["--allowed-host", "llm.example"]].concat();
+    let strict = TestServer::start(&arguments).await;
+    assert_eq!(status(&strict, ask("c.example")).await, 403);
+    assert_eq!(status(&strict, ask("llm.example")).await, 200);
+}
+
+#[tokio::test]
+async fn a_large_head_gets_an_error_like_any_other() {
+    let server = TestServer::start(&[]).await;
+    let head = |bytes: usize| {
+        let request = Request::get("/version").header("x-large", "x".repeat(bytes));
+        request.body(Body::empty()).unwrap()
+    };
+    assert_eq!(server.send(head(16_000)).await.status, 200);
+    let answer = server.send(head(16_400)).await;
+    assert_eq!(answer.status, 431);
+    assert_eq!(answer.headers["connection"], "close");
+    assert_eq!(answer.json()["error"]["code"], "head_too_large");
 }
 
 #[tokio::test]

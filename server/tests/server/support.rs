@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use clap::Parser as _;
 use http_body_util::BodyExt as _;
 use rempart::cli::{Cli, Command};
@@ -279,7 +279,9 @@ impl TestServer {
         }
     }
 
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        let host = HeaderValue::from_static("localhost");
+        request.headers_mut().entry("host").or_insert(host);
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -347,6 +349,7 @@ pub(crate) fn post_request(path: &str, body: String) -> Request<Body> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(path)
+        .header("host", "localhost")
         .header("content-type", "application/json");
     request.body(Body::from(body)).unwrap()
 }
