@@ -1,6 +1,7 @@
 """What the official client raises: typed errors that name the parameter and say the numbers."""
 import http.client
 import json
+import time
 
 import openai
 import pytest
@@ -136,6 +137,14 @@ def test_a_body_over_its_limit_is_refused(served):
 def test_a_client_that_sends_all_of_a_large_body_reads_the_413(served):
     status, answer = raw(served, "POST", "/v1/chat/completions", b"x" * 30_000_000)
     assert status == 413 and answer["error"]["code"] == "body_too_large"
+
+
+def test_a_book_is_refused_without_being_tokenized(served):
+    began = time.monotonic()
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(served, messages=[{"role": "user", "content": "a tale of two cities " * 190_000}])
+    assert caught.value.code == "context_length_exceeded" and "at least" in str(caught.value)
+    assert time.monotonic() - began < 5
 
 
 def test_the_server_still_answers(served):

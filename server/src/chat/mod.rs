@@ -15,6 +15,9 @@ use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
 use crate::openai::shared::Common;
 
+/// A prompt of up to so many contexts is counted exactly when it is refused.
+const COUNTED_CONTEXTS: usize = 2;
+
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// A request ready for the engine, and what its answer needs.
@@ -44,7 +47,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let common = &request.common;
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
-    let prompt = conversation_tokens(&request.conversation, model, limits)?;
+    let prompt = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
     let requests = vec![engine_request(
@@ -104,6 +107,7 @@ pub fn conversation_tokens(
     conversation: &Conversation,
     model: &Model,
     limits: &RequestLimits,
+    tokens_max: usize,
 ) -> Result<Vec<u32>> {
     let Some(template) = &model.chat_template else {
         let message = "this model has no chat template: use /v1/completions";
@@ -125,23 +129,46 @@ pub fn conversation_tokens(
     let bytes = segments.iter().map(|segment| segment.as_str().len()).sum();
     check_bytes("messages", bytes, limits)?;
     let segments: Vec<Segment<'_>> = segments.iter().map(OwnedSegment::as_segment).collect();
-    encode(&segments, false, model)
+    encode("messages", &segments, false, model, tokens_max)
 }
 
 /// Tokenizes plain text; what looks like a special token in it stays text.
-pub fn text_tokens(text: &str, add_special: bool, model: &Model, limits: &RequestLimits) -> Result<Vec<u32>> {
+pub fn text_tokens(
+    text: &str,
+    add_special: bool,
+    model: &Model,
+    limits: &RequestLimits,
+    tokens_max: usize,
+) -> Result<Vec<u32>> {
     check_bytes("prompt", text.len(), limits)?;
-    encode(&[Segment::Text(text)], add_special, model)
+    encode("prompt", &[Segment::Text(text)], add_special, model, tokens_max)
 }
 
-fn encode(segments: &[Segment<'_>], add_special: bool, model: &Model) -> Result<Vec<u32>> {
-    model.tokenizer.encode(segments, add_special).map_err(|_| {
+fn encode(
+    param: &str,
+    segments: &[Segment<'_>],
+    add_special: bool,
+    model: &Model,
+    tokens_max: usize,
+) -> Result<Vec<u32>> {
+    let encoded = model.tokenizer.encode_within(segments, add_special, tokens_max);
+    encoded.map_err(|error| {
+        if let rempart_text::Error::TooLong { at_least } = error {
+            return ApiError::context_exceeded_at_least(param, model.context_length, at_least);
+        }
         tracing::error!("the tokenizer failed");
         ApiError::internal()
     })
 }
 
-fn check_bytes(param: &str, bytes: usize, limits: &RequestLimits) -> Result<()> {
+/// How many tokens of a prompt are counted: beyond its limit, so that a client learns by how much it must shorten, and
+/// not without end, because it may have sent a book.
+fn counted_max(model: &Model) -> usize {
+    model.context_length.saturating_mul(COUNTED_CONTEXTS)
+}
+
+/// Refuses more text than a prompt may have.
+pub fn check_bytes(param: &str, bytes: usize, limits: &RequestLimits) -> Result<()> {
     let limit = limits.prompt_bytes_max;
     if bytes <= limit {
         return Ok(());
@@ -157,7 +184,7 @@ fn prompt_tokens(
     limits: &RequestLimits,
 ) -> Result<Vec<u32>> {
     let tokens = match prompt {
-        Prompt::Text(text) => text_tokens(text, add_special, model, limits)?,
+        Prompt::Text(text) => text_tokens(text, add_special, model, limits, counted_max(model))?,
         Prompt::Tokens(tokens) => tokens.clone(),
     };
     if tokens.is_empty() {

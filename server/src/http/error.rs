@@ -208,6 +208,14 @@ impl ApiError {
         Self::invalid(param, "context_length_exceeded", message)
     }
 
+    /// 400: the prompt is so far over the context that its tokens were not counted to the end.
+    pub fn context_exceeded_at_least(param: &str, context: usize, at_least: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens, but the prompt has at least {at_least} tokens"
+        );
+        Self::invalid(param, "context_length_exceeded", message)
+    }
+
     /// 503: every queue has its limit, and this one is reached.
     pub fn overloaded(retry_after_s: u64) -> Self {
         let message = format!("The server is overloaded; try again in {retry_after_s} seconds");

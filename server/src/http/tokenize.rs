@@ -23,9 +23,11 @@ pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<J
         let tokens = match &request.source {
             Source::Prompt(prompt) => {
                 let special = request.add_special_tokens.unwrap_or(true);
-                chat::text_tokens(prompt, special, &model, &request_limits)?
+                chat::text_tokens(prompt, special, &model, &request_limits, usize::MAX)?
             }
-            Source::Chat(conversation) => chat::conversation_tokens(conversation, &model, &request_limits)?,
+            Source::Chat(conversation) => {
+                chat::conversation_tokens(conversation, &model, &request_limits, usize::MAX)?
+            }
         };
         let text = |token: &u32| String::from_utf8_lossy(&model.token_bytes(*token)).into_owned();
         let token_strs = request

@@ -15,6 +15,9 @@ pub enum Error {
     /// The tokenizer failed on a text: its vocabulary cannot spell it.
     #[error("the text cannot be tokenised: {0}")]
     Encode(String),
+    /// The text has more tokens than were asked for; it was not tokenised to its end.
+    #[error("the text has at least {at_least} tokens")]
+    TooLong { at_least: usize },
     /// The chat template is not valid.
     #[error("chat template refused: {0}")]
     Template(String),

@@ -67,6 +67,37 @@ proptest! {
     }
 
     #[test]
+    fn a_limit_changes_nothing_but_how_far_is_counted(text in any::<String>(), blanks in 0..400_usize, limit in 0..40_usize) {
+        let text = text + &" ".repeat(blanks);
+        for (name, tokenizer) in tokenizers() {
+            for segment in [Segment::Text(&text), Segment::Markup(&text)] {
+                let ids = tokenizer.encode(&[segment], false).unwrap();
+                match tokenizer.encode_within(&[segment], false, limit) {
+                    Ok(within) => prop_assert!(within == ids && ids.len() <= limit, "{}", name),
+                    Err(Error::TooLong { at_least }) => {
+                        prop_assert!(limit < at_least && at_least <= ids.len(), "{}", name);
+                    }
+                    Err(error) => prop_assert!(false, "{}: {}", name, error),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_looks_across_a_blank_after_a_word(
+        words in prop::collection::vec("[a-zA-Z0-9'\\.,!_)é日 \t\n\u{301}▁😀-]{0,8}[a-z0-9.!)]", 1..20),
+        starts in prop::collection::vec(" [ a-z0-9'é日\u{301}▁]{0,3}", 20),
+    ) {
+        let parts: Vec<String> = words.iter().zip(&starts).map(|(word, start)| format!("{start}{word}")).collect();
+        let cut = ["smollm2.gguf", "gemma3.gguf", "qwen2.5.gguf", "llama3_1.gguf", "llama3_1.json", "qwen3.json"];
+        for (name, tokenizer) in tokenizers().iter().filter(|(name, _)| cut.contains(name)) {
+            let encode = |text: &str| tokenizer.encode(&[Segment::Text(text)], false).unwrap();
+            let apart: Vec<u32> = parts.iter().flat_map(|part| encode(part)).collect();
+            prop_assert_eq!(encode(&parts.concat()), apart, "{}", name);
+        }
+    }
+
+    #[test]
     fn segments_join(cuts in prop::collection::vec("[ a-zé<|>_\n]{0,6}", 0..8)) {
         let whole: String = cuts.concat();
         for (_, tokenizer) in tokenizers() {
@@ -154,6 +185,19 @@ fn passed_text_can_begin_a_stop_and_not_end_one() {
     };
     assert_eq!(matcher.push("a"), stopped, "one that overlaps what was passed");
     assert_eq!(matcher.pass("a"), "");
+}
+
+#[test]
+fn what_is_far_too_long_is_not_tokenized() {
+    // Words over words: a vocabulary that bounds its tokens refuses them unseen, the others after a few.
+    for (name, tokenizer) in tokenizers() {
+        let text = "some words ".repeat(400_000);
+        let error = tokenizer.encode_within(&[Segment::Text(&text)], true, 2000);
+        let Err(Error::TooLong { at_least }) = error else {
+            panic!("{name}");
+        };
+        assert!(at_least > 2000 && at_least < 400_000, "{name}: {at_least}");
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Added {
     }
 
     /// Some files forget to mark `<|fim_prefix|>` or `<start_of_image>` as special: the spelling tells.
-    fn is_control(&self) -> bool {
+    pub(super) fn is_control(&self) -> bool {
         let spelt_like = |open, close| self.content.starts_with(open) && self.content.ends_with(close);
         let spellings = [
             ("<|", "|>"),

@@ -26,9 +26,9 @@ const NORMAL: i32 = 1;
 pub const KNOWN_PRE_TOKENIZERS: [&str; 5] = ["default", "gpt-2", "llama-bpe", "qwen2", "smollm"];
 
 /// Words of Llama 3: digits in threes.
-const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words of Qwen 2 and 3: digits one by one.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The kind of a tokenizer decides what absent keys mean.
 struct Kind {
@@ -83,6 +83,7 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
     }
     let one = |wanted: bool, id: Option<u32>| id.filter(|_| wanted).into_iter().collect();
     Ok(Inner {
+        token_bytes_max: pipeline.token_bytes_max(&added, ToOwned::to_owned),
         added: AddedTokens::new(added, vocab.tokens.len(), vocab.unknown, ToOwned::to_owned)?,
         pipeline,
         pieces,
@@ -164,11 +165,13 @@ fn byte_level(vocab: &GgufVocab, types: &[i32]) -> Result<Kind, Error> {
         .build()
         .map_err(|error| Error::Load(error.to_string()))?;
     Ok(Kind {
-        pipeline: Pipeline::Crate(Box::new(CratePipeline {
-            normalizer: pre.normalizer,
-            pre_tokenizer: Some(pre.words),
-            model: ModelWrapper::BPE(model),
-        })),
+        // Of the added tokens only the normalized ones matter to it, and a GGUF file has none.
+        pipeline: Pipeline::Crate(Box::new(CratePipeline::new(
+            pre.normalizer,
+            Some(pre.words),
+            ModelWrapper::BPE(model),
+            &[],
+        ))),
         decoding: Decoding::byte_level(),
         adds_bos: pre.adds_bos,
     })

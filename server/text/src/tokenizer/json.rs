@@ -85,18 +85,18 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
     let roles = roles(&steps, &ids, &prefix, &suffix);
     let normalizer = tokenizer.get_normalizer().cloned();
     let normalize = |content: &str| normalized(normalizer.as_ref(), content);
+    let pre_tokenizer = tokenizer.get_pre_tokenizer().cloned();
+    let parts = CratePipeline::new(normalizer.clone(), pre_tokenizer, model.clone(), &added);
+    let pipeline = Pipeline::Crate(Box::new(parts));
     Ok(Inner {
+        token_bytes_max: pipeline.token_bytes_max(&added, normalize),
         added: AddedTokens::new(added, pieces.len(), roles.unknown, normalize)?,
         pieces,
         ids,
         prefix,
         suffix,
         roles,
-        pipeline: Pipeline::Crate(Box::new(CratePipeline {
-            pre_tokenizer: tokenizer.get_pre_tokenizer().cloned(),
-            model: model.clone(),
-            normalizer,
-        })),
+        pipeline,
     })
 }
 

@@ -5,6 +5,8 @@
 //! scores, because GGUF stores no merges for it; and decoding, because a stream needs the bytes of each token.
 
 mod added;
+mod bound;
+mod cuts;
 mod gguf;
 mod json;
 mod pieces;
@@ -49,6 +51,8 @@ struct Inner {
     pipeline: Pipeline,
     added: AddedTokens,
     pieces: Pieces,
+    /// The most bytes of a client's text that one token can stand for; `None` if nothing bounds it.
+    token_bytes_max: Option<usize>,
     ids: HashMap<String, u32>,
     /// What `add_special` puts before and after the text.
     prefix: Vec<u32>,
@@ -101,10 +105,28 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Encode`] if the vocabulary cannot spell the text.
     pub fn encode(&self, segments: &[Segment<'_>], add_special: bool) -> Result<Vec<u32>, Error> {
+        self.encode_within(segments, add_special, usize::MAX)
+    }
+
+    /// As [`Tokenizer::encode`], but gives up as soon as it is certain that there are more than `tokens_max`: from the
+    /// length of the text alone where the vocabulary allows that, or else when so many were counted.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] with a number that the text has at least; otherwise as [`Tokenizer::encode`].
+    pub fn encode_within(
+        &self,
+        segments: &[Segment<'_>],
+        add_special: bool,
+        tokens_max: usize,
+    ) -> Result<Vec<u32>, Error> {
+        let at_least = self.tokens_min(segments);
+        if at_least > tokens_max {
+            return Err(Error::TooLong { at_least });
+        }
         let (text, foreign) = join(segments);
         let spans = self.0.added.split(&text, &foreign);
         let mut ids = catch_unwind(AssertUnwindSafe(|| {
-            self.0.pipeline.encode(&text, spans, &self.0.added)
+            self.0.pipeline.encode(&text, spans, &self.0.added, tokens_max)
         }))
         .map_err(|_| Error::Encode("the tokenizer panicked".to_owned()))??;
         if !add_special {
@@ -117,6 +139,15 @@ impl Tokenizer {
             ids.extend_from_slice(&self.0.suffix);
         }
         Ok(ids)
+    }
+
+    /// The fewest tokens that the segments can have, by the length of what clients wrote in them.
+    fn tokens_min(&self, segments: &[Segment<'_>]) -> usize {
+        let own = segments
+            .iter()
+            .filter(|segment| matches!(segment, Segment::Text(_)));
+        let bytes: usize = own.map(|segment| segment.as_str().len()).sum();
+        self.0.token_bytes_max.map_or(0, |max| bytes.div_ceil(max))
     }
 
     /// The text of ids that begin a text. Invalid UTF-8 becomes replacement characters, one for each maximal invalid

@@ -263,7 +263,7 @@ fn byte_level_bytes(token: &str) -> Option<Vec<u8>> {
 }
 
 /// GPT-2 shows printable Latin-1 bytes as themselves and the other 68, in order, from U+0100.
-fn byte_of(character: char) -> Option<u8> {
+pub(super) fn byte_of(character: char) -> Option<u8> {
     let code = u32::from(character);
     let byte = match code {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,

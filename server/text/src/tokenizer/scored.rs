@@ -2,8 +2,11 @@
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
+use std::ops::Range;
 
+use super::cuts;
 use super::pieces::byte_token;
+use super::pipeline::check;
 use crate::{Error, GgufVocab};
 
 const NORMAL: i32 = 1;
@@ -18,6 +21,8 @@ pub(super) struct Scored {
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
     space_prefix: bool,
+    /// Whether a text may be taken in parts: no token goes across a border between words.
+    cuttable: bool,
 }
 
 /// A run of characters that is one token so far; neighbours by index, an absorbed symbol has length 0.
@@ -70,7 +75,7 @@ impl Scored {
             let (scores, tokens) = (scores.len(), vocab.tokens.len());
             return Err(Error::Load(format!("{scores} scores for {tokens} tokens")));
         }
-        let mut tokens = HashMap::with_capacity(vocab.tokens.len());
+        let mut tokens: HashMap<Box<str>, (u32, f32)> = HashMap::with_capacity(vocab.tokens.len());
         let mut bytes = vec![None; 256];
         for (index, token) in vocab.tokens.iter().enumerate() {
             let id = super::check_id(u32::try_from(index).unwrap_or(u32::MAX), "a token")? as u32;
@@ -92,7 +97,9 @@ impl Scored {
                 _ => {}
             }
         }
+        let within_a_word = |token: &str| !token.trim_start_matches(BLANK).contains(BLANK);
         Ok(Self {
+            cuttable: tokens.keys().all(|token| within_a_word(token)),
             tokens,
             bytes,
             unknown: vocab.unknown,
@@ -100,10 +107,43 @@ impl Scored {
         })
     }
 
-    /// Appends the ids of a text without added tokens.
-    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), Error> {
+    /// The most bytes of a text, before blanks are respelt, that one token can stand for; `None` if a run of unknown
+    /// characters may become one token.
+    pub(super) fn token_bytes_max(&self) -> Option<usize> {
+        let spells_all = self.bytes.iter().all(Option::is_some);
+        let own = |token: &str| token.len() - (BLANK.len() - 1) * token.matches(BLANK).count();
+        (spells_all || self.unknown.is_none()).then(|| {
+            let longest = self.tokens.keys().map(|token| own(token)).max();
+            longest.unwrap_or(1).max(1)
+        })
+    }
+
+    /// Appends the ids of a range of the text, which has no added tokens, unless they become too many.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        range: Range<usize>,
+        tokens_max: usize,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        let mut rest = range.clone();
+        while !rest.is_empty() {
+            let part = if self.cuttable {
+                cuts::part(text, rest.clone())
+            } else {
+                rest.clone()
+            };
+            rest.start = part.end;
+            let prefix = self.space_prefix && part.start == range.start;
+            self.encode_part(&text[part], prefix, ids)?;
+            check(ids.len(), tokens_max)?;
+        }
+        Ok(())
+    }
+
+    fn encode_part(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) -> Result<(), Error> {
         let blanks = text.replace(' ', BLANK);
-        let text = if self.space_prefix && !text.is_empty() {
+        let text = if prefix {
             format!("{BLANK}{blanks}")
         } else {
             blanks
