@@ -116,6 +116,7 @@ def raw(served, method, path, body=b"", headers=None):
     ("GET", "/v1/models/%ff", b"", {}, 404),
     ("GET", "/v1/models", b"", {"Host": "evil.example"}, 403),
     ("GET", "/v1/models", b"", {"X-Large": "x" * 20_000}, 431),
+    ("POST", "/v1/completions", b"{}", {"Content-Encoding": "gzip"}, 415),
 ])
 def test_a_broken_request_gets_an_error_object(served, method, path, body, headers, status):
     got, answer = raw(served, method, path, body, headers)

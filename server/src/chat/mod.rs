@@ -173,7 +173,7 @@ pub fn check_bytes(param: &str, bytes: usize, limits: &RequestLimits) -> Result<
     if bytes <= limit {
         return Ok(());
     }
-    let message = format!("the prompt has {bytes} bytes of text, but the limit is {limit}");
+    let message = format!("`{param}` has {bytes} bytes of text, but the limit is {limit}");
     Err(ApiError::invalid(param, "string_above_max_length", message))
 }
 

@@ -184,6 +184,19 @@ impl ApiError {
         )
     }
 
+    /// 415: decompressing would let a small body stand for a large one.
+    pub fn compressed() -> Self {
+        let message =
+            "The request body must be sent without `Content-Encoding`: compressed bodies are not read";
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("unsupported_content_encoding"),
+            message,
+        )
+    }
+
     /// 431.
     pub fn head_too_large(limit_bytes: usize) -> Self {
         let message = format!("The request's head is larger than the limit of {limit_bytes} bytes");

@@ -28,6 +28,9 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     if !is_json(request.headers()) {
         return Err(ApiError::not_json());
     }
+    if is_compressed(request.headers()) {
+        return Err(ApiError::compressed());
+    }
     let limit = app.http.body_bytes_max;
     let announced = content_length(request.headers());
     if announced.is_some_and(|length| length > limit as u64) {
@@ -77,6 +80,11 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or("");
     let essence = value.split(';').next().unwrap_or("").trim();
     essence.eq_ignore_ascii_case("application/json")
+}
+
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -57,6 +57,9 @@ pub async fn detokenize(
             .as_deref()
             .map_or(Ok(()), |name| model.check_name(name))?;
         chat::check_vocabulary("tokens", &request.tokens, &model)?;
+        // A token of two digits can stand for hundreds of bytes.
+        let bytes = |token: &u32| model.tokenizer.token_bytes(*token).map_or(0, <[u8]>::len);
+        chat::check_bytes("tokens", request.tokens.iter().map(bytes).sum(), &request_limits)?;
         Ok(Json(Detokenized {
             prompt: chat::decode(&request.tokens, false, &model)?,
         }))

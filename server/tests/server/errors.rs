@@ -163,6 +163,13 @@ async fn requests_that_are_no_requests() {
         .body(Body::from("{}"))
         .unwrap();
     table.push(line("no content type", &server.send(plain).await));
+    let compressed = Request::post("/v1/completions")
+        .header("content-type", "application/json")
+        .header("content-encoding", "gzip");
+    table.push(line(
+        "compressed",
+        &server.send(compressed.body(Body::from("x")).unwrap()).await,
+    ));
     let bytes = Request::post("/v1/completions").header("content-type", "application/json");
     table.push(line(
         "not UTF-8",

@@ -67,6 +67,18 @@ async fn tokens_and_back() {
 }
 
 #[tokio::test]
+async fn tokens_make_no_more_text_than_a_prompt_may_have() {
+    let server = TestServer::start(&["--prompt-bytes-max", "100"]).await;
+    // Token 258 has the ten bytes of "<|im_end|>".
+    for (count, expected) in [(10, 200), (11, 400)] {
+        let answer = server
+            .post("/detokenize", json!({"tokens": vec![258; count]}))
+            .await;
+        assert_eq!(answer.status, expected, "{}", answer.body);
+    }
+}
+
+#[tokio::test]
 async fn one_source_is_tokenized() {
     let server = TestServer::start(&[]).await;
     let messages = json!([{"role": "user", "content": "a"}]);
