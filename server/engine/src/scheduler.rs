@@ -392,9 +392,7 @@ impl Scheduler {
             .get_mut(&seq)
             .expect("a batched sequence lives. This is a bug.");
         let full = sequence.computed / size;
-        if sequence.publishing && sequence.published < full {
-            sequence.extend_keys(&self.hasher, size);
-        }
+        sequence.extend_keys(&self.hasher, size);
         while sequence.publishing && sequence.published < full {
             let at = sequence.published;
             let key = sequence.keys[at];
