@@ -109,6 +109,38 @@ impl State {
 mod tests {
     use super::*;
 
+    /// The example of the paper's appendix: SipHash-2-4 of the bytes 0 to 14 under the key 0 to 15.
+    #[test]
+    fn the_round_is_sip_hashs() {
+        let mut state = State::new([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+        for word in [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908] {
+            state.0[3] ^= word;
+            state.round();
+            state.round();
+            state.0[0] ^= word;
+        }
+        state.0[2] ^= 0xff;
+        (0..4).for_each(|_| state.round());
+        assert_eq!(
+            state.0.into_iter().fold(0, |all, word| all ^ word),
+            0xa129_ca61_49be_45e5
+        );
+    }
+
+    /// Computed from the description at the top by a separate program, which gives the paper's example too.
+    #[test]
+    fn keys_are_what_the_description_says() {
+        let hasher = Hasher::new(0x4d);
+        let root = hasher.root(Salt::Shared(7));
+        assert_eq!(root, 0xe167_6c29_4c31_aabf_9d43_2d76_9e0b_8bfe);
+        let private = hasher.root(Salt::Private(7));
+        assert_eq!(private, 0x2fe4_b7c9_660b_97a3_d60a_59a0_6b82_25aa);
+        let first = hasher.chain(root, &[3, 1, 4, 1, 5]);
+        assert_eq!(first, 0x7474_0698_90ea_47ec_09c3_b7b6_8064_1c72);
+        let second = hasher.chain(first, &[0, u32::MAX]);
+        assert_eq!(second, 0x613d_bff5_467e_9cd9_662b_4ac3_5946_0ea9);
+    }
+
     #[test]
     fn everything_that_goes_in_matters() {
         let hasher = Hasher::new(1);

@@ -27,6 +27,23 @@ fn compute(pool: &mut BlockPool, tokens: &[Token]) -> Vec<BlockId> {
     table
 }
 
+#[test]
+fn keys_are_their_own_hashes() {
+    let hash = |key: BlockKey| {
+        let mut hasher = KeyHasher::default();
+        std::hash::Hash::hash(&key, &mut hasher);
+        hasher.finish()
+    };
+    assert_eq!(hash(7 << 64 | 9), 9);
+    assert_eq!(hash(u128::from(u64::MAX)), u64::MAX);
+}
+
+#[test]
+#[should_panic(expected = "This is a bug.")]
+fn hashing_anything_but_a_key_is_a_bug() {
+    KeyHasher::default().write(&[1]);
+}
+
 fn check(pool: &BlockPool, tables: &[&[BlockId]]) {
     assert_eq!(pool.check(tables.iter().copied()), Ok(()));
 }
