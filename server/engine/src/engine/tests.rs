@@ -77,14 +77,20 @@ fn finishes(outputs: &[Output]) -> Vec<(u64, usize, Finish)> {
     outputs.iter().filter_map(finish).collect()
 }
 
+/// More steps than any scene here takes.
+const STEPS_MAX: usize = 1000;
+
 /// Steps until nothing is left.
 fn run_all(engine: &mut Engine<FakeRunner>) -> Vec<Output> {
     let mut outputs = Vec::new();
-    while engine.has_work() {
+    for _ in 0..STEPS_MAX {
+        if !engine.has_work() {
+            return outputs;
+        }
         outputs.extend(engine.step(0).unwrap().outputs);
         engine.check_integrity();
     }
-    outputs
+    panic!("{STEPS_MAX} steps and no end: {:?}", engine.stats());
 }
 
 #[test]
@@ -315,4 +321,24 @@ fn prompts_are_scored_in_chunks_without_the_cache() {
     assert_eq!(events(0).collect::<Vec<_>>(), end);
     let started = Event::Started { cached_tokens: 148 };
     assert_eq!(events(1).collect::<Vec<_>>(), [&started, end[0], end[1]]);
+}
+
+#[test]
+fn prompts_scored_in_one_step_share_its_logits() {
+    let mut engine = engine(EngineConfig {
+        step_tokens_max: 200,
+        sequences_max: 2,
+        ..CONFIG
+    });
+    for id in 0..2 {
+        let scoring = Request {
+            prompt_logprobs: Some(0),
+            ..request(&[id as Token; 50], 0)
+        };
+        engine.add(RequestId(id), scoring, 0).unwrap();
+    }
+    assert_eq!(engine.scheduler.config.logits_max(), 66);
+    // The first has 49 tokens to score, the second gets the rows that are left.
+    assert_eq!(step_rows(&mut engine), [(0, 50), (1, 17)]);
+    assert_eq!(step_rows(&mut engine), [(1, 33)]);
 }
