@@ -114,6 +114,7 @@ mod tests {
         }
         assert!(worst < 3e-7, "{worst}");
         assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
+        assert!(exp(UNDERFLOW) > 0.0);
         assert_eq!(exp(-87.1).to_bits(), 0);
         assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
     }

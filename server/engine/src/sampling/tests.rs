@@ -199,6 +199,19 @@ fn repetition_looks_at_prompt_and_output() {
 }
 
 #[test]
+fn a_repetition_penalty_of_zero_leaves_zero_alone() {
+    let params = SamplingParams {
+        repetition_penalty: 0.0,
+        ..greedy()
+    };
+    let seen = SampleRow {
+        prompt: &[0, 1],
+        ..row(&params)
+    };
+    assert_eq!(token_of(&[0.0, -1.0], &seen), Some(0));
+}
+
+#[test]
 fn frequency_and_presence_look_at_the_output_only() {
     let params = SamplingParams {
         frequency_penalty: 0.5,
@@ -331,6 +344,22 @@ fn scores_and_short_lists() {
     let found = sample(&mut [0.0, 0.0], &outside).logprob.unwrap();
     assert_eq!((found.chosen, found.top.len()), (f32::NEG_INFINITY, 0));
     assert_eq!(sample(&mut [0.0], &row(&params)).logprob, None);
+}
+
+#[test]
+fn the_two_zeros_tie() {
+    let one = SamplingParams {
+        top_k: 1,
+        ..SamplingParams::default()
+    };
+    assert_eq!(support(&[-0.0, 0.0], &one), [0]);
+    assert_eq!(support(&[0.0, -0.0], &one), [0]);
+}
+
+/// A tail too small to change the sum of the weights is kept.
+#[test]
+fn a_nucleus_of_one_is_off() {
+    assert_eq!(support(&[0.0, -46.0], &SamplingParams::default()), [0, 1]);
 }
 
 fn any_f32() -> impl Strategy<Value = f32> {
