@@ -38,7 +38,7 @@ fn refusals_carry_their_numbers() {
     let large = "the request needs up to 9 cache blocks, the pool has 8".to_owned();
     assert_eq!(add(0, request(&[1; 10], 24)), Err(large.clone()));
     assert_eq!(add(0, request(&[1; 33], 0)), Err(large));
-    // 10 + 23 - 1 tokens fill the 8 blocks exactly, and an empty queue takes more tokens than its limit.
+    // 10 + 23 - 1 tokens fill the 8 blocks exactly.
     assert_eq!(add(0, request(&[1; 10], 23)), Ok(()));
     assert_eq!(
         add(0, request(&[1], 1)),
@@ -52,6 +52,40 @@ fn refusals_carry_their_numbers() {
     assert_eq!(add(1, request(&[1; 10], 1)), Ok(()));
     assert!(add(2, request(&[1], 1)).is_err());
     assert_eq!(engine.stats().waiting_requests, 2);
+}
+
+#[test]
+fn the_most_sequences_of_a_request_are_taken() {
+    let mut engine = engine(CONFIG);
+    let most = Request {
+        n: 128,
+        ..request(&[1], 1)
+    };
+    assert_eq!(engine.add(RequestId(0), most, 0), Ok(()));
+    assert_eq!(finishes(&run_all(&mut engine)).len(), 128);
+}
+
+#[test]
+fn an_empty_queue_takes_any_request() {
+    let mut engine = engine(EngineConfig {
+        queue_tokens_max: 3,
+        ..CONFIG
+    });
+    assert_eq!(engine.add(RequestId(0), request(&text(0, 10), 1), 0), Ok(()));
+    assert!(matches!(
+        engine.add(RequestId(1), request(&[1], 1), 0),
+        Err(AddError::QueueFull { .. })
+    ));
+}
+
+#[test]
+fn prompts_may_fill_the_context() {
+    let mut engine = engine(CONFIG);
+    // One token is left for the answer, or none is asked for.
+    assert_eq!(engine.add(RequestId(0), request(&[1; 63], 1), 0), Ok(()));
+    assert_eq!(finishes(&run_all(&mut engine)), [(0, 0, Finish::Length)]);
+    assert_eq!(engine.add(RequestId(1), request(&[2; 64], 0), 0), Ok(()));
+    assert_eq!(finishes(&run_all(&mut engine)), [(1, 0, Finish::Length)]);
 }
 
 #[test]
@@ -178,6 +212,7 @@ fn aborts_and_deadlines_free_everything_at_once() {
     // One that never ran ends without having started.
     engine.add(RequestId(2), request(&[1], 1), 60).unwrap();
     engine.abort(RequestId(2));
+    engine.check_integrity();
     engine
         .add(
             RequestId(3),
