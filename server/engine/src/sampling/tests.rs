@@ -336,6 +336,13 @@ fn scores_and_short_lists() {
     );
     let half = 0.5_f32.ln();
     assert!(found.top.iter().all(|entry| (entry.logprob - half).abs() < 1e-6));
+    // An excluded token is in no list, however long.
+    let long = SampleRow {
+        logprobs: Some(3),
+        ..score
+    };
+    let found = sample(&mut [0.0, 0.0, f32::NEG_INFINITY], &long);
+    assert_eq!(found.logprob.unwrap().top.len(), 2);
     let outside = SampleRow {
         kind: SampleKind::Score(99),
         logprobs: Some(0),
@@ -344,6 +351,26 @@ fn scores_and_short_lists() {
     let found = sample(&mut [0.0, 0.0], &outside).logprob.unwrap();
     assert_eq!((found.chosen, found.top.len()), (f32::NEG_INFINITY, 0));
     assert_eq!(sample(&mut [0.0], &row(&params)).logprob, None);
+}
+
+#[test]
+fn min_p_is_a_share_of_the_best() {
+    let half = SamplingParams {
+        min_p: 0.5,
+        ..SamplingParams::default()
+    };
+    // The weights are 1, 0.61 and 0.37.
+    assert_eq!(support(&[0.0, -0.5, -1.0], &half), [0, 1]);
+}
+
+#[test]
+fn a_nucleus_counts_what_came_before() {
+    let most = SamplingParams {
+        top_p: 0.8,
+        ..SamplingParams::default()
+    };
+    let logits = [0.4_f32, 0.3, 0.2, 0.1].map(f32::ln);
+    assert_eq!(support(&logits, &most), [0, 1, 2]);
 }
 
 #[test]
