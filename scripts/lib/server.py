@@ -50,17 +50,24 @@ def free_port(preferred=0):
 class Server:
     """One `rempart serve` process; use it as a context manager, so that it never outlives the caller."""
 
-    def __init__(self, model, log, port=0, arguments=()):
+    ready_path = "/readyz"
+
+    def __init__(self, model, log, port=0, arguments=(), executable=None):
         self.port = free_port(port)
         self.root = f"http://127.0.0.1:{self.port}"
         self.log = pathlib.Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.command = [str(binary()), "serve", str(model), "--bind", f"127.0.0.1:{self.port}", *arguments]
-        self.process = None
+        self.command = [str(part) for part in (executable or binary(), *self.options(model), *arguments)]
+        self.process, self.started = None, None
+
+    def options(self, model):
+        """What the executable needs to serve this model here."""
+        return ["serve", model, "--bind", f"127.0.0.1:{self.port}"]
 
     def __enter__(self):
         # A session of its own: Ctrl-C in the terminal reaches the caller alone, who then asks the server to drain.
         with self.log.open("wb") as log:
+            self.started = time.perf_counter()
             try:
                 self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                                 start_new_session=True)
@@ -83,7 +90,7 @@ class Server:
             if self.process.poll() is not None:
                 raise ServerError(f"the server ended with status {self.process.returncode}:\n{self.log_tail()}")
             try:
-                with urllib.request.urlopen(f"{self.root}/readyz", timeout=5) as answer:
+                with urllib.request.urlopen(self.root + self.ready_path, timeout=5) as answer:
                     if answer.status == 200:
                         return
             except (OSError, urllib.error.URLError):

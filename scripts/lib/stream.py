@@ -19,6 +19,7 @@ class Answer:
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
     cancelled: bool = False
 
     @property
@@ -121,3 +122,4 @@ def _take(answer, event, on_piece):
     if usage := event.get("usage"):
         answer.prompt_tokens = usage["prompt_tokens"]
         answer.completion_tokens = usage["completion_tokens"]
+        answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
