@@ -54,7 +54,7 @@ def say(text):
 
 
 def cpu():
-    """Name and abilities of the processor."""
+    """Name of the processor, and those of its abilities that matter here."""
     text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     fields = {}
     for line in text.splitlines():
@@ -63,7 +63,7 @@ def cpu():
     flags = {ALIASES.get(flag, flag) for flag in (fields.get("flags") or fields.get("Features") or "").split()}
     name = fields.get("model name", platform.machine())
     kind = f"family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else platform.machine()
-    return f"{name} ({kind})", flags
+    return f"{name} ({kind})", [ability for ability in ABILITIES if ability in flags]
 
 
 def run(command, log, what, **more):
@@ -111,6 +111,10 @@ class Build:
             return facts
         say(f"building llama.cpp's server for this machine ({PACKAGE} {VERSION}; minutes; log: {self.log})")
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.stamp.is_file():
+            # Built for another processor or with other flags; "native" looks the same to ninja everywhere.
+            shutil.rmtree(self.folder / "build", ignore_errors=True)
+            self.stamp.unlink()
         compiler = clang()
         self._source()
         self._tools()
@@ -126,7 +130,8 @@ class Build:
             return None
         facts = json.loads(self.stamp.read_text(encoding="utf-8"))
         # A folder that was copied from another machine holds a build for that machine.
-        return facts if facts["cpu"] == cpu()[0] and facts["flags"] == list(FLAGS) else None
+        name, abilities = cpu()
+        return facts if (facts["cpu"], facts["abilities"], facts["flags"]) == (name, abilities, list(FLAGS)) else None
 
     def _source(self):
         """The package's source, checked and unpacked; llama.cpp's own is inside."""
@@ -165,6 +170,8 @@ class Build:
         run(["cmake", "-G", "Ninja", "-S", self.folder / "source" / "llama.cpp", "-B", build, *FLAGS,
              f"-DCMAKE_C_COMPILER={compiler}", f"-DCMAKE_CXX_COMPILER={plus}"],
             self.log, "the configuration", env=environment)
+        if "GGML_OPENMP_ENABLED:INTERNAL=ON" not in (build / "CMakeCache.txt").read_text(encoding="utf-8"):
+            raise PeerError(f"{compiler} finds no OpenMP (Debian: libomp-19-dev for clang-19, libomp-dev for clang)")
         run(["ninja", "-C", build, f"-j{jobs}", "llama-server"], self.log, "the build", env=environment)
 
     def _facts(self, compiler):
@@ -178,13 +185,13 @@ class Build:
         if not found:
             raise PeerError(f"{self.executable} shows no system_info line:\n{probe.stderr[-2000:]}")
         used = set(re.findall(r"(\w+) = 1", found[1]))
-        name, flags = cpu()
-        missing = [theirs for ours, theirs in ABILITIES.items() if ours in flags and theirs not in used]
-        if missing or "OPENMP" not in used:
-            raise PeerError(f"the build uses no {', '.join(missing) or 'OpenMP (Debian: libomp-19-dev)'}: {found[1]}; "
-                            f"remove {self.folder / 'build'} and build it again with a newer clang")
+        name, abilities = cpu()
+        missing = [ABILITIES[ability] for ability in abilities if ABILITIES[ability] not in used]
+        if missing:
+            raise PeerError(f"the build uses no {', '.join(missing)}, which this processor has: {found[1]}; remove "
+                            f"{self.folder / 'build'} and build it again with a newer clang")
         return {"package": f"{PACKAGE}=={VERSION}", "version": told, "system_info": found[1].strip(" |"), "cpu": name,
-                "compiler": compiler, "flags": list(FLAGS)}
+                "abilities": abilities, "compiler": compiler, "flags": list(FLAGS)}
 
 
 class LlamaServer(server.Server):
