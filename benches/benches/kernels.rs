@@ -18,7 +18,8 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rempart_kernels::{
-    AttentionOptions, AttentionRow, Format, KvCache, Matrix, cpu, linear, paged_attention, pool, write_kv,
+    Activations, AttentionOptions, AttentionRow, Format, KvCache, Matrix, Packed, Weight, cpu, linear,
+    paged_attention, pool, write_kv,
 };
 
 /// What bounds every kernel: bytes from memory and arithmetic, each per second.
@@ -54,7 +55,7 @@ fn roof() -> Result<Roof> {
     });
     // A panel that the second cache holds, so that nothing but arithmetic takes time.
     let (k, rows, n) = (256, 512, 768);
-    let weight = weights(Format::F32, rows, k);
+    let weight = Weight::from(weights(Format::F32, rows, k));
     let x = Tensor::ones((n, k), candle_core::DType::F32, &Device::Cpu)?;
     let products = fastest(30, || {
         black_box(
@@ -87,7 +88,9 @@ fn bench_linear(criterion: &mut Criterion, roof: &Roof) -> Result<()> {
         .measurement_time(Duration::from_millis(400));
     for format in Format::ALL {
         let (rows, k) = (6144, 1536);
-        let weight = weights(format, rows, k);
+        let matrix = weights(format, rows, k);
+        let bytes = Packed::bytes_of(format, rows, k);
+        let weight = Weight::new(matrix, Activations::default());
         for n in [1, 8, 32, 512] {
             let x = Tensor::ones((n, k), candle_core::DType::F32, &Device::Cpu)?;
             group.throughput(Throughput::Elements((rows * k * n) as u64));
@@ -101,10 +104,7 @@ fn bench_linear(criterion: &mut Criterion, roof: &Roof) -> Result<()> {
                         .unwrap_or_default(),
                 );
             });
-            let (bytes, products) = (
-                weight.bytes().len() as f64 / seconds,
-                (rows * k * n) as f64 / seconds,
-            );
+            let (bytes, products) = (bytes as f64 / seconds, (rows * k * n) as f64 / seconds);
             println!(
                 "    {:5} n={n:<3} {:7.1} us, {:5.1} GB/s = {:3.0} % of the bytes, {:5.1} GFMA/s = {:3.0} % of the products",
                 format.name(),

@@ -8,7 +8,9 @@ mod error;
 mod format;
 mod matrix;
 pub mod op;
+mod packed;
 pub mod pool;
+mod weight;
 
 pub use error::Error;
 pub use format::Format;
@@ -17,3 +19,5 @@ pub use op::{
     Activation, AttentionOptions, AttentionRow, KvCache, RopeStyle, embed, gated, linear, paged_attention,
     rms_norm, rope, write_kv,
 };
+pub use packed::{Activations, Packed};
+pub use weight::Weight;

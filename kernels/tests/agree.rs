@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor, quantized::ggml_file::qtensor_from_ggml};
 use common::{Rng, assert_close, bits, ggml, matrix, values};
 use proptest::prelude::*;
 use rempart_kernels::{
-    Activation, Format, Matrix, RopeStyle,
+    Activation, Format, Matrix, RopeStyle, Weight,
     cpu::{self, Kernels},
     embed, gated, linear, rms_norm, rope,
 };
@@ -92,7 +92,7 @@ proptest! {
         };
         let (sums, sizes): (Vec<f64>, Vec<f64>) = exact.into_iter().unzip();
         each_table(|table| {
-            let out = linear(&x, &weight, bias.as_ref()).unwrap();
+            let out = linear(&x, &Weight::Dense(weight.clone()), bias.as_ref()).unwrap();
             assert_eq!(out.dims(), [n, rows]);
             let unit = f64::from(f32::EPSILON) * (k + 1) as f64;
             assert_close(&values(&out), &sums, |i| sizes[i] * unit, &format!("{} {format:?}", table.name));
@@ -108,7 +108,7 @@ proptest! {
     ) {
         let mut rng = Rng(seed);
         let k = if format.block_len() == 1 { blocks * 53 } else { blocks * format.block_len() };
-        let weight = matrix(&mut rng, format, rows, k, 0);
+        let weight = Weight::Dense(matrix(&mut rng, format, rows, k, 0));
         let x = rng.tensor(&[n, k]);
         each_table(|table| {
             let together = bits(&linear(&x, &weight, None).unwrap());
@@ -124,7 +124,7 @@ proptest! {
         let weight = matrix(&mut Rng(seed), format, 9, blocks * format.block_len(), 0);
         let selected = weight.select_rows(&ids).dequantize();
         each_table(|_| {
-            let out = embed(&weight, &ids, 3.0).unwrap();
+            let out = embed(&Weight::Dense(weight.clone()), &ids, 3.0).unwrap();
             assert_eq!(values(&out), selected.iter().map(|x| x * 3.0).collect::<Vec<_>>());
         });
     }
@@ -205,7 +205,7 @@ fn large_linear_layers_do_not_depend_on_the_batch() {
         Format::Q6K,
     ] {
         let mut rng = Rng(7);
-        let weight = matrix(&mut rng, format, 1030, 768, 0);
+        let weight = Weight::Dense(matrix(&mut rng, format, 1030, 768, 0));
         let x = rng.tensor(&[67, 768]);
         let together = bits(&linear(&x, &weight, None).unwrap());
         for (start, len) in [(0, 1), (3, 2), (5, 3), (11, 4), (15, 7), (22, 32), (66, 1)] {

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Rng, matrix};
 use rempart_kernels::{
-    Activation, AttentionOptions, AttentionRow, Error, Format, KvCache, Matrix, RopeStyle, embed, gated,
-    linear, paged_attention, rms_norm, rope, write_kv,
+    Activation, AttentionOptions, AttentionRow, Error, Format, KvCache, Matrix, RopeStyle, Weight, embed,
+    gated, linear, paged_attention, rms_norm, rope, write_kv,
 };
 
 fn zeros(shape: &[usize]) -> Tensor {
@@ -64,7 +64,7 @@ fn matrices_of_wrong_sizes() {
 
 #[test]
 fn linear_arguments() {
-    let weight = matrix(&mut Rng(1), Format::Q8_0, 4, 32, 0);
+    let weight = Weight::from(matrix(&mut Rng(1), Format::Q8_0, 4, 32, 0));
     refused(linear(&zeros(&[2, 31]), &weight, None), "[4, 32]");
     refused(linear(&zeros(&[32]), &weight, None), "[n, 32]");
     refused(linear(&zeros(&[1, 32]), &weight, Some(&zeros(&[5]))), "bias");
@@ -77,7 +77,7 @@ fn linear_arguments() {
 
 #[test]
 fn embed_ids() {
-    let weight = matrix(&mut Rng(1), Format::Q8_0, 4, 32, 0);
+    let weight = Weight::from(matrix(&mut Rng(1), Format::Q8_0, 4, 32, 0));
     refused(embed(&weight, &[0, 4], 1.0), "token 4");
     assert_eq!(embed(&weight, &[], 1.0).unwrap().dims(), [0, 32]);
 }

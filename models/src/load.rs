@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rempart_kernels::Activations;
+
 use crate::{
     Architecture, Error, Model, ModelConfig, Result, gemma3, llama, qwen2, qwen3,
     weights::{Checkpoint, Weights},
@@ -10,6 +12,8 @@ use crate::{
 /// How to load.
 #[derive(Default)]
 pub struct LoadOptions<'a> {
+    /// How layers with integer weights round their activations; the output head always takes 16 bits.
+    pub activations: Activations,
     /// Called with bytes read so far and bytes in all, as the weights come into memory.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
 }
@@ -57,7 +61,10 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
     if let Some(progress) = options.progress {
         read_ahead(&checkpoint, progress);
     }
-    let model = build(&config, &checkpoint.weights())?;
+    let model = build(
+        &config,
+        &checkpoint.weights().with_activations(options.activations),
+    )?;
     checkpoint.check_unchanged()?;
     Ok(LoadedModel {
         config,

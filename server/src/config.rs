@@ -80,6 +80,13 @@ pub enum Device {
     Cuda,
 }
 
+/// How activations are rounded before they meet integer weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    Int8,
+    Int16,
+}
+
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
@@ -131,6 +138,18 @@ pub struct ServeArgs {
     /// Threads that compute [default: the physical cores]
     #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
     pub threads: Option<NonZeroUsize>,
+    /// How layers with integer weights round their activations: 16 bits, or 8, which is faster and less exact
+    #[arg(
+        long,
+        env = "REMPART_ACTIVATIONS",
+        value_enum,
+        default_value = "int16",
+        help_heading = "Model"
+    )]
+    pub activations: Activations,
+    /// Kernels of one instruction set, to look for a fault in another [default: the best this processor runs]
+    #[arg(long, env = "REMPART_KERNELS", help_heading = "Model")]
+    pub kernels: Option<String>,
     /// Tokens of prompt and answer together [default: what the model was trained for, as far as memory allows]
     #[arg(long, env = "REMPART_CONTEXT_LENGTH", help_heading = "Model")]
     pub context_length: Option<NonZeroUsize>,
@@ -282,6 +301,8 @@ pub struct ModelSettings {
     pub served_names: Vec<String>,
     pub device: Device,
     pub threads: Option<usize>,
+    pub activations: Activations,
+    pub kernels: Option<String>,
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,
     pub kv_cache_bytes: Option<u64>,
@@ -351,6 +372,8 @@ impl ServeArgs {
             served_names: self.served_model_name,
             device: self.device,
             threads: threads.transpose()?,
+            activations: self.activations,
+            kernels: self.kernels,
             context_length: self.context_length.map(NonZeroUsize::get),
             memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
             kv_cache_bytes: mib("--kv-cache-mib", self.kv_cache_mib)?,

@@ -19,8 +19,12 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    Kernels, attend, dequantize as plain,
+    Kernels, attend,
+    avx2_packed::Avx2Tiles,
+    dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
+    operand::{OperandRow, round_row},
+    packed::{PackedJob, panels},
     simd::Simd,
     vector,
 };
@@ -30,6 +34,8 @@ static KERNELS: Kernels = Kernels {
     name: "avx2",
     dequantize,
     linear,
+    linear_packed,
+    round,
     attention,
     rms_norm,
     rope,
@@ -145,6 +151,16 @@ unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
     vector::panels::<Avx2>(job, rows);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
+    panels::<Avx2Tiles>(job, range);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn round(x: &[f32], row: &mut OperandRow<'_>) {
+    round_row(x, row);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -19,17 +19,23 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    Kernels, attend, avx512_decode as decode, dequantize as plain,
+    Kernels, attend,
+    avx2_packed::Avx2Tiles,
+    avx512_decode as decode, dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
+    operand::{OperandRow, round_row},
+    packed::{PackedJob, panels},
     simd::Simd,
     vector,
 };
 use crate::{Format, op::Activation, op::RopeStyle};
 
-static KERNELS: Kernels = Kernels {
+pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512",
     dequantize,
     linear,
+    linear_packed,
+    round,
     attention,
     rms_norm,
     rope,
@@ -41,7 +47,9 @@ pub(super) fn detect() -> Option<&'static Kernels> {
     let has = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl");
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma");
     has.then_some(&KERNELS)
 }
 
@@ -190,6 +198,16 @@ unsafe fn few<const M: usize>(job: &LinearJob<'_>, rows: Range<usize>) {
         Format::Q6K => vector::fused::<Avx512, decode::Q6K, M>(job, rows),
         _ => vector::panels::<Avx512>(job, rows),
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
+    panels::<Avx2Tiles>(job, range);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn round(x: &[f32], row: &mut OperandRow<'_>) {
+    round_row(x, row);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -2,21 +2,25 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::Kernels;
-use crate::{AttentionOptions, AttentionRow, Format, Matrix, op::Activation, op::RopeStyle, pool};
+use super::{
+    Kernels,
+    operand::{Operand, OperandRows},
+    packed::PackedJob,
+};
+use crate::{AttentionOptions, AttentionRow, Format, Matrix, Packed, op::Activation, op::RopeStyle, pool};
 
 /// A buffer that several threads write, each its own elements.
-pub(crate) struct Output<'a> {
-    start: *mut f32,
+pub(crate) struct Output<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: access is by `slice` alone, whose callers keep their ranges apart.
-unsafe impl Sync for Output<'_> {}
+unsafe impl<T: Send> Sync for Output<'_, T> {}
 
-impl<'a> Output<'a> {
-    pub(crate) fn new(buffer: &'a mut [f32]) -> Self {
+impl<'a, T> Output<'a, T> {
+    pub(crate) fn new(buffer: &'a mut [T]) -> Self {
         Self {
             start: buffer.as_mut_ptr(),
             len: buffer.len(),
@@ -32,7 +36,7 @@ impl<'a> Output<'a> {
         clippy::mut_from_ref,
         reason = "the borrow is of the buffer, and callers keep ranges apart"
     )]
-    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [T] {
         assert!(
             at <= self.len && len <= self.len - at,
             "{at}+{len} is outside the output of {}",
@@ -40,6 +44,20 @@ impl<'a> Output<'a> {
         );
         // SAFETY: within the buffer by the check, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+
+    /// Row `i` of rows of `len`, or nothing of an empty buffer; panics where the buffer has no such row.
+    ///
+    /// # Safety
+    /// As for [`Output::slice`].
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the borrow is of the buffer, and callers keep ranges apart"
+    )]
+    pub(super) unsafe fn row(&self, i: usize, len: usize) -> &mut [T] {
+        let len = if self.len == 0 { 0 } else { len };
+        // SAFETY: the caller's promise.
+        unsafe { self.slice(i * len, len) }
     }
 }
 
@@ -200,6 +218,58 @@ impl Kernels {
             let range = split(quads, parts, part);
             // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
             unsafe { (self.linear)(&job, range.start * 4..(range.end * 4).min(rows)) }
+        });
+    }
+
+    /// As [`Kernels::linear`] with packed weights, and activations rounded as these ask for.
+    pub fn linear_packed(&self, x: &[f32], weight: &Packed, bias: Option<&[f32]>, out: &mut [f32]) {
+        if out.is_empty() {
+            return;
+        }
+        let (rows, k) = (weight.rows(), weight.cols());
+        let n = out.len() / rows;
+        assert_eq!(
+            (x.len(), out.len()),
+            (n * k, n * rows),
+            "a linear layer's lengths disagree"
+        );
+        assert!(
+            bias.is_none_or(|bias| bias.len() == rows),
+            "a linear layer's bias has another length"
+        );
+        Operand::with_scratch(|operand| {
+            let scales = weight.layout().scales;
+            operand.resize(n, k, weight.activations(), scales);
+            self.round(x, &OperandRows::new(operand, scales), n, k);
+            let job = PackedJob {
+                x: operand,
+                n,
+                weight,
+                bias,
+                out: Output::new(out),
+            };
+            let panels = weight.panels();
+            let products = rows.saturating_mul(k).saturating_mul(n + 2);
+            let parts = (products / PARALLEL_PRODUCTS)
+                .clamp(1, pool::threads() * PARTS)
+                .min(panels);
+            pool::run(parts, |part| {
+                // SAFETY: the table runs on this processor, and the parts' panels do not overlap.
+                unsafe { (self.linear_packed)(&job, split(panels, parts, part)) }
+            });
+        });
+    }
+
+    /// Rounds `n` rows of activations.
+    fn round(&self, x: &[f32], rows: &OperandRows<'_>, n: usize, k: usize) {
+        let parts = (n * k / PARALLEL_ELEMENTS)
+            .clamp(1, pool::threads() * PARTS)
+            .min(n);
+        pool::run(parts, |part| {
+            for i in split(n, parts, part) {
+                // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
+                unsafe { (self.round)(&x[i * k..][..k], &mut rows.row(i)) }
+            }
         });
     }
 

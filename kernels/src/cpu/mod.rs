@@ -8,13 +8,19 @@ mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_packed;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_decode;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
 mod dequantize;
 mod jobs;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+mod operand;
+mod packed;
 pub(crate) mod scalar;
 #[cfg(any(
     target_arch = "x86_64",
@@ -29,9 +35,12 @@ mod vector;
 
 use std::{cell::Cell, ops::Range, sync::OnceLock};
 
+pub(crate) use dequantize::{f16, fifth, scale_min};
 pub use jobs::Angles;
 pub(crate) use jobs::{AttentionJob, Output};
 use jobs::{LinearJob, Tile};
+use operand::OperandRow;
+use packed::PackedJob;
 
 use crate::{Format, op::Activation, op::RopeStyle};
 
@@ -47,6 +56,10 @@ pub struct Kernels {
     dequantize: unsafe fn(Format, &[u8], &mut [f32]),
     /// The columns of a linear layer's output that belong to a range of weight rows.
     linear: unsafe fn(&LinearJob<'_>, Range<usize>),
+    /// The columns of a linear layer's output that belong to a range of panels of packed weights.
+    linear_packed: unsafe fn(&PackedJob<'_>, Range<usize>),
+    /// Rounds a row of activations to whole numbers; the same bits in every table.
+    round: unsafe fn(&[f32], &mut OperandRow<'_>),
     /// The outputs of one tile of queries.
     attention: unsafe fn(&AttentionJob<'_>, &Tile),
     /// One row: input, weight, epsilon, output; the slices are of one length.
@@ -90,6 +103,7 @@ pub fn all() -> Vec<&'static Kernels> {
     let mut tables = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
+        tables.extend(avx512_vnni::detect());
         tables.extend(avx512::detect());
         tables.extend(avx2::detect());
     }

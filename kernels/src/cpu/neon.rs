@@ -21,6 +21,8 @@ use std::{arch::aarch64::*, ops::Range};
 use super::{
     Kernels, attend, dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
+    operand::round_row,
+    packed::{PackedJob, Plain, panels},
     simd::Simd,
     vector,
 };
@@ -30,6 +32,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "neon",
     dequantize,
     linear,
+    linear_packed,
+    round: round_row,
     attention,
     rms_norm,
     rope,
@@ -125,6 +129,10 @@ fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
 
 unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
     vector::panels::<Neon>(job, rows);
+}
+
+unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
+    panels::<Plain>(job, range);
 }
 
 unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {

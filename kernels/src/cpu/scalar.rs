@@ -5,6 +5,8 @@ use std::ops::Range;
 use super::{
     Kernels, dequantize,
     jobs::{AttentionJob, LinearJob, Tile},
+    operand::round_row,
+    packed::{PackedJob, Plain, panels},
 };
 use crate::{Format, op::Activation, op::RopeStyle};
 
@@ -12,6 +14,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
     dequantize,
     linear,
+    linear_packed,
+    round: round_row,
     attention,
     rms_norm,
     rope,
@@ -45,6 +49,13 @@ unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
             unsafe { job.finish(i, row, &[dot(&job.x[i * k..][..k], &weights)]) }
         }
     }
+}
+
+/// # Safety
+/// No other thread may write the same panels' results.
+unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { panels::<Plain>(job, range) }
 }
 
 fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

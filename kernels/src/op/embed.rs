@@ -2,11 +2,11 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::{Matrix, cpu};
+use crate::Weight;
 
 /// The rows `ids` of `weight` `[vocab, d]` times `scale`, as `[ids.len(), d]` on the CPU. An id that is not below the
 /// number of rows is an error.
-pub fn embed(weight: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+pub fn embed(weight: &Weight, ids: &[u32], scale: f32) -> Result<Tensor> {
     let (vocab, d) = (weight.rows(), weight.cols());
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
         bail!("embed: token {id} is not below the vocabulary's {vocab}");
@@ -14,8 +14,7 @@ pub fn embed(weight: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
     let mut out = vec![0.0; ids.len() * d];
     if d > 0 {
         for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
-            let id = id as usize;
-            cpu::best().dequantize(weight.format(), weight.rows_bytes(id..id + 1), out);
+            weight.row(id as usize, out);
             for x in out {
                 *x *= scale;
             }

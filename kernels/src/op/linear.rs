@@ -3,11 +3,11 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
-use crate::{Matrix, cpu};
+use crate::{Weight, cpu};
 
 /// `x * weight^T + bias`: `x` `[n, k]`, `weight` `[out, k]`, `bias` `[out]`, the result `[n, out]`. A row's result is
 /// the same bits alone and in any batch.
-pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     let op = Linear { weight };
     match bias {
         Some(bias) => x.apply_op2_no_bwd(bias, &op),
@@ -16,7 +16,7 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>) -> Result<Tens
 }
 
 struct Linear<'a> {
-    weight: &'a Matrix,
+    weight: &'a Weight,
 }
 
 impl CustomOp1 for Linear<'_> {
@@ -69,7 +69,10 @@ impl Linear<'_> {
             bail!("linear: {n} rows of {rows} results are too many")
         };
         let mut out = vec![0.0; len];
-        cpu::best().linear(x, self.weight, bias, &mut out);
+        match self.weight {
+            Weight::Dense(weight) => cpu::best().linear(x, weight, bias, &mut out),
+            Weight::Packed(weight) => cpu::best().linear_packed(x, weight, bias, &mut out),
+        }
         Ok((CpuStorage::F32(out), Shape::from((n, rows))))
     }
 }

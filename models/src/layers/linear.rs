@@ -1,20 +1,20 @@
-//! Matrix products and the token embedding, on weights in whatever format the file has.
+//! Matrix products and the token embedding, on weights of whatever format.
 
 use candle_core::{Device, Tensor};
-use rempart_kernels::{Matrix, op};
+use rempart_kernels::{Weight, op};
 
 use crate::{Result, weights::Weights};
 
 /// `y = x Wᵀ + b`.
 pub(crate) struct Linear {
-    weight: Matrix,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// Loads `weight` `[outputs, inputs]` and, if `bias`, `bias` `[outputs]`.
     pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
-        let weight = weights.linear(outputs, inputs)?;
+        let weight = weights.weight(outputs, inputs)?;
         let bias = if bias {
             weights.tensor("bias")?;
             weights.bias(outputs)?
@@ -28,7 +28,7 @@ impl Linear {
     }
 
     /// A product with a matrix that is already loaded: the head that is the embedding.
-    pub(crate) fn from_matrix(weight: Matrix) -> Self {
+    pub(crate) fn from_weight(weight: Weight) -> Self {
         Self { weight, bias: None }
     }
 
@@ -40,7 +40,7 @@ impl Linear {
 
 /// Rows of a matrix looked up by token id and scaled.
 pub(crate) struct Embedding {
-    weight: Matrix,
+    weight: Weight,
     scale: f32,
 }
 
@@ -48,7 +48,7 @@ impl Embedding {
     /// Loads `weight` `[vocab, hidden]`; each row is multiplied by `scale` when looked up.
     pub(crate) fn load(weights: &Weights<'_>, vocab: usize, hidden: usize, scale: f32) -> Result<Self> {
         Ok(Self {
-            weight: weights.linear(vocab, hidden)?,
+            weight: weights.weight(vocab, hidden)?,
             scale,
         })
     }
@@ -58,8 +58,8 @@ impl Embedding {
         Ok(op::embed(&self.weight, tokens, self.scale)?)
     }
 
-    /// The matrix, for a tied head.
-    pub(crate) fn matrix(&self) -> Matrix {
+    /// The weights, for a tied head.
+    pub(crate) fn weight(&self) -> Weight {
         self.weight.clone()
     }
 }

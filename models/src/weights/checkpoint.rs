@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rempart_kernels::Format;
+use rempart_kernels::{Format, Packed};
 
 use super::error::shown;
 use super::gguf::{self, Gguf, Metadata};
@@ -129,6 +129,17 @@ impl Checkpoint {
     /// A cursor at the root of the tensors' names.
     pub fn weights(&self) -> Weights<'_> {
         Weights::root(self)
+    }
+
+    /// Bytes that the tensors take in memory once their layers have packed them.
+    pub fn loaded_bytes(&self) -> u64 {
+        let bytes = |tensor: &TensorEntry| match tensor.shape[..] {
+            [rows, cols] => Packed::bytes_of(tensor.format, rows, cols),
+            _ => tensor.bytes.len(),
+        };
+        self.tensors().fold(0, |sum: u64, (_, tensor)| {
+            sum.saturating_add(bytes(tensor) as u64)
+        })
     }
 
     /// The file or directory that was opened.

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use rempart_kernels::Matrix;
+use rempart_kernels::{Activations, Matrix, Weight};
 
 use super::{Checkpoint, Error, Source, TensorEntry};
 
@@ -14,6 +14,7 @@ use super::{Checkpoint, Error, Source, TensorEntry};
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     path: String,
+    activations: Activations,
 }
 
 impl<'a> Weights<'a> {
@@ -21,6 +22,7 @@ impl<'a> Weights<'a> {
         Self {
             checkpoint,
             path: String::new(),
+            activations: Activations::default(),
         }
     }
 
@@ -30,7 +32,25 @@ impl<'a> Weights<'a> {
         Self {
             checkpoint: self.checkpoint,
             path: self.join(part),
+            activations: self.activations,
         }
+    }
+
+    /// The same place, for layers that round their activations so.
+    #[must_use]
+    pub fn with_activations(&self, activations: Activations) -> Self {
+        Self {
+            activations,
+            ..self.clone()
+        }
+    }
+
+    /// The `.weight` here as the layers' kernels read it; see [`Weights::linear`].
+    ///
+    /// # Errors
+    /// It is missing, or is not `[outputs, inputs]`.
+    pub fn weight(&self, outputs: usize, inputs: usize) -> Result<Weight, Error> {
+        Ok(Weight::new(self.linear(outputs, inputs)?, self.activations))
     }
 
     /// The `.weight` here as a matrix that maps `inputs` values to `outputs`, rows being outputs.

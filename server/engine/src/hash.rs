@@ -111,7 +111,7 @@ mod tests {
 
     /// The example of the paper's appendix: SipHash-2-4 of the bytes 0 to 14 under the key 0 to 15.
     #[test]
-    fn the_round_is_sip_hashs() {
+    fn the_round_is_that_of_siphash() {
         let mut state = State::new([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
         for word in [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908] {
             state.0[3] ^= word;

@@ -10,10 +10,11 @@ use anyhow::{Context as _, bail};
 use rempart_engine::EngineConfig;
 use rempart_hub::manifest::Manifest;
 use rempart_hub::progress::Terminal;
+use rempart_kernels::cpu;
 use rempart_models::{KvCache, LoadOptions, LoadedModel, MemoryPlan, PlanRequest};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use crate::config::{Device, EngineSettings, ModelSettings, Settings};
+use crate::config::{Activations, Device, EngineSettings, ModelSettings, Settings};
 use crate::runner::CandleRunner;
 
 /// Shortest context that an automatic plan falls back to before it gives up, tokens.
@@ -51,11 +52,12 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
         .threads
         .unwrap_or_else(rempart_kernels::pool::default_threads);
     rempart_kernels::pool::init(threads);
+    choose_kernels(settings.model.kernels.as_deref())?;
     let started = Instant::now();
-    let loaded = read(&found.path)?;
+    let loaded = read(&found.path, settings.model.activations)?;
     let (plan, context_length) = plan(&loaded, settings)?;
     tracing::info!(
-        model = %found.name, threads = rempart_kernels::pool::threads(), tokens = plan.kv_tokens(), context_length,
+        model = %found.name, threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
     );
     let leftovers: Vec<&str> = loaded.checkpoint.leftovers().collect();
@@ -96,7 +98,23 @@ fn verify(dir: &Path) -> anyhow::Result<()> {
     Ok(manifest.verify(dir, &Terminal::new())?)
 }
 
-fn read(path: &Path) -> anyhow::Result<LoadedModel> {
+/// Makes kernels other than the best the ones that compute.
+fn choose_kernels(name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else {
+        return Ok(());
+    };
+    if !cpu::choose(name) && cpu::best().name != name {
+        let names: Vec<&str> = cpu::all().iter().map(|table| table.name).collect();
+        bail!("--kernels {name}: this processor runs {}", names.join(", "));
+    }
+    Ok(())
+}
+
+fn read(path: &Path, activations: Activations) -> anyhow::Result<LoadedModel> {
+    let activations = match activations {
+        Activations::Int8 => rempart_kernels::Activations::Int8,
+        Activations::Int16 => rempart_kernels::Activations::Int16,
+    };
     let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")?;
     let bar = indicatif::ProgressBar::new(0).with_style(style);
     let progress = |done: u64, total: u64| {
@@ -107,6 +125,7 @@ fn read(path: &Path) -> anyhow::Result<LoadedModel> {
         path,
         &LoadOptions {
             progress: Some(&progress),
+            activations,
         },
     )
     .with_context(|| format!("loading {}", path.display()));
@@ -129,7 +148,7 @@ fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan
     let engine = &settings.engine;
     let mut request = PlanRequest {
         available: memory_max_bytes.map_or_else(memory::available, Ok)?,
-        weights: loaded.checkpoint.total_bytes(),
+        weights: loaded.checkpoint.loaded_bytes(),
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,

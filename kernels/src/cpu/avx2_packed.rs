@@ -1,0 +1,148 @@
+//! Products with packed weights by AVX2: pairs of bytes to 16 bits, pairs of these to 32.
+
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "the bodies are instructions under the trait's one contract"
+)]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants unroll, and their indices are registers' numbers"
+)]
+
+use std::{arch::x86_64::*, ops::Range};
+
+use super::packed::{PackedJob, Tiles, Unpacked};
+use crate::packed::{Bits, LINE, LINES, PANEL, unpack::Rows};
+
+/// Rows of a panel that one vector holds.
+const LANES: usize = 8;
+
+pub(super) struct Avx2Tiles;
+
+impl Tiles for Avx2Tiles {
+    const DIRECT: usize = 0;
+
+    unsafe fn direct(_: &PackedJob<'_>, _: usize, _: Range<usize>, _: &Unpacked) {
+        unreachable!("no row goes without unpacked codes. This is a bug.");
+    }
+
+    #[inline(always)]
+    unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
+        // Sixteen bits hold two products of codes of up to six bits; wider ones go as two digits.
+        if job.weight.layout().bits == Bits::Eight {
+            blocks::<true>(job, panel, rows, unpacked);
+        } else {
+            blocks::<false>(job, panel, rows, unpacked);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn blocks<const BYTES: bool>(
+    job: &PackedJob<'_>,
+    panel: usize,
+    rows: Range<usize>,
+    unpacked: &Unpacked,
+) {
+    let mut first = rows.start;
+    while first < rows.end {
+        first += match rows.end - first {
+            4.. => tile::<BYTES, 4>(job, panel, first, unpacked),
+            2.. => tile::<BYTES, 2>(job, panel, first, unpacked),
+            _ => tile::<BYTES, 1>(job, panel, first, unpacked),
+        };
+    }
+}
+
+/// The results of `R` activation rows from row `first` on; returns `R`.
+#[inline(always)]
+unsafe fn tile<const BYTES: bool, const R: usize>(
+    job: &PackedJob<'_>,
+    panel: usize,
+    first: usize,
+    unpacked: &Unpacked,
+) -> usize {
+    let (x, halves) = (job.x, job.weight.layout().scales.halves());
+    let (parts, lines) = (x.groups() * halves, LINES / halves);
+    let mut out = [[0.0; PANEL]; R];
+    for side in 0..PANEL / LANES {
+        let mut sums = [_mm256_setzero_ps(); R];
+        for part in 0..parts {
+            let codes: *const u8 = unpacked.codes.as_ptr().add(part * lines).cast();
+            let codes = codes.add(side * LINE / 2);
+            let at = |r: usize| (first + r) * x.k + part * lines * 4;
+            let mut products = digits::<BYTES, R>(codes, lines, |r| x.upper.as_ptr().add(at(r)));
+            if x.is_wide() {
+                let lower = digits::<BYTES, R>(codes, lines, |r| x.lower.as_ptr().add(at(r)));
+                for r in 0..R {
+                    products[r] = _mm256_add_epi32(_mm256_slli_epi32::<8>(products[r]), lower[r]);
+                }
+            }
+            let of_row = |of: &[Rows]| _mm256_loadu_ps(of[part].as_ptr().add(side * LANES));
+            let scales = of_row(&unpacked.scales);
+            for r in 0..R {
+                let scale = _mm256_set1_ps(x.scales[(first + r) * x.groups() + part / halves]);
+                if let Some(start) = x.starts.get((first + r) * parts + part) {
+                    products[r] = _mm256_add_epi32(products[r], _mm256_set1_epi32(*start));
+                }
+                sums[r] = _mm256_fmadd_ps(
+                    _mm256_cvtepi32_ps(products[r]),
+                    _mm256_mul_ps(scales, scale),
+                    sums[r],
+                );
+                if let Some(share) = x.shares.get((first + r) * parts + part) {
+                    sums[r] = _mm256_fmadd_ps(of_row(&unpacked.mins), _mm256_set1_ps(*share), sums[r]);
+                }
+            }
+        }
+        for r in 0..R {
+            _mm256_storeu_ps(out[r].as_mut_ptr().add(side * LANES), sums[r]);
+        }
+    }
+    for r in 0..R {
+        job.finish(first + r, panel, &out[r]);
+    }
+    R
+}
+
+/// The whole-number sums of an even number of half lines with one digit of `R` rows of activations.
+#[inline(always)]
+unsafe fn digits<const BYTES: bool, const R: usize>(
+    codes: *const u8,
+    lines: usize,
+    numbers: impl Fn(usize) -> *const i8,
+) -> [__m256i; R] {
+    let (one, nibble) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+    let mut sums = [_mm256_setzero_si256(); R];
+    for pair in 0..lines / 2 {
+        let a = _mm256_loadu_si256(codes.add(2 * pair * LINE).cast());
+        let b = _mm256_loadu_si256(codes.add((2 * pair + 1) * LINE).cast());
+        let upper = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), nibble);
+        for r in 0..R {
+            let at =
+                |i: usize| _mm256_set1_epi32(numbers(r).add(8 * pair + 4 * i).cast::<i32>().read_unaligned());
+            let products =
+                |a, b| _mm256_add_epi16(_mm256_maddubs_epi16(a, at(0)), _mm256_maddubs_epi16(b, at(1)));
+            if BYTES {
+                let low = products(_mm256_and_si256(a, nibble), _mm256_and_si256(b, nibble));
+                let high = products(upper(a), upper(b));
+                let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
+                sums[r] = _mm256_add_epi32(sums[r], _mm256_add_epi32(_mm256_madd_epi16(low, one), high));
+            } else {
+                sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(products(a, b), one));
+            }
+        }
+    }
+    sums
+}

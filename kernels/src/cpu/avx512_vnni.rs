@@ -1,0 +1,337 @@
+//! AVX-512 with VNNI: dot products of four bytes in each of sixteen lanes.
+
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "the bodies are single instructions under the trait's one contract"
+)]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "an instruction set is a vocabulary, not a list of names"
+    )
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants unroll, and their indices are registers' numbers"
+)]
+
+use std::{arch::x86_64::*, ops::Range};
+
+use super::{
+    Kernels, avx512,
+    operand::Operand,
+    packed::{PackedJob, Tiles, Unpacked, panels},
+};
+use crate::packed::{Bits, GROUP, LINE, LINES, PANEL, unpack::Rows};
+
+static KERNELS: Kernels = Kernels {
+    name: "avx512-vnni",
+    linear_packed,
+    ..avx512::KERNELS
+};
+
+/// The table, where the processor has the instructions.
+pub(super) fn detect() -> Option<&'static Kernels> {
+    let has = avx512::detect().is_some() && is_x86_feature_detected!("avx512vnni");
+    has.then_some(&KERNELS)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
+    panels::<Vnni>(job, range);
+}
+
+/// A group's lines in registers.
+trait Codes {
+    const BYTES: usize;
+    unsafe fn group(from: *const u8) -> [__m512i; LINES];
+}
+
+struct Four;
+struct Five;
+struct Six;
+struct Eight;
+
+#[inline(always)]
+unsafe fn line(from: *const u8, line: usize) -> __m512i {
+    _mm512_loadu_si512(from.add(line * LINE).cast())
+}
+
+#[inline(always)]
+unsafe fn nibbles(from: *const u8) -> [__m512i; LINES] {
+    let mask = _mm512_set1_epi8(15);
+    let mut lines = [_mm512_setzero_si512(); LINES];
+    for j in 0..4 {
+        let both = line(from, j);
+        lines[j] = _mm512_and_si512(both, mask);
+        lines[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+    }
+    lines
+}
+
+/// `lines[j] | (plane shifted by SHIFT & mask)`; bits that cross into the neighbour byte are masked away.
+#[inline(always)]
+unsafe fn join<const LEFT: u32, const RIGHT: u32>(low: __m512i, plane: __m512i, mask: __m512i) -> __m512i {
+    let shifted = _mm512_srli_epi16::<RIGHT>(_mm512_slli_epi16::<LEFT>(plane));
+    // (shifted & mask) | low
+    _mm512_ternarylogic_epi64::<0xea>(shifted, mask, low)
+}
+
+impl Codes for Four {
+    const BYTES: usize = Bits::Four.group_bytes();
+    #[inline(always)]
+    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
+        nibbles(from)
+    }
+}
+
+impl Codes for Five {
+    const BYTES: usize = Bits::Five.group_bytes();
+    #[inline(always)]
+    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
+        let (plane, bit, l) = (line(from, 4), _mm512_set1_epi8(16), nibbles(from));
+        [
+            join::<4, 0>(l[0], plane, bit),
+            join::<3, 0>(l[1], plane, bit),
+            join::<2, 0>(l[2], plane, bit),
+            join::<1, 0>(l[3], plane, bit),
+            join::<0, 0>(l[4], plane, bit),
+            join::<0, 1>(l[5], plane, bit),
+            join::<0, 2>(l[6], plane, bit),
+            join::<0, 3>(l[7], plane, bit),
+        ]
+    }
+}
+
+impl Codes for Six {
+    const BYTES: usize = Bits::Six.group_bytes();
+    #[inline(always)]
+    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
+        let (first, second, bits, l) = (line(from, 4), line(from, 5), _mm512_set1_epi8(48), nibbles(from));
+        [
+            join::<4, 0>(l[0], first, bits),
+            join::<2, 0>(l[1], first, bits),
+            join::<0, 0>(l[2], first, bits),
+            join::<0, 2>(l[3], first, bits),
+            join::<4, 0>(l[4], second, bits),
+            join::<2, 0>(l[5], second, bits),
+            join::<0, 0>(l[6], second, bits),
+            join::<0, 2>(l[7], second, bits),
+        ]
+    }
+}
+
+impl Codes for Eight {
+    const BYTES: usize = Bits::Eight.group_bytes();
+    #[inline(always)]
+    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
+        let mut lines = [_mm512_setzero_si512(); LINES];
+        for j in 0..LINES {
+            lines[j] = line(from, j);
+        }
+        lines
+    }
+}
+
+/// What is known of a product when it is compiled.
+struct Shape<const HALVES: usize, const MINIMA: bool, const WIDE: bool>;
+
+/// Where a tile reads.
+#[derive(Clone, Copy)]
+struct Source {
+    codes: *const u8,
+    scales: *const Rows,
+    mins: *const Rows,
+}
+
+/// `R` activation rows from row `first` on.
+struct Numbers {
+    upper: *const i8,
+    lower: *const i8,
+    scales: *const f32,
+    starts: *const i32,
+    shares: *const f32,
+    k: usize,
+    groups: usize,
+}
+
+impl Numbers {
+    #[inline(always)]
+    unsafe fn new(x: &Operand, first: usize, halves: usize) -> Self {
+        let groups = x.groups();
+        // Offsets into empty buffers are never dereferenced.
+        Self {
+            upper: x.upper.as_ptr().add(first * x.k),
+            lower: x.lower.as_ptr().wrapping_add(first * x.k),
+            scales: x.scales.as_ptr().add(first * groups),
+            starts: x.starts.as_ptr().wrapping_add(first * groups * halves),
+            shares: x.shares.as_ptr().wrapping_add(first * groups * halves),
+            k: x.k,
+            groups,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn four(from: *const i8) -> __m512i {
+    _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
+}
+
+impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MINIMA, WIDE> {
+    /// The sums of `R` activation rows with a panel's sixteen rows.
+    #[inline(always)]
+    unsafe fn sums<C: Codes, const R: usize>(from: Source, x: &Numbers) -> [__m512; R] {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for group in 0..x.groups {
+            let codes = C::group(from.codes.add(group * C::BYTES));
+            for half in 0..HALVES {
+                let products = Self::products::<R>(&codes, x, group, half);
+                let part = group * HALVES + half;
+                let scales = _mm512_loadu_ps(from.scales.add(part).cast());
+                for r in 0..R {
+                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.add(r * x.groups + group)));
+                    sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r]), scale, sums[r]);
+                }
+                if MINIMA {
+                    let mins = _mm512_loadu_ps(from.mins.add(part).cast());
+                    for r in 0..R {
+                        let share = _mm512_set1_ps(*x.shares.add(r * x.groups * HALVES + part));
+                        sums[r] = _mm512_fmadd_ps(mins, share, sums[r]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// The whole-number sums of a group, or of half of it.
+    #[inline(always)]
+    unsafe fn products<const R: usize>(
+        codes: &[__m512i; LINES],
+        x: &Numbers,
+        group: usize,
+        half: usize,
+    ) -> [__m512i; R] {
+        let lines = half * LINES / HALVES..(half + 1) * LINES / HALVES;
+        let mut products = [_mm512_setzero_si512(); R];
+        if WIDE {
+            for j in lines.clone() {
+                for r in 0..R {
+                    let numbers = four(x.upper.add(r * x.k + group * GROUP + 4 * j));
+                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], numbers);
+                }
+            }
+            for r in 0..R {
+                products[r] = _mm512_slli_epi32::<8>(products[r]);
+            }
+        }
+        if !MINIMA {
+            for r in 0..R {
+                let start = *x.starts.add((r * x.groups + group) * HALVES + half);
+                products[r] = _mm512_add_epi32(products[r], _mm512_set1_epi32(start));
+            }
+        }
+        let numbers = if WIDE { x.lower } else { x.upper };
+        for j in lines {
+            for r in 0..R {
+                let numbers = four(numbers.add(r * x.k + group * GROUP + 4 * j));
+                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], numbers);
+            }
+        }
+        products
+    }
+
+    /// Rows `rows` of a panel, as many at once as registers hold.
+    #[inline(always)]
+    unsafe fn rows<C: Codes, const DIRECT: bool>(
+        job: &PackedJob<'_>,
+        panel: usize,
+        rows: Range<usize>,
+        from: Source,
+    ) {
+        let mut first = rows.start;
+        while first < rows.end {
+            let x = Numbers::new(job.x, first, HALVES);
+            first += match rows.end - first {
+                8.. if !DIRECT => Self::tile::<C, 8>(job, panel, first, from, &x),
+                4.. => Self::tile::<C, 4>(job, panel, first, from, &x),
+                2.. => Self::tile::<C, 2>(job, panel, first, from, &x),
+                _ => Self::tile::<C, 1>(job, panel, first, from, &x),
+            };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<C: Codes, const R: usize>(
+        job: &PackedJob<'_>,
+        panel: usize,
+        first: usize,
+        from: Source,
+        x: &Numbers,
+    ) -> usize {
+        let sums = Self::sums::<C, R>(from, x);
+        for r in 0..R {
+            let mut out = [0.0; PANEL];
+            _mm512_storeu_ps(out.as_mut_ptr(), sums[r]);
+            job.finish(first + r, panel, &out);
+        }
+        R
+    }
+}
+
+/// Calls `rows` of the shape that a job has.
+#[inline(always)]
+unsafe fn dispatch<C: Codes, const DIRECT: bool>(
+    job: &PackedJob<'_>,
+    panel: usize,
+    rows: Range<usize>,
+    from: Source,
+) {
+    let scales = job.weight.layout().scales;
+    match (scales.halves(), scales.offset().is_none(), job.x.is_wide()) {
+        (1, false, false) => Shape::<1, false, false>::rows::<C, DIRECT>(job, panel, rows, from),
+        (1, false, true) => Shape::<1, false, true>::rows::<C, DIRECT>(job, panel, rows, from),
+        (1, true, false) => Shape::<1, true, false>::rows::<C, DIRECT>(job, panel, rows, from),
+        (1, true, true) => Shape::<1, true, true>::rows::<C, DIRECT>(job, panel, rows, from),
+        (_, false, false) => Shape::<2, false, false>::rows::<C, DIRECT>(job, panel, rows, from),
+        (_, false, true) => Shape::<2, false, true>::rows::<C, DIRECT>(job, panel, rows, from),
+        (_, true, false) => Shape::<2, true, false>::rows::<C, DIRECT>(job, panel, rows, from),
+        (_, true, true) => Shape::<2, true, true>::rows::<C, DIRECT>(job, panel, rows, from),
+    }
+}
+
+struct Vnni;
+
+impl Tiles for Vnni {
+    const DIRECT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
+        let from = Source {
+            codes: job.weight.panel(panel).codes.as_ptr(),
+            scales: unpacked.scales.as_ptr(),
+            mins: unpacked.mins.as_ptr(),
+        };
+        match job.weight.layout().bits {
+            Bits::Four => dispatch::<Four, true>(job, panel, rows, from),
+            Bits::Five => dispatch::<Five, true>(job, panel, rows, from),
+            Bits::Six => dispatch::<Six, true>(job, panel, rows, from),
+            Bits::Eight => dispatch::<Eight, true>(job, panel, rows, from),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
+        let from = Source {
+            codes: unpacked.codes.as_ptr().cast(),
+            scales: unpacked.scales.as_ptr(),
+            mins: unpacked.mins.as_ptr(),
+        };
+        dispatch::<Eight, false>(job, panel, rows, from);
+    }
+}

@@ -1,0 +1,186 @@
+//! Products of activations with packed weights: what the instruction sets share.
+//!
+//! A sum is made the same way in every table, whatever the batch: a group's codes times whole-number activations is
+//! exact, and the groups' sums are scaled and added from first to last with fused multiply-adds. So every table gives
+//! the same bits.
+
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{jobs::Output, operand::Operand};
+use crate::packed::{
+    LINE, PANEL, Packed, Panel,
+    unpack::{self, Lines, Rows},
+};
+
+/// `x * weight^T + bias` into `out` `[n, weight.rows()]`.
+pub(super) struct PackedJob<'a> {
+    pub(super) x: &'a Operand,
+    pub(super) n: usize,
+    pub(super) weight: &'a Packed,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) out: Output<'a>,
+}
+
+impl PackedJob<'_> {
+    /// Stores activation row `i`'s results of a panel.
+    ///
+    /// # Safety
+    /// No other thread may write this panel's results.
+    #[inline(always)]
+    pub(super) unsafe fn finish(&self, i: usize, panel: usize, sums: &Rows) {
+        let (first, rows) = (panel * PANEL, self.weight.rows());
+        let len = PANEL.min(rows - first);
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.out.slice(i * rows + first, len) };
+        match self.bias {
+            Some(bias) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[first..]) {
+                    *out = sum + bias;
+                }
+            }
+            None => out.copy_from_slice(&sums[..len]),
+        }
+    }
+}
+
+/// A panel's scales and, where several blocks of activation rows use them, its codes a byte each.
+#[derive(Default)]
+pub(super) struct Unpacked {
+    pub(super) codes: Vec<Line64>,
+    pub(super) scales: Vec<Rows>,
+    pub(super) mins: Vec<Rows>,
+}
+
+/// A line where a vector load does not cross a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line64(pub(super) [u8; LINE]);
+
+thread_local! {
+    /// Taken and put back, as in `vector`.
+    static SCRATCH: RefCell<Unpacked> = RefCell::default();
+}
+
+impl Unpacked {
+    #[inline(always)]
+    fn scales(&mut self, weight: &Packed, panel: Panel<'_>) {
+        let parts = weight.groups() * weight.layout().scales.halves();
+        self.scales.resize(parts, [0.0; PANEL]);
+        if weight.layout().scales.offset().is_none() {
+            self.mins.resize(parts, [0.0; PANEL]);
+        }
+        unpack::scales(weight.layout().scales, panel, &mut self.scales, &mut self.mins);
+    }
+
+    #[inline(always)]
+    fn codes(&mut self, weight: &Packed, panel: Panel<'_>) {
+        let lines = size_of::<Lines>() / LINE;
+        self.codes.resize(weight.groups() * lines, Line64([0; LINE]));
+        // SAFETY: a run of lines has the layout of an array of them, and `Lines` asks for no alignment.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(self.codes.as_mut_ptr().cast::<Lines>(), weight.groups())
+        };
+        unpack::codes(weight.layout().bits, panel, out);
+    }
+}
+
+/// What differs between instruction sets: the sums of some activation rows with one panel.
+pub(super) trait Tiles {
+    /// Activation rows that go without a detour through unpacked codes.
+    const DIRECT: usize;
+
+    /// Computes rows `rows` of the job from the panel's own lines. Called with at most [`Tiles::DIRECT`] rows.
+    ///
+    /// # Safety
+    /// As for the instruction set; no other thread may write this panel's results. `unpacked` has the panel's scales.
+    unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked);
+
+    /// As [`Tiles::direct`] for any number of rows, with unpacked codes too.
+    ///
+    /// # Safety
+    /// As for [`Tiles::direct`].
+    unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked);
+}
+
+/// Computes some panels of the output.
+///
+/// # Safety
+/// As for [`Tiles`]; no other thread may write these panels' results.
+#[inline(always)]
+pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>) {
+    let mut unpacked = SCRATCH.take();
+    for panel in panels {
+        let bytes = job.weight.panel(panel);
+        unpacked.scales(job.weight, bytes);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if job.n <= T::DIRECT {
+                T::direct(job, panel, 0..job.n, &unpacked);
+            } else {
+                unpacked.codes(job.weight, bytes);
+                T::unpacked(job, panel, 0..job.n, &unpacked);
+            }
+        }
+    }
+    SCRATCH.set(unpacked);
+}
+
+/// The plain sums: the specification of every table's.
+pub(super) struct Plain;
+
+impl Tiles for Plain {
+    const DIRECT: usize = 0;
+
+    unsafe fn direct(_: &PackedJob<'_>, _: usize, _: Range<usize>, _: &Unpacked) {
+        unreachable!("no row goes without unpacked codes. This is a bug.");
+    }
+
+    #[inline(always)]
+    unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
+        let (x, halves) = (job.x, job.weight.layout().scales.halves());
+        let lines = 8 / halves;
+        for i in rows {
+            let mut sums = [0.0; PANEL];
+            for part in 0..x.groups() * halves {
+                let scale = x.scales[i * x.groups() + part / halves];
+                let at = i * x.k + part * lines * 4;
+                let upper = products(&unpacked.codes[part * lines..][..lines], &x.upper[at..]);
+                let start = x.starts.get(i * x.groups() * halves + part).copied().unwrap_or(0);
+                let lower = if x.is_wide() {
+                    products(&unpacked.codes[part * lines..][..lines], &x.lower[at..])
+                } else {
+                    [0; PANEL]
+                };
+                let weight = if x.is_wide() { 256 } else { 1 };
+                for row in 0..PANEL {
+                    let sum = (upper[row] * weight + lower[row] + start) as f32;
+                    sums[row] = sum.mul_add(unpacked.scales[part][row] * scale, sums[row]);
+                    if let Some(share) = x.shares.get(i * x.groups() * halves + part) {
+                        sums[row] = unpacked.mins[part][row].mul_add(*share, sums[row]);
+                    }
+                }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { job.finish(i, panel, &sums) }
+        }
+    }
+}
+
+/// The sums of some lines' codes with the numbers of one activation row.
+#[inline(always)]
+fn products(lines: &[Line64], numbers: &[i8]) -> [i32; PANEL] {
+    let mut sums = [0; PANEL];
+    for (line, numbers) in lines.iter().zip(numbers.as_chunks::<4>().0) {
+        for (sum, codes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
+            for (code, number) in codes.iter().zip(numbers) {
+                *sum += i32::from(*code) * i32::from(*number);
+            }
+        }
+    }
+    sums
+}

@@ -1,0 +1,121 @@
+//! From the rows of a file to panels.
+
+use super::{Bits, GROUP, LINE, LINES, PANEL, Packed, Scales, code_bytes, codes::Block, memory::Aligned};
+use crate::{Matrix, pool};
+
+/// Panels that a thread takes at once.
+const PANELS_EACH: usize = 4;
+
+/// The panels of a matrix, in memory of their own.
+pub(super) fn pack(packed: &Packed, matrix: &Matrix) -> Aligned {
+    let (panels, panel_bytes) = (packed.panels(), packed.panel_bytes());
+    let mut memory = Aligned::zeroed(panels * panel_bytes);
+    if panel_bytes == 0 {
+        return memory;
+    }
+    let parts: Vec<_> = memory
+        .bytes_mut()
+        .chunks_mut(panel_bytes * PANELS_EACH)
+        .map(std::sync::Mutex::new)
+        .collect();
+    pool::run(parts.len(), |part| {
+        // Never contended: each part is taken once.
+        let mut bytes = parts[part]
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (i, bytes) in bytes.chunks_mut(panel_bytes).enumerate() {
+            pack_panel(packed, matrix, part * PANELS_EACH + i, bytes);
+        }
+    });
+    drop(parts);
+    memory
+}
+
+/// Rows that the matrix does not have stay zero, scales included.
+fn pack_panel(packed: &Packed, matrix: &Matrix, panel: usize, bytes: &mut [u8]) {
+    let (bits, scales) = (packed.layout.bits, packed.layout.scales);
+    let (lines, records) = bytes.split_at_mut(code_bytes(packed.layout, packed.cols));
+    let format = matrix.format();
+    let groups = format.block_len() / GROUP;
+    let mut block = Block::new();
+    for row in 0..PANEL.min(matrix.rows() - panel * PANEL) {
+        let file = matrix.rows_bytes(panel * PANEL + row..panel * PANEL + row + 1);
+        let blocks = file.chunks_exact(format.block_bytes());
+        let lines = lines.chunks_exact_mut(groups * bits.group_bytes());
+        let records = records.chunks_exact_mut(scales.record_bytes());
+        for ((file, lines), record) in blocks.zip(lines).zip(records) {
+            block.read(format, file);
+            for (codes, lines) in block
+                .codes
+                .as_chunks::<GROUP>()
+                .0
+                .iter()
+                .zip(lines.chunks_exact_mut(bits.group_bytes()))
+            {
+                put_codes(bits, row, codes, lines);
+            }
+            put_scales(scales, row, &block, record);
+        }
+    }
+}
+
+/// Four codes as one number, so that they move together.
+fn four(codes: &[u8; GROUP], line: usize) -> u32 {
+    u32::from_le_bytes([
+        codes[4 * line],
+        codes[4 * line + 1],
+        codes[4 * line + 2],
+        codes[4 * line + 3],
+    ])
+}
+
+fn put_codes(bits: Bits, row: usize, codes: &[u8; GROUP], lines: &mut [u8]) {
+    let mut put = |line: usize, value: u32| {
+        lines[line * LINE + 4 * row..][..4].copy_from_slice(&value.to_le_bytes());
+    };
+    if bits == Bits::Eight {
+        (0..LINES).for_each(|line| put(line, four(codes, line)));
+        return;
+    }
+    let nibbles = |line: usize| four(codes, line) & 0x0f0f_0f0f;
+    (0..4).for_each(|line| put(line, nibbles(line) | nibbles(line + 4) << 4));
+    let upper = |line: usize| four(codes, line) >> 4;
+    match bits {
+        Bits::Four | Bits::Eight => {}
+        Bits::Five => put(
+            4,
+            (0..LINES).fold(0, |plane, line| plane | (upper(line) & 0x0101_0101) << line),
+        ),
+        Bits::Six => {
+            let pairs = |from: usize| {
+                (0..4).fold(0, |plane, line| {
+                    plane | (upper(from + line) & 0x0303_0303) << (2 * line)
+                })
+            };
+            put(4, pairs(0));
+            put(5, pairs(4));
+        }
+    }
+}
+
+fn put_scales(scales: Scales, row: usize, block: &Block, record: &mut [u8]) {
+    const HALVES: usize = 2 * PANEL;
+    record[2 * row..][..2].copy_from_slice(&block.scale);
+    match scales {
+        Scales::Half { .. } => {}
+        Scales::HalfMin => record[HALVES + 2 * row..][..2].copy_from_slice(&block.min),
+        Scales::Super { parts } => {
+            record[HALVES + 2 * row..][..2].copy_from_slice(&block.min);
+            for part in 0..parts {
+                let at = 2 * HALVES + part * 2 * PANEL + row;
+                record[at] = block.scales[part];
+                record[at + PANEL] = block.mins[part];
+            }
+        }
+        Scales::Signed { .. } => {
+            for (part, scale) in block.scales.iter().enumerate() {
+                record[HALVES + part * PANEL + row] = *scale;
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The weights of a layer, in the layout its kernel reads.
+
+use crate::{Activations, Format, Matrix, Packed, cpu};
+
+/// A weight matrix `[rows, cols]`. Cloning shares the bytes.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Floating-point numbers (F32, F16, BF16), as in the file.
+    Dense(Matrix),
+    /// Integer codes with scales, in panels.
+    Packed(Packed),
+}
+
+impl Weight {
+    /// Packs what has integer codes, on all threads; after that the file's bytes are no longer needed.
+    pub fn new(matrix: Matrix, activations: Activations) -> Self {
+        Packed::new(&matrix, activations).map_or(Self::Dense(matrix), Self::Packed)
+    }
+
+    /// The format of the file.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Dense(matrix) => matrix.format(),
+            Self::Packed(packed) => packed.format(),
+        }
+    }
+
+    /// Rows: outputs of a linear layer, entries of an embedding.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.rows(),
+            Self::Packed(packed) => packed.rows(),
+        }
+    }
+
+    /// Weights of a row.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.cols(),
+            Self::Packed(packed) => packed.cols(),
+        }
+    }
+
+    /// One row as `f32`. Panics where there is none, or where `out` has another length.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Dense(matrix) => {
+                assert!(out.len() == matrix.cols(), "a row has another length");
+                cpu::best().dequantize(matrix.format(), matrix.rows_bytes(row..row + 1), out);
+            }
+            Self::Packed(packed) => packed.row(row, out),
+        }
+    }
+}
+
+impl From<Matrix> for Weight {
+    /// Leaves the weights as they are in the file, whatever their format.
+    fn from(matrix: Matrix) -> Self {
+        Self::Dense(matrix)
+    }
+}
