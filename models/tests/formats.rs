@@ -16,6 +16,10 @@ use support::{Driver, Rng, Tensors, difference, random_tensors, write_checkpoint
 
 /// Both sides read the same dequantised values; only the order of rotary pairs differs.
 const TOLERANCE: f32 = 1e-3;
+/// Where weights have integer codes, activations are rounded to 16 bits in every product, the reference's are not. These
+/// random models make 0.008 of it in logits of 9, and 256 times as much of 8 bits: rounding, not wrong weights. That
+/// weights keep their bits is tested where they are packed.
+const TOLERANCE_ROUNDED: f32 = 0.02;
 
 fn config(model_type: &str) -> Value {
     json!({
@@ -35,9 +39,13 @@ fn logits(loaded: &LoadedModel) -> Vec<Vec<f32>> {
 }
 
 fn assert_same(ours: &LoadedModel, reference: &LoadedModel, what: &str) {
+    assert_within(TOLERANCE, ours, reference, what);
+}
+
+fn assert_within(tolerance: f32, ours: &LoadedModel, reference: &LoadedModel, what: &str) {
     for (position, (a, b)) in logits(ours).iter().zip(&logits(reference)).enumerate() {
         let error = difference(a, b);
-        assert!(error < TOLERANCE, "{what}, position {position}: {error}");
+        assert!(error < tolerance, "{what}, position {position}: {error}");
     }
 }
 
@@ -204,7 +212,9 @@ fn every_gguf_type_equals_its_dequantised_safetensors() {
             from_gguf.checkpoint.leftovers().collect::<Vec<_>>(),
             Vec::<&str>::new()
         );
-        assert_same(&from_gguf, &from_safetensors, &format!("{dtype:?}"));
+        let whole = !matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
+        let tolerance = if whole { TOLERANCE_ROUNDED } else { TOLERANCE };
+        assert_within(tolerance, &from_gguf, &from_safetensors, &format!("{dtype:?}"));
     }
 }
 
