@@ -136,7 +136,7 @@ class Results:
             return False
         for row in rows:
             own, best = self.figure(row, model, server), self.best_peer(row, model)
-            if own is None or row.ratio(own.value, best.value) > close:
+            if own is None or own.is_quiet != best.is_quiet or row.ratio(own.value, best.value) > close:
                 return False
         return True
 
@@ -164,7 +164,9 @@ class Results:
             text += "" if not figure or figure.is_quiet else " ≈"
             cells.append(text + (f", {figure.failed} failed" if figure and figure.failed else ""))
         setting, ratio, bar = peer.server.removeprefix(PEER) if peer else "–", "–", f"{row.bar:g}"
-        if ours and peer:
+        if ours and peer and ours.is_quiet != peer.is_quiet:
+            ratio = "one was disturbed"
+        elif ours and peer:
             times = row.ratio(ours.value, peer.value)
             ratio, bar = f"{times:.2f}", f"{bar} {'reached' if times >= row.bar else 'missed'}"
         return f"| {row.title} | {' | '.join(cells)} | {setting} | {ratio} | {bar} |"
