@@ -189,35 +189,48 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let mut sums = [_mm512_setzero_ps(); R];
         for group in 0..x.groups {
             let codes = C::group(from.codes.add(group * C::BYTES));
-            for half in 0..HALVES {
-                let products = Self::products::<R>(&codes, x, group, half);
-                let part = group * HALVES + half;
-                let scales = _mm512_loadu_ps(from.scales.add(part).cast());
-                for r in 0..R {
-                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.add(r * x.groups + group)));
-                    sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r]), scale, sums[r]);
-                }
-                if MINIMA {
-                    let mins = _mm512_loadu_ps(from.mins.add(part).cast());
-                    for r in 0..R {
-                        let share = _mm512_set1_ps(*x.shares.add(r * x.groups * HALVES + part));
-                        sums[r] = _mm512_fmadd_ps(mins, share, sums[r]);
-                    }
-                }
+            // Written out, as codes whose index is not a constant would leave their registers.
+            Self::add::<R, 0>(&codes, from, x, group, &mut sums);
+            if HALVES == 2 {
+                Self::add::<R, 1>(&codes, from, x, group, &mut sums);
             }
         }
         sums
     }
 
+    /// Adds what a group makes, or half of it.
+    #[inline(always)]
+    unsafe fn add<const R: usize, const HALF: usize>(
+        codes: &[__m512i; LINES],
+        from: Source,
+        x: &Numbers,
+        group: usize,
+        sums: &mut [__m512; R],
+    ) {
+        let products = Self::products::<R, HALF>(codes, x, group);
+        let part = group * HALVES + HALF;
+        let scales = _mm512_loadu_ps(from.scales.add(part).cast());
+        for r in 0..R {
+            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.add(r * x.groups + group)));
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r]), scale, sums[r]);
+        }
+        if MINIMA {
+            let mins = _mm512_loadu_ps(from.mins.add(part).cast());
+            for r in 0..R {
+                let share = _mm512_set1_ps(*x.shares.add(r * x.groups * HALVES + part));
+                sums[r] = _mm512_fmadd_ps(mins, share, sums[r]);
+            }
+        }
+    }
+
     /// The whole-number sums of a group, or of half of it.
     #[inline(always)]
-    unsafe fn products<const R: usize>(
+    unsafe fn products<const R: usize, const HALF: usize>(
         codes: &[__m512i; LINES],
         x: &Numbers,
         group: usize,
-        half: usize,
     ) -> [__m512i; R] {
-        let lines = half * LINES / HALVES..(half + 1) * LINES / HALVES;
+        let lines = HALF * LINES / HALVES..(HALF + 1) * LINES / HALVES;
         let mut products = [_mm512_setzero_si512(); R];
         if WIDE {
             for j in lines.clone() {
@@ -232,7 +245,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         }
         if !MINIMA {
             for r in 0..R {
-                let start = *x.starts.add((r * x.groups + group) * HALVES + half);
+                let start = *x.starts.add((r * x.groups + group) * HALVES + HALF);
                 products[r] = _mm512_add_epi32(products[r], _mm512_set1_epi32(start));
             }
         }
@@ -248,17 +261,12 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
 
     /// Rows `rows` of a panel, as many at once as registers hold.
     #[inline(always)]
-    unsafe fn rows<C: Codes, const DIRECT: bool>(
-        job: &PackedJob<'_>,
-        panel: usize,
-        rows: Range<usize>,
-        from: Source,
-    ) {
+    unsafe fn rows<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, from: Source) {
         let mut first = rows.start;
         while first < rows.end {
             let x = Numbers::new(job.x, first, HALVES);
             first += match rows.end - first {
-                8.. if !DIRECT => Self::tile::<C, 8>(job, panel, first, from, &x),
+                8.. => Self::tile::<C, 8>(job, panel, first, from, &x),
                 4.. => Self::tile::<C, 4>(job, panel, first, from, &x),
                 2.. => Self::tile::<C, 2>(job, panel, first, from, &x),
                 _ => Self::tile::<C, 1>(job, panel, first, from, &x),
@@ -286,29 +294,24 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
 
 /// Calls `rows` of the shape that a job has.
 #[inline(always)]
-unsafe fn dispatch<C: Codes, const DIRECT: bool>(
-    job: &PackedJob<'_>,
-    panel: usize,
-    rows: Range<usize>,
-    from: Source,
-) {
+unsafe fn dispatch<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, from: Source) {
     let scales = job.weight.layout().scales;
     match (scales.halves(), scales.offset().is_none(), job.x.is_wide()) {
-        (1, false, false) => Shape::<1, false, false>::rows::<C, DIRECT>(job, panel, rows, from),
-        (1, false, true) => Shape::<1, false, true>::rows::<C, DIRECT>(job, panel, rows, from),
-        (1, true, false) => Shape::<1, true, false>::rows::<C, DIRECT>(job, panel, rows, from),
-        (1, true, true) => Shape::<1, true, true>::rows::<C, DIRECT>(job, panel, rows, from),
-        (_, false, false) => Shape::<2, false, false>::rows::<C, DIRECT>(job, panel, rows, from),
-        (_, false, true) => Shape::<2, false, true>::rows::<C, DIRECT>(job, panel, rows, from),
-        (_, true, false) => Shape::<2, true, false>::rows::<C, DIRECT>(job, panel, rows, from),
-        (_, true, true) => Shape::<2, true, true>::rows::<C, DIRECT>(job, panel, rows, from),
+        (1, false, false) => Shape::<1, false, false>::rows::<C>(job, panel, rows, from),
+        (1, false, true) => Shape::<1, false, true>::rows::<C>(job, panel, rows, from),
+        (1, true, false) => Shape::<1, true, false>::rows::<C>(job, panel, rows, from),
+        (1, true, true) => Shape::<1, true, true>::rows::<C>(job, panel, rows, from),
+        (_, false, false) => Shape::<2, false, false>::rows::<C>(job, panel, rows, from),
+        (_, false, true) => Shape::<2, false, true>::rows::<C>(job, panel, rows, from),
+        (_, true, false) => Shape::<2, true, false>::rows::<C>(job, panel, rows, from),
+        (_, true, true) => Shape::<2, true, true>::rows::<C>(job, panel, rows, from),
     }
 }
 
 struct Vnni;
 
 impl Tiles for Vnni {
-    const DIRECT: usize = 4;
+    const DIRECT: usize = 8;
 
     #[inline(always)]
     unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
@@ -318,10 +321,10 @@ impl Tiles for Vnni {
             mins: unpacked.mins.as_ptr(),
         };
         match job.weight.layout().bits {
-            Bits::Four => dispatch::<Four, true>(job, panel, rows, from),
-            Bits::Five => dispatch::<Five, true>(job, panel, rows, from),
-            Bits::Six => dispatch::<Six, true>(job, panel, rows, from),
-            Bits::Eight => dispatch::<Eight, true>(job, panel, rows, from),
+            Bits::Four => dispatch::<Four>(job, panel, rows, from),
+            Bits::Five => dispatch::<Five>(job, panel, rows, from),
+            Bits::Six => dispatch::<Six>(job, panel, rows, from),
+            Bits::Eight => dispatch::<Eight>(job, panel, rows, from),
         }
     }
 
@@ -332,6 +335,6 @@ impl Tiles for Vnni {
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
         };
-        dispatch::<Eight, false>(job, panel, rows, from);
+        dispatch::<Eight>(job, panel, rows, from);
     }
 }
