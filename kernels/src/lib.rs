@@ -1,7 +1,9 @@
 //! Arithmetic of the models: weight formats, the processor's kernels, and the Candle operation around each.
 //!
-//! Activations and sums are `f32`; weights are read in the format of the file they came from. The result of a row
-//! never depends on the other rows of its batch: every kernel sums one row in one order, whatever surrounds it.
+//! Between operations activations are `f32`. Weights with integer codes are packed ([`Packed`]) and meet activations
+//! rounded to whole numbers ([`Activations`]); others are read in the format of their file, and multiplied in `f32`. The
+//! result of a row never depends on the other rows of its batch: every kernel sums one row in one order, whatever
+//! surrounds it.
 
 pub mod cpu;
 mod error;

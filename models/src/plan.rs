@@ -15,7 +15,7 @@ const KV_AUTO_MAX: u64 = 2 << 30;
 pub struct PlanRequest {
     /// Memory the process may use, bytes.
     pub available: u64,
-    /// Bytes of the checkpoint's tensors.
+    /// Bytes of the tensors as the layers hold them: [`Checkpoint::loaded_bytes`](crate::weights::Checkpoint::loaded_bytes).
     pub weights: u64,
     /// Longest sequence served, tokens.
     pub context_length: usize,
@@ -34,7 +34,7 @@ pub struct PlanRequest {
 pub struct MemoryPlan {
     /// What the process may use.
     pub available: u64,
-    /// Checkpoint tensors.
+    /// Tensors, as the layers hold them.
     pub weights: u64,
     /// Keys and values.
     pub kv: u64,

@@ -31,12 +31,6 @@ const LANES: usize = 8;
 pub(super) struct Avx2Tiles;
 
 impl Tiles for Avx2Tiles {
-    const DIRECT: usize = 0;
-
-    unsafe fn direct(_: &PackedJob<'_>, _: usize, _: Range<usize>, _: &Unpacked) {
-        unreachable!("no row goes without unpacked codes. This is a bug.");
-    }
-
     #[inline(always)]
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
         // Sixteen bits hold two products of codes of up to six bits; wider ones go as two digits.

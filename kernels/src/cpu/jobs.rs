@@ -187,20 +187,10 @@ impl Kernels {
     /// `x * weight^T + bias` into `out` `[n, weight.rows()]`, for `x` `[n, weight.cols()]`, on all threads. Panics where
     /// the lengths do not agree.
     pub fn linear(&self, x: &[f32], weight: &Matrix, bias: Option<&[f32]>, out: &mut [f32]) {
-        if out.is_empty() {
-            return;
-        }
         let (rows, k) = (weight.rows(), weight.cols());
-        let n = out.len() / rows;
-        assert_eq!(
-            (x.len(), out.len()),
-            (n * k, n * rows),
-            "a linear layer's lengths disagree"
-        );
-        assert!(
-            bias.is_none_or(|bias| bias.len() == rows),
-            "a linear layer's bias has another length"
-        );
+        let Some(n) = batch((rows, k), x, bias, out) else {
+            return;
+        };
         let job = LinearJob {
             x,
             n,
@@ -210,10 +200,7 @@ impl Kernels {
         };
         // Whole groups of four rows, which the kernels take at once.
         let quads = rows.div_ceil(4);
-        let products = rows.saturating_mul(k).saturating_mul(n + 2);
-        let parts = (products / PARALLEL_PRODUCTS)
-            .clamp(1, pool::threads() * PARTS)
-            .min(quads.max(1));
+        let parts = product_parts((rows, k), n).min(quads);
         pool::run(parts, |part| {
             let range = split(quads, parts, part);
             // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
@@ -223,20 +210,10 @@ impl Kernels {
 
     /// As [`Kernels::linear`] with packed weights, and activations rounded as these ask for.
     pub fn linear_packed(&self, x: &[f32], weight: &Packed, bias: Option<&[f32]>, out: &mut [f32]) {
-        if out.is_empty() {
-            return;
-        }
         let (rows, k) = (weight.rows(), weight.cols());
-        let n = out.len() / rows;
-        assert_eq!(
-            (x.len(), out.len()),
-            (n * k, n * rows),
-            "a linear layer's lengths disagree"
-        );
-        assert!(
-            bias.is_none_or(|bias| bias.len() == rows),
-            "a linear layer's bias has another length"
-        );
+        let Some(n) = batch((rows, k), x, bias, out) else {
+            return;
+        };
         Operand::with_scratch(|operand| {
             let scales = weight.layout().scales;
             operand.resize(n, k, weight.activations(), scales);
@@ -249,10 +226,7 @@ impl Kernels {
                 out: Output::new(out),
             };
             let panels = weight.panels();
-            let products = rows.saturating_mul(k).saturating_mul(n + 2);
-            let parts = (products / PARALLEL_PRODUCTS)
-                .clamp(1, pool::threads() * PARTS)
-                .min(panels);
+            let parts = product_parts((rows, k), n).min(panels);
             pool::run(parts, |part| {
                 // SAFETY: the table runs on this processor, and the parts' panels do not overlap.
                 unsafe { (self.linear_packed)(&job, split(panels, parts, part)) }
@@ -328,6 +302,31 @@ impl Kernels {
             }
         });
     }
+}
+
+/// The rows of activations `x` that a product with weights `[rows, k]` takes, none where it has no result. Panics where the
+/// lengths do not agree.
+fn batch((rows, k): (usize, usize), x: &[f32], bias: Option<&[f32]>, out: &[f32]) -> Option<usize> {
+    if out.is_empty() {
+        return None;
+    }
+    let n = out.len() / rows;
+    assert_eq!(
+        (x.len(), out.len()),
+        (n * k, n * rows),
+        "a linear layer's lengths disagree"
+    );
+    assert!(
+        bias.is_none_or(|bias| bias.len() == rows),
+        "a linear layer's bias has another length"
+    );
+    Some(n)
+}
+
+/// How many parts a product of `n` rows of activations is worth.
+fn product_parts((rows, k): (usize, usize), n: usize) -> usize {
+    let products = rows.saturating_mul(k).saturating_mul(n + 2);
+    (products / PARALLEL_PRODUCTS).clamp(1, pool::threads() * PARTS)
 }
 
 /// Calls `kernel` for each row of `width` elements of `out`.

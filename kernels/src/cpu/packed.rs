@@ -92,13 +92,15 @@ impl Unpacked {
 /// What differs between instruction sets: the sums of some activation rows with one panel.
 pub(super) trait Tiles {
     /// Activation rows that go without a detour through unpacked codes.
-    const DIRECT: usize;
+    const DIRECT: usize = 0;
 
     /// Computes rows `rows` of the job from the panel's own lines. Called with at most [`Tiles::DIRECT`] rows.
     ///
     /// # Safety
     /// As for the instruction set; no other thread may write this panel's results. `unpacked` has the panel's scales.
-    unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked);
+    unsafe fn direct(_job: &PackedJob<'_>, _panel: usize, _rows: Range<usize>, _unpacked: &Unpacked) {
+        unreachable!("no row goes without unpacked codes. This is a bug.");
+    }
 
     /// As [`Tiles::direct`] for any number of rows, with unpacked codes too.
     ///
@@ -134,12 +136,6 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
 pub(super) struct Plain;
 
 impl Tiles for Plain {
-    const DIRECT: usize = 0;
-
-    unsafe fn direct(_: &PackedJob<'_>, _: usize, _: Range<usize>, _: &Unpacked) {
-        unreachable!("no row goes without unpacked codes. This is a bug.");
-    }
-
     #[inline(always)]
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
         let (x, halves) = (job.x, job.weight.layout().scales.halves());

@@ -5,8 +5,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use super::elements;
 use crate::{Weight, cpu};
 
-/// `x * weight^T + bias`: `x` `[n, k]`, `weight` `[out, k]`, `bias` `[out]`, the result `[n, out]`. A row's result is
-/// the same bits alone and in any batch.
+/// `x * weight^T + bias`: `x` `[n, k]`, `weight` `[out, k]`, `bias` `[out]`, the result `[n, out]`. With packed weights
+/// `x` is rounded as these ask for ([`crate::Activations`]). A row's result is the same bits alone and in any batch.
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     let op = Linear { weight };
     match bias {
