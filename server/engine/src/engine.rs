@@ -52,6 +52,12 @@ impl<R: ModelRunner> Engine<R> {
         self.scheduler.end_index(request, index, Finish::Aborted);
     }
 
+    /// Further steps in which anything decodes compute at most this many tokens of prefill, or one if it is zero, so
+    /// that they don't take long. No limit at first.
+    pub fn limit_prefill(&mut self, tokens: usize) {
+        self.scheduler.prefill_max = tokens.max(1);
+    }
+
     /// Takes one step; without anything to compute the runner isn't called. After an error or a panic call
     /// [`Engine::fail_step`]; a step without that call does it first.
     pub fn step(&mut self, now_ms: u64) -> Result<StepReport, R::Error> {

@@ -7,6 +7,8 @@ use crate::request::Output;
 pub struct Stats {
     /// Sequences that hold blocks.
     pub running: usize,
+    /// Those of them that have one token to compute.
+    pub decoding: usize,
     /// Sequences in the queue, preempted ones included.
     pub waiting: usize,
     /// Requests none of whose sequences has started yet: what `queue_requests_max` bounds.
@@ -37,5 +39,7 @@ pub struct StepReport {
     pub cache_query_tokens: usize,
     /// Those of them found in the prefix cache.
     pub cache_hit_tokens: usize,
+    /// Prefill used up [`crate::Engine::limit_prefill`], which was less than the step had room for.
+    pub prefill_limited: bool,
     pub stats: Stats,
 }

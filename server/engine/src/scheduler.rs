@@ -1,7 +1,8 @@
 //! Which tokens the next step computes.
 //!
 //! There are no phases: under one token budget every running sequence lets `computed` catch up with its tokens, then
-//! the queue is served in order (priority, then arrival). Every decode fits, a prefill takes what is left. When
+//! the queue is served in order (priority, then arrival). Every decode fits, a prefill takes what is left, or less of
+//! it if the caller wants steps to be short for those that decode. When
 //! blocks run out the youngest sequence gives up its blocks and goes back to its place in the queue, which is in
 //! front of everything of its priority that has not started.
 //!
@@ -42,6 +43,8 @@ pub(crate) struct Scheduler {
     pub(crate) unstarted: BTreeSet<(u64, RequestId)>,
     pub(crate) deadlines: BTreeSet<(u64, RequestId)>,
     pub(crate) next_seq: u64,
+    /// The most tokens of prefill in a step in which anything decodes, at least one.
+    pub(crate) prefill_max: usize,
     /// What the next report will hold.
     pub(crate) report: StepReport,
 }
@@ -68,20 +71,19 @@ impl Scheduler {
             unstarted: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             next_seq: 0,
+            prefill_max: usize::MAX,
             report: StepReport::default(),
         }
     }
 
     /// Chooses the next step's work. Its rows are in order of service; it is empty when nothing is alive.
     pub(crate) fn schedule(&mut self) -> Batch {
-        let decodes = self
-            .running
-            .iter()
-            .filter(|rank| self.sequence(rank.seq).pending() == 1)
-            .count();
+        let decodes = self.decoding();
+        let room = self.config.step_tokens_max - decodes;
+        let limit = if decodes > 0 { self.prefill_max } else { usize::MAX };
         let mut plan = Plan {
             batch: Batch::default(),
-            tokens_left: self.config.step_tokens_max - decodes,
+            tokens_left: room.min(limit),
             logits_left: self.config.logits_max(),
         };
         let preemptions = self.report.preemptions;
@@ -89,7 +91,14 @@ impl Scheduler {
         if self.report.preemptions == preemptions {
             self.admit(&mut plan);
         }
+        self.report.prefill_limited = limit < room && plan.tokens_left == 0;
         plan.batch
+    }
+
+    /// Running sequences with one token to compute.
+    fn decoding(&self) -> usize {
+        let decodes = |rank: &&Rank| self.sequence(rank.seq).pending() == 1;
+        self.running.iter().filter(decodes).count()
     }
 
     fn continue_running(&mut self, plan: &mut Plan) {
@@ -467,6 +476,7 @@ impl Scheduler {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             running: self.running.len(),
+            decoding: self.decoding(),
             waiting: self.waiting.len(),
             waiting_requests: self.unstarted.len(),
             waiting_tokens: self.waiting_tokens,

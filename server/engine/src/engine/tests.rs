@@ -108,6 +108,33 @@ fn long_prompts_come_in_chunks_beside_decodes() {
 }
 
 #[test]
+fn prefill_is_limited_only_beside_decodes() {
+    let mut engine = engine(CONFIG);
+    engine.limit_prefill(2);
+    engine.add(RequestId(0), request(&text(0, 11), 9), 0).unwrap();
+    engine.add(RequestId(1), request(&text(20, 7), 9), 0).unwrap();
+    engine.add(RequestId(2), request(&text(40, 3), 9), 0).unwrap();
+    // Nobody decodes: the whole step.
+    assert_eq!(step_rows(&mut engine), [(0, 8)]);
+    assert_eq!(step_rows(&mut engine), [(0, 3), (1, 5)]);
+    // The first decodes from here on, and each step leaves two tokens to the others.
+    assert_eq!(step_rows(&mut engine), [(0, 1), (1, 2)]);
+    assert_eq!(engine.stats().decoding, 2);
+    assert_eq!(step_rows(&mut engine), [(0, 1), (1, 1), (2, 2)]);
+    engine.limit_prefill(0);
+    engine.add(RequestId(3), request(&text(30, 5), 9), 0).unwrap();
+    let report = engine.step(0).unwrap();
+    assert_eq!((report.decode_tokens, report.prefill_tokens), (2, 2));
+    // The third's last token counts as a decode; the fourth got the one token that is never denied.
+    let rows: Vec<usize> = engine.runner().rows.iter().map(|row| row.tokens.len()).collect();
+    assert_eq!((rows, report.prefill_limited), (vec![1, 1, 1, 1], true));
+    engine.limit_prefill(usize::MAX);
+    let report = engine.step(0).unwrap();
+    assert_eq!((report.prefill_tokens, report.prefill_limited), (4, false));
+    assert_eq!(finishes(&run_all(&mut engine)).len(), 4);
+}
+
+#[test]
 fn reports_tell_prefill_from_decode() {
     let mut engine = engine(CONFIG);
     engine.add(RequestId(0), request(&text(0, 9), 3), 5).unwrap();

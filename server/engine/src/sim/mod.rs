@@ -57,6 +57,8 @@ summary! {
     refused_size,
     prefill_tokens,
     decode_tokens,
+    /// Steps whose prefill was limited for the sake of those that decode.
+    limited_steps,
     preemptions,
     cache_query_tokens,
     cache_hit_tokens,

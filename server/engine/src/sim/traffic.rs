@@ -17,6 +17,8 @@ pub(super) struct Traffic {
     pub(super) arrival_one_in: u64,
     /// One step in this many fails.
     pub(super) fault_one_in: u64,
+    /// Each step's prefill is limited to one of these while anything decodes.
+    pub(super) prefill_limits: &'static [usize],
     histories: Vec<Vec<Token>>,
     prompt_max: usize,
     output_max: usize,
@@ -50,6 +52,7 @@ impl Traffic {
             priorities: dice.one_in(2),
             arrival_one_in: dice.pick(&[1, 1, 2, 5]),
             fault_one_in: dice.pick(&[20, 100, u64::MAX]),
+            prefill_limits: dice.pick::<&[usize]>(&[&[usize::MAX], &[0], &[1, 2, 3, 5, 9, usize::MAX]]),
             histories: Vec::new(),
             prompt_max: dice.range(4, 40),
             output_max: dice.range(2, 32),

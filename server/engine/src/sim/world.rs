@@ -26,6 +26,7 @@ pub(super) struct World {
     clients: BTreeMap<Rank, Client>,
     next_request: u64,
     next_seq: u64,
+    prefill_limit: usize,
     /// Hashes of the beginnings that each salt (or request, without prefix cache) may find in the cache.
     findable: HashSet<(u64, u64)>,
     /// Requests whose prompt was computed: a token or a regular end of one of its sequences was seen.
@@ -67,6 +68,7 @@ impl World {
             clients: BTreeMap::new(),
             next_request: 0,
             next_seq: 0,
+            prefill_limit: usize::MAX,
             findable: HashSet::new(),
             prompts_done: HashSet::new(),
             summary: Summary {
@@ -99,6 +101,8 @@ impl World {
                 .pick(&[Fault::ForwardError, Fault::SampleError, Fault::Panic]);
             self.engine.runner().fail_next(fault);
         }
+        self.prefill_limit = self.dice.pick(self.traffic.prefill_limits);
+        self.engine.limit_prefill(self.prefill_limit);
         self.summary.steps += 1;
         let report = self.take_step()?;
         self.check_report(&report)?;
@@ -233,12 +237,14 @@ impl World {
     fn take_step(&mut self) -> Result<StepReport, String> {
         let (engine, now_ms) = (&mut self.engine, self.now_ms);
         let alive: Vec<Rank> = self.clients.keys().copied().collect();
+        let decoding = engine.stats().decoding;
         match catch_unwind(AssertUnwindSafe(|| engine.step(now_ms))) {
             Ok(Ok(report)) => {
                 if report.prefill_tokens + report.decode_tokens == 0 {
                     self.summary.idle_steps += 1;
                 } else {
                     self.check_service(&report, &alive)?;
+                    self.check_prefill(&report, decoding)?;
                 }
                 return Ok(report);
             }
@@ -302,6 +308,21 @@ impl World {
         }
     }
 
+    /// The limit on prefill holds if anything decoded, so many being about to and some of these perhaps expired.
+    fn check_prefill(&self, report: &StepReport, decoding: usize) -> Result<(), String> {
+        let expired = |output: &&Output| output.event == Event::Finished(Finish::Deadline);
+        let expired = report.outputs.iter().filter(expired).count();
+        let chunks = self.engine.runner().rows.iter().map(|row| row.tokens.len());
+        let prefill: usize = chunks.filter(|tokens| *tokens > 1).sum();
+        if decoding > expired && prefill > self.prefill_limit.max(1) {
+            return Err(format!(
+                "{prefill} tokens of prefill beside {decoding} decodes, {} were allowed",
+                self.prefill_limit
+            ));
+        }
+        Ok(())
+    }
+
     /// Siblings wait while the first living one computes the prompt.
     fn is_held_back(&self, rank: &Rank, alive: &[Rank]) -> bool {
         let client = &self.clients[rank];
@@ -315,6 +336,7 @@ impl World {
     fn check_report(&mut self, report: &StepReport) -> Result<(), String> {
         self.summary.prefill_tokens += report.prefill_tokens as u64;
         self.summary.decode_tokens += report.decode_tokens as u64;
+        self.summary.limited_steps += u64::from(report.prefill_limited);
         self.summary.preemptions += report.preemptions as u64;
         self.summary.cache_query_tokens += report.cache_query_tokens as u64;
         self.summary.cache_hit_tokens += report.cache_hit_tokens as u64;
