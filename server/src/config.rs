@@ -180,6 +180,9 @@ pub struct EngineArgs {
     /// Tokens one step computes, prompts and answers together
     #[arg(long, env = "REMPART_STEP_TOKENS_MAX", default_value = "512")]
     pub step_tokens_max: NonZeroUsize,
+    /// Milliseconds between the tokens of an answer that computing others' prompts should not exceed; 0: as it comes
+    #[arg(long, env = "REMPART_ITL_TARGET_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub itl_target_ms: u64,
     /// Requests that may wait; further ones get a 503 with Retry-After
     #[arg(long, env = "REMPART_QUEUE_REQUESTS_MAX", default_value = "256")]
     pub queue_requests_max: NonZeroUsize,
@@ -313,6 +316,7 @@ pub struct EngineSettings {
     pub block_size: usize,
     pub sequences_max: usize,
     pub step_tokens_max: usize,
+    pub itl_target: Option<Duration>,
     pub queue_requests_max: usize,
     pub queue_tokens_max: usize,
     pub prefix_cache: bool,
@@ -401,6 +405,7 @@ impl EngineArgs {
             block_size: self.block_size,
             sequences_max: sequences,
             step_tokens_max: tokens,
+            itl_target: (self.itl_target_ms > 0).then(|| Duration::from_millis(self.itl_target_ms)),
             queue_requests_max: at_most(
                 "--queue-requests-max",
                 self.queue_requests_max,

@@ -267,6 +267,8 @@ pub struct ModelMetrics {
     cache_hits: Counter,
     preemptions: Counter,
     step_failures: Counter,
+    steps_limited: Counter,
+    prefill_budget: Gauge,
     finished: [Counter; 4],
     rejected_requests: Counter,
     rejected_tokens: Counter,
@@ -314,6 +316,8 @@ impl ModelMetrics {
             cache_hits: s.counter("vllm:prefix_cache_hits_total"),
             preemptions: s.counter("vllm:num_preemptions_total"),
             step_failures: s.counter("rempart_step_failures_total"),
+            steps_limited: s.counter("rempart_steps_prefill_limited_total"),
+            prefill_budget: s.gauge("rempart_prefill_budget_tokens"),
             finished: ["stop", "length", "abort", "error"].map(ended),
             rejected_requests: rejected(Rejection::QueueRequests.name()),
             rejected_tokens: rejected(Rejection::QueueTokens.name()),
@@ -345,6 +349,7 @@ impl ModelMetrics {
         self.cache_queries.increment(report.cache_query_tokens as u64);
         self.cache_hits.increment(report.cache_hit_tokens as u64);
         self.preemptions.increment(report.preemptions as u64);
+        self.steps_limited.increment(u64::from(report.prefill_limited));
         let stats = &report.stats;
         self.running.set(stats.running as f64);
         self.waiting.set(stats.waiting as f64);
@@ -354,6 +359,11 @@ impl ModelMetrics {
         self.kv_cached.set(stats.blocks_cached as f64);
         self.kv_usage
             .set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
+    }
+
+    /// The most tokens of prefill that the next step may compute beside decoding sequences.
+    pub fn prefill_budget(&self, tokens: usize) {
+        self.prefill_budget.set(tokens as f64);
     }
 
     /// A step failed or panicked.

@@ -114,6 +114,7 @@ fn start(
         served.engine_config,
         metrics,
         settings.engine.stall_timeout,
+        settings.engine.itl_target,
     )
     .context("starting the engine thread")?;
     let model = Model {

@@ -3,6 +3,7 @@
 //! The thread owns the engine and takes one step after another. Handlers send it requests over a bounded channel and
 //! get a [`TokenStream`] whose channel can hold the whole answer, so that a slow client never holds up a step.
 
+mod budget;
 mod progress;
 mod steps;
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{ModelMetrics, Rejection};
+use budget::Budget;
 use progress::Progress;
 use steps::Steps;
 
@@ -98,12 +100,14 @@ impl TokenStream {
     }
 }
 
-/// Starts the thread. It is joined through the returned [`JoinHandle`].
+/// Starts the thread. It is joined through the returned [`JoinHandle`]. With a target for the inter-token latency the
+/// engine computes prompts in chunks that leave decoding streams on time.
 pub fn spawn<R>(
     engine: Engine<R>,
     config: EngineConfig,
     metrics: ModelMetrics,
     stall_timeout: Duration,
+    itl_target: Option<Duration>,
 ) -> std::io::Result<(EngineHandle, JoinHandle<()>)>
 where
     R: ModelRunner + Send + 'static,
@@ -111,7 +115,8 @@ where
     let (sender, inbox) = sync_channel(config.queue_requests_max);
     let progress = Arc::new(Progress::new(stall_timeout));
     let metrics = Arc::new(metrics);
-    let mut steps = Steps::new(engine, inbox, Arc::clone(&progress), Arc::clone(&metrics));
+    let budget = Budget::new(itl_target, config.step_tokens_max);
+    let mut steps = Steps::new(engine, inbox, Arc::clone(&progress), Arc::clone(&metrics), budget);
     let watched = Arc::clone(&progress);
     let run = move || {
         if catch_unwind(AssertUnwindSafe(|| steps.run())).is_err() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rempart_engine::{Engine, Event, Finish, ModelRunner, Output, RequestId, StepReport};
 use tokio::sync::mpsc;
 
+use super::budget::{Budget, Work};
 use super::progress::Progress;
 use super::{StreamEvent, Submission};
 use crate::metrics::{Ended, Finished, ModelMetrics};
@@ -31,6 +32,7 @@ pub(super) struct Steps<R> {
     inbox: Receiver<Submission>,
     progress: Arc<Progress>,
     metrics: Arc<ModelMetrics>,
+    budget: Budget,
     live: BTreeMap<RequestId, Live>,
     next_id: u64,
     failures: VecDeque<Instant>,
@@ -67,12 +69,14 @@ impl<R: ModelRunner> Steps<R> {
         inbox: Receiver<Submission>,
         progress: Arc<Progress>,
         metrics: Arc<ModelMetrics>,
+        budget: Budget,
     ) -> Self {
         Self {
             engine,
             inbox,
             progress,
             metrics,
+            budget,
             live: BTreeMap::new(),
             next_id: 0,
             failures: VecDeque::new(),
@@ -170,11 +174,19 @@ impl<R: ModelRunner> Steps<R> {
 
     /// Takes a step and delivers what it made. False after too many failures.
     fn step(&mut self) -> bool {
+        let prefill = self.budget.prefill(self.engine.stats().decoding);
+        self.engine.limit_prefill(prefill);
+        self.metrics.prefill_budget(prefill);
         let began = Instant::now();
         let now_ms = self.progress.clock_ms(began);
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.step(now_ms)));
         match result {
             Ok(Ok(report)) => {
+                let work = Work {
+                    decodes: report.decode_tokens,
+                    prefill: report.prefill_tokens,
+                };
+                self.budget.observe(work, began.elapsed());
                 self.deliver(report, began);
                 true
             }

@@ -178,3 +178,24 @@ async fn a_request_ends_at_its_deadline() {
     server.controls.open();
     assert_eq!(running.join_all().await, [504]);
 }
+
+#[tokio::test]
+async fn a_long_prompt_is_cut_smaller_beside_a_running_answer() {
+    for (target_ms, limited) in [("10", true), ("0", false)] {
+        let server = TestServer::start(&["--step-tokens-max", "64", "--itl-target-ms", target_ms]).await;
+        server.controls.token_ms.store(1, Ordering::Relaxed);
+        // The first prompt is computed in the first step and decodes from then on.
+        let answer = server
+            .complete(json!({"prompt": ["a", "b".repeat(200)], "max_tokens": 20}))
+            .await;
+        assert_eq!(answer.status, 200);
+        let steps = server.metric("rempart_steps_prefill_limited_total").await;
+        assert_eq!(steps > 0.0, limited, "{steps}");
+        // Thirty-two tokens take longer than the target, and are allowed all the same.
+        let budget = server.metric("rempart_prefill_budget_tokens").await;
+        assert!(
+            (budget - if limited { 32.0 } else { 64.0 }).abs() < 0.5,
+            "{budget}"
+        );
+    }
+}

@@ -41,6 +41,8 @@ pub(crate) struct Controls {
     pub(crate) panic: AtomicUsize,
     /// Rows of the last step.
     pub(crate) rows: AtomicUsize,
+    /// How long each token of a step takes.
+    pub(crate) token_ms: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -97,6 +99,8 @@ impl ModelRunner for ScriptedRunner {
     fn forward(&mut self, batch: &Batch) -> Result<(), String> {
         self.0.pass();
         self.0.rows.store(batch.rows.len(), Ordering::Relaxed);
+        let ms = self.0.token_ms.load(Ordering::Relaxed) * batch.tokens.len();
+        std::thread::sleep(Duration::from_millis(ms as u64));
         assert!(!Controls::due(&self.0.panic), "the test asked for it");
         if Controls::due(&self.0.fail) {
             Err("the test asked for it".to_owned())
@@ -256,6 +260,7 @@ impl TestServer {
             config,
             metrics.model("test-model", &config),
             engine.stall_timeout,
+            engine.itl_target,
         )
         .unwrap();
         let state = Arc::new(App::new(http, request, metrics, Shutdown::default()));
