@@ -5,6 +5,7 @@
 //! in [`sim`] can replay any of them from a seed.
 #![forbid(unsafe_code)]
 
+mod apply;
 pub mod batch;
 mod blocks;
 mod config;

@@ -1,5 +1,7 @@
 //! One simulated engine, what its clients believe, and the checks between the two.
 
+mod service;
+
 use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -265,72 +267,6 @@ impl World {
             return Err(format!("a step of {rows:?} failed and {failed:?} were told so"));
         }
         Ok(report)
-    }
-
-    /// The order of service, from a step that computed something.
-    fn check_service(&self, report: &StepReport, alive: &[Rank]) -> Result<(), String> {
-        let runner = self.engine.runner();
-        if report.prefill_tokens + report.decode_tokens != runner.batch_tokens {
-            return Err("the report's tokens are not the batch's".to_owned());
-        }
-        let in_step = |rank: &Rank| runner.rows.iter().any(|row| row.seq == rank.seq);
-        let starts = |rank: &Rank| {
-            let started = |output: &Output| matches!(output.event, Event::Started { .. });
-            report
-                .outputs
-                .iter()
-                .any(|output| output.seq == rank.seq && started(output))
-        };
-        let ended_idle = |rank: &Rank| {
-            let client = &self.clients[rank];
-            client.aborted
-                || client
-                    .spec
-                    .deadline_ms
-                    .is_some_and(|deadline_ms| deadline_ms <= self.now_ms)
-        };
-        let first = alive
-            .iter()
-            .find(|rank| (self.clients[rank].started || starts(rank)) && !ended_idle(rank));
-        if let Some(first) = first.filter(|first| !in_step(first)) {
-            return Err(format!("{first:?}, the first in order, did not advance"));
-        }
-        let Some(last_start) = alive.iter().rfind(|rank| starts(rank)) else {
-            return Ok(());
-        };
-        let overtaken = alive
-            .iter()
-            .take_while(|rank| *rank < last_start)
-            .find(|rank| !in_step(rank) && !ended_idle(rank) && !self.is_held_back(rank, alive));
-        match overtaken {
-            Some(rank) => Err(format!("{last_start:?} started in front of {rank:?}")),
-            None => Ok(()),
-        }
-    }
-
-    /// The limit on prefill holds if anything decoded, so many being about to and some of these perhaps expired.
-    fn check_prefill(&self, report: &StepReport, decoding: usize) -> Result<(), String> {
-        let expired = |output: &&Output| output.event == Event::Finished(Finish::Deadline);
-        let expired = report.outputs.iter().filter(expired).count();
-        let chunks = self.engine.runner().rows.iter().map(|row| row.tokens.len());
-        let prefill: usize = chunks.filter(|tokens| *tokens > 1).sum();
-        if decoding > expired && prefill > self.prefill_limit.max(1) {
-            return Err(format!(
-                "{prefill} tokens of prefill beside {decoding} decodes, {} were allowed",
-                self.prefill_limit
-            ));
-        }
-        Ok(())
-    }
-
-    /// Siblings wait while the first living one computes the prompt.
-    fn is_held_back(&self, rank: &Rank, alive: &[Rank]) -> bool {
-        let client = &self.clients[rank];
-        let first = alive.iter().find(|other| {
-            let other = &self.clients[other];
-            other.request == client.request && !other.aborted
-        });
-        !self.prompts_done.contains(&client.request) && first != Some(rank)
     }
 
     fn check_report(&mut self, report: &StepReport) -> Result<(), String> {

@@ -1,0 +1,173 @@
+//! What a step's results change: which token each row samples, and what becomes of its sequence.
+
+use std::ops::Range;
+
+use crate::batch::{Batch, Row, SampleKind, SampleRow};
+use crate::request::{Event, Finish, Output, Sampled, SeqId};
+use crate::scheduler::Scheduler;
+use crate::sequence::Sequence;
+
+impl Scheduler {
+    /// What to do with each wanted row of logits.
+    pub(crate) fn sample_rows(&self, batch: &Batch) -> Vec<SampleRow<'_>> {
+        let mut rows = Vec::with_capacity(batch.logits.len());
+        for (sequence, range) in self.wanted(batch) {
+            for index in range {
+                let position = batch.positions[batch.logits[index] as usize] as usize + 1;
+                let scored = sequence.tokens.get(position);
+                rows.push(SampleRow {
+                    params: &sequence.spec.sampling,
+                    prompt: sequence.prompt(),
+                    output: sequence.output(),
+                    position,
+                    seed: sequence.seed,
+                    banned: sequence.banned(),
+                    kind: scored.map_or(SampleKind::Sample, |token| SampleKind::Score(*token)),
+                    logprobs: if scored.is_some() {
+                        sequence.spec.prompt_logprobs
+                    } else {
+                        sequence.spec.sampling.logprobs
+                    },
+                });
+            }
+        }
+        rows
+    }
+
+    /// Every row's sequence with its range of `batch.logits`.
+    fn wanted<'s, 'b>(
+        &'s self,
+        batch: &'b Batch,
+    ) -> impl Iterator<Item = (&'s Sequence, Range<usize>)> + use<'s, 'b> {
+        let mut next = 0;
+        batch.rows.iter().map(move |row| {
+            let start = next;
+            while batch
+                .logits
+                .get(next)
+                .is_some_and(|index| (*index as usize) < row.tokens.end)
+            {
+                next += 1;
+            }
+            (self.sequence(row.seq), start..next)
+        })
+    }
+
+    /// Takes a step's results: tokens are appended, full blocks published, finished sequences end.
+    pub(crate) fn apply(&mut self, batch: &Batch, sampled: Vec<Sampled>) {
+        assert_eq!(
+            sampled.len(),
+            batch.logits.len(),
+            "the runner must answer every wanted row. This is a bug."
+        );
+        let counts: Vec<usize> = self.wanted(batch).map(|(_, range)| range.len()).collect();
+        let mut sampled = sampled.into_iter();
+        for (row, count) in batch.rows.iter().zip(counts) {
+            let answers: Vec<Sampled> = sampled.by_ref().take(count).collect();
+            self.count(row);
+            self.apply_row(row, answers);
+        }
+    }
+
+    fn count(&mut self, row: &Row) {
+        let sequence = self.sequence(row.seq);
+        let decode =
+            row.tokens.len() == 1 && row.context_len > sequence.spec.prompt.len() && sequence.pending() == 1;
+        if decode {
+            self.report.decode_tokens += 1;
+        } else {
+            self.report.prefill_tokens += row.tokens.len();
+        }
+    }
+
+    fn apply_row(&mut self, row: &Row, answers: Vec<Sampled>) {
+        self.sequence_mut(row.seq).computed = row.context_len;
+        // What led to unusable logits must not be found by others.
+        if answers.iter().any(|answer| !answer.is_valid()) {
+            return self.end(row.seq, Finish::Failed);
+        }
+        self.publish(row.seq);
+        let samples = row.context_len == self.sequence(row.seq).tokens.len()
+            && self.sequence(row.seq).spec.stop.max_tokens > 0;
+        let mut answers = answers;
+        let token = if samples { answers.pop() } else { None };
+        let sequence = self.sequence(row.seq);
+        let (request, prompt_len) = (sequence.request, sequence.spec.prompt.len());
+        let group = self
+            .groups
+            .get_mut(&request)
+            .expect("a sequence has a group. This is a bug.");
+        group
+            .scores
+            .extend(answers.into_iter().map(|answer| answer.logprob));
+        if row.context_len >= prompt_len && !self.sequence(row.seq).prompt_done {
+            self.end_prompt(row.seq);
+        }
+        if let Some(token) = token {
+            self.append(row.seq, token);
+        } else if row.context_len >= prompt_len && self.sequence(row.seq).spec.stop.max_tokens == 0 {
+            self.end(row.seq, Finish::Length);
+        }
+    }
+
+    fn publish(&mut self, seq: SeqId) {
+        let size = self.config.block_size;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        let full = sequence.computed / size;
+        sequence.extend_keys(&self.hasher, size);
+        while sequence.publishing && sequence.published < full {
+            let at = sequence.published;
+            let key = sequence.keys[at];
+            let (before, id) = (&sequence.table[..at], sequence.table[at]);
+            let tokens = &sequence.tokens[at * size..(at + 1) * size];
+            match self.pool.publish(sequence.salt, before, id, key, tokens) {
+                Some(id) => {
+                    sequence.table[at] = id;
+                    sequence.published += 1;
+                }
+                None => sequence.publishing = false,
+            }
+        }
+    }
+
+    fn end_prompt(&mut self, seq: SeqId) {
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        sequence.prompt_done = true;
+        let group = self
+            .groups
+            .get_mut(&sequence.request)
+            .expect("a sequence has a group. This is a bug.");
+        group.prompt_done = true;
+        if group.spec.prompt_logprobs.is_some() {
+            self.report
+                .outputs
+                .push(sequence.event(Event::PromptLogprobs(group.scores.clone())));
+        }
+    }
+
+    fn append(&mut self, seq: SeqId, sampled: Sampled) {
+        let context_max = self.config.context_max;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a batched sequence lives. This is a bug.");
+        let stop = &sequence.spec.stop;
+        let token = sampled.token;
+        if sequence.output().len() >= stop.min_tokens && stop.tokens.contains(&token) {
+            return self.end(seq, Finish::Stop(token));
+        }
+        let full = sequence.output().len() + 1 == stop.max_tokens || sequence.tokens.len() + 1 == context_max;
+        sequence.tokens.push(token);
+        let output: Output = sequence.event(Event::Token(sampled));
+        self.report.outputs.push(output);
+        if full {
+            self.end(seq, Finish::Length);
+        }
+    }
+}
