@@ -37,6 +37,7 @@ const CONFIG: EngineConfig = EngineConfig {
     sequences_max: 64,
     queue_requests_max: 4096,
     queue_tokens_max: 1 << 24,
+    speculative_tokens: 0,
     context_max: 131_072,
     prefix_cache: true,
     cache_secret: 7,

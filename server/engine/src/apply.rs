@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
-use crate::request::{Event, Finish, Output, Sampled, SeqId};
+use crate::request::{Event, Finish, Output, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 
@@ -14,14 +14,14 @@ impl Scheduler {
         for (sequence, range) in self.wanted(batch) {
             for index in range {
                 let position = batch.positions[batch.logits[index] as usize] as usize + 1;
-                let scored = sequence.tokens.get(position);
+                let scored = sequence.spec.prompt.get(position);
                 rows.push(SampleRow {
                     params: &sequence.spec.sampling,
                     prompt: sequence.prompt(),
-                    output: sequence.output(),
+                    output: sequence.output_before(position),
                     position,
                     seed: sequence.seed,
-                    banned: sequence.banned(),
+                    banned: sequence.banned(position),
                     kind: scored.map_or(SampleKind::Sample, |token| SampleKind::Score(*token)),
                     logprobs: if scored.is_some() {
                         sequence.spec.prompt_logprobs
@@ -71,42 +71,85 @@ impl Scheduler {
 
     fn count(&mut self, row: &Row) {
         let sequence = self.sequence(row.seq);
-        let decode =
-            row.tokens.len() == 1 && row.context_len > sequence.spec.prompt.len() && sequence.pending() == 1;
+        let drafted = sequence.drafted;
+        let decode = row.context_len > sequence.spec.prompt.len() && sequence.pending() == 1;
         if decode {
             self.report.decode_tokens += 1;
+            self.report.drafted_tokens += drafted;
         } else {
             self.report.prefill_tokens += row.tokens.len();
         }
     }
 
-    fn apply_row(&mut self, row: &Row, answers: Vec<Sampled>) {
-        self.sequence_mut(row.seq).computed = row.context_len;
+    fn apply_row(&mut self, row: &Row, mut answers: Vec<Sampled>) {
+        let sequence = self.sequence_mut(row.seq);
+        // Guesses become tokens one by one, below, if they turn out to be what is sampled.
+        let drafts = sequence
+            .tokens
+            .split_off(sequence.tokens.len() - sequence.drafted);
+        sequence.drafted = 0;
+        sequence.computed = row.context_len - drafts.len();
+        let samples = sequence.pending() == 0 && sequence.spec.stop.max_tokens > 0;
+        let sampled = answers.split_off(answers.len() - if samples { drafts.len() + 1 } else { 0 });
         // What led to unusable logits must not be found by others.
-        if answers.iter().any(|answer| !answer.is_valid()) {
+        if answers
+            .iter()
+            .chain(sampled.first())
+            .any(|answer| !answer.is_valid())
+        {
             return self.end(row.seq, Finish::Failed);
         }
         self.publish(row.seq);
-        let samples = row.context_len == self.sequence(row.seq).tokens.len()
-            && self.sequence(row.seq).spec.stop.max_tokens > 0;
-        let mut answers = answers;
-        let token = if samples { answers.pop() } else { None };
-        let sequence = self.sequence(row.seq);
-        let (request, prompt_len) = (sequence.request, sequence.spec.prompt.len());
+        self.score(row.seq, answers);
+        if samples {
+            self.append_confirmed(row.seq, sampled, &drafts);
+        } else if self.sequence(row.seq).pending() == 0 {
+            self.end(row.seq, Finish::Length);
+        }
+    }
+
+    /// Keeps the scores of prompt tokens, and notes when the prompt is done.
+    fn score(&mut self, seq: SeqId, answers: Vec<Sampled>) {
+        let sequence = self.sequence(seq);
+        let ends_prompt = sequence.computed >= sequence.spec.prompt.len() && !sequence.prompt_done;
+        let request = sequence.request;
         let group = self
             .groups
             .get_mut(&request)
             .expect("a sequence has a group. This is a bug.");
-        group
-            .scores
-            .extend(answers.into_iter().map(|answer| answer.logprob));
-        if row.context_len >= prompt_len && !self.sequence(row.seq).prompt_done {
-            self.end_prompt(row.seq);
+        let logprobs = answers.into_iter().map(|answer| answer.logprob);
+        group.scores.extend(logprobs);
+        if ends_prompt {
+            self.end_prompt(seq);
         }
-        if let Some(token) = token {
-            self.append(row.seq, token);
-        } else if row.context_len >= prompt_len && self.sequence(row.seq).spec.stop.max_tokens == 0 {
-            self.end(row.seq, Finish::Length);
+    }
+
+    /// Appends the sampled tokens, as so many steps would have: each answer after the first is of a text that goes on
+    /// with a guess, and counts only if that guess is the token sampled before it.
+    fn append_confirmed(&mut self, seq: SeqId, sampled: Vec<Sampled>, drafts: &[Token]) {
+        let accepted = drafts
+            .iter()
+            .zip(&sampled)
+            .take_while(|(draft, sampled)| **draft == sampled.token)
+            .count();
+        self.report.accepted_tokens += accepted;
+        let length_max = self.config.speculative_tokens;
+        if !drafts.is_empty() {
+            let drafter = &mut self.sequence_mut(seq).drafter;
+            drafter.learn(drafts.len(), accepted, length_max);
+        }
+        for (index, answer) in sampled.into_iter().take(accepted + 1).enumerate() {
+            if !answer.is_valid() {
+                return self.end(seq, Finish::Failed);
+            }
+            if index > 0 {
+                self.sequence_mut(seq).computed += 1;
+                self.publish(seq);
+            }
+            self.append(seq, answer);
+            if !self.sequences.contains_key(&seq) {
+                return;
+            }
         }
     }
 

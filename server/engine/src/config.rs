@@ -20,6 +20,8 @@ pub struct EngineConfig {
     pub queue_requests_max: usize,
     /// Tokens that wait to be computed. An empty queue takes any one request.
     pub queue_tokens_max: usize,
+    /// Tokens guessed ahead for a sequence that decodes nearly alone. 0 is off.
+    pub speculative_tokens: usize,
     /// Tokens of prompt and completion together.
     pub context_max: usize,
     /// False: a request finds only blocks it computed itself (its siblings, its own after a preemption).

@@ -69,6 +69,9 @@ impl Scheduler {
         if runs && !sequence.started {
             return Err("it runs and was never started".to_owned());
         }
+        if sequence.drafted > 0 {
+            return Err("it holds guesses between steps".to_owned());
+        }
         if sequence.computed >= sequence.tokens.len() {
             return Err("it has nothing to compute".to_owned());
         }

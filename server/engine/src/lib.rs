@@ -9,6 +9,7 @@ mod apply;
 pub mod batch;
 mod blocks;
 mod config;
+mod draft;
 mod engine;
 mod hash;
 mod integrity;

@@ -31,8 +31,12 @@ pub struct StepReport {
     pub outputs: Vec<Output>,
     /// Tokens computed for prompts, and again after a preemption.
     pub prefill_tokens: usize,
-    /// Tokens computed one at a time to continue a completion.
+    /// Tokens computed one for each sequence to continue its completion.
     pub decode_tokens: usize,
+    /// Tokens guessed ahead and computed with those.
+    pub drafted_tokens: usize,
+    /// Those of them that were right.
+    pub accepted_tokens: usize,
     /// Sequences that lost their blocks in this step.
     pub preemptions: usize,
     /// Prompt tokens of the sequences that started in this step.

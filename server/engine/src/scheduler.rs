@@ -2,18 +2,19 @@
 //!
 //! There are no phases: under one token budget every running sequence lets `computed` catch up with its tokens, then
 //! the queue is served in order (priority, then arrival). Every decode fits, a prefill takes what is left, or less of
-//! it if the caller wants steps to be short for those that decode. When
-//! blocks run out the youngest sequence gives up its blocks and goes back to its place in the queue, which is in
-//! front of everything of its priority that has not started.
+//! it if the caller wants steps to be short for those that decode. When blocks run out the youngest sequence gives up
+//! its blocks and goes back to its place in the queue, which is in front of everything of its priority that has not
+//! started.
 //!
 //! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of
 //! service, with one exception: siblings wait for their request's first sequence to compute the prompt, and
 //! meanwhile up to `sequences_max - 1` younger sequences may use what the budget leaves (K). In every step the first
-//! in order among the running gains at least a token and is never preempted. So within one priority a sequence
+//! in order among the running gains at least a token and is never preempted: a limit on prefill leaves it one, and
+//! guesses (see [`crate::draft`]) take no token and no block that another needs. So within one priority a sequence
 //! starts at most W steps after it was added, W being the sum of prompt and `max_tokens` over all that were alive
 //! before it, for a sibling plus that of the younger ones that overtook it; a huge prompt can't be overtaken for
-//! ever. Lower priorities do wait for as long as higher ones keep coming;
-//! a higher one takes the next free place, it doesn't push out what runs until it needs a block itself.
+//! ever. Lower priorities do wait for as long as higher ones keep coming; a higher one takes the next free place, it
+//! doesn't push out what runs until it needs a block itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -48,12 +49,36 @@ pub(crate) struct Scheduler {
     pub(crate) report: StepReport,
 }
 
+/// Guessing pays while a step reads weights for few tokens: beyond this many decoding sequences a step that computes
+/// guesses takes noticeably longer for all of them.
+const SPECULATING_MAX: usize = 2;
+
 /// What is left of a step while it is being filled.
 struct Plan {
     batch: Batch,
-    /// For prefill; every decode has its token set aside.
-    tokens_left: usize,
+    /// Tokens beside those of decodes, which are set aside.
+    room: usize,
+    prefill_left: usize,
     logits_left: usize,
+    /// Whether sequences may guess ahead.
+    speculates: bool,
+}
+
+impl Plan {
+    /// What prefill may take.
+    fn tokens_left(&self) -> usize {
+        self.room.min(self.prefill_left)
+    }
+
+    fn take_prefill(&mut self, chunk: usize) {
+        self.room -= chunk;
+        self.prefill_left -= chunk;
+    }
+
+    /// Rows of logits beyond those for each row's own token, this row's and all that may come.
+    fn logits_spare(&self, sequences_max: usize) -> usize {
+        self.logits_left - (sequences_max - self.batch.rows.len())
+    }
 }
 
 impl Scheduler {
@@ -78,19 +103,20 @@ impl Scheduler {
     /// Chooses the next step's work. Its rows are in order of service; it is empty when nothing is alive.
     pub(crate) fn schedule(&mut self) -> Batch {
         let decodes = self.decoding();
-        let room = self.config.step_tokens_max - decodes;
-        let limit = if decodes > 0 { self.prefill_max } else { usize::MAX };
         let mut plan = Plan {
             batch: Batch::default(),
-            tokens_left: room.min(limit),
+            room: self.config.step_tokens_max - decodes,
+            prefill_left: if decodes > 0 { self.prefill_max } else { usize::MAX },
             logits_left: self.config.logits_max(),
+            // A prompt that is being computed has the better use for the time.
+            speculates: decodes <= SPECULATING_MAX && decodes == self.running.len(),
         };
         let preemptions = self.report.preemptions;
         self.continue_running(&mut plan);
         if self.report.preemptions == preemptions {
             self.admit(&mut plan);
         }
-        self.report.prefill_limited = limit < room && plan.tokens_left == 0;
+        self.report.prefill_limited = plan.prefill_left == 0 && plan.room > 0;
         plan.batch
     }
 
@@ -109,7 +135,7 @@ impl Scheduler {
             }
             let sequence = self.sequence(rank.seq);
             let decode = sequence.pending() == 1;
-            let chunk = if decode { 1 } else { self.chunk(sequence, plan) };
+            let mut chunk = if decode { 1 } else { self.chunk(sequence, plan) };
             let blocks = (sequence.computed + chunk).div_ceil(self.config.block_size);
             if chunk == 0 {
                 continue;
@@ -117,11 +143,44 @@ impl Scheduler {
             if !self.grow(rank, blocks) {
                 break;
             }
-            if !decode {
-                plan.tokens_left -= chunk;
+            if decode {
+                chunk += self.draft(rank.seq, plan);
+            } else {
+                plan.take_prefill(chunk);
             }
             self.push_row(plan, rank.seq, chunk);
         }
+    }
+
+    /// Lets a decoding sequence guess ahead, as far as that takes nothing from others: neither the last block that
+    /// each of those running may need, nor the last token of the step. Returns how many tokens it guessed.
+    fn draft(&mut self, seq: SeqId, plan: &mut Plan) -> usize {
+        if !plan.speculates {
+            return 0;
+        }
+        let config = &self.config;
+        let blocks_spare = self.pool.available().saturating_sub(self.running.len());
+        let limit = config
+            .speculative_tokens
+            .min(plan.room.saturating_sub(1))
+            .min(plan.logits_spare(config.sequences_max));
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a running sequence lives. This is a bug.");
+        let slots = (sequence.table.len() + blocks_spare) * config.block_size - sequence.tokens.len();
+        let limit = limit.min(slots).min(sequence.drafts_max(config.context_max));
+        let drafted = sequence.drafter.draft(&mut sequence.tokens, limit);
+        sequence.drafted = drafted;
+        while sequence.table.len() * config.block_size < sequence.tokens.len() {
+            let id = self
+                .pool
+                .alloc()
+                .expect("blocks were counted before. This is a bug.");
+            sequence.table.push(id);
+        }
+        plan.room -= drafted;
+        drafted
     }
 
     /// Extends the sequence's table to `blocks`, preempting the youngest while the pool is empty. False if it was
@@ -165,7 +224,7 @@ impl Scheduler {
         let mut next = self.waiting.first().copied();
         while let Some(rank) = next {
             next = self.waiting.range((Excluded(rank), Unbounded)).next().copied();
-            if self.running.len() == self.config.sequences_max || plan.tokens_left == 0 {
+            if self.running.len() == self.config.sequences_max || plan.tokens_left() == 0 {
                 break;
             }
             let request = self.sequence(rank.seq).request;
@@ -177,7 +236,7 @@ impl Scheduler {
             }
             self.start(rank);
             let chunk = self.chunk(self.sequence(rank.seq), plan);
-            plan.tokens_left -= chunk;
+            plan.take_prefill(chunk);
             self.push_row(plan, rank.seq, chunk);
         }
     }
@@ -244,15 +303,14 @@ impl Scheduler {
 
     /// How many pending tokens of a prefill this step takes.
     fn chunk(&self, sequence: &Sequence, plan: &Plan) -> usize {
-        let chunk = sequence.pending().min(plan.tokens_left);
+        let chunk = sequence.pending().min(plan.tokens_left());
         let group = self.group(sequence.request);
         if !group.is_scoring() {
             return chunk;
         }
-        // Every row still to come may sample once.
-        let rows_to_come = self.config.sequences_max - plan.batch.rows.len() - 1;
         let unscored = first_unscored(sequence, group);
-        chunk.min(unscored - sequence.computed + plan.logits_left - rows_to_come)
+        let logits = 1 + plan.logits_spare(self.config.sequences_max);
+        chunk.min(unscored - sequence.computed + logits)
     }
 
     fn push_row(&self, plan: &mut Plan, seq: SeqId, chunk: usize) {
@@ -269,7 +327,7 @@ impl Scheduler {
         };
         for position in range.clone() {
             let scores = position >= unscored && position + 1 < sequence.spec.prompt.len();
-            let samples = wants_token && position + 1 == range.end;
+            let samples = wants_token && position + 1 + sequence.drafted >= range.end;
             if scores || samples {
                 batch.logits.push(batch.tokens.len() as u32);
                 plan.logits_left -= 1;

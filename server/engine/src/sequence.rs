@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::blocks::BlockId;
+use crate::draft::Drafter;
 use crate::hash::{BlockKey, Hasher, Salt};
 use crate::request::{Event, Logprobs, Output, Request, RequestId, SeqId, Token};
 
@@ -24,6 +25,9 @@ pub(crate) struct Sequence {
     pub(crate) salt: Salt,
     /// The prompt, then the output.
     pub(crate) tokens: Vec<Token>,
+    /// Tokens at the end of `tokens` that are only guessed; none between steps.
+    pub(crate) drafted: usize,
+    pub(crate) drafter: Drafter,
     /// Leading tokens whose keys and values are in `table`.
     pub(crate) computed: usize,
     pub(crate) table: Vec<BlockId>,
@@ -49,6 +53,8 @@ impl Sequence {
             seed: crate::rng::sequence_seed(spec.sampling.seed, index),
             salt,
             tokens: spec.prompt.clone(),
+            drafted: 0,
+            drafter: Drafter::new(),
             computed: 0,
             table: Vec::new(),
             published: 0,
@@ -71,7 +77,16 @@ impl Sequence {
 
     /// Tokens still to compute: more than one is prefill, one is decode.
     pub(crate) fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() - self.drafted - self.computed
+    }
+
+    /// How many guesses can be of use: the last token that it may make is never computed.
+    pub(crate) fn drafts_max(&self, context_max: usize) -> usize {
+        if !self.prompt_done {
+            return 0;
+        }
+        let left = self.spec.stop.max_tokens.saturating_sub(self.output().len());
+        left.min(context_max - self.tokens.len()).saturating_sub(1)
     }
 
     pub(crate) fn prompt(&self) -> &[Token] {
@@ -79,12 +94,18 @@ impl Sequence {
     }
 
     pub(crate) fn output(&self) -> &[Token] {
-        &self.tokens[self.spec.prompt.len()..]
+        self.output_before(self.tokens.len())
     }
 
-    /// Stop tokens, while they are not allowed yet.
-    pub(crate) fn banned(&self) -> &[Token] {
-        if self.output().len() < self.spec.stop.min_tokens {
+    /// The output in front of a position, guesses included.
+    pub(crate) fn output_before(&self, position: usize) -> &[Token] {
+        let start = self.spec.prompt.len();
+        &self.tokens[start..position.max(start)]
+    }
+
+    /// Stop tokens, if they are not allowed yet at this position.
+    pub(crate) fn banned(&self, position: usize) -> &[Token] {
+        if self.output_before(position).len() < self.spec.stop.min_tokens {
             &self.spec.stop.tokens
         } else {
             &[]

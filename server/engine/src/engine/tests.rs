@@ -7,6 +7,7 @@ use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
 mod faults;
 mod limits;
+mod speculation;
 
 const CONFIG: EngineConfig = EngineConfig {
     blocks: 32,
@@ -15,6 +16,7 @@ const CONFIG: EngineConfig = EngineConfig {
     sequences_max: 4,
     queue_requests_max: 8,
     queue_tokens_max: 100,
+    speculative_tokens: 0,
     context_max: 64,
     prefix_cache: true,
     cache_secret: 9,

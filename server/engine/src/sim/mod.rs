@@ -57,6 +57,9 @@ summary! {
     refused_size,
     prefill_tokens,
     decode_tokens,
+    /// Tokens guessed ahead, and those of them that were right.
+    drafted_tokens,
+    accepted_tokens,
     /// Steps whose prefill was limited for the sake of those that decode.
     limited_steps,
     preemptions,

@@ -34,6 +34,7 @@ pub(super) fn config(dice: &mut Dice) -> EngineConfig {
         sequences_max,
         queue_requests_max: dice.range(1, 8),
         queue_tokens_max: dice.range(20, 200),
+        speculative_tokens: dice.pick(&[0, 1, 4, 9]),
         context_max: dice.range(16, 64),
         prefix_cache: !dice.one_in(4),
         cache_secret: dice.bits(),

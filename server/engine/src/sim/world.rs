@@ -272,6 +272,8 @@ impl World {
     fn check_report(&mut self, report: &StepReport) -> Result<(), String> {
         self.summary.prefill_tokens += report.prefill_tokens as u64;
         self.summary.decode_tokens += report.decode_tokens as u64;
+        self.summary.drafted_tokens += report.drafted_tokens as u64;
+        self.summary.accepted_tokens += report.accepted_tokens as u64;
         self.summary.limited_steps += u64::from(report.prefill_limited);
         self.summary.preemptions += report.preemptions as u64;
         self.summary.cache_query_tokens += report.cache_query_tokens as u64;

@@ -9,7 +9,7 @@ impl World {
     /// The order of service, from a step that computed something.
     pub(super) fn check_service(&self, report: &StepReport, alive: &[Rank]) -> Result<(), String> {
         let runner = self.engine.runner();
-        if report.prefill_tokens + report.decode_tokens != runner.batch_tokens {
+        if report.prefill_tokens + report.decode_tokens + report.drafted_tokens != runner.batch_tokens {
             return Err("the report's tokens are not the batch's".to_owned());
         }
         let in_step = |rank: &Rank| runner.rows.iter().any(|row| row.seq == rank.seq);
@@ -51,11 +51,13 @@ impl World {
     pub(super) fn check_prefill(&self, report: &StepReport, decoding: usize) -> Result<(), String> {
         let expired = |output: &&Output| output.event == Event::Finished(Finish::Deadline);
         let expired = report.outputs.iter().filter(expired).count();
-        let chunks = self.engine.runner().rows.iter().map(|row| row.tokens.len());
-        let prefill: usize = chunks.filter(|tokens| *tokens > 1).sum();
-        if decoding > expired && prefill > self.prefill_limit.max(1) {
+        // Every row has at least one token, and those of decodes have their guesses beside it.
+        let rows = &self.engine.runner().rows;
+        let more: usize = rows.iter().map(|row| row.tokens.len() - 1).sum();
+        let more = more - report.drafted_tokens;
+        if decoding > expired && more >= self.prefill_limit.max(1) {
             return Err(format!(
-                "{prefill} tokens of prefill beside {decoding} decodes, {} were allowed",
+                "{more} tokens more than rows beside {decoding} decodes, limited to {}",
                 self.prefill_limit
             ));
         }
