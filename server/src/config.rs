@@ -183,6 +183,9 @@ pub struct EngineArgs {
     /// Milliseconds between the tokens of an answer that computing others' prompts should not exceed; 0: as it comes
     #[arg(long, env = "REMPART_ITL_TARGET_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub itl_target_ms: u64,
+    /// Tokens guessed ahead for one or two answers that run alone, from what their text repeats; 0: none
+    #[arg(long, env = "REMPART_SPECULATIVE_TOKENS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
+    pub speculative_tokens: u8,
     /// Requests that may wait; further ones get a 503 with Retry-After
     #[arg(long, env = "REMPART_QUEUE_REQUESTS_MAX", default_value = "256")]
     pub queue_requests_max: NonZeroUsize,
@@ -317,6 +320,7 @@ pub struct EngineSettings {
     pub sequences_max: usize,
     pub step_tokens_max: usize,
     pub itl_target: Option<Duration>,
+    pub speculative_tokens: usize,
     pub queue_requests_max: usize,
     pub queue_tokens_max: usize,
     pub prefix_cache: bool,
@@ -406,6 +410,7 @@ impl EngineArgs {
             sequences_max: sequences,
             step_tokens_max: tokens,
             itl_target: (self.itl_target_ms > 0).then(|| Duration::from_millis(self.itl_target_ms)),
+            speculative_tokens: usize::from(self.speculative_tokens),
             queue_requests_max: at_most(
                 "--queue-requests-max",
                 self.queue_requests_max,

@@ -266,6 +266,8 @@ pub struct ModelMetrics {
     cache_queries: Counter,
     cache_hits: Counter,
     preemptions: Counter,
+    drafted: Counter,
+    accepted: Counter,
     step_failures: Counter,
     steps_limited: Counter,
     prefill_budget: Gauge,
@@ -315,6 +317,8 @@ impl ModelMetrics {
             cache_queries: s.counter("vllm:prefix_cache_queries_total"),
             cache_hits: s.counter("vllm:prefix_cache_hits_total"),
             preemptions: s.counter("vllm:num_preemptions_total"),
+            drafted: s.counter("vllm:spec_decode_num_draft_tokens_total"),
+            accepted: s.counter("vllm:spec_decode_num_accepted_tokens_total"),
             step_failures: s.counter("rempart_step_failures_total"),
             steps_limited: s.counter("rempart_steps_prefill_limited_total"),
             prefill_budget: s.gauge("rempart_prefill_budget_tokens"),
@@ -341,7 +345,7 @@ impl ModelMetrics {
 
     /// One step and how long it took.
     pub fn step(&self, report: &StepReport, took: Duration) {
-        let computed = report.prefill_tokens + report.decode_tokens;
+        let computed = report.prefill_tokens + report.decode_tokens + report.drafted_tokens;
         if computed > 0 {
             self.step_s.record(took.as_secs_f64());
             self.step_tokens.record(computed as f64);
@@ -349,6 +353,8 @@ impl ModelMetrics {
         self.cache_queries.increment(report.cache_query_tokens as u64);
         self.cache_hits.increment(report.cache_hit_tokens as u64);
         self.preemptions.increment(report.preemptions as u64);
+        self.drafted.increment(report.drafted_tokens as u64);
+        self.accepted.increment(report.accepted_tokens as u64);
         self.steps_limited.increment(u64::from(report.prefill_limited));
         let stats = &report.stats;
         self.running.set(stats.running as f64);

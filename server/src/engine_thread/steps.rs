@@ -184,7 +184,8 @@ impl<R: ModelRunner> Steps<R> {
             Ok(Ok(report)) => {
                 let work = Work {
                     decodes: report.decode_tokens,
-                    prefill: report.prefill_tokens,
+                    // Guesses are computed as tokens of a prompt are.
+                    prefill: report.prefill_tokens + report.drafted_tokens,
                 };
                 self.budget.observe(work, began.elapsed());
                 self.deliver(report, began);

@@ -174,7 +174,7 @@ fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usi
         sequences_max: engine.sequences_max,
         queue_requests_max: engine.queue_requests_max,
         queue_tokens_max: engine.queue_tokens_max,
-        speculative_tokens: 0,
+        speculative_tokens: engine.speculative_tokens,
         context_max: context_length,
         prefix_cache: engine.prefix_cache,
         cache_secret: uuid::Uuid::new_v4().as_u64_pair().0,

@@ -199,3 +199,35 @@ async fn a_long_prompt_is_cut_smaller_beside_a_running_answer() {
         );
     }
 }
+
+#[tokio::test]
+async fn guesses_change_nothing_but_the_steps() {
+    let steps = "vllm:iteration_tokens_total_count";
+    let bodies = [
+        // The model begins again and again; the second answer stops in the middle of what was guessed.
+        json!({"max_tokens": 120, "ignore_eos": true, "temperature": 0, "logprobs": 2}),
+        json!({"max_tokens": 120, "ignore_eos": true, "seed": 7, "stop": ["wörld. One two three.\u{0}", "two"], "min_tokens": 50}),
+        json!({"max_tokens": 20, "frequency_penalty": 0.2, "seed": 3}),
+    ];
+    let mut answers = Vec::new();
+    let mut took = Vec::new();
+    for tokens in ["0", "8"] {
+        let server = TestServer::start(&["--speculative-tokens", tokens]).await;
+        let mut said = Vec::new();
+        for body in &bodies {
+            let answer = server.complete(body.clone()).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            said.push(answer.json());
+        }
+        let accepted = server.metric("vllm:spec_decode_num_accepted_tokens_total").await;
+        let drafted = server.metric("vllm:spec_decode_num_draft_tokens_total").await;
+        assert!(
+            accepted <= drafted && (accepted > 0.0) == (tokens == "8"),
+            "{accepted} of {drafted}"
+        );
+        answers.push(said);
+        took.push(server.metric(steps).await);
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert!(took[1] < 0.7 * took[0], "{took:?}");
+}

@@ -248,7 +248,7 @@ impl TestServer {
             sequences_max: engine.sequences_max,
             queue_requests_max: engine.queue_requests_max,
             queue_tokens_max: engine.queue_tokens_max,
-            speculative_tokens: 0,
+            speculative_tokens: engine.speculative_tokens,
             context_max: CONTEXT,
             prefix_cache: engine.prefix_cache,
             cache_secret: 0,
