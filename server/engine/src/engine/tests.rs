@@ -134,6 +134,14 @@ fn prefill_is_limited_only_beside_decodes() {
     let report = engine.step(0).unwrap();
     assert_eq!((report.prefill_tokens, report.prefill_limited), (4, false));
     assert_eq!(finishes(&run_all(&mut engine)).len(), 4);
+
+    // A limit that leaves as much as the step has room for is none.
+    engine.add(RequestId(4), request(&text(0, 2), 9), 0).unwrap();
+    engine.step(0).unwrap();
+    engine.limit_prefill(7);
+    engine.add(RequestId(5), request(&[45; 9], 9), 0).unwrap();
+    let report = engine.step(0).unwrap();
+    assert_eq!((report.prefill_tokens, report.prefill_limited), (7, false));
 }
 
 #[test]

@@ -221,6 +221,13 @@ impl FakeRunner {
         if batch.positions.len() != batch.tokens.len() || batch.slots.len() != batch.tokens.len() {
             return Err("tokens, positions and slots differ in number".to_owned());
         }
+        if batch
+            .positions
+            .iter()
+            .any(|position| *position as usize >= config.context_max)
+        {
+            return Err("a position outside the context".to_owned());
+        }
         let ascending = batch.logits.windows(2).all(|pair| pair[0] < pair[1]);
         if !ascending
             || batch
