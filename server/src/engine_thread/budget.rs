@@ -10,9 +10,10 @@ use std::time::Duration;
 /// than planned.
 const PLANNED_SHARE: f64 = 0.9;
 
-/// Prefill gets at least this many tokens of every step. A step reads all weights, however few tokens it computes:
-/// with fewer than these a long prompt would take too many steps, and everyone behind it would wait.
-const PREFILL_TOKENS_MIN: usize = 32;
+/// Prefill gets at least this many tokens of every step, whatever is believed of their cost: a wrong belief must not
+/// hold a prompt up, and only steps with prefill correct it. That a prompt doesn't take too many steps, each of which
+/// reads all weights, is what [`StepCost::prefill_within`] sees to.
+const PREFILL_TOKENS_MIN: usize = 16;
 
 /// How far a cost may drift with each step, relative to a step that consists of it.
 const DRIFT: f64 = 0.05;
@@ -132,7 +133,7 @@ impl StepCost {
 
     /// How many tokens of prefill fit in a step of `planned_s` beside so many decoding sequences. Prefill always gets
     /// as much time as decoding takes: where decoding alone takes the whole target, tokens come half as often while
-    /// a prompt is computed, and the prompt takes twice its time.
+    /// a prompt is computed, the prompt takes twice its time, and at most half of the time goes into reading weights.
     #[expect(clippy::cast_sign_loss, reason = "no cost is negative")]
     fn prefill_within(&self, decodes: usize, planned_s: f64) -> usize {
         let [fixed, decode, prefill] = self.mean;
