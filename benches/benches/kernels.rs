@@ -18,8 +18,8 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rempart_kernels::{
-    Activations, AttentionOptions, AttentionRow, Format, KvCache, Matrix, Packed, Weight, cpu, linear,
-    paged_attention, pool, write_kv,
+    Activations, AttentionOptions, AttentionRow, Format, KvCache, KvDtype, Matrix, Packed, Weight, cpu,
+    linear, paged_attention, pool, write_kv,
 };
 
 /// What bounds every kernel: bytes from memory and arithmetic, each per second.
@@ -136,9 +136,9 @@ fn bench_attention(criterion: &mut Criterion) -> Result<()> {
         (1, 512, 4096),
     ] {
         let blocks = context / block_size;
-        let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d)?;
+        let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d, KvDtype::Bf16)?;
         let slots: Vec<u32> = (0..(sequences * context) as u32).collect();
-        let kv = Tensor::ones((slots.len(), kv_heads, d), candle_core::DType::F32, &Device::Cpu)?;
+        let kv = Tensor::ones((slots.len(), kv_heads * d), candle_core::DType::F32, &Device::Cpu)?;
         write_kv(&cache, &kv, &kv, &slots)?;
         let rows: Vec<AttentionRow> = (0..sequences)
             .map(|i| AttentionRow {
@@ -147,7 +147,11 @@ fn bench_attention(criterion: &mut Criterion) -> Result<()> {
                 block_table: ((i * blocks) as u32..((i + 1) * blocks) as u32).collect(),
             })
             .collect();
-        let q = Tensor::ones((sequences * new, heads, d), candle_core::DType::F32, &Device::Cpu)?;
+        let q = Tensor::ones(
+            (sequences * new, heads * d),
+            candle_core::DType::F32,
+            &Device::Cpu,
+        )?;
         let options = AttentionOptions {
             scale: 0.125,
             window: None,

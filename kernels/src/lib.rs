@@ -18,8 +18,9 @@ pub use error::Error;
 pub use format::Format;
 pub use matrix::Matrix;
 pub use op::{
-    Activation, AttentionOptions, AttentionRow, KvCache, RopeStyle, embed, gated, linear, paged_attention,
-    rms_norm, rope, write_kv,
+    Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,
+    RopeStyle, embed, gated_projections, linear, linear_add, paged_attention, projections, rms_norm,
+    rms_norm_add, rope, write_kv,
 };
 pub use packed::{Activations, Packed};
 pub use weight::Weight;

@@ -25,6 +25,14 @@ impl Weight {
         }
     }
 
+    /// How activations are rounded for it; `None` where it multiplies them as they are.
+    pub fn activations(&self) -> Option<Activations> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Packed(packed) => Some(packed.activations()),
+        }
+    }
+
     /// Rows: outputs of a linear layer, entries of an embedding.
     pub fn rows(&self) -> usize {
         match self {

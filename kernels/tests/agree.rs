@@ -12,9 +12,9 @@ use candle_core::{Device, Tensor, quantized::ggml_file::qtensor_from_ggml};
 use common::{Rng, assert_close, bits, ggml, matrix, values};
 use proptest::prelude::*;
 use rempart_kernels::{
-    Activation, Format, Matrix, RopeStyle, Weight,
+    Activation, Activations, Format, InputNorm, Matrix, Projection, RopeOptions, RopeStyle, Weight,
     cpu::{self, Kernels},
-    embed, gated, linear, rms_norm, rope,
+    embed, gated_projections, linear, linear_add, projections, rms_norm, rms_norm_add, rope,
 };
 
 fn formats() -> impl Strategy<Value = Format> {
@@ -25,6 +25,19 @@ fn each_table(mut check: impl FnMut(&'static Kernels)) {
     for table in cpu::all() {
         cpu::with_table(table, || check(table));
     }
+}
+
+/// A gate and its other half as the products of a column with one weight each.
+fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Tensor {
+    let weight = |x: &Tensor| {
+        let values = values(x);
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Weight::from(Matrix::new(Format::F32, values.len(), 1, bytes.into()).unwrap())
+    };
+    let (gate, up) = (weight(gate), weight(up));
+    let parts = [&gate, &up].map(|weight| Projection { weight, bias: None });
+    let one = Tensor::ones((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+    gated_projections(&one, None, parts, activation).unwrap()
 }
 
 fn same(a: f32, b: f32) -> bool {
@@ -149,7 +162,7 @@ proptest! {
     fn rope_rotates((n, heads, half) in (0_usize..5, 1_usize..4, 1_usize..40), halves: bool, seed: u64) {
         let mut rng = Rng(seed);
         let d = 2 * half;
-        let x = rng.tensor(&[n, heads, d]);
+        let x = rng.tensor(&[n, heads * d]);
         let positions: Vec<u32> = (0..n).map(|_| rng.below(100_000) as u32).collect();
         let freq: Vec<f32> = (0..half).map(|i| 10_000_f32.powf(-(i as f32) / half as f32)).collect();
         let style = if halves { RopeStyle::Halves } else { RopeStyle::Interleaved };
@@ -164,7 +177,8 @@ proptest! {
             }
         }
         each_table(|table| {
-            let out = values(&rope(&x, &freq, 1.5, &positions, style).unwrap());
+            let options = RopeOptions { inv_freq: &freq, attention_factor: 1.5, style, norm: None };
+            let out = values(&rope(&x, &options, &positions).unwrap());
             assert_close(&out, &exact, |_| 2e-6, table.name);
         });
     }
@@ -186,11 +200,93 @@ proptest! {
                 activated * f64::from(u)
             }).collect();
             each_table(|table| {
-                let out = values(&gated(&gate, &up, activation).unwrap());
+                let out = values(&gated(&gate, &up, activation));
                 assert_close(&out, &exact, |i| 1e-6 * (1.0 + exact[i].abs()), table.name);
             });
         }
     }
+}
+
+/// Fusing changes no bit: products of several matrices, normalised, biased, gated or added, are what their parts make.
+#[test]
+fn fused_products_are_their_parts() {
+    let eps = 1e-5;
+    for (seed, n, k, sizes) in [
+        (1, 1, 256, [40, 16, 16]),
+        (2, 9, 512, [130, 48, 64]),
+        (3, 70, 768, [576, 192, 192]),
+    ] {
+        let mut rng = Rng(seed);
+        let formats = [Format::Q4K, Format::Q6K, Format::Bf16];
+        for activations in [Activations::Int8, Activations::Int16] {
+            let weights: Vec<Weight> = formats
+                .iter()
+                .zip(sizes)
+                .map(|(&format, rows)| Weight::new(matrix(&mut rng, format, rows, k, 0), activations))
+                .collect();
+            let biases = sizes.map(|rows| rng.tensor(&[rows]));
+            let (x, scale) = (rng.tensor(&[n, k]), rng.tensor(&[k]));
+            // The columns of a wider tensor, as attention sees them.
+            let wide = rng.tensor(&[n, 96]);
+            let freq: Vec<f32> = (0..16).map(|i| 1.0 / (i + 1) as f32).collect();
+            let positions: Vec<u32> = (0..n as u32).collect();
+            let head = rng.tensor(&[32]);
+            each_table(|table| {
+                let name = table.name;
+                let norm = Some(InputNorm { weight: &scale, eps });
+                let normed = rms_norm(&x, &scale, eps).unwrap();
+                let parts: Vec<Projection<'_>> = weights
+                    .iter()
+                    .zip(&biases)
+                    .map(|(weight, bias)| Projection {
+                        weight,
+                        bias: Some(bias),
+                    })
+                    .collect();
+                let together = projections(&x, norm, &parts).unwrap();
+                let alone: Vec<Tensor> = parts
+                    .iter()
+                    .map(|part| linear(&normed, part.weight, part.bias).unwrap())
+                    .collect();
+                assert_eq!(bits(&together), bits(&Tensor::cat(&alone, 1).unwrap()), "{name}");
+                let residual = rng_like(&alone[0]);
+                let plain = linear(&normed, &weights[0], None).unwrap();
+                let added = linear_add(&normed, &weights[0], &residual).unwrap();
+                assert_eq!(bits(&added), bits(&(&plain + &residual).unwrap()), "{name}");
+                let pair = [parts[0], parts[0]];
+                let fused = gated_projections(&x, norm, pair, Activation::Silu).unwrap();
+                let gate = gated(&alone[0], &alone[0], Activation::Silu);
+                assert_eq!(bits(&fused), bits(&gate), "{name}");
+                let sum = rms_norm_add(&x, &scale, eps, &x).unwrap();
+                assert_eq!(bits(&sum), bits(&(&normed + &x).unwrap()), "{name}");
+                let options = RopeOptions {
+                    inv_freq: &freq,
+                    attention_factor: 1.0,
+                    style: RopeStyle::Halves,
+                    norm: Some(InputNorm { weight: &head, eps }),
+                };
+                let part = wide.narrow(1, 32, 64).unwrap();
+                let rotated = rope(&part, &options, &positions).unwrap();
+                let heads = rms_norm(
+                    &part.contiguous().unwrap().reshape((n, 2, 32)).unwrap(),
+                    &head,
+                    eps,
+                )
+                .unwrap();
+                let plain = RopeOptions {
+                    norm: None,
+                    ..options
+                };
+                let expected = rope(&heads.reshape((n, 64)).unwrap(), &plain, &positions).unwrap();
+                assert_eq!(bits(&rotated), bits(&expected), "{name}");
+            });
+        }
+    }
+}
+
+/// Random numbers in a tensor's shape.
+fn rng_like(tensor: &Tensor) -> Tensor {
+    Rng(99).tensor(tensor.dims())
 }
 
 /// Wide enough for several threads, panels and tasks, which the random shapes above are not.
@@ -226,7 +322,7 @@ fn extreme_activations_stay_finite() {
     let up = Tensor::ones(7, candle_core::DType::F32, &Device::Cpu).unwrap();
     each_table(|table| {
         for activation in [Activation::Silu, Activation::GeluTanh] {
-            let out = values(&gated(&gate, &up, activation).unwrap());
+            let out = values(&gated(&gate, &up, activation));
             assert!(
                 out[..4].iter().all(|x| x.abs() < 1e-30),
                 "{} {activation:?}: {out:?}",
@@ -241,7 +337,7 @@ fn extreme_activations_stay_finite() {
 fn not_a_number_is_not_hidden() {
     let gate = Tensor::new(&[f32::NAN, 1.0], &Device::Cpu).unwrap();
     each_table(|table| {
-        let out = values(&gated(&gate, &gate, Activation::Silu).unwrap());
+        let out = values(&gated(&gate, &gate, Activation::Silu));
         assert!(out[0].is_nan() && out[1].is_finite(), "{}: {out:?}", table.name);
     });
 }

@@ -10,8 +10,9 @@ mod common;
 
 use candle_core::Tensor;
 use common::{Rng, assert_close, bits, values};
+use half::bf16;
 use proptest::prelude::*;
-use rempart_kernels::{AttentionOptions, AttentionRow, KvCache, cpu, paged_attention, write_kv};
+use rempart_kernels::{AttentionOptions, AttentionRow, KvCache, KvDtype, cpu, paged_attention, write_kv};
 
 #[derive(Debug, Clone)]
 struct Scene {
@@ -22,6 +23,7 @@ struct Scene {
     /// Context length and new tokens of each row.
     rows: Vec<(usize, usize)>,
     options: AttentionOptions,
+    dtype: KvDtype,
     seed: u64,
 }
 
@@ -31,24 +33,33 @@ fn scenes() -> impl Strategy<Value = Scene> {
         1_usize..4,
         1_usize..8,
         prop::sample::select(vec![2, 8, 20, 64, 80, 96]),
-        1_usize..40,
+        prop::sample::select(vec![16, 32, 48]),
     );
     let options = (prop::option::of(1_usize..150), prop::option::of(1.0_f32..30.0));
-    (shape, prop::collection::vec(row, 0..4), options, any::<u64>()).prop_map(
-        |((kv_heads, group, d, block_size), rows, (window, softcap), seed)| Scene {
-            kv_heads,
-            group,
-            d,
-            block_size,
-            rows,
-            options: AttentionOptions {
-                scale: 0.3,
-                window,
-                softcap,
-            },
-            seed,
-        },
+    let dtype = prop::sample::select(vec![KvDtype::F32, KvDtype::Bf16]);
+    (
+        shape,
+        prop::collection::vec(row, 0..4),
+        options,
+        dtype,
+        any::<u64>(),
     )
+        .prop_map(
+            |((kv_heads, group, d, block_size), rows, (window, softcap), dtype, seed)| Scene {
+                kv_heads,
+                group,
+                d,
+                block_size,
+                rows,
+                options: AttentionOptions {
+                    scale: 0.3,
+                    window,
+                    softcap,
+                },
+                dtype,
+                seed,
+            },
+        )
 }
 
 /// A scene's tensors. Slots that hold no token are not a number: reading one would show.
@@ -58,6 +69,14 @@ struct Built {
     rows: Vec<AttentionRow>,
     /// Keys and values of each row, `[context, kv_heads, d]`.
     contexts: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+/// A tensor's numbers as a cache holds them.
+fn stored(x: &Tensor, dtype: KvDtype) -> Vec<f32> {
+    match dtype {
+        KvDtype::F32 => values(x),
+        KvDtype::Bf16 => values(x).iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+    }
 }
 
 fn build(scene: &Scene) -> Built {
@@ -76,10 +95,10 @@ fn build(scene: &Scene) -> Built {
         .sum::<usize>()
         + 1;
     let mut free: Vec<u32> = (0..blocks as u32).collect();
-    let cache = KvCache::new(blocks, block_size, kv_heads, d).unwrap();
+    let cache = KvCache::new(blocks, block_size, kv_heads, d, scene.dtype).unwrap();
     let slots: Vec<u32> = (0..(blocks * block_size) as u32).collect();
     let nan = (Tensor::ones(
-        (slots.len(), kv_heads, d),
+        (slots.len(), kv_heads * d),
         candle_core::DType::F32,
         &candle_core::Device::Cpu,
     )
@@ -93,14 +112,14 @@ fn build(scene: &Scene) -> Built {
             .map(|_| free.swap_remove(rng.below(free.len())))
             .collect();
         let (k, v) = (
-            rng.tensor(&[context_len, kv_heads, d]),
-            rng.tensor(&[context_len, kv_heads, d]),
+            rng.tensor(&[context_len, kv_heads * d]),
+            rng.tensor(&[context_len, kv_heads * d]),
         );
         let slots: Vec<u32> = (0..context_len)
             .map(|t| block_table[t / block_size] * block_size as u32 + (t % block_size) as u32)
             .collect();
         write_kv(&cache, &k, &v, &slots).unwrap();
-        contexts.push((values(&k), values(&v)));
+        contexts.push((stored(&k, scene.dtype), stored(&v, scene.dtype)));
         rows.push(AttentionRow {
             tokens: tokens..tokens + new,
             context_len,
@@ -109,7 +128,7 @@ fn build(scene: &Scene) -> Built {
         tokens += new;
     }
     Built {
-        q: rng.tensor(&[tokens, kv_heads * group, d]),
+        q: rng.tensor(&[tokens, kv_heads * group * d]),
         cache,
         rows,
         contexts,
@@ -205,13 +224,14 @@ fn tokens_of_no_row_are_zero() {
         kv_heads: 1,
         group: 2,
         d: 8,
-        block_size: 4,
+        block_size: 16,
         rows: vec![(9, 3), (5, 2)],
         options: AttentionOptions {
             scale: 1.0,
             window: None,
             softcap: None,
         },
+        dtype: KvDtype::Bf16,
         seed: 1,
     };
     let built = build(&scene);

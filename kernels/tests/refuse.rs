@@ -12,8 +12,9 @@ use bytes::Bytes;
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Rng, matrix};
 use rempart_kernels::{
-    Activation, AttentionOptions, AttentionRow, Error, Format, KvCache, Matrix, RopeStyle, Weight, embed,
-    gated, linear, paged_attention, rms_norm, rope, write_kv,
+    Activation, Activations, AttentionOptions, AttentionRow, Error, Format, InputNorm, KvCache, KvDtype,
+    Matrix, Projection, RopeOptions, RopeStyle, Weight, embed, gated_projections, linear, linear_add,
+    paged_attention, projections, rms_norm, rms_norm_add, rope, write_kv,
 };
 
 fn zeros(shape: &[usize]) -> Tensor {
@@ -83,50 +84,95 @@ fn embed_ids() {
 }
 
 #[test]
+fn products_of_several_matrices() {
+    let weight =
+        |rows, k, activations| Weight::new(matrix(&mut Rng(1), Format::Q8_0, rows, k, 0), activations);
+    let part = |weight| Projection { weight, bias: None };
+    let (one, other) = (
+        weight(4, 32, Activations::Int8),
+        weight(4, 32, Activations::Int16),
+    );
+    let (wide, long) = (weight(4, 64, Activations::Int8), weight(8, 32, Activations::Int8));
+    let x = zeros(&[2, 32]);
+    let norm = |size| zeros(&[size]);
+    let refused = |result: Result<Tensor>, part: &str| refused(result, part);
+    refused(projections(&x, None, &[]), "no weight");
+    refused(projections(&x, None, &[part(&one), part(&other)]), "activations");
+    let dense = Weight::from(matrix(&mut Rng(1), Format::F32, 4, 32, 0));
+    refused(
+        projections(&x, None, &[part(&dense), part(&one), part(&other)]),
+        "activations",
+    );
+    refused(projections(&x, None, &[part(&one), part(&wide)]), "[4, 64]");
+    let weight = norm(33);
+    let bad = Some(InputNorm {
+        weight: &weight,
+        eps: 1e-5,
+    });
+    refused(projections(&x, bad, &[part(&one)]), "norm");
+    refused(
+        gated_projections(&x, None, [part(&one), part(&long)], Activation::Silu),
+        "up 8",
+    );
+    refused(linear_add(&x, &one, &zeros(&[2, 5])), "residual");
+    refused(linear_add(&x, &one, &zeros(&[3, 4])), "residual");
+    assert!(linear_add(&x, &one, &zeros(&[2, 4])).is_ok());
+}
+
+#[test]
 fn elementwise_shapes() {
-    refused(gated(&zeros(&[2, 3]), &zeros(&[3, 2]), Activation::Silu), "gated");
     refused(rms_norm(&zeros(&[2, 3]), &zeros(&[2]), 1e-5), "rms_norm");
     refused(
-        rope(&zeros(&[2, 3]), &[1.0], 1.0, &[0, 0], RopeStyle::Halves),
-        "[n, heads, d]",
+        rms_norm_add(&zeros(&[2, 3]), &zeros(&[3]), 1e-5, &zeros(&[3, 3])),
+        "residual",
     );
+    let options = |inv_freq| RopeOptions {
+        inv_freq,
+        attention_factor: 1.0,
+        style: RopeStyle::Halves,
+        norm: None,
+    };
+    let two = options(&[1.0, 1.0]);
+    refused(rope(&zeros(&[2, 1, 4]), &two, &[0, 0]), "[n, width]");
+    refused(rope(&zeros(&[2, 4]), &two, &[0]), "positions");
+    refused(rope(&zeros(&[2, 5]), &two, &[0, 1]), "frequencies");
+    refused(rope(&zeros(&[2, 5]), &options(&[]), &[0, 1]), "frequencies");
+    refused(rope(&zeros(&[4, 2]).t().unwrap(), &two, &[0, 1]), "contiguous");
+    let weight = zeros(&[3]);
+    let norm = Some(InputNorm {
+        weight: &weight,
+        eps: 1e-5,
+    });
     refused(
-        rope(&zeros(&[2, 1, 4]), &[1.0, 1.0], 1.0, &[0], RopeStyle::Halves),
-        "positions",
-    );
-    refused(
-        rope(
-            &zeros(&[2, 1, 5]),
-            &[1.0, 1.0],
-            1.0,
-            &[0, 1],
-            RopeStyle::Interleaved,
-        ),
-        "frequencies",
+        rope(&zeros(&[2, 4]), &RopeOptions { norm, ..two }, &[0, 1]),
+        "norm",
     );
 }
 
 #[test]
 fn cache_slots() {
-    let cache = KvCache::new(2, 4, 1, 8).unwrap();
-    let new = zeros(&[2, 1, 8]);
-    assert!(write_kv(&cache, &new, &new, &[0, 7]).is_ok());
-    refused(write_kv(&cache, &new, &new, &[0, 8]), "slot 8");
+    let cache = KvCache::new(2, 16, 1, 8, KvDtype::Bf16).unwrap();
+    let new = zeros(&[2, 8]);
+    assert!(write_kv(&cache, &new, &new, &[0, 31]).is_ok());
+    refused(write_kv(&cache, &new, &new, &[0, 32]), "slot 32");
     refused(write_kv(&cache, &new, &new, &[0]), "1 slots");
-    refused(write_kv(&cache, &new, &zeros(&[3, 1, 8]), &[0, 1]), "differ");
+    refused(write_kv(&cache, &new, &zeros(&[3, 8]), &[0, 1]), "differ");
     refused(
-        write_kv(&cache, &zeros(&[2, 2, 8]), &zeros(&[2, 2, 8]), &[0, 1]),
+        write_kv(&cache, &zeros(&[2, 16]), &zeros(&[2, 16]), &[0, 1]),
         "cache is",
     );
     refused(
-        write_kv(&KvCache::new(2, 0, 1, 8).unwrap(), &new, &new, &[0, 1]),
-        "write_kv",
+        write_kv(&cache, &zeros(&[2, 1, 8]), &zeros(&[2, 1, 8]), &[0, 1]),
+        "[n, width]",
     );
+    for size in [0, 4, 24] {
+        refused(KvCache::new(2, size, 1, 8, KvDtype::F32), "multiple of 16");
+    }
 }
 
 #[test]
 fn attention_rows() {
-    let cache = KvCache::new(4, 4, 2, 8).unwrap();
+    let cache = KvCache::new(4, 16, 2, 8, KvDtype::F32).unwrap();
     let options = AttentionOptions {
         scale: 1.0,
         window: None,
@@ -145,21 +191,20 @@ fn attention_rows() {
             &options,
         )
     };
-    assert!(attend(&[3, 4, 8], &[(0..3, 3, &[1])]).is_ok());
-    assert!(attend(&[3, 4, 8], &[(0..0, 0, &[])]).is_ok());
-    refused(attend(&[3, 4, 8], &[(0..3, 2, &[1])]), "do not agree");
-    refused(attend(&[3, 4, 8], &[(0..3, 5, &[1])]), "do not agree");
-    refused(attend(&[3, 4, 8], &[(0..3, 3, &[4])]), "block 4");
-    refused(attend(&[3, 4, 8], &[(0..4, 4, &[1])]), "tokens");
-    refused(attend(&[3, 4, 8], &[(0..2, 2, &[1]), (1..3, 2, &[2])]), "overlap");
-    refused(attend(&[3, 0, 8], &[(0..3, 3, &[1])]), "0 heads");
+    assert!(attend(&[3, 32], &[(0..3, 3, &[1])]).is_ok());
+    assert!(attend(&[3, 32], &[(0..0, 0, &[])]).is_ok());
+    refused(attend(&[3, 32], &[(0..3, 2, &[1])]), "do not agree");
+    refused(attend(&[3, 32], &[(0..3, 17, &[1])]), "do not agree");
+    refused(attend(&[3, 32], &[(0..3, 3, &[4])]), "block 4");
+    refused(attend(&[3, 32], &[(0..4, 4, &[1])]), "tokens");
+    refused(attend(&[3, 32], &[(0..2, 2, &[1]), (1..3, 2, &[2])]), "overlap");
+    refused(attend(&[3, 0], &[(0..3, 3, &[1])]), "0 heads");
     let blind = AttentionOptions {
         window: Some(0),
         ..options
     };
-    refused(paged_attention(&zeros(&[3, 4, 8]), &cache, &[], &blind), "window");
-    refused(KvCache::new(1 << 40, 1 << 20, 8, 64), "too large");
-    refused(attend(&[3, 3, 8], &[(0..3, 3, &[1])]), "q is");
-    refused(attend(&[3, 4, 4], &[(0..3, 3, &[1])]), "q is");
-    refused(attend(&[3, 32], &[(0..3, 3, &[1])]), "q is");
+    refused(paged_attention(&zeros(&[3, 32]), &cache, &[], &blind), "window");
+    refused(KvCache::new(1 << 40, 1 << 20, 8, 64, KvDtype::Bf16), "too large");
+    refused(attend(&[3, 24], &[(0..3, 3, &[1])]), "q is");
+    refused(attend(&[3, 4, 8], &[(0..3, 3, &[1])]), "q is");
 }

@@ -76,9 +76,9 @@ impl SandwichBlock {
 
 impl Block for SandwichBlock {
     fn forward(&self, x: &Tensor, input: &ForwardInput<'_>, kv: &op::KvCache) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.input_norm.forward(x)?, input, kv)?;
-        let x = (x + self.post_attention_norm.forward(&attended)?)?;
-        let fed = self.mlp.forward(&self.pre_mlp_norm.forward(&x)?)?;
-        Ok((&x + self.post_mlp_norm.forward(&fed)?)?)
+        let attended = self.attention.forward(x, &self.input_norm, None, input, kv)?;
+        let x = self.post_attention_norm.forward_onto(&attended, x)?;
+        let fed = self.mlp.forward(&x, &self.pre_mlp_norm, None)?;
+        self.post_mlp_norm.forward_onto(&fed, &x)
     }
 }

@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use kv_cache::KvCache;
 pub use load::{LoadOptions, LoadedModel, TextSource, load};
 pub use plan::{MemoryPlan, PlanRequest};
-pub use rempart_kernels::op::AttentionRow;
+pub use rempart_kernels::{KvDtype, op::AttentionRow};
 
 use candle_core::Tensor;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Error, KvCache, ModelConfig, Result};
+use crate::{Error, KvCache, KvDtype, ModelConfig, Result};
 
 const MIB: u64 = 1 << 20;
 /// An automatic plan gives one part in so many of the memory left after weights and activations to keys and values.
@@ -25,6 +25,8 @@ pub struct PlanRequest {
     pub step_tokens: usize,
     /// Most rows whose logits are computed in one step.
     pub logit_rows: usize,
+    /// How keys and values are held.
+    pub kv_dtype: KvDtype,
     /// Bytes for keys and values; `None` lets the plan decide.
     pub kv: Option<u64>,
 }
@@ -53,7 +55,7 @@ impl MemoryPlan {
     /// [`Error::DoesNotFit`] with every figure when the parts exceed what is available, or when keys and values of
     /// one sequence of full length have no room.
     pub fn new(config: &ModelConfig, request: &PlanRequest) -> Result<Self> {
-        let block_bytes = KvCache::block_bytes(config, request.block_size) as u64;
+        let block_bytes = KvCache::block_bytes(config, request.block_size, request.kv_dtype) as u64;
         let one_context = request.context_length.div_ceil(request.block_size) as u64 * block_bytes;
         let activations = activations(config, request);
         let left = request.available.saturating_sub(request.weights + activations);
@@ -139,6 +141,7 @@ mod tests {
             block_size: 16,
             step_tokens: 512,
             logit_rows: 64,
+            kv_dtype: KvDtype::Bf16,
             kv: None,
         }
     }
@@ -147,7 +150,10 @@ mod tests {
     fn the_parts_add_up_and_fit() {
         let plan = MemoryPlan::new(&tiny(), &request()).unwrap();
         assert!(plan.total() <= plan.available);
-        assert_eq!(plan.kv, (plan.blocks * KvCache::block_bytes(&tiny(), 16)) as u64);
+        assert_eq!(
+            plan.kv,
+            (plan.blocks * KvCache::block_bytes(&tiny(), 16, KvDtype::Bf16)) as u64
+        );
         assert!(plan.kv_tokens() >= 2048);
     }
 

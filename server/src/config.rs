@@ -42,7 +42,7 @@ pub enum Error {
         "--allowed-host {name:?} must be a name or an address (IPv6 in brackets) without scheme, port and path"
     )]
     AllowedHost { name: String },
-    #[error("--block-size {0} must be a power of two between 1 and 256")]
+    #[error("--block-size {0} must be a power of two between 16 and 256")]
     BlockSize(usize),
 }
 
@@ -78,6 +78,13 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// How keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDtype {
+    Bf16,
+    F32,
 }
 
 /// How activations are rounded before they meet integer weights.
@@ -147,6 +154,14 @@ pub struct ServeArgs {
         help_heading = "Model"
     )]
     pub activations: Activations,
+    /// How keys and values are held: rounded to bf16, or as computed, in twice the memory
+    #[arg(
+        long,
+        env = "REMPART_KV_DTYPE",
+        default_value = "bf16",
+        help_heading = "Model"
+    )]
+    pub kv_dtype: KvDtype,
     /// Kernels of one instruction set, to look for a fault in another [default: the best this processor runs]
     #[arg(long, env = "REMPART_KERNELS", help_heading = "Model")]
     pub kernels: Option<String>,
@@ -308,6 +323,7 @@ pub struct ModelSettings {
     pub device: Device,
     pub threads: Option<usize>,
     pub activations: Activations,
+    pub kv_dtype: KvDtype,
     pub kernels: Option<String>,
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,
@@ -381,6 +397,7 @@ impl ServeArgs {
             device: self.device,
             threads: threads.transpose()?,
             activations: self.activations,
+            kv_dtype: self.kv_dtype,
             kernels: self.kernels,
             context_length: self.context_length.map(NonZeroUsize::get),
             memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
@@ -397,7 +414,7 @@ impl ServeArgs {
 
 impl EngineArgs {
     fn check(self) -> Result<EngineSettings, Error> {
-        if !self.block_size.is_power_of_two() || self.block_size > 256 {
+        if !self.block_size.is_power_of_two() || !(16..=256).contains(&self.block_size) {
             return Err(Error::BlockSize(self.block_size));
         }
         let tokens = at_most("--step-tokens-max", self.step_tokens_max, STEP_TOKENS_LIMIT)?;

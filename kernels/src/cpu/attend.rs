@@ -1,7 +1,7 @@
 //! Paged attention over any vector width: one pass over the cache with a running softmax.
 //!
 //! Positions are taken in spans that start at multiples of [`SPAN`], so a query's sums are made in the same order
-//! whatever tile it is in.
+//! whatever tile it is in. What a query does not see of a span weighs zero, which changes no sum.
 
 #![expect(
     clippy::needless_range_loop,
@@ -14,14 +14,19 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::{
-    jobs::{AttentionJob, TILE_QUERIES, Tile},
+    jobs::{AttentionJob, Tile},
     simd::Simd,
-    vector::{exp, tanh, tile as products},
+    stored::{Cache, Cells, KEY_GROUP, Stored},
+    vector::{exp, tanh},
 };
 
 /// Positions whose scores are held at once; a multiple of every vector's lanes.
 const SPAN: usize = 64;
+/// Groups of keys in a span.
+const GROUPS: usize = SPAN / KEY_GROUP;
 
 /// The running softmax of a query: the largest score so far and the sum of exponentials below it.
 #[derive(Clone, Copy)]
@@ -30,22 +35,26 @@ struct Running {
     sum: f32,
 }
 
-/// Where the keys and values of a span's visible positions start in the cache.
-type Slots = [usize; SPAN];
-
 /// Attention of one tile's queries.
 ///
 /// # Safety
 /// As for [`Simd`]; the output of the tile's queries must be zero, and no other thread may write it.
 #[inline(always)]
 pub(super) unsafe fn attention<S: Simd>(job: &AttentionJob<'_>, tile: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.cache {
+            Cache::F32(cells) => over::<S, f32>(job, cells, tile),
+            Cache::Bf16(cells) => over::<S, bf16>(job, cells, tile),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`attention`].
+#[inline(always)]
+unsafe fn over<S: Simd, E: Stored>(job: &AttentionJob<'_>, cells: Cells<'_, E>, tile: &Tile) {
     let (row, group) = (&job.rows[tile.row], job.group());
-    let tokens_max = (TILE_QUERIES / group).max(1);
-    assert!(
-        tile.tokens.len() <= tokens_max,
-        "a tile of {} tokens. This is a bug.",
-        tile.tokens.len()
-    );
     let queries = tile.tokens.len() * group;
     let mut running = vec![
         Running {
@@ -55,29 +64,26 @@ pub(super) unsafe fn attention<S: Simd>(job: &AttentionJob<'_>, tile: &Tile) {
         queries
     ];
     let all = job.visible(row, tile.tokens.start).start..job.visible(row, tile.tokens.end - 1).end;
-    let mut slots = [0; SPAN];
     for span in all.start / SPAN..all.end.div_ceil(SPAN) {
-        let within = |positions: &Range<usize>| clip(positions, span);
-        for i in within(&all) {
-            slots[i] = job.slot(row, tile.kv_head, span * SPAN + i);
+        let within = clip(&all, span);
+        // What nobody sees is read from a place that exists, and weighs nothing.
+        let mut groups = [job.group_start(row, tile.kv_head, span * SPAN + within.start); GROUPS];
+        for i in within.start / KEY_GROUP..within.end.div_ceil(KEY_GROUP) {
+            groups[i] = job.group_start(row, tile.kv_head, span * SPAN + i * KEY_GROUP);
         }
+        let run = Run {
+            job,
+            cells,
+            tile,
+            span,
+            groups: &groups,
+        };
+        let batches = queries.div_ceil(S::BATCH);
         let mut first = 0;
-        while first < queries {
-            let token = tile.tokens.start + first / group;
-            let visible = within(&job.visible(row, token));
-            // Queries that see the same part of the span go together.
-            let same = |i: &usize| within(&job.visible(row, tile.tokens.start + i / group)) == visible;
-            let count = (first..queries.min(first + S::BATCH)).take_while(same).count();
-            if !visible.is_empty() {
-                let run = Run {
-                    job,
-                    tile,
-                    slots: &slots,
-                    visible,
-                };
-                // SAFETY: the caller's promise; `first..first + count` are queries of the tile.
-                unsafe { run.step::<S>(first, &mut running[first..first + count]) }
-            }
+        for batch in 0..batches {
+            let count = (queries - first).div_ceil(batches - batch);
+            // SAFETY: the caller's promise; `first..first + count` are queries of the tile.
+            unsafe { run.step::<S>(first, &mut running[first..first + count]) }
             first += count;
         }
     }
@@ -96,15 +102,17 @@ fn clip(positions: &Range<usize>, span: usize) -> Range<usize> {
     clip(positions.start)..clip(positions.end)
 }
 
-/// A span and what some queries see of it.
-struct Run<'a> {
+/// A span of the positions that some queries see.
+struct Run<'a, E> {
     job: &'a AttentionJob<'a>,
+    cells: Cells<'a, E>,
     tile: &'a Tile,
-    slots: &'a Slots,
-    visible: Range<usize>,
+    span: usize,
+    /// Where the keys and the values of each group of positions start.
+    groups: &'a [usize; GROUPS],
 }
 
-impl Run<'_> {
+impl<E: Stored> Run<'_, E> {
     /// # Safety
     /// As for [`attention`]; `running` must belong to the tile's queries from number `first` on.
     #[inline(always)]
@@ -122,19 +130,34 @@ impl Run<'_> {
         }
     }
 
+    /// What a query sees of the span.
+    fn visible(&self, query: usize) -> Range<usize> {
+        let token = self.tile.tokens.start + query / self.job.group();
+        clip(&self.job.visible(&self.job.rows[self.tile.row], token), self.span)
+    }
+
     /// # Safety
     /// As for [`Run::step`], with `M` queries.
     #[inline(always)]
     unsafe fn queries<S: Simd, const M: usize>(&self, first: usize, running: &mut [Running]) {
         let d = self.job.d;
+        // Queries are in the order of their tokens: the first sees furthest back, the last furthest ahead.
+        let seen = self.visible(first).start..self.visible(first + M - 1).end;
+        if seen.is_empty() {
+            return;
+        }
         let mut scores = [[f32::NEG_INFINITY; SPAN]; M];
         let mut outs = [std::ptr::null_mut(); M];
         // SAFETY: the caller's promise; a tile's queries do not overlap.
         unsafe {
-            self.scores::<S, M>(first, &mut scores);
+            match S::LANES {
+                8 => self.scores::<S, M, 2>(first, &seen, &mut scores),
+                _ => self.scores::<S, M, 4>(first, &seen, &mut scores),
+            }
             for m in 0..M {
                 let out = self.job.out.slice(self.job.query(self.tile, first + m), d);
-                if let Some(correction) = self.weigh::<S>(&mut scores[m], &mut running[m]) {
+                let visible = self.visible(first + m);
+                if let Some(correction) = self.weigh::<S>(&visible, &mut scores[m], &mut running[m]) {
                     for out in &mut *out {
                         *out *= correction;
                     }
@@ -143,38 +166,62 @@ impl Run<'_> {
             }
             let mut at = 0;
             while at + 4 * S::LANES <= d {
-                self.values::<S, M, 4>(&scores, outs, at);
+                self.values::<S, M, 4>(&seen, &scores, outs, at);
                 at += 4 * S::LANES;
             }
             while at + S::LANES <= d {
-                self.values::<S, M, 1>(&scores, outs, at);
+                self.values::<S, M, 1>(&seen, &scores, outs, at);
                 at += S::LANES;
             }
             if at < d {
-                self.last_values::<S, M>(&scores, outs, at);
+                self.last_values::<S, M>(&seen, &scores, outs, at);
             }
         }
     }
 
-    /// The scaled products of `M` queries with the visible keys.
+    /// The scaled products of `M` queries with the keys around those seen, `C` vectors of positions at a time.
     ///
     /// # Safety
-    /// As for [`Run::step`], with `M` queries.
+    /// As for [`Run::step`], with `M` queries; `C` vectors must divide a span, and groups of keys divide them or they
+    /// these.
     #[inline(always)]
-    unsafe fn scores<S: Simd, const M: usize>(&self, first: usize, scores: &mut [[f32; SPAN]; M]) {
-        let (job, end) = (self.job, self.visible.end);
+    unsafe fn scores<S: Simd, const M: usize, const C: usize>(
+        &self,
+        first: usize,
+        seen: &Range<usize>,
+        scores: &mut [[f32; SPAN]; M],
+    ) {
+        let (job, chunk) = (self.job, C * S::LANES);
         let mut queries = [job.q.as_ptr(); M];
-        // SAFETY: queries are in `q`, slots in the cache; of a last, incomplete quad the last key is repeated.
+        // SAFETY: queries are in `q`, groups in the cache.
         unsafe {
             for (m, query) in queries.iter_mut().enumerate() {
                 *query = query.add(job.query(self.tile, first + m));
             }
-            for at in self.visible.clone().step_by(4) {
-                let key = |r: usize| job.k.as_ptr().add(self.slots[(at + r).min(end - 1)]);
-                let sums = products::<S, M>([key(0), key(1), key(2), key(3)], queries, job.d);
+            for start in (seen.start / chunk * chunk..seen.end).step_by(chunk) {
+                let mut keys = [self.cells.k.as_ptr(); C];
+                for c in 0..C {
+                    let position = start + c * S::LANES;
+                    keys[c] = keys[c].add(self.groups[position / KEY_GROUP] + position % KEY_GROUP);
+                }
+                let mut sums = [[S::splat(0.0); C]; M];
+                for i in 0..job.d {
+                    let mut key = [S::splat(0.0); C];
+                    for c in 0..C {
+                        key[c] = E::load::<S>(keys[c].add(i * KEY_GROUP));
+                    }
+                    for m in 0..M {
+                        let query = S::splat(*queries[m].add(i));
+                        for c in 0..C {
+                            sums[m][c] = S::fma(query, key[c], sums[m][c]);
+                        }
+                    }
+                }
+                let scale = S::splat(job.options.scale);
                 for m in 0..M {
-                    for r in 0..(end - at).min(4) {
-                        scores[m][at + r] = sums[m][r] * job.options.scale;
+                    for c in 0..C {
+                        let to = scores[m].as_mut_ptr().add(start + c * S::LANES);
+                        S::store(to, S::mul(sums[m][c], scale));
                     }
                 }
             }
@@ -187,7 +234,16 @@ impl Run<'_> {
     /// # Safety
     /// As for [`Simd`].
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(&self, scores: &mut [f32; SPAN], running: &mut Running) -> Option<f32> {
+    unsafe fn weigh<S: Simd>(
+        &self,
+        visible: &Range<usize>,
+        scores: &mut [f32; SPAN],
+        running: &mut Running,
+    ) -> Option<f32> {
+        if visible.is_empty() {
+            scores.fill(0.0);
+            return None;
+        }
         let start = scores.as_mut_ptr();
         // SAFETY: the span is a multiple of the lanes.
         unsafe {
@@ -196,9 +252,9 @@ impl Run<'_> {
                     let capped = tanh::<S>(S::div(S::load(start.add(at)), S::splat(cap)));
                     S::store(start.add(at), S::mul(S::splat(cap), capped));
                 }
-                scores[..self.visible.start].fill(f32::NEG_INFINITY);
-                scores[self.visible.end..].fill(f32::NEG_INFINITY);
             }
+            scores[..visible.start].fill(f32::NEG_INFINITY);
+            scores[visible.end..].fill(f32::NEG_INFINITY);
             let mut max = S::splat(running.max);
             for at in (0..SPAN).step_by(S::LANES) {
                 max = S::max(max, S::load(start.add(at)));
@@ -208,8 +264,8 @@ impl Run<'_> {
                 let below = S::sub(S::load(start.add(at)), S::splat(running.max));
                 S::store(start.add(at), exp::<S>(below));
             }
-            scores[..self.visible.start].fill(0.0);
-            scores[self.visible.end..].fill(0.0);
+            scores[..visible.start].fill(0.0);
+            scores[visible.end..].fill(0.0);
             let mut sums = S::splat(0.0);
             for at in (0..SPAN).step_by(S::LANES) {
                 sums = S::add(sums, S::load(start.add(at)));
@@ -222,6 +278,13 @@ impl Run<'_> {
         }
     }
 
+    /// Where the values of a position of the span start.
+    #[inline(always)]
+    fn value(&self, position: usize) -> *const E {
+        let at = self.groups[position / KEY_GROUP] + position % KEY_GROUP * self.job.d;
+        self.cells.v.as_ptr().wrapping_add(at)
+    }
+
     /// Adds the weighted values to `C` vectors of each query's output, from element `at` on.
     ///
     /// # Safety
@@ -229,11 +292,12 @@ impl Run<'_> {
     #[inline(always)]
     unsafe fn values<S: Simd, const M: usize, const C: usize>(
         &self,
+        seen: &Range<usize>,
         weights: &[[f32; SPAN]; M],
         outs: [*mut f32; M],
         at: usize,
     ) {
-        // SAFETY: the caller's promise; slots are in the cache.
+        // SAFETY: the caller's promise; groups are in the cache.
         unsafe {
             let mut sums = [[S::splat(0.0); C]; M];
             for m in 0..M {
@@ -241,10 +305,10 @@ impl Run<'_> {
                     sums[m][c] = S::load(outs[m].add(at + c * S::LANES));
                 }
             }
-            for position in self.visible.clone() {
-                let value = self.job.v.as_ptr().add(self.slots[position] + at);
+            for position in seen.clone() {
+                let value = self.value(position).add(at);
                 for c in 0..C {
-                    let value = S::load(value.add(c * S::LANES));
+                    let value = E::load::<S>(value.add(c * S::LANES));
                     for m in 0..M {
                         sums[m][c] = S::fma(S::splat(weights[m][position]), value, sums[m][c]);
                     }
@@ -265,17 +329,18 @@ impl Run<'_> {
     #[inline(always)]
     unsafe fn last_values<S: Simd, const M: usize>(
         &self,
+        seen: &Range<usize>,
         weights: &[[f32; SPAN]; M],
         outs: [*mut f32; M],
         at: usize,
     ) {
         let rest = self.job.d - at;
-        // SAFETY: the caller's promise; slots are in the cache.
+        // SAFETY: the caller's promise; groups are in the cache.
         unsafe {
             for m in 0..M {
                 let mut sums = S::load_first(outs[m].add(at), rest);
-                for position in self.visible.clone() {
-                    let value = S::load_first(self.job.v.as_ptr().add(self.slots[position] + at), rest);
+                for position in seen.clone() {
+                    let value = E::load_first::<S>(self.value(position).add(at), rest);
                     sums = S::fma(S::splat(weights[m][position]), value, sums);
                 }
                 S::store_first(outs[m].add(at), rest, sums);

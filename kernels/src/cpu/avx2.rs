@@ -18,6 +18,8 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
+use half::bf16;
+
 use super::{
     Kernels, attend,
     avx2_packed::Avx2Tiles,
@@ -68,6 +70,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_first(from: *const f32, len: usize) -> __m256 {
         _mm256_maskload_ps(from, first(len))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> __m256 {
+        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m256) {

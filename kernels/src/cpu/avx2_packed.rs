@@ -23,12 +23,27 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::packed::{PackedJob, Tiles, Unpacked};
-use crate::packed::{Bits, LINE, LINES, PANEL, unpack::Rows};
+use crate::packed::{
+    Bits, LINE, LINES, PANEL,
+    unpack::{Halves, Rows},
+};
 
 /// Rows of a panel that one vector holds.
 const LANES: usize = 8;
 
 pub(super) struct Avx2Tiles;
+
+impl Halves for Avx2Tiles {
+    #[inline(always)]
+    unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
+        let mut out = [0.0; PANEL];
+        for side in 0..PANEL / LANES {
+            let narrow = _mm_loadu_si128(halves.as_ptr().add(2 * LANES * side).cast());
+            _mm256_storeu_ps(out.as_mut_ptr().add(LANES * side), _mm256_cvtph_ps(narrow));
+        }
+        out
+    }
+}
 
 impl Tiles for Avx2Tiles {
     #[inline(always)]
@@ -87,7 +102,7 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
             let scales = of_row(&unpacked.scales);
             for r in 0..R {
                 let scale = _mm256_set1_ps(x.scales[(first + r) * x.groups() + part / halves]);
-                if let Some(start) = x.starts.get((first + r) * parts + part) {
+                if let Some(start) = job.corrections.starts.get((first + r) * parts + part) {
                     products[r] = _mm256_add_epi32(products[r], _mm256_set1_epi32(*start));
                 }
                 sums[r] = _mm256_fmadd_ps(
@@ -95,7 +110,7 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
                     _mm256_mul_ps(scales, scale),
                     sums[r],
                 );
-                if let Some(share) = x.shares.get((first + r) * parts + part) {
+                if let Some(share) = job.corrections.shares.get((first + r) * parts + part) {
                     sums[r] = _mm256_fmadd_ps(of_row(&unpacked.mins), _mm256_set1_ps(*share), sums[r]);
                 }
             }

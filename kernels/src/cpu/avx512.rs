@@ -18,6 +18,8 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
+use half::bf16;
+
 use super::{
     Kernels, attend,
     avx2_packed::Avx2Tiles,
@@ -49,7 +51,8 @@ pub(super) fn detect() -> Option<&'static Kernels> {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma");
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     has.then_some(&KERNELS)
 }
 
@@ -71,6 +74,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_first(from: *const f32, len: usize) -> __m512 {
         _mm512_maskz_loadu_ps(first(len), from)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> __m512 {
+        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m512) {
@@ -200,7 +208,7 @@ unsafe fn few<const M: usize>(job: &LinearJob<'_>, rows: Range<usize>) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
     panels::<Avx2Tiles>(job, range);
 }

@@ -24,10 +24,12 @@ use std::{arch::x86_64::*, ops::Range};
 
 use super::{
     Kernels, avx512,
-    operand::Operand,
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
-use crate::packed::{Bits, GROUP, LINE, LINES, PANEL, unpack::Rows};
+use crate::packed::{
+    Bits, GROUP, LINE, LINES, PANEL,
+    unpack::{Halves, Rows},
+};
 
 static KERNELS: Kernels = Kernels {
     name: "avx512-vnni",
@@ -147,6 +149,9 @@ struct Source {
     codes: *const u8,
     scales: *const Rows,
     mins: *const Rows,
+    /// The next panel's codes and scales, to be on their way when their turn comes: processors foresee a stream, but not
+    /// where the next one starts.
+    ahead: Option<(*const u8, *const u8)>,
 }
 
 /// `R` activation rows from row `first` on.
@@ -162,15 +167,23 @@ struct Numbers {
 
 impl Numbers {
     #[inline(always)]
-    unsafe fn new(x: &Operand, first: usize, halves: usize) -> Self {
-        let groups = x.groups();
+    unsafe fn new(job: &PackedJob<'_>, first: usize, halves: usize) -> Self {
+        let (x, groups) = (job.x, job.x.groups());
         // Offsets into empty buffers are never dereferenced.
         Self {
             upper: x.upper.as_ptr().add(first * x.k),
             lower: x.lower.as_ptr().wrapping_add(first * x.k),
             scales: x.scales.as_ptr().add(first * groups),
-            starts: x.starts.as_ptr().wrapping_add(first * groups * halves),
-            shares: x.shares.as_ptr().wrapping_add(first * groups * halves),
+            starts: job
+                .corrections
+                .starts
+                .as_ptr()
+                .wrapping_add(first * groups * halves),
+            shares: job
+                .corrections
+                .shares
+                .as_ptr()
+                .wrapping_add(first * groups * halves),
             k: x.k,
             groups,
         }
@@ -189,6 +202,12 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let mut sums = [_mm512_setzero_ps(); R];
         for group in 0..x.groups {
             let codes = C::group(from.codes.add(group * C::BYTES));
+            if let Some((codes, scales)) = from.ahead {
+                for line in 0..C::BYTES / LINE {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(group * C::BYTES + line * LINE).cast());
+                }
+                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(group * LINE).cast());
+            }
             // Written out, as codes whose index is not a constant would leave their registers.
             Self::add::<R, 0>(&codes, from, x, group, &mut sums);
             if HALVES == 2 {
@@ -264,7 +283,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
     unsafe fn rows<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, from: Source) {
         let mut first = rows.start;
         while first < rows.end {
-            let x = Numbers::new(job.x, first, HALVES);
+            let x = Numbers::new(job, first, HALVES);
             first += match rows.end - first {
                 8.. => Self::tile::<C, 8>(job, panel, first, from, &x),
                 4.. => Self::tile::<C, 4>(job, panel, first, from, &x),
@@ -310,15 +329,31 @@ unsafe fn dispatch<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usiz
 
 struct Vnni;
 
+impl Halves for Vnni {
+    #[inline(always)]
+    unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
+        let mut out = [0.0; PANEL];
+        let wide = _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()));
+        _mm512_storeu_ps(out.as_mut_ptr(), wide);
+        out
+    }
+}
+
 impl Tiles for Vnni {
     const DIRECT: usize = 8;
 
     #[inline(always)]
     unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
+        let now = job.weight.panel(panel);
+        let bytes = now.codes.len() + now.scales.len();
         let from = Source {
-            codes: job.weight.panel(panel).codes.as_ptr(),
+            codes: now.codes.as_ptr(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
+            ahead: Some((
+                now.codes.as_ptr().wrapping_add(bytes),
+                now.scales.as_ptr().wrapping_add(bytes),
+            )),
         };
         match job.weight.layout().bits {
             Bits::Four => dispatch::<Four>(job, panel, rows, from),
@@ -334,6 +369,7 @@ impl Tiles for Vnni {
             codes: unpacked.codes.as_ptr().cast(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
+            ahead: None,
         };
         dispatch::<Eight>(job, panel, rows, from);
     }

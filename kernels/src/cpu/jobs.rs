@@ -1,13 +1,12 @@
 //! The work that several threads share, in parts that one kernel call does.
 
-use std::{marker::PhantomData, ops::Range};
+use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use super::{
-    Kernels,
-    operand::{Operand, OperandRows},
-    packed::PackedJob,
+    Kernels, Norm,
+    stored::{Cache, KEY_GROUP},
 };
-use crate::{AttentionOptions, AttentionRow, Format, Matrix, Packed, op::Activation, op::RopeStyle, pool};
+use crate::{AttentionOptions, AttentionRow, Format, Matrix, op::RopeStyle, pool};
 
 /// A buffer that several threads write, each its own elements.
 pub(crate) struct Output<'a, T = f32> {
@@ -28,6 +27,19 @@ impl<'a, T> Output<'a, T> {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The same buffer, for another job on other elements of it.
+    pub(super) fn share(&self) -> Output<'_, T> {
+        Output {
+            start: self.start,
+            len: self.len,
+            borrow: PhantomData,
+        }
+    }
+
     /// The elements `at..at + len`; panics where the buffer has none.
     ///
     /// # Safety
@@ -36,7 +48,7 @@ impl<'a, T> Output<'a, T> {
         clippy::mut_from_ref,
         reason = "the borrow is of the buffer, and callers keep ranges apart"
     )]
-    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [T] {
+    pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &mut [T] {
         assert!(
             at <= self.len && len <= self.len - at,
             "{at}+{len} is outside the output of {}",
@@ -61,13 +73,70 @@ impl<'a, T> Output<'a, T> {
     }
 }
 
-/// `x * weight^T + bias`: `x` `[n, weight.cols()]`, `out` `[n, weight.rows()]`.
+/// A vector of `len` numbers, all of which `fill` writes: clearing it first would cost as much as a small operation.
+///
+/// # Panics
+/// Where memory is short.
+pub(crate) fn filled(len: usize, fill: impl FnOnce(Output<'_>)) -> Vec<f32> {
+    let mut vector = Vec::with_capacity(len);
+    fill(Output {
+        start: vector.as_mut_ptr(),
+        len,
+        borrow: PhantomData,
+    });
+    // SAFETY: the capacity is there, and `fill` has written every element.
+    unsafe { vector.set_len(len) };
+    vector
+}
+
+/// Where the results of one matrix go, and what is added to them.
+pub(super) struct Target<'a> {
+    pub(super) out: Output<'a>,
+    /// Elements from one activation row's results to the next one's.
+    pub(super) stride: usize,
+    /// Where the results of weight row `first` are.
+    pub(super) column: usize,
+    pub(super) first: usize,
+    pub(super) addend: Addend<'a>,
+}
+
+/// What is added to a product.
+#[derive(Clone, Copy)]
+pub(super) enum Addend<'a> {
+    Nothing,
+    /// `[weight rows]`, to every activation row.
+    Bias(&'a [f32]),
+    /// As long as the output, element by element.
+    Residual(&'a [f32]),
+}
+
+impl Target<'_> {
+    /// Stores activation row `i`'s results of the weight rows from `row` on.
+    ///
+    /// # Safety
+    /// No other thread may write these rows' results.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, i: usize, row: usize, sums: &[f32]) {
+        let at = i * self.stride + self.column + row - self.first;
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.out.slice(at, sums.len()) };
+        let addends = match self.addend {
+            Addend::Nothing => return out.copy_from_slice(sums),
+            Addend::Bias(bias) => &bias[row..],
+            Addend::Residual(rows) => &rows[at..],
+        };
+        for ((out, sum), addend) in out.iter_mut().zip(sums).zip(addends) {
+            *out = sum + addend;
+        }
+    }
+}
+
+/// `x * weight^T` into `target`: `x` `[n, weight.cols()]`.
 pub(super) struct LinearJob<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) n: usize,
     pub(crate) weight: &'a Matrix,
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) out: Output<'a>,
+    pub(crate) target: Target<'a>,
 }
 
 impl LinearJob<'_> {
@@ -75,26 +144,18 @@ impl LinearJob<'_> {
     ///
     /// # Safety
     /// No other thread may write these rows' results.
+    #[inline(always)]
     pub(crate) unsafe fn finish(&self, i: usize, row: usize, sums: &[f32]) {
         // SAFETY: the caller's promise.
-        let out = unsafe { self.out.slice(i * self.weight.rows() + row, sums.len()) };
-        match self.bias {
-            Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[row..]) {
-                    *out = sum + bias;
-                }
-            }
-            None => out.copy_from_slice(sums),
-        }
+        unsafe { self.target.store(i, row, sums) }
     }
 }
 
-/// Causal attention over a paged cache; `q` and `out` are `[n, heads, d]`, `k` and `v`
-/// `[blocks, kv_heads, block_size, d]`. The rows have been checked against these shapes.
+/// Causal attention over a paged cache; `q` and `out` are `[n, heads, d]`, blocks hold a multiple of [`KEY_GROUP`]
+/// positions. The rows have been checked against these shapes.
 pub(crate) struct AttentionJob<'a> {
     pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
+    pub(crate) cache: Cache<'a>,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) block_size: usize,
@@ -125,10 +186,11 @@ impl AttentionJob<'_> {
         start..end
     }
 
-    /// Where the keys or values of a position start.
-    pub(super) fn slot(&self, row: &AttentionRow, kv_head: usize, position: usize) -> usize {
-        let block = row.block_table[position / self.block_size] as usize;
-        ((block * self.kv_heads + kv_head) * self.block_size + position % self.block_size) * self.d
+    /// Where the keys, and likewise the values, of the group of positions start that `position` belongs to.
+    pub(super) fn group_start(&self, row: &AttentionRow, kv_head: usize, position: usize) -> usize {
+        let first = position - position % KEY_GROUP;
+        let block = row.block_table[first / self.block_size] as usize;
+        ((block * self.kv_heads + kv_head) * self.block_size + first % self.block_size) * self.d
     }
 
     /// Where a query starts in `q` and `out`: number `i` of a tile, tokens first, then the heads of its group.
@@ -163,18 +225,33 @@ impl AttentionJob<'_> {
 /// Queries that share one read of the cache: enough to make arithmetic the limit, few enough for the first cache.
 pub(super) const TILE_QUERIES: usize = 24;
 /// Below this many multiplications a second thread costs more than it brings.
-const PARALLEL_PRODUCTS: usize = 1 << 15;
+pub(super) const PARALLEL_PRODUCTS: usize = 1 << 15;
 /// Below this many elements likewise, where an element takes little.
-const PARALLEL_ELEMENTS: usize = 1 << 14;
+pub(super) const PARALLEL_ELEMENTS: usize = 1 << 14;
 /// Parts for each thread: more even out a noisy machine, fewer cost less.
-const PARTS: usize = 4;
+pub(super) const PARTS: usize = 4;
+
+/// Rows `[n, width]` of a wider buffer, each contiguous.
+pub(crate) struct StridedRows<'a> {
+    /// From the first row's first element to the last row's last one.
+    pub(crate) elements: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) n: usize,
+    pub(crate) width: usize,
+}
+
+impl StridedRows<'_> {
+    pub(crate) fn row(&self, i: usize) -> &[f32] {
+        &self.elements[i * self.stride..][..self.width]
+    }
+}
 
 /// The cosines and sines of tokens' positions, each `[n, half]`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Angles {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
-    pub half: usize,
+pub(crate) struct Angles {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+    pub(crate) half: usize,
 }
 
 impl Kernels {
@@ -182,69 +259,6 @@ impl Kernels {
     pub fn dequantize(&self, format: Format, bytes: &[u8], out: &mut [f32]) {
         // SAFETY: the table runs on this processor.
         unsafe { (self.dequantize)(format, bytes, out) }
-    }
-
-    /// `x * weight^T + bias` into `out` `[n, weight.rows()]`, for `x` `[n, weight.cols()]`, on all threads. Panics where
-    /// the lengths do not agree.
-    pub fn linear(&self, x: &[f32], weight: &Matrix, bias: Option<&[f32]>, out: &mut [f32]) {
-        let (rows, k) = (weight.rows(), weight.cols());
-        let Some(n) = batch((rows, k), x, bias, out) else {
-            return;
-        };
-        let job = LinearJob {
-            x,
-            n,
-            weight,
-            bias,
-            out: Output::new(out),
-        };
-        // Whole groups of four rows, which the kernels take at once.
-        let quads = rows.div_ceil(4);
-        let parts = product_parts((rows, k), n).min(quads);
-        pool::run(parts, |part| {
-            let range = split(quads, parts, part);
-            // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
-            unsafe { (self.linear)(&job, range.start * 4..(range.end * 4).min(rows)) }
-        });
-    }
-
-    /// As [`Kernels::linear`] with packed weights, and activations rounded as these ask for.
-    pub fn linear_packed(&self, x: &[f32], weight: &Packed, bias: Option<&[f32]>, out: &mut [f32]) {
-        let (rows, k) = (weight.rows(), weight.cols());
-        let Some(n) = batch((rows, k), x, bias, out) else {
-            return;
-        };
-        Operand::with_scratch(|operand| {
-            let scales = weight.layout().scales;
-            operand.resize(n, k, weight.activations(), scales);
-            self.round(x, &OperandRows::new(operand, scales), n, k);
-            let job = PackedJob {
-                x: operand,
-                n,
-                weight,
-                bias,
-                out: Output::new(out),
-            };
-            let panels = weight.panels();
-            let parts = product_parts((rows, k), n).min(panels);
-            pool::run(parts, |part| {
-                // SAFETY: the table runs on this processor, and the parts' panels do not overlap.
-                unsafe { (self.linear_packed)(&job, split(panels, parts, part)) }
-            });
-        });
-    }
-
-    /// Rounds `n` rows of activations.
-    fn round(&self, x: &[f32], rows: &OperandRows<'_>, n: usize, k: usize) {
-        let parts = (n * k / PARALLEL_ELEMENTS)
-            .clamp(1, pool::threads() * PARTS)
-            .min(n);
-        pool::run(parts, |part| {
-            for i in split(n, parts, part) {
-                // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
-                unsafe { (self.round)(&x[i * k..][..k], &mut rows.row(i)) }
-            }
-        });
     }
 
     /// Runs a checked attention job on all threads.
@@ -264,88 +278,77 @@ impl Kernels {
         });
     }
 
-    /// Normalises the rows of `x`, each as long as `weight`, into `out`.
-    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        let d = weight.len();
+    /// Normalises the rows of `x`, each as long as the norm's weight, and adds `residual`, as long as `x`; writes every
+    /// element of `out`, which is as long too.
+    pub(crate) fn rms_norm(&self, x: &[f32], norm: Norm<'_>, residual: Option<&[f32]>, out: Output<'_>) {
+        assert!(x.len() == out.len(), "lengths differ. This is a bug.");
+        let d = norm.weight.len();
         each_row(d, out, |row, out| {
             // SAFETY: the table runs on this processor.
-            unsafe { (self.rms_norm)(&x[row * d..][..d], weight, eps, out) }
-        });
-    }
-
-    /// Rotates the tokens of `x`, `width` elements each, by the cosines and sines `[n, half]` of half a head.
-    pub fn rope(&self, style: RopeStyle, x: &[f32], angles: &Angles, width: usize, out: &mut [f32]) {
-        let half = angles.half;
-        each_row(width, out, |row, out| {
-            let (cos, sin) = (
-                &angles.cos[row * half..][..half],
-                &angles.sin[row * half..][..half],
-            );
-            // SAFETY: the table runs on this processor.
-            unsafe { (self.rope)(style, &x[row * width..][..width], (cos, sin), out) }
-        });
-    }
-
-    /// `activation(gate) * up` into `out`, all of one length.
-    pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        const RUN: usize = 1024;
-        let (len, (gate, up)) = (out.len(), (&gate[..out.len()], &up[..out.len()]));
-        let shared = Output::new(out);
-        let parts = (len / PARALLEL_ELEMENTS * 4).clamp(1, pool::threads() * PARTS);
-        pool::run(parts, |part| {
-            let runs = split(len.div_ceil(RUN), parts, part);
-            let range = runs.start * RUN..(runs.end * RUN).min(len);
-            // SAFETY: the table runs on this processor, and the parts do not overlap.
-            unsafe {
-                let out = shared.slice(range.start, range.len());
-                (self.gated)(activation, &gate[range.clone()], &up[range], out);
+            unsafe { (self.rms_norm)(&x[row * d..][..d], norm.weight, norm.eps, out) }
+            if let Some(residual) = residual {
+                for (out, residual) in out.iter_mut().zip(&residual[row * d..]) {
+                    *out += residual;
+                }
             }
         });
     }
-}
 
-/// The rows of activations `x` that a product with weights `[rows, k]` takes, none where it has no result. Panics where the
-/// lengths do not agree.
-fn batch((rows, k): (usize, usize), x: &[f32], bias: Option<&[f32]>, out: &[f32]) -> Option<usize> {
-    if out.is_empty() {
-        return None;
+    /// Rotates the heads of tokens by the cosines and sines of their positions, after normalising each where asked for;
+    /// writes every element of `out`, as long as all rows.
+    pub(crate) fn rope(
+        &self,
+        x: &StridedRows<'_>,
+        norm: Option<Norm<'_>>,
+        style: RopeStyle,
+        angles: &Angles,
+        out: Output<'_>,
+    ) {
+        let half = angles.half;
+        each_row(x.width, out, |row, out| {
+            let angles = (
+                &angles.cos[row * half..][..half],
+                &angles.sin[row * half..][..half],
+            );
+            let x = x.row(row);
+            let Some(norm) = norm else {
+                // SAFETY: the table runs on this processor.
+                return unsafe { (self.rope)(style, x, angles, out) };
+            };
+            let mut scratch = HEADS.take();
+            scratch.resize(x.len(), 0.0);
+            for (x, to) in x.chunks_exact(2 * half).zip(scratch.chunks_exact_mut(2 * half)) {
+                // SAFETY: as above.
+                unsafe { (self.rms_norm)(x, norm.weight, norm.eps, to) }
+            }
+            // SAFETY: as above.
+            unsafe { (self.rope)(style, &scratch, angles, out) }
+            HEADS.set(scratch);
+        });
     }
-    let n = out.len() / rows;
-    assert_eq!(
-        (x.len(), out.len()),
-        (n * k, n * rows),
-        "a linear layer's lengths disagree"
-    );
-    assert!(
-        bias.is_none_or(|bias| bias.len() == rows),
-        "a linear layer's bias has another length"
-    );
-    Some(n)
 }
 
-/// How many parts a product of `n` rows of activations is worth.
-fn product_parts((rows, k): (usize, usize), n: usize) -> usize {
-    let products = rows.saturating_mul(k).saturating_mul(n + 2);
-    (products / PARALLEL_PRODUCTS).clamp(1, pool::threads() * PARTS)
+thread_local! {
+    /// A token's heads between normalisation and rotation.
+    static HEADS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `kernel` for each row of `width` elements of `out`.
-fn each_row(width: usize, out: &mut [f32], kernel: impl Fn(usize, &mut [f32]) + Sync) {
+fn each_row(width: usize, out: Output<'_>, kernel: impl Fn(usize, &mut [f32]) + Sync) {
     let (len, rows) = (out.len(), out.len().checked_div(width).unwrap_or(0));
-    let shared = Output::new(out);
     let parts = (len / PARALLEL_ELEMENTS)
         .clamp(1, pool::threads() * PARTS)
         .min(rows.max(1));
     pool::run(parts, |part| {
         for row in split(rows, parts, part) {
             // SAFETY: the rows do not overlap.
-            kernel(row, unsafe { shared.slice(row * width, width) });
+            kernel(row, unsafe { out.slice(row * width, width) });
         }
     });
 }
 
 /// Part `part` of `parts` nearly equal parts of `0..len`.
-fn split(len: usize, parts: usize, part: usize) -> Range<usize> {
+pub(super) fn split(len: usize, parts: usize, part: usize) -> Range<usize> {
     let (size, rest) = (len / parts, len % parts);
     let start = part * size + part.min(rest);
     start..start + size + usize::from(part < rest)

@@ -21,12 +21,10 @@ mod jobs;
 mod neon;
 mod operand;
 mod packed;
+mod product;
 pub(crate) mod scalar;
-#[cfg(any(
-    target_arch = "x86_64",
-    all(target_arch = "aarch64", target_endian = "little")
-))]
 mod simd;
+mod stored;
 #[cfg(any(
     target_arch = "x86_64",
     all(target_arch = "aarch64", target_endian = "little")
@@ -36,11 +34,13 @@ mod vector;
 use std::{cell::Cell, ops::Range, sync::OnceLock};
 
 pub(crate) use dequantize::{f16, fifth, scale_min};
-pub use jobs::Angles;
-pub(crate) use jobs::{AttentionJob, Output};
+pub(crate) use jobs::{Angles, AttentionJob, Output, StridedRows, filled};
 use jobs::{LinearJob, Tile};
 use operand::OperandRow;
 use packed::PackedJob;
+pub(crate) use product::{Factor, Finish, Norm, Product};
+
+pub(crate) use stored::{Cache, Cells, KEY_GROUP, Stored};
 
 use crate::{Format, op::Activation, op::RopeStyle};
 

@@ -18,6 +18,8 @@
 
 use std::{arch::aarch64::*, ops::Range};
 
+use half::bf16;
+
 use super::{
     Kernels, attend, dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
@@ -60,6 +62,10 @@ impl Simd for Neon {
         let mut lanes = [0.0; 4];
         from.copy_to_nonoverlapping(lanes.as_mut_ptr(), len);
         vld1q_f32(lanes.as_ptr())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> float32x4_t {
+        vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast())))
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: float32x4_t) {

@@ -5,8 +5,6 @@
     reason = "the caller's target features must reach these bodies"
 )]
 
-use std::cell::RefCell;
-
 use super::jobs::Output;
 use crate::packed::{Activations, GROUP, Scales};
 
@@ -29,34 +27,13 @@ pub(crate) struct Operand {
     pub(super) lower: Vec<i8>,
     /// `[n, k / GROUP]`
     pub(super) scales: Vec<f32>,
-    /// What a group's sum of products starts from: `-offset * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where
-    /// weights have minima.
-    pub(super) starts: Vec<i32>,
-    /// What a minimum is multiplied by: `scale * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where weights have
-    /// none.
-    pub(super) shares: Vec<f32>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Operand> = RefCell::default();
+    /// Sums of the numbers of each half group `[n, k / GROUP, 2]`.
+    sums: Vec<i32>,
 }
 
 impl Operand {
-    /// Calls `work` with this thread's operand, whose memory is reused from call to call.
-    pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Self) -> R) -> R {
-        let mut operand = SCRATCH.take();
-        let result = work(&mut operand);
-        SCRATCH.set(operand);
-        result
-    }
-
     /// Makes room for `n` rows of `k`.
-    pub(super) fn resize(&mut self, n: usize, k: usize, activations: Activations, scales: Scales) {
-        let parts = n * (k / GROUP) * scales.halves();
-        let (starts, shares) = match scales.offset() {
-            Some(_) => (parts, 0),
-            None => (0, parts),
-        };
+    pub(super) fn resize(&mut self, n: usize, k: usize, activations: Activations) {
         let lower = match activations {
             Activations::Int8 => 0,
             Activations::Int16 => n * k,
@@ -65,8 +42,7 @@ impl Operand {
         self.upper.resize(n * k, 0);
         self.lower.resize(lower, 0);
         self.scales.resize(n * (k / GROUP), 0.0);
-        self.starts.resize(starts, 0);
-        self.shares.resize(shares, 0.0);
+        self.sums.resize(n * (k / GROUP) * 2, 0);
     }
 
     pub(super) fn groups(&self) -> usize {
@@ -78,28 +54,58 @@ impl Operand {
     }
 }
 
+/// What the offsets or minima of weights with some [`Scales`] make of an operand's sums.
+#[derive(Debug, Default)]
+pub(super) struct Corrections {
+    /// What a group's sum of products starts from: `-offset * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where
+    /// weights have minima.
+    pub(super) starts: Vec<i32>,
+    /// What a minimum is multiplied by: `scale * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where weights have
+    /// none.
+    pub(super) shares: Vec<f32>,
+}
+
+impl Corrections {
+    /// Computes them anew for weights with `scales`.
+    pub(super) fn fill(&mut self, operand: &Operand, scales: Scales) {
+        self.starts.clear();
+        self.shares.clear();
+        let sums = operand.sums.as_chunks::<2>().0;
+        let halves = scales.halves();
+        match scales.offset() {
+            Some(offset) if halves == 1 => self.starts.extend(sums.iter().map(|[a, b]| -offset * (a + b))),
+            Some(offset) => self.starts.extend(operand.sums.iter().map(|sum| -offset * sum)),
+            None => {
+                let sums = sums.iter().zip(&operand.scales);
+                if halves == 1 {
+                    self.shares
+                        .extend(sums.map(|([a, b], scale)| scale * (a + b) as f32));
+                } else {
+                    self.shares
+                        .extend(sums.flat_map(|(sums, scale)| sums.map(|sum| scale * sum as f32)));
+                }
+            }
+        }
+    }
+}
+
 /// An operand's buffers while threads fill them, each its own rows.
 pub(super) struct OperandRows<'a> {
     k: usize,
-    scales: Scales,
     upper: Output<'a, i8>,
     lower: Output<'a, i8>,
-    factors: Output<'a, f32>,
-    starts: Output<'a, i32>,
-    shares: Output<'a, f32>,
+    scales: Output<'a, f32>,
+    sums: Output<'a, i32>,
 }
 
 impl<'a> OperandRows<'a> {
-    /// The rows of an operand that was resized for weights with `scales`.
-    pub(super) fn new(operand: &'a mut Operand, scales: Scales) -> Self {
+    pub(super) fn new(operand: &'a mut Operand) -> Self {
         Self {
             k: operand.k,
-            scales,
             upper: Output::new(&mut operand.upper),
             lower: Output::new(&mut operand.lower),
-            factors: Output::new(&mut operand.scales),
-            starts: Output::new(&mut operand.starts),
-            shares: Output::new(&mut operand.shares),
+            scales: Output::new(&mut operand.scales),
+            sums: Output::new(&mut operand.sums),
         }
     }
 
@@ -109,17 +115,13 @@ impl<'a> OperandRows<'a> {
     /// No other thread may have row `i` at the same time.
     pub(super) unsafe fn row(&self, i: usize) -> OperandRow<'_> {
         let (k, groups) = (self.k, self.k / GROUP);
-        let parts = groups * self.scales.halves();
         // SAFETY: the caller's promise: rows do not overlap.
         unsafe {
             OperandRow {
                 upper: self.upper.row(i, k),
                 lower: self.lower.row(i, k),
-                scales: self.factors.row(i, groups),
-                starts: self.starts.row(i, parts),
-                shares: self.shares.row(i, parts),
-                offset: self.scales.offset().unwrap_or(0),
-                halves: self.scales.halves(),
+                scales: self.scales.row(i, groups),
+                sums: self.sums.row(i, groups * 2),
             }
         }
     }
@@ -130,10 +132,7 @@ pub(super) struct OperandRow<'a> {
     pub(super) upper: &'a mut [i8],
     pub(super) lower: &'a mut [i8],
     pub(super) scales: &'a mut [f32],
-    pub(super) starts: &'a mut [i32],
-    pub(super) shares: &'a mut [f32],
-    pub(super) offset: i32,
-    pub(super) halves: usize,
+    pub(super) sums: &'a mut [i32],
 }
 
 /// Rounds a row. Written once, compiled for each instruction set; every one gives the same bits. A group with a number
@@ -163,26 +162,9 @@ pub(super) fn round_row(x: &[f32], row: &mut OperandRow<'_>) {
             }
             numbers
         };
-        sum(&numbers, group, row);
-    }
-}
-
-#[inline(always)]
-fn sum(numbers: &[i32; GROUP], group: usize, row: &mut OperandRow<'_>) {
-    let (first, second) = numbers.split_at(GROUP / 2);
-    let (first, second) = (first.iter().sum::<i32>(), second.iter().sum::<i32>());
-    let sums = if row.halves == 1 {
-        [first + second, 0]
-    } else {
-        [first, second]
-    };
-    for (half, sum) in sums.iter().take(row.halves).enumerate() {
-        let at = group * row.halves + half;
-        if row.shares.is_empty() {
-            row.starts[at] = -row.offset * sum;
-        } else {
-            row.shares[at] = row.scales[group] * *sum as f32;
-        }
+        let (first, second) = numbers.split_at(GROUP / 2);
+        row.sums[2 * group] = first.iter().sum();
+        row.sums[2 * group + 1] = second.iter().sum();
     }
 }
 
@@ -235,22 +217,25 @@ mod tests {
     #[test]
     fn two_digits_make_the_number() {
         let x: [f32; GROUP] = std::array::from_fn(|i| ((i * 7919) % 1000) as f32 - 500.0);
-        let (mut upper, mut lower, mut scales, mut starts) = ([0; GROUP], [0; GROUP], [0.0], [0]);
-        let mut row = OperandRow {
-            upper: &mut upper,
-            lower: &mut lower,
-            scales: &mut scales,
-            starts: &mut starts,
-            shares: &mut [],
-            offset: 8,
-            halves: 1,
-        };
-        round_row(&x, &mut row);
-        let (numbers, _) = round(&x, DIGITS_MAX);
+        let mut operand = Operand::default();
+        operand.resize(1, GROUP, Activations::Int16);
+        let rows = OperandRows::new(&mut operand);
+        // SAFETY: there is one thread.
+        round_row(&x, &mut unsafe { rows.row(0) });
+        let (numbers, scale) = round(&x, DIGITS_MAX);
         for i in 0..GROUP {
-            assert_eq!(i32::from(upper[i]) * 256 + i32::from(lower[i]), numbers[i]);
+            let number = i32::from(operand.upper[i]) * 256 + i32::from(operand.lower[i]);
+            assert_eq!(number, numbers[i]);
         }
-        assert_eq!(starts[0], -8 * numbers.iter().sum::<i32>());
+        let sum = |range: std::ops::Range<usize>| numbers[range].iter().sum::<i32>();
+        let mut corrections = Corrections::default();
+        corrections.fill(&operand, Scales::Half { offset: 8 });
+        assert_eq!(corrections.starts, [-8 * sum(0..32)]);
+        corrections.fill(&operand, Scales::Signed { offset: 32 });
+        assert_eq!(corrections.starts, [-32 * sum(0..16), -32 * sum(16..32)]);
+        corrections.fill(&operand, Scales::HalfMin);
+        assert_eq!(corrections.shares, [scale * sum(0..32) as f32]);
+        assert!(corrections.starts.is_empty());
     }
 
     #[test]

@@ -11,19 +11,22 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use super::{jobs::Output, operand::Operand};
+use super::{
+    jobs::Target,
+    operand::{Corrections, Operand},
+};
 use crate::packed::{
     LINE, PANEL, Packed, Panel,
-    unpack::{self, Lines, Rows},
+    unpack::{self, Halves, Lines, Rows, Software},
 };
 
-/// `x * weight^T + bias` into `out` `[n, weight.rows()]`.
+/// `x * weight^T` into `target`.
 pub(super) struct PackedJob<'a> {
     pub(super) x: &'a Operand,
+    pub(super) corrections: &'a Corrections,
     pub(super) n: usize,
     pub(super) weight: &'a Packed,
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) out: Output<'a>,
+    pub(super) target: Target<'a>,
 }
 
 impl PackedJob<'_> {
@@ -33,18 +36,10 @@ impl PackedJob<'_> {
     /// No other thread may write this panel's results.
     #[inline(always)]
     pub(super) unsafe fn finish(&self, i: usize, panel: usize, sums: &Rows) {
-        let (first, rows) = (panel * PANEL, self.weight.rows());
-        let len = PANEL.min(rows - first);
+        let first = panel * PANEL;
+        let len = PANEL.min(self.weight.rows() - first);
         // SAFETY: the caller's promise.
-        let out = unsafe { self.out.slice(i * rows + first, len) };
-        match self.bias {
-            Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[first..]) {
-                    *out = sum + bias;
-                }
-            }
-            None => out.copy_from_slice(&sums[..len]),
-        }
+        unsafe { self.target.store(i, first, &sums[..len]) }
     }
 }
 
@@ -67,14 +62,17 @@ thread_local! {
 }
 
 impl Unpacked {
+    /// # Safety
+    /// As for [`Halves`].
     #[inline(always)]
-    fn scales(&mut self, weight: &Packed, panel: Panel<'_>) {
+    unsafe fn scales<H: Halves>(&mut self, weight: &Packed, panel: Panel<'_>) {
         let parts = weight.groups() * weight.layout().scales.halves();
         self.scales.resize(parts, [0.0; PANEL]);
         if weight.layout().scales.offset().is_none() {
             self.mins.resize(parts, [0.0; PANEL]);
         }
-        unpack::scales(weight.layout().scales, panel, &mut self.scales, &mut self.mins);
+        // SAFETY: the caller's promise.
+        unsafe { unpack::scales::<H>(weight.layout().scales, panel, &mut self.scales, &mut self.mins) }
     }
 
     #[inline(always)]
@@ -90,7 +88,7 @@ impl Unpacked {
 }
 
 /// What differs between instruction sets: the sums of some activation rows with one panel.
-pub(super) trait Tiles {
+pub(super) trait Tiles: Halves {
     /// Activation rows that go without a detour through unpacked codes.
     const DIRECT: usize = 0;
 
@@ -118,9 +116,9 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
     let mut unpacked = SCRATCH.take();
     for panel in panels {
         let bytes = job.weight.panel(panel);
-        unpacked.scales(job.weight, bytes);
         // SAFETY: the caller's promise.
         unsafe {
+            unpacked.scales::<T>(job.weight, bytes);
             if job.n <= T::DIRECT {
                 T::direct(job, panel, 0..job.n, &unpacked);
             } else {
@@ -135,10 +133,18 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
 /// The plain sums: the specification of every table's.
 pub(super) struct Plain;
 
+impl Halves for Plain {
+    #[inline(always)]
+    unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
+        // SAFETY: every processor can.
+        unsafe { Software::widen(halves) }
+    }
+}
+
 impl Tiles for Plain {
     #[inline(always)]
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
-        let (x, halves) = (job.x, job.weight.layout().scales.halves());
+        let (x, corrections, halves) = (job.x, job.corrections, job.weight.layout().scales.halves());
         let lines = 8 / halves;
         for i in rows {
             let mut sums = [0.0; PANEL];
@@ -146,7 +152,11 @@ impl Tiles for Plain {
                 let scale = x.scales[i * x.groups() + part / halves];
                 let at = i * x.k + part * lines * 4;
                 let upper = products(&unpacked.codes[part * lines..][..lines], &x.upper[at..]);
-                let start = x.starts.get(i * x.groups() * halves + part).copied().unwrap_or(0);
+                let start = corrections
+                    .starts
+                    .get(i * x.groups() * halves + part)
+                    .copied()
+                    .unwrap_or(0);
                 let lower = if x.is_wide() {
                     products(&unpacked.codes[part * lines..][..lines], &x.lower[at..])
                 } else {
@@ -156,7 +166,7 @@ impl Tiles for Plain {
                 for row in 0..PANEL {
                     let sum = (upper[row] * weight + lower[row] + start) as f32;
                     sums[row] = sum.mul_add(unpacked.scales[part][row] * scale, sums[row]);
-                    if let Some(share) = x.shares.get(i * x.groups() * halves + part) {
+                    if let Some(share) = corrections.shares.get(i * x.groups() * halves + part) {
                         sums[row] = unpacked.mins[part][row].mul_add(*share, sums[row]);
                     }
                 }

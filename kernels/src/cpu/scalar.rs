@@ -7,6 +7,7 @@ use super::{
     jobs::{AttentionJob, LinearJob, Tile},
     operand::round_row,
     packed::{PackedJob, Plain, panels},
+    stored::{Cache, Cells, KEY_GROUP, Stored},
 };
 use crate::{Format, op::Activation, op::RopeStyle};
 
@@ -92,6 +93,18 @@ fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
 /// # Safety
 /// No other thread may write the same queries' results.
 unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.cache {
+            Cache::F32(cells) => attend(job, cells, tile),
+            Cache::Bf16(cells) => attend(job, cells, tile),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`attention`].
+unsafe fn attend<E: Stored>(job: &AttentionJob<'_>, cells: Cells<'_, E>, tile: &Tile) {
     let (row, d) = (&job.rows[tile.row], job.d);
     for i in 0..tile.tokens.len() * job.group() {
         let at = job.query(tile, i);
@@ -99,25 +112,25 @@ unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
             &job.q[at..][..d],
             job.visible(row, tile.tokens.start + i / job.group()),
         );
-        let scores: Vec<f32> = positions
-            .clone()
-            .map(|position| {
-                let key = &job.k[job.slot(row, tile.kv_head, position)..][..d];
-                let score = dot(query, key) * job.options.scale;
-                job.options
-                    .softcap
-                    .map_or(score, |cap| cap * (score / cap).tanh())
-            })
-            .collect();
+        let score = |position: usize| {
+            let keys = &cells.k[job.group_start(row, tile.kv_head, position)..];
+            let key = |i: usize| keys[i * KEY_GROUP + position % KEY_GROUP].to_f32();
+            let dot: f32 = query.iter().enumerate().map(|(i, q)| q * key(i)).sum();
+            let score = dot * job.options.scale;
+            job.options
+                .softcap
+                .map_or(score, |cap| cap * (score / cap).tanh())
+        };
+        let scores: Vec<f32> = positions.clone().map(score).collect();
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = scores.iter().map(|score| (score - max).exp()).sum();
         // SAFETY: the caller's promise.
         let out = unsafe { job.out.slice(at, d) };
         for (position, score) in positions.zip(&scores) {
             let weight = (score - max).exp() / sum;
-            let value = &job.v[job.slot(row, tile.kv_head, position)..][..d];
-            for (out, value) in out.iter_mut().zip(value) {
-                *out += weight * value;
+            let start = job.group_start(row, tile.kv_head, position) + position % KEY_GROUP * d;
+            for (out, value) in out.iter_mut().zip(&cells.v[start..][..d]) {
+                *out += weight * value.to_f32();
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What the vector kernels need of an instruction set.
 
+use half::bf16;
+
 use crate::Format;
 
 /// Vectors of `f32`.
@@ -7,7 +9,7 @@ use crate::Format;
 /// # Safety
 /// Every function may only be called from a function compiled for the instruction set, on a processor that has it;
 /// pointers must be valid for the lanes that are loaded or stored, and need no alignment.
-pub(super) trait Simd {
+pub(crate) trait Simd {
     type V: Copy;
     const LANES: usize;
     /// Activation rows of a tile: with four weight rows, as many sums as the registers hold.
@@ -17,6 +19,8 @@ pub(super) trait Simd {
     unsafe fn load(from: *const f32) -> Self::V;
     /// The first `len < LANES` lanes; the others are zero.
     unsafe fn load_first(from: *const f32, len: usize) -> Self::V;
+    /// `LANES` numbers, widened.
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
     unsafe fn store_first(to: *mut f32, len: usize, v: Self::V);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;

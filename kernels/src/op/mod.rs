@@ -4,22 +4,21 @@
 //! [`candle_core::Error`]; none reads or writes outside its arguments, whatever they are.
 
 mod embed;
-mod gated;
 mod kv_cache;
-mod linear;
 mod paged_attention;
+mod product;
 mod rms_norm;
 mod rope;
 
 pub use embed::embed;
-pub use gated::{Activation, gated};
-pub use kv_cache::{KvCache, write_kv};
-pub use linear::linear;
+pub use kv_cache::{KvCache, KvDtype, write_kv};
 pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};
-pub use rms_norm::rms_norm;
-pub use rope::{RopeStyle, rope};
+pub use product::{Activation, InputNorm, Projection, gated_projections, linear, linear_add, projections};
+pub use rms_norm::{rms_norm, rms_norm_add};
+pub use rope::{RopeOptions, RopeStyle, rope};
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use crate::cpu::StridedRows;
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 
 /// The elements of a contiguous `f32` tensor.
 fn elements<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -35,12 +34,49 @@ fn elements<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'
     }
 }
 
-/// The elements of a contiguous `f32` tensor, to write.
-fn elements_mut<'a>(op: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let dtype = storage_dtype(storage);
+/// Calls `work` with the elements of each of some contiguous `f32` tensors on the CPU.
+fn with_elements<'a, R>(
+    op: &str,
+    tensors: impl Iterator<Item = &'a Tensor>,
+    work: impl FnOnce(&[&[f32]]) -> Result<R>,
+) -> Result<R> {
+    let guards: Vec<_> = tensors.map(Tensor::storage_and_layout).collect();
+    let slices = guards
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            Storage::Cpu(storage) => elements(op, storage, layout),
+            _ => bail!("{op}: every tensor must be on the CPU"),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    work(&slices)
+}
+
+/// The rows of an `f32` tensor `[n, width]`, each contiguous: a part of the columns of a wider one, say.
+fn rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<StridedRows<'a>> {
     let CpuStorage::F32(all) = storage else {
-        bail!("{op}: the tensor must be f32, it is {dtype:?}")
+        bail!("{op}: the tensor must be f32, it is {:?}", storage_dtype(storage))
     };
+    let (&[n, width], &[stride, step]) = (layout.dims(), layout.stride()) else {
+        bail!("{op}: the tensor must be [n, width], it is {:?}", layout.shape())
+    };
+    let len = if n == 0 { 0 } else { (n - 1) * stride + width };
+    let start = layout.start_offset();
+    match all.get(start..start + len) {
+        Some(elements) if step == 1 || width <= 1 => Ok(StridedRows {
+            elements,
+            stride,
+            n,
+            width,
+        }),
+        _ => bail!(
+            "{op}: the rows of the tensor {:?} must be contiguous",
+            layout.shape()
+        ),
+    }
+}
+
+/// The elements of a contiguous tensor, to write.
+fn contiguous_mut<'a, T>(op: &str, all: &'a mut [T], layout: &Layout) -> Result<&'a mut [T]> {
     match layout
         .contiguous_offsets()
         .and_then(|(start, end)| all.get_mut(start..end))

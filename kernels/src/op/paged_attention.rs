@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{KvCache, elements};
-use crate::cpu::{self, AttentionJob, Output};
+use crate::cpu::{self, AttentionJob, Cache, Cells, KEY_GROUP, Output};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct AttentionOptions {
     pub softcap: Option<f32>,
 }
 
-/// Causal attention of `q` `[n, heads, d]` over the cache; the result is `[n, heads * d]`. Query head `h` reads the
+/// Causal attention of `q` `[n, heads * d]` over the cache; the result has the same shape. Query head `h` reads the
 /// cache's head `h / (heads / kv_heads)`. Tokens that no row names come out as zeros. A token's result is the same
 /// bits whatever chunk or batch computes it.
 pub fn paged_attention(
@@ -69,7 +69,11 @@ impl CustomOp3 for PagedAttention<'_> {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let q = elements(self.name(), s1, l1)?;
-        let (k, v) = (elements(self.name(), s2, l2)?, elements(self.name(), s3, l3)?);
+        let cache = match (s2, s3) {
+            (CpuStorage::BF16(k), CpuStorage::BF16(v)) => Cache::Bf16(cells((k, l2), (v, l3))?),
+            (CpuStorage::F32(k), CpuStorage::F32(v)) => Cache::F32(cells((k, l2), (v, l3))?),
+            _ => bail!("paged_attention: keys and values must both be f32 or bf16"),
+        };
         let Dims {
             n,
             heads,
@@ -80,8 +84,7 @@ impl CustomOp3 for PagedAttention<'_> {
         let mut out = vec![0.0; q.len()];
         cpu::best().attention(&AttentionJob {
             q,
-            k,
-            v,
+            cache,
             heads,
             kv_heads,
             block_size,
@@ -94,20 +97,31 @@ impl CustomOp3 for PagedAttention<'_> {
     }
 }
 
+fn cells<'a, E>((k, l2): (&'a [E], &Layout), (v, l3): (&'a [E], &Layout)) -> Result<Cells<'a, E>> {
+    let part = |all: &'a [E], layout: &Layout| {
+        layout
+            .contiguous_offsets()
+            .and_then(|(start, end)| all.get(start..end))
+    };
+    match (part(k, l2), part(v, l3)) {
+        (Some(k), Some(v)) => Ok(Cells { k, v }),
+        _ => bail!("paged_attention: the cache must be contiguous"),
+    }
+}
+
 impl PagedAttention<'_> {
     fn check(&self, q: &Layout, keys: &Layout, values: &Layout) -> Result<Dims> {
-        let (&[n, heads, d], &[blocks, kv_heads, block_size, cache_d]) = (q.dims(), keys.dims()) else {
+        let (&[n, width], &[blocks, kv_heads, block_size, d]) = (q.dims(), values.dims()) else {
             bail!(
-                "paged_attention: q is {:?}, the cache {:?}",
+                "paged_attention: q is {:?}, the values {:?}",
                 q.shape(),
-                keys.shape()
+                values.shape()
             )
         };
-        if keys.shape() != values.shape()
-            || d != cache_d
+        if keys.dims() != [blocks, kv_heads, block_size / KEY_GROUP, d, KEY_GROUP]
             || kv_heads == 0
-            || block_size == 0
-            || !heads.is_multiple_of(kv_heads)
+            || d == 0
+            || !width.is_multiple_of(kv_heads * d)
         {
             bail!(
                 "paged_attention: q is {:?}, keys {:?}, values {:?}",
@@ -116,6 +130,7 @@ impl PagedAttention<'_> {
                 values.shape()
             );
         }
+        let heads = width / d;
         if heads == 0 || self.options.window == Some(0) {
             bail!(
                 "paged_attention: {heads} heads and a window of {:?} tokens",

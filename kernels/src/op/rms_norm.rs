@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
 use crate::cpu;
@@ -8,6 +8,11 @@ use crate::cpu;
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension: `x` `[.., d]`, `weight` `[d]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &RmsNorm { eps })
+}
+
+/// `residual + rms_norm(x)`, for tensors of one shape.
+pub fn rms_norm_add(x: &Tensor, weight: &Tensor, eps: f32, residual: &Tensor) -> Result<Tensor> {
+    x.apply_op3_no_bwd(weight, residual, &RmsNorm { eps })
 }
 
 struct RmsNorm {
@@ -26,7 +31,43 @@ impl CustomOp2 for RmsNorm {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (elements(self.name(), s1, l1)?, elements(self.name(), s2, l2)?);
+        self.forward((s1, l1), (s2, l2), None)
+    }
+}
+
+impl CustomOp3 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm_add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if l3.shape() != l1.shape() {
+            bail!(
+                "rms_norm_add: the input is {:?}, the residual {:?}",
+                l1.shape(),
+                l3.shape()
+            );
+        }
+        self.forward((s1, l1), (s2, l2), Some(elements("rms_norm_add", s3, l3)?))
+    }
+}
+
+impl RmsNorm {
+    fn forward(
+        &self,
+        (s1, l1): (&CpuStorage, &Layout),
+        (s2, l2): (&CpuStorage, &Layout),
+        residual: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (elements("rms_norm", s1, l1)?, elements("rms_norm", s2, l2)?);
         let d = l1.dims().last().copied().unwrap_or(0);
         if l2.dims() != [d] {
             bail!(
@@ -35,8 +76,11 @@ impl CustomOp2 for RmsNorm {
                 l2.shape()
             );
         }
-        let mut out = vec![0.0; x.len()];
-        cpu::best().rms_norm(x, weight, self.eps, &mut out);
+        let norm = cpu::Norm {
+            weight,
+            eps: self.eps,
+        };
+        let out = cpu::filled(x.len(), |out| cpu::best().rms_norm(x, norm, residual, out));
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }

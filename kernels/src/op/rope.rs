@@ -4,8 +4,8 @@ use std::{cell::RefCell, collections::VecDeque};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::elements;
-use crate::cpu::{self, Angles};
+use super::{InputNorm, rows, with_elements};
+use crate::cpu::{self, Angles, Norm};
 
 /// Which two elements of a head form a pair that is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,28 +16,26 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// Rotates pair `i` of each head of `x` `[n, heads, d]` by `positions[row] * inv_freq[i]`, and multiplies by
-/// `attention_factor` (the scale of `YaRN`; otherwise 1). `inv_freq` `[d/2]`, `positions` `[n]`.
-pub fn rope(
-    x: &Tensor,
-    inv_freq: &[f32],
-    attention_factor: f32,
-    positions: &[u32],
-    style: RopeStyle,
-) -> Result<Tensor> {
-    x.apply_op1_no_bwd(&Rope {
-        inv_freq,
-        attention_factor,
-        positions,
-        style,
-    })
+/// How heads are rotated.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeOptions<'a> {
+    /// Radians of each position for each pair, `[d/2]`.
+    pub inv_freq: &'a [f32],
+    /// Multiplies the result: the scale of `YaRN`, otherwise 1.
+    pub attention_factor: f32,
+    pub style: RopeStyle,
+    /// Normalises each head before, with a weight `[d]`.
+    pub norm: Option<InputNorm<'a>>,
+}
+
+/// Rotates pair `i` of each head of `x` `[n, heads * d]` by `positions[row] * inv_freq[i]`; `positions` `[n]`.
+pub fn rope(x: &Tensor, options: &RopeOptions<'_>, positions: &[u32]) -> Result<Tensor> {
+    x.apply_op1_no_bwd(&Rope { options, positions })
 }
 
 struct Rope<'a> {
-    inv_freq: &'a [f32],
-    attention_factor: f32,
+    options: &'a RopeOptions<'a>,
     positions: &'a [u32],
-    style: RopeStyle,
 }
 
 impl CustomOp1 for Rope<'_> {
@@ -46,26 +44,38 @@ impl CustomOp1 for Rope<'_> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = elements(self.name(), storage, layout)?;
-        let &[n, heads, d] = layout.dims() else {
+        let x = rows(self.name(), storage, layout)?;
+        let RopeOptions {
+            inv_freq,
+            attention_factor,
+            style,
+            norm,
+        } = *self.options;
+        let d = inv_freq.len().saturating_mul(2);
+        if self.positions.len() != x.n || d == 0 || !x.width.is_multiple_of(d) {
             bail!(
-                "rope: the input must be [n, heads, d], it is {:?}",
-                layout.shape()
-            )
-        };
-        if self.positions.len() != n || self.inv_freq.len().checked_mul(2) != Some(d) {
-            bail!(
-                "rope: {:?} needs {n} positions and d/2 frequencies, got {} and {}",
+                "rope: {:?} needs {} positions and heads of twice the frequencies, got {} and {}",
                 layout.shape(),
+                x.n,
                 self.positions.len(),
-                self.inv_freq.len()
+                inv_freq.len()
             );
         }
-        let mut out = vec![0.0; x.len()];
-        with_angles(self.inv_freq, self.attention_factor, self.positions, |angles| {
-            cpu::best().rope(self.style, x, angles, heads * d, &mut out);
-        });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        if let Some(norm) = norm.filter(|norm| norm.weight.dims() != [d]) {
+            bail!("rope: heads of {d} with a norm of {:?}", norm.weight.shape());
+        }
+        let out = with_elements(self.name(), norm.iter().map(|norm| norm.weight), |weights| {
+            let norm = norm.zip(weights.first()).map(|(norm, &weight)| Norm {
+                weight,
+                eps: norm.eps,
+            });
+            Ok(cpu::filled(x.n * x.width, |out| {
+                with_angles(inv_freq, attention_factor, self.positions, |angles| {
+                    cpu::best().rope(&x, norm, style, angles, out);
+                });
+            }))
+        })?;
+        Ok((CpuStorage::F32(out), Shape::from((x.n, x.width))))
     }
 }
 

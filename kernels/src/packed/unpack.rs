@@ -48,26 +48,58 @@ fn group_codes(bits: Bits, group: &[u8], out: &mut Lines) {
     }
 }
 
+/// How an instruction set widens f16 numbers.
+pub(crate) trait Halves {
+    /// Sixteen of them, little-endian.
+    ///
+    /// # Safety
+    /// As for the instruction set.
+    unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows;
+}
+
+/// By arithmetic alone, for every processor.
+pub(crate) struct Software;
+
+impl Halves for Software {
+    #[inline(always)]
+    unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
+        let mut out = [0.0; PANEL];
+        for (out, half) in out.iter_mut().zip(halves.as_chunks::<2>().0) {
+            *out = f16(*half);
+        }
+        out
+    }
+}
+
 /// A panel's scales and minima into one element of each per group, or two where 16 weights share a scale. Where the
 /// layout has no minima, `mins` is not touched.
+///
+/// # Safety
+/// As for [`Halves`].
 #[inline(always)]
-pub(crate) fn scales(scales: Scales, panel: Panel<'_>, out: &mut [Rows], mins: &mut [Rows]) {
+pub(crate) unsafe fn scales<H: Halves>(
+    scales: Scales,
+    panel: Panel<'_>,
+    out: &mut [Rows],
+    mins: &mut [Rows],
+) {
     let records = panel.scales.chunks_exact(scales.record_bytes());
     match scales {
         Scales::Half { .. } => {
             for (record, out) in records.zip(out) {
-                *out = halves(record, 0);
+                // SAFETY: the caller's promise, here and below.
+                *out = unsafe { halves::<H>(record, 0) };
             }
         }
         Scales::HalfMin => {
             for ((record, out), min) in records.zip(out).zip(mins) {
-                (*out, *min) = (halves(record, 0), halves(record, 1));
+                (*out, *min) = unsafe { (halves::<H>(record, 0), halves::<H>(record, 1)) };
             }
         }
         Scales::Super { parts } => {
             let (out, mins) = (out.chunks_exact_mut(parts), mins.chunks_exact_mut(parts));
             for ((record, out), mins) in records.zip(out).zip(mins) {
-                let (scale, min) = (halves(record, 0), halves(record, 1));
+                let (scale, min) = unsafe { (halves::<H>(record, 0), halves::<H>(record, 1)) };
                 let (factors, _) = record[4 * PANEL..].as_chunks::<PANEL>();
                 for (part, (out, to)) in out.iter_mut().zip(mins).enumerate() {
                     for row in 0..PANEL {
@@ -79,7 +111,7 @@ pub(crate) fn scales(scales: Scales, panel: Panel<'_>, out: &mut [Rows], mins: &
         }
         Scales::Signed { .. } => {
             for (record, out) in records.zip(out.chunks_exact_mut(16)) {
-                let scale = halves(record, 0);
+                let scale = unsafe { halves::<H>(record, 0) };
                 let (factors, _) = record[2 * PANEL..].as_chunks::<PANEL>();
                 for (out, factors) in out.iter_mut().zip(factors) {
                     for row in 0..PANEL {
@@ -92,13 +124,14 @@ pub(crate) fn scales(scales: Scales, panel: Panel<'_>, out: &mut [Rows], mins: &
 }
 
 /// The rows' f16 number `i` of a record.
+///
+/// # Safety
+/// As for [`Halves`].
 #[inline(always)]
-fn halves(record: &[u8], i: usize) -> Rows {
-    let mut out = [0.0; PANEL];
-    for (out, half) in out.iter_mut().zip(record[2 * PANEL * i..].as_chunks::<2>().0) {
-        *out = f16(*half);
-    }
-    out
+unsafe fn halves<H: Halves>(record: &[u8], i: usize) -> Rows {
+    let (numbers, _) = record.as_chunks::<{ 2 * PANEL }>();
+    // SAFETY: the caller's promise.
+    unsafe { H::widen(&numbers[i]) }
 }
 
 /// Row number `row` of a panel as weights.
@@ -106,7 +139,8 @@ pub(super) fn row(packed: &Packed, row: usize, panel: Panel<'_>, out: &mut [f32]
     let (layout, halves) = (packed.layout(), packed.layout().scales.halves());
     let mut factors = vec![[0.0; PANEL]; packed.groups() * halves];
     let mut mins = factors.clone();
-    scales(layout.scales, panel, &mut factors, &mut mins);
+    // SAFETY: every processor can.
+    unsafe { scales::<Software>(layout.scales, panel, &mut factors, &mut mins) };
     let mut lines = [[0; LINE]; LINES];
     let groups = panel.codes.chunks_exact(layout.bits.group_bytes());
     for (group, (bytes, out)) in groups.zip(out.as_chunks_mut::<GROUP>().0).enumerate() {

@@ -24,9 +24,6 @@ pub(crate) struct Attention {
     o: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
     rope: Rope,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
     options: op::AttentionOptions,
 }
 
@@ -57,9 +54,6 @@ impl Attention {
             o: Linear::load(&weights.at("o_proj"), hidden, query, false)?,
             qk_norm,
             rope: options.rope,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
             options: op::AttentionOptions {
                 scale: config.attention_scale,
                 window: options.window,
@@ -68,26 +62,26 @@ impl Attention {
         })
     }
 
-    /// `x` `[n, hidden]` to `[n, hidden]`; keys and values of the batch are written to `kv` first.
-    pub(crate) fn forward(&self, x: &Tensor, input: &ForwardInput<'_>, kv: &op::KvCache) -> Result<Tensor> {
-        let tokens = input.tokens.len();
-        let mut q = self.q.forward(x)?.reshape((tokens, self.heads, self.head_dim))?;
-        let mut k = self
-            .k
-            .forward(x)?
-            .reshape((tokens, self.kv_heads, self.head_dim))?;
-        let v = self
-            .v
-            .forward(x)?
-            .reshape((tokens, self.kv_heads, self.head_dim))?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward(&q)?;
-            k = k_norm.forward(&k)?;
-        }
-        let q = self.rope.forward(&q, input.positions)?;
-        let k = self.rope.forward(&k, input.positions)?;
+    /// Of `x` `[n, hidden]`, normalised; onto `residual` `[n, hidden]` where there is one. Keys and values of the batch are
+    /// written to `kv` first.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        norm: &RmsNorm,
+        residual: Option<&Tensor>,
+        input: &ForwardInput<'_>,
+        kv: &op::KvCache,
+    ) -> Result<Tensor> {
+        let parts = [self.q.projection(), self.k.projection(), self.v.projection()];
+        let qkv = op::projections(x, Some(norm.of_input()), &parts)?;
+        let (q_size, kv_size) = (self.q.outputs(), self.k.outputs());
+        let (q, k) = (qkv.narrow(1, 0, q_size)?, qkv.narrow(1, q_size, kv_size)?);
+        let v = qkv.narrow(1, q_size + kv_size, kv_size)?;
+        let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
+        let q = self.rope.forward(&q, q_norm, input.positions)?;
+        let k = self.rope.forward(&k, k_norm, input.positions)?;
         op::write_kv(kv, &k, &v, input.slots)?;
-        self.o
-            .forward(&op::paged_attention(&q, kv, input.rows, &self.options)?)
+        let attended = op::paged_attention(&q, kv, input.rows, &self.options)?;
+        self.o.forward_onto(&attended, residual)
     }
 }

@@ -1,7 +1,7 @@
 //! Matrix products and the token embedding, on weights of whatever format.
 
 use candle_core::{Device, Tensor};
-use rempart_kernels::{Weight, op};
+use rempart_kernels::{Projection, Weight, op};
 
 use crate::{Result, weights::Weights};
 
@@ -35,6 +35,27 @@ impl Linear {
     /// `x` `[n, inputs]` to `[n, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(op::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+
+    /// `x` `[n, inputs]` times the weight plus `residual` `[n, outputs]`, or without it where there is none. The layer has
+    /// no bias.
+    pub(crate) fn forward_onto(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match residual {
+            Some(residual) => Ok(op::linear_add(x, &self.weight, residual)?),
+            None => self.forward(x),
+        }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.weight.rows()
+    }
+
+    /// The layer as a part of a product of several.
+    pub(crate) fn projection(&self) -> Projection<'_> {
+        Projection {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rempart_kernels::op::{self, Activation};
 
-use super::Linear;
+use super::{Linear, RmsNorm};
 use crate::{ModelConfig, Result, weights::Weights};
 
 /// `down(activation(gate(x)) * up(x))`.
@@ -26,9 +26,10 @@ impl GatedMlp {
         })
     }
 
-    /// `x` `[n, hidden]` to `[n, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = op::gated(&self.gate.forward(x)?, &self.up.forward(x)?, self.activation)?;
-        self.down.forward(&gated)
+    /// Of `x` `[n, hidden]`, normalised; onto `residual` `[n, hidden]` where there is one.
+    pub(crate) fn forward(&self, x: &Tensor, norm: &RmsNorm, residual: Option<&Tensor>) -> Result<Tensor> {
+        let parts = [self.gate.projection(), self.up.projection()];
+        let gated = op::gated_projections(x, Some(norm.of_input()), parts, self.activation)?;
+        self.down.forward_onto(&gated, residual)
     }
 }

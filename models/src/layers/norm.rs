@@ -1,7 +1,7 @@
 //! Root mean square normalisation (arXiv:1910.07467).
 
 use candle_core::{Device, Tensor};
-use rempart_kernels::op;
+use rempart_kernels::{InputNorm, op};
 
 use crate::{Result, weights::Weights};
 
@@ -37,5 +37,18 @@ impl RmsNorm {
     /// Same shape as `x` `[.., size]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(op::rms_norm(x, &self.weight, self.eps)?)
+    }
+
+    /// `residual` plus `x`, normalised, of one shape.
+    pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(op::rms_norm_add(x, &self.weight, self.eps, residual)?)
+    }
+
+    /// The norm as the first step of a product.
+    pub(crate) fn of_input(&self) -> InputNorm<'_> {
+        InputNorm {
+            weight: &self.weight,
+            eps: self.eps,
+        }
     }
 }

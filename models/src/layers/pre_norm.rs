@@ -53,7 +53,7 @@ impl PreNormBlock {
 
 impl Block for PreNormBlock {
     fn forward(&self, x: &Tensor, input: &ForwardInput<'_>, kv: &op::KvCache) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.input_norm.forward(x)?, input, kv)?)?;
-        Ok((&x + self.mlp.forward(&self.post_norm.forward(&x)?)?)?)
+        let x = self.attention.forward(x, &self.input_norm, Some(x), input, kv)?;
+        self.mlp.forward(&x, &self.post_norm, Some(&x))
     }
 }

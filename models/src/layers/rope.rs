@@ -1,8 +1,9 @@
 //! Rotary position embedding as attention applies it.
 
 use candle_core::Tensor;
-use rempart_kernels::op::{self, RopeStyle};
+use rempart_kernels::op::{self, RopeOptions, RopeStyle};
 
+use super::RmsNorm;
 use crate::{Result, RopeConfig};
 
 /// Frequencies and the pairing of a head's dimensions.
@@ -38,8 +39,14 @@ impl Rope {
         Self { inv_freq, style }
     }
 
-    /// Rotates `x` `[n, heads, head_dim]` by `positions` `[n]`.
-    pub(crate) fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        Ok(op::rope(x, &self.inv_freq, 1.0, positions, self.style)?)
+    /// Rotates the heads of `x` `[n, heads * head_dim]` by `positions` `[n]`, normalised before where asked for.
+    pub(crate) fn forward(&self, x: &Tensor, norm: Option<&RmsNorm>, positions: &[u32]) -> Result<Tensor> {
+        let options = RopeOptions {
+            inv_freq: &self.inv_freq,
+            attention_factor: 1.0,
+            style: self.style,
+            norm: norm.map(RmsNorm::of_input),
+        };
+        Ok(op::rope(x, &options, positions)?)
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use rempart_models::{AttentionRow, ForwardInput, KvCache, LoadedModel};
+use rempart_models::{AttentionRow, ForwardInput, KvCache, KvDtype, LoadedModel};
 use serde_json::Value;
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
@@ -102,7 +102,7 @@ pub(crate) fn write_checkpoint(dir: &Path, config: &Value, tensors: &Tensors) {
     std::fs::write(dir.join("tokenizer.json"), b"{}").unwrap();
 }
 
-pub(crate) const BLOCK_SIZE: usize = 4;
+pub(crate) const BLOCK_SIZE: usize = 16;
 const BLOCKS: usize = 64;
 
 /// A sequence with its blocks, fed by chunks.
@@ -121,7 +121,7 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(loaded: &'a LoadedModel, rng: &mut Rng) -> Self {
-        let kv = KvCache::new(&loaded.config, BLOCKS, BLOCK_SIZE).unwrap();
+        let kv = KvCache::new(&loaded.config, BLOCKS, BLOCK_SIZE, KvDtype::F32).unwrap();
         let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
         for i in (1..free.len()).rev() {
             free.swap(i, rng.below(i + 1));

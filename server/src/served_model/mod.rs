@@ -14,7 +14,7 @@ use rempart_kernels::cpu;
 use rempart_models::{KvCache, LoadOptions, LoadedModel, MemoryPlan, PlanRequest};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use crate::config::{Activations, Device, EngineSettings, ModelSettings, Settings};
+use crate::config::{Activations, Device, EngineSettings, KvDtype, ModelSettings, Settings};
 use crate::runner::CandleRunner;
 
 /// Shortest context that an automatic plan falls back to before it gives up, tokens.
@@ -76,7 +76,7 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
     let mut eos_tokens = [loaded.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
-    let kv = KvCache::new(&loaded.config, plan.blocks, plan.block_size)?;
+    let kv = KvCache::new(&loaded.config, plan.blocks, plan.block_size, kv_dtype(settings))?;
     Ok(ServedModel {
         id: found.name,
         tokenizer,
@@ -153,6 +153,7 @@ fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
         logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
+        kv_dtype: kv_dtype(settings),
         kv: kv_cache_bytes,
     };
     loop {
@@ -163,6 +164,13 @@ fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+fn kv_dtype(settings: &Settings) -> rempart_models::KvDtype {
+    match settings.model.kv_dtype {
+        KvDtype::Bf16 => rempart_models::KvDtype::Bf16,
+        KvDtype::F32 => rempart_models::KvDtype::F32,
     }
 }
 

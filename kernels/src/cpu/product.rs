@@ -1,0 +1,314 @@
+//! One product of activations with the matrices that share them: normalised and rounded once, everything in two passes
+//! over the threads.
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{
+    Kernels,
+    jobs::{Addend, LinearJob, Output, PARALLEL_ELEMENTS, PARALLEL_PRODUCTS, PARTS, Target, split},
+    operand::{Corrections, Operand, OperandRows},
+    packed::PackedJob,
+};
+use crate::{Activations, Weight, op::Activation, packed::Scales, pool};
+
+/// `finish(norm(x) * weights^T + biases)`.
+pub(crate) struct Product<'a> {
+    /// `[n, k]`
+    pub(crate) x: &'a [f32],
+    pub(crate) n: usize,
+    pub(crate) norm: Option<Norm<'a>>,
+    /// Their matrices are all `[.., k]` and ask for the same activations.
+    pub(crate) factors: &'a [Factor<'a>],
+    pub(crate) finish: Finish<'a>,
+}
+
+/// A matrix and what is added to its results.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    pub(crate) weight: &'a Weight,
+    /// `[weight.rows()]`
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Root-mean-square normalisation of the input.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    /// `[k]`
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+}
+
+/// What becomes of the results.
+#[derive(Clone, Copy)]
+pub(crate) enum Finish<'a> {
+    /// Side by side, `[n, all matrices' rows]`.
+    Concat,
+    /// Of one matrix without bias, plus this, `[n, rows]`.
+    Add(&'a [f32]),
+    /// Of two matrices of one shape: the activation of the first times the second, `[n, rows]`.
+    Gate(Activation),
+}
+
+/// Bytes of the gates that a thread keeps until they meet their other halves: well below a second-level cache.
+const GATES_BYTES: usize = 256 << 10;
+/// Weight rows that are split no further: a panel of packed weights, a multiple of what dense kernels take at once.
+const UNIT: usize = crate::packed::PANEL;
+
+/// The input as the matrices read it.
+#[derive(Default)]
+struct Input {
+    /// Normalised rows, where there is a norm and a dense matrix.
+    rows: Vec<f32>,
+    operand: Operand,
+    /// For each kind of scales among the packed matrices.
+    corrections: Vec<(Scales, Corrections)>,
+}
+
+thread_local! {
+    /// Taken and put back, as in `vector`.
+    static INPUT: RefCell<Input> = RefCell::default();
+    /// A row between normalisation and rounding.
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Two matrices' results before one gates the other.
+    static GATES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Product<'_> {
+    fn k(&self) -> usize {
+        self.factors.first().map_or(0, |factor| factor.weight.cols())
+    }
+
+    /// Results of an activation row.
+    pub(crate) fn width(&self) -> usize {
+        match self.finish {
+            Finish::Concat => self.factors.iter().map(|factor| factor.weight.rows()).sum(),
+            Finish::Add(_) | Finish::Gate(_) => self.factors.first().map_or(0, |factor| factor.weight.rows()),
+        }
+    }
+
+    fn packed(&self) -> impl Iterator<Item = (Scales, Activations)> {
+        self.factors.iter().filter_map(|factor| match factor.weight {
+            Weight::Packed(packed) => Some((packed.layout().scales, packed.activations())),
+            Weight::Dense(_) => None,
+        })
+    }
+
+    /// How many parts the matrices are worth.
+    fn parts(&self) -> usize {
+        let weights: usize = self
+            .factors
+            .iter()
+            .map(|factor| factor.weight.rows().saturating_mul(factor.weight.cols()))
+            .sum();
+        let products = weights.saturating_mul(self.n + 2);
+        (products / PARALLEL_PRODUCTS).clamp(1, pool::threads() * PARTS)
+    }
+
+    fn check(&self, out: usize) {
+        let (n, k) = (self.n, self.k());
+        let agree = self.factors.iter().all(|factor| {
+            factor.weight.cols() == k && factor.bias.is_none_or(|bias| bias.len() == factor.weight.rows())
+        });
+        let finish = match self.finish {
+            Finish::Concat => true,
+            Finish::Add(rows) => {
+                rows.len() == out && self.factors.len() == 1 && self.factors[0].bias.is_none()
+            }
+            Finish::Gate(_) => {
+                self.factors.len() == 2 && self.factors[0].weight.rows() == self.factors[1].weight.rows()
+            }
+        };
+        let norm = self.norm.is_none_or(|norm| norm.weight.len() == k);
+        let lengths = self.x.len() == n * k && out == n * self.width();
+        assert!(
+            agree && finish && norm && lengths,
+            "a product's shapes disagree. This is a bug."
+        );
+        let mut activations = self.packed().map(|(_, activations)| activations);
+        if let Some(first) = activations.next() {
+            let same = activations.all(|other| other == first);
+            assert!(
+                same,
+                "matrices of one product ask for different activations. This is a bug."
+            );
+        }
+    }
+}
+
+impl Kernels {
+    /// Computes a product into `out` `[n, width]`, all of whose elements are written, on all threads. Panics where
+    /// lengths disagree.
+    pub(crate) fn product(&self, product: &Product<'_>, out: Output<'_>) {
+        product.check(out.len());
+        if product.n == 0 || product.width() == 0 {
+            return;
+        }
+        let mut input = INPUT.take();
+        self.prepare(product, &mut input);
+        match product.finish {
+            Finish::Concat => self.concat(product, &input, out, None),
+            Finish::Add(rows) => self.concat(product, &input, out, Some(rows)),
+            Finish::Gate(activation) => self.gate(product, &input, &out, activation),
+        }
+        INPUT.set(input);
+    }
+
+    /// Normalises and rounds the input.
+    fn prepare(&self, product: &Product<'_>, input: &mut Input) {
+        let (n, k) = (product.n, product.k());
+        let rounds = product.packed().next();
+        let keeps = product.norm.is_some() && product.packed().count() < product.factors.len();
+        if let Some((_, activations)) = rounds {
+            input.operand.resize(n, k, activations);
+        }
+        input.rows.resize(if keeps { n * k } else { 0 }, 0.0);
+        if keeps || rounds.is_some() {
+            let (kept, rounded) = (Output::new(&mut input.rows), OperandRows::new(&mut input.operand));
+            let parts = (n * k / PARALLEL_ELEMENTS)
+                .clamp(1, pool::threads() * PARTS)
+                .min(n);
+            pool::run(parts, |part| {
+                let mut scratch = ROW.take();
+                scratch.resize(k, 0.0);
+                for i in split(n, parts, part) {
+                    let mut x = &product.x[i * k..][..k];
+                    // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
+                    unsafe {
+                        if let Some(norm) = product.norm {
+                            let to = if keeps { kept.row(i, k) } else { &mut scratch[..] };
+                            (self.rms_norm)(x, norm.weight, norm.eps, to);
+                            x = to;
+                        }
+                        if rounds.is_some() {
+                            (self.round)(x, &mut rounded.row(i));
+                        }
+                    }
+                }
+                ROW.set(scratch);
+            });
+        }
+        input.corrections.clear();
+        for (scales, _) in product.packed() {
+            if input.corrections.iter().all(|(known, _)| *known != scales) {
+                let mut corrections = Corrections::default();
+                corrections.fill(&input.operand, scales);
+                input.corrections.push((scales, corrections));
+            }
+        }
+    }
+
+    /// Computes matrices side by side.
+    fn concat(&self, product: &Product<'_>, input: &Input, out: Output<'_>, residual: Option<&[f32]>) {
+        let width = product.width();
+        let all: usize = product.factors.iter().map(|factor| units(factor.weight)).sum();
+        let parts = product.parts().min(all);
+        pool::run(parts, |part| {
+            let range = split(all, parts, part);
+            let (mut start, mut column) = (0, 0);
+            for factor in product.factors {
+                let end = start + units(factor.weight);
+                let own = range.start.max(start)..range.end.min(end);
+                if !own.is_empty() {
+                    let addend = match (residual, factor.bias) {
+                        (Some(rows), _) => Addend::Residual(rows),
+                        (None, Some(bias)) => Addend::Bias(bias),
+                        (None, None) => Addend::Nothing,
+                    };
+                    let target = Target {
+                        out: out.share(),
+                        stride: width,
+                        column,
+                        first: 0,
+                        addend,
+                    };
+                    // SAFETY: the parts' units do not overlap.
+                    unsafe { self.factor(product, input, factor, own.start - start..own.end - start, target) }
+                }
+                (start, column) = (end, column + factor.weight.rows());
+            }
+        });
+    }
+
+    /// Computes two matrices, one of which gates the other.
+    fn gate(&self, product: &Product<'_>, input: &Input, out: &Output<'_>, activation: Activation) {
+        let (n, rows) = (product.n, product.width());
+        let units = units(product.factors[0].weight);
+        let most = (GATES_BYTES / (2 * n * UNIT * size_of::<f32>())).max(1);
+        let parts = product.parts().max(units.div_ceil(most)).min(units);
+        pool::run(parts, |part| {
+            let range = split(units, parts, part);
+            let first = range.start * UNIT;
+            let width = (range.end * UNIT).min(rows) - first;
+            let mut scratch = GATES.take();
+            scratch.resize(2 * n * width, 0.0);
+            for (factor, half) in product.factors.iter().zip(scratch.chunks_exact_mut(n * width)) {
+                let addend = factor.bias.map_or(Addend::Nothing, Addend::Bias);
+                let target = Target {
+                    out: Output::new(half),
+                    stride: width,
+                    column: 0,
+                    first,
+                    addend,
+                };
+                // SAFETY: the scratch is this thread's own.
+                unsafe { self.factor(product, input, factor, range.clone(), target) }
+            }
+            let (gates, ups) = scratch.split_at(n * width);
+            for (i, (gate, up)) in gates.chunks_exact(width).zip(ups.chunks_exact(width)).enumerate() {
+                // SAFETY: the table runs on this processor, and the parts' columns do not overlap.
+                unsafe { (self.gated)(activation, gate, up, out.slice(i * rows + first, width)) }
+            }
+            GATES.set(scratch);
+        });
+    }
+
+    /// Computes some units of a matrix.
+    ///
+    /// # Safety
+    /// No other thread may write these units' results.
+    unsafe fn factor(
+        &self,
+        product: &Product<'_>,
+        input: &Input,
+        factor: &Factor<'_>,
+        units: Range<usize>,
+        target: Target<'_>,
+    ) {
+        match factor.weight {
+            Weight::Packed(weight) => {
+                let scales = weight.layout().scales;
+                let known = input.corrections.iter().find(|(known, _)| *known == scales);
+                let (_, corrections) = known.expect("each kind of scales was prepared. This is a bug.");
+                let job = PackedJob {
+                    x: &input.operand,
+                    corrections,
+                    n: product.n,
+                    weight,
+                    target,
+                };
+                // SAFETY: the table runs on this processor; the rest is the caller's promise.
+                unsafe { (self.linear_packed)(&job, units) }
+            }
+            Weight::Dense(weight) => {
+                let x = if product.norm.is_some() {
+                    &input.rows
+                } else {
+                    product.x
+                };
+                let job = LinearJob {
+                    x,
+                    n: product.n,
+                    weight,
+                    target,
+                };
+                let rows = units.start * UNIT..(units.end * UNIT).min(weight.rows());
+                // SAFETY: as above.
+                unsafe { (self.linear)(&job, rows) }
+            }
+        }
+    }
+}
+
+fn units(weight: &Weight) -> usize {
+    weight.rows().div_ceil(UNIT)
+}
