@@ -108,8 +108,10 @@ impl Scheduler {
             room: self.config.step_tokens_max - decodes,
             prefill_left: if decodes > 0 { self.prefill_max } else { usize::MAX },
             logits_left: self.config.logits_max(),
-            // A prompt that is being computed has the better use for the time.
-            speculates: decodes <= SPECULATING_MAX && decodes == self.running.len(),
+            // A prompt that is being computed, or may soon be, has the better use for time and blocks.
+            speculates: decodes <= SPECULATING_MAX
+                && decodes == self.running.len()
+                && self.waiting.is_empty(),
         };
         let preemptions = self.report.preemptions;
         self.continue_running(&mut plan);

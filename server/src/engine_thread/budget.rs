@@ -120,7 +120,7 @@ impl StepCost {
             }
         }
         let shared = self.covariance.map(|row| dot(row, counts));
-        let variance = dot(shared, counts) + (NOISE * scale).powi(2);
+        let variance = dot(shared, counts).max(0.0) + (NOISE * scale).powi(2);
         let limit = SURPRISE_MAX * variance.sqrt();
         let surprise = (seconds - expected).clamp(-limit, limit);
         for row in 0..3 {

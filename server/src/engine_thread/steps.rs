@@ -182,12 +182,14 @@ impl<R: ModelRunner> Steps<R> {
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.step(now_ms)));
         match result {
             Ok(Ok(report)) => {
-                let work = Work {
-                    decodes: report.decode_tokens,
-                    // Guesses are computed as tokens of a prompt are.
-                    prefill: report.prefill_tokens + report.drafted_tokens,
-                };
-                self.budget.observe(work, began.elapsed());
+                // Guesses cost more than a prompt's tokens, as each passes through the output head.
+                if report.drafted_tokens == 0 {
+                    let work = Work {
+                        decodes: report.decode_tokens,
+                        prefill: report.prefill_tokens,
+                    };
+                    self.budget.observe(work, began.elapsed());
+                }
                 self.deliver(report, began);
                 true
             }

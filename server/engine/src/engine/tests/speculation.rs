@@ -156,7 +156,7 @@ fn prompts_come_before_guesses() {
     engine.add(RequestId(0), request(&[0; 4], 20), 0).unwrap();
     engine.step(0).unwrap();
     engine.add(RequestId(1), request(&[0; 20], 1), 0).unwrap();
-    // The newcomer gets what the guesses left; from then on there are none until its prompt is done.
-    assert_eq!(step_rows(&mut engine), [(0, 3), (1, 5)]);
+    // From the step that admits the newcomer there are none until its prompt is done.
+    assert_eq!(step_rows(&mut engine), [(0, 1), (1, 7)]);
     assert_eq!(step_rows(&mut engine), [(0, 1), (1, 7)]);
 }
