@@ -19,7 +19,7 @@ pub use format::Format;
 pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,
-    RopeStyle, embed, gated_projections, linear, linear_add, paged_attention, projections, rms_norm,
+    RopeStyle, edit, embed, gated_projections, linear, linear_add, paged_attention, projections, rms_norm,
     rms_norm_add, rope, write_kv,
 };
 pub use packed::{Activations, Packed};

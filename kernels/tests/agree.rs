@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use rempart_kernels::{
     Activation, Activations, Format, InputNorm, Matrix, Projection, RopeOptions, RopeStyle, Weight,
     cpu::{self, Kernels},
-    embed, gated_projections, linear, linear_add, projections, rms_norm, rms_norm_add, rope,
+    edit, embed, gated_projections, linear, linear_add, projections, rms_norm, rms_norm_add, rope,
 };
 
 fn formats() -> impl Strategy<Value = Format> {
@@ -207,86 +207,149 @@ proptest! {
     }
 }
 
-/// Fusing changes no bit: products of several matrices, normalised, biased, gated or added, are what their parts make.
-#[test]
-fn fused_products_are_their_parts() {
-    let eps = 1e-5;
-    for (seed, n, k, sizes) in [
-        (1, 1, 256, [40, 16, 16]),
-        (2, 9, 512, [130, 48, 64]),
-        (3, 70, 768, [576, 192, 192]),
-    ] {
-        let mut rng = Rng(seed);
-        let formats = [Format::Q4K, Format::Q6K, Format::Bf16];
+/// Rows of activations, their width, and the rows of three matrices: none, few, and no whole panel among them.
+const FUSED: [(usize, usize, [usize; 3]); 5] = [
+    (1, 256, [40, 16, 16]),
+    (9, 512, [130, 48, 64]),
+    (70, 768, [576, 192, 192]),
+    (0, 256, [7, 1, 16]),
+    (5, 256, [7, 1, 16]),
+];
+
+/// Calls `check` with every scene: its random numbers, its activations and its sizes.
+fn each_fused(check: impl Fn(&mut Rng, Activations, (usize, usize, [usize; 3]))) {
+    for (seed, scene) in FUSED.into_iter().enumerate() {
         for activations in [Activations::Int8, Activations::Int16] {
-            let weights: Vec<Weight> = formats
-                .iter()
-                .zip(sizes)
-                .map(|(&format, rows)| Weight::new(matrix(&mut rng, format, rows, k, 0), activations))
-                .collect();
-            let biases = sizes.map(|rows| rng.tensor(&[rows]));
-            let (x, scale) = (rng.tensor(&[n, k]), rng.tensor(&[k]));
-            // The columns of a wider tensor, as attention sees them.
-            let wide = rng.tensor(&[n, 96]);
-            let freq: Vec<f32> = (0..16).map(|i| 1.0 / (i + 1) as f32).collect();
-            let positions: Vec<u32> = (0..n as u32).collect();
-            let head = rng.tensor(&[32]);
-            each_table(|table| {
-                let name = table.name;
-                let norm = Some(InputNorm { weight: &scale, eps });
-                let normed = rms_norm(&x, &scale, eps).unwrap();
-                let parts: Vec<Projection<'_>> = weights
-                    .iter()
-                    .zip(&biases)
-                    .map(|(weight, bias)| Projection {
-                        weight,
-                        bias: Some(bias),
-                    })
-                    .collect();
-                let together = projections(&x, norm, &parts).unwrap();
-                let alone: Vec<Tensor> = parts
-                    .iter()
-                    .map(|part| linear(&normed, part.weight, part.bias).unwrap())
-                    .collect();
-                assert_eq!(bits(&together), bits(&Tensor::cat(&alone, 1).unwrap()), "{name}");
-                let residual = rng_like(&alone[0]);
-                let plain = linear(&normed, &weights[0], None).unwrap();
-                let added = linear_add(&normed, &weights[0], &residual).unwrap();
-                assert_eq!(bits(&added), bits(&(&plain + &residual).unwrap()), "{name}");
-                let pair = [parts[0], parts[0]];
-                let fused = gated_projections(&x, norm, pair, Activation::Silu).unwrap();
-                let gate = gated(&alone[0], &alone[0], Activation::Silu);
-                assert_eq!(bits(&fused), bits(&gate), "{name}");
-                let sum = rms_norm_add(&x, &scale, eps, &x).unwrap();
-                assert_eq!(bits(&sum), bits(&(&normed + &x).unwrap()), "{name}");
-                let options = RopeOptions {
-                    inv_freq: &freq,
-                    attention_factor: 1.0,
-                    style: RopeStyle::Halves,
-                    norm: Some(InputNorm { weight: &head, eps }),
-                };
-                let part = wide.narrow(1, 32, 64).unwrap();
-                let rotated = rope(&part, &options, &positions).unwrap();
-                let heads = rms_norm(
-                    &part.contiguous().unwrap().reshape((n, 2, 32)).unwrap(),
-                    &head,
-                    eps,
-                )
-                .unwrap();
-                let plain = RopeOptions {
-                    norm: None,
-                    ..options
-                };
-                let expected = rope(&heads.reshape((n, 64)).unwrap(), &plain, &positions).unwrap();
-                assert_eq!(bits(&rotated), bits(&expected), "{name}");
-            });
+            check(&mut Rng(seed as u64), activations, scene);
         }
     }
 }
 
-/// Random numbers in a tensor's shape.
-fn rng_like(tensor: &Tensor) -> Tensor {
-    Rng(99).tensor(tensor.dims())
+/// Fusing changes no bit: products of several matrices, normalised, biased or added, are what their parts make.
+#[test]
+fn fused_products_are_their_parts() {
+    let eps = 1e-5;
+    each_fused(|rng, activations, (n, k, sizes)| {
+        let formats = [Format::Q4K, Format::Q6K, Format::Bf16];
+        let weights: Vec<Weight> = formats
+            .iter()
+            .zip(sizes)
+            .map(|(&format, rows)| Weight::new(matrix(rng, format, rows, k, 0), activations))
+            .collect();
+        let biases = sizes.map(|rows| rng.tensor(&[rows]));
+        let (x, scale) = (rng.tensor(&[n, k]), rng.tensor(&[k]));
+        each_table(|table| {
+            let normed = rms_norm(&x, &scale, eps).unwrap();
+            let biased = |(weight, bias)| Projection {
+                weight,
+                bias: Some(bias),
+            };
+            let parts: Vec<Projection<'_>> = weights.iter().zip(&biases).map(biased).collect();
+            let norm = Some(InputNorm { weight: &scale, eps });
+            let together = projections(&x, norm, &parts).unwrap();
+            let alone: Vec<Tensor> = parts
+                .iter()
+                .map(|part| linear(&normed, part.weight, part.bias).unwrap())
+                .collect();
+            assert_eq!(
+                bits(&together),
+                bits(&Tensor::cat(&alone, 1).unwrap()),
+                "{}",
+                table.name
+            );
+            for weight in &weights {
+                let plain = linear(&normed, weight, None).unwrap();
+                let residual = Rng(99).tensor(plain.dims());
+                let added = linear_add(&normed, weight, &residual).unwrap();
+                assert_eq!(
+                    bits(&added),
+                    bits(&(&plain + &residual).unwrap()),
+                    "{}",
+                    table.name
+                );
+            }
+        });
+    });
+}
+
+/// Two packed matrices, two dense ones, and one of each: what gates what is the same.
+#[test]
+fn fused_gates_are_their_parts() {
+    let eps = 1e-5;
+    each_fused(|rng, activations, (n, k, sizes)| {
+        let [q4, q6, half] = [Format::Q4K, Format::Q6K, Format::F16]
+            .map(|format| Weight::new(matrix(rng, format, sizes[0], k, 0), activations));
+        let (x, scale, bias) = (rng.tensor(&[n, k]), rng.tensor(&[k]), rng.tensor(&[sizes[0]]));
+        let part = |weight, biased: bool| Projection {
+            weight,
+            bias: biased.then_some(&bias),
+        };
+        each_table(|table| {
+            let norm = Some(InputNorm { weight: &scale, eps });
+            let normed = rms_norm(&x, &scale, eps).unwrap();
+            for pair in [
+                [part(&q4, true), part(&q6, false)],
+                [part(&q6, false), part(&q4, false)],
+                [part(&q4, false), part(&half, true)],
+                [part(&half, false), part(&q6, false)],
+            ] {
+                let fused = gated_projections(&x, norm, pair, Activation::Silu).unwrap();
+                assert_eq!(fused.dims(), [n, sizes[0]]);
+                let [gate, up] = pair.map(|part| linear(&normed, part.weight, part.bias).unwrap());
+                if n > 0 {
+                    assert_eq!(
+                        bits(&fused),
+                        bits(&gated(&gate, &up, Activation::Silu)),
+                        "{}",
+                        table.name
+                    );
+                }
+            }
+        });
+    });
+}
+
+/// Norms before a rotation and before a sum, likewise.
+#[test]
+fn fused_norms_are_their_parts() {
+    let (eps, n, mut rng) = (1e-5, 70, Rng(4));
+    let (x, scale, head) = (rng.tensor(&[n, 768]), rng.tensor(&[768]), rng.tensor(&[32]));
+    // The columns of a wider tensor, as attention sees them.
+    let part = rng.tensor(&[n, 96]).narrow(1, 32, 64).unwrap();
+    let freq: Vec<f32> = (0..16).map(|i| 1.0 / (i + 1) as f32).collect();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let plain = RopeOptions {
+        inv_freq: &freq,
+        attention_factor: 1.0,
+        style: RopeStyle::Halves,
+        norm: None,
+    };
+    let norm = Some(InputNorm { weight: &head, eps });
+    each_table(|table| {
+        let normed = rms_norm(&x, &scale, eps).unwrap();
+        let sum = rms_norm_add(&x, &scale, eps, &x).unwrap();
+        assert_eq!(bits(&sum), bits(&(&normed + &x).unwrap()), "{}", table.name);
+        let rotated = rope(&part, &RopeOptions { norm, ..plain }, &positions).unwrap();
+        let heads = part.contiguous().unwrap().reshape((n, 2, 32)).unwrap();
+        let heads = rms_norm(&heads, &head, eps).unwrap().reshape((n, 64)).unwrap();
+        let expected = rope(&heads, &plain, &positions).unwrap();
+        assert_eq!(bits(&rotated), bits(&expected), "{}", table.name);
+    });
+}
+
+/// What is edited is the tensor itself.
+#[test]
+fn editing_changes_the_tensor() {
+    let x = Rng(1).tensor(&[3, 5]);
+    let before = values(&x);
+    let sum = edit(&x, |all| {
+        for x in &mut *all {
+            *x += 1.0;
+        }
+        all.len()
+    });
+    assert_eq!(sum.unwrap(), 15);
+    assert_eq!(values(&x), before.iter().map(|x| x + 1.0).collect::<Vec<_>>());
 }
 
 /// Wide enough for several threads, panels and tasks, which the random shapes above are not.

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use common::{Rng, matrix};
 use rempart_kernels::{
     Activation, Activations, AttentionOptions, AttentionRow, Error, Format, InputNorm, KvCache, KvDtype,
-    Matrix, Projection, RopeOptions, RopeStyle, Weight, embed, gated_projections, linear, linear_add,
+    Matrix, Projection, RopeOptions, RopeStyle, Weight, edit, embed, gated_projections, linear, linear_add,
     paged_attention, projections, rms_norm, rms_norm_add, rope, write_kv,
 };
 
@@ -95,7 +95,6 @@ fn products_of_several_matrices() {
     let (wide, long) = (weight(4, 64, Activations::Int8), weight(8, 32, Activations::Int8));
     let x = zeros(&[2, 32]);
     let norm = |size| zeros(&[size]);
-    let refused = |result: Result<Tensor>, part: &str| refused(result, part);
     refused(projections(&x, None, &[]), "no weight");
     refused(projections(&x, None, &[part(&one), part(&other)]), "activations");
     let dense = Weight::from(matrix(&mut Rng(1), Format::F32, 4, 32, 0));
@@ -122,6 +121,13 @@ fn products_of_several_matrices() {
 #[test]
 fn elementwise_shapes() {
     refused(rms_norm(&zeros(&[2, 3]), &zeros(&[2]), 1e-5), "rms_norm");
+    refused(rms_norm(&zeros(&[]), &zeros(&[0]), 1e-5), "no dimension");
+    assert_eq!(
+        rms_norm(&zeros(&[2, 0]), &zeros(&[0]), 1e-5).unwrap().dims(),
+        [2, 0]
+    );
+    refused(edit(&zeros(&[2, 2]).to_dtype(DType::F64).unwrap(), |_| ()), "f32");
+    refused(edit(&zeros(&[2, 3]).t().unwrap(), |_| ()), "contiguous");
     refused(
         rms_norm_add(&zeros(&[2, 3]), &zeros(&[3]), 1e-5, &zeros(&[3, 3])),
         "residual",

@@ -1,7 +1,7 @@
 //! What every decoder has around its blocks: embedding, final norm, output head on the rows that are sampled.
 
 use candle_core::{Device, Tensor};
-use rempart_kernels::{Activations, op};
+use rempart_kernels::op;
 
 use crate::{
     ForwardInput, KvCache, Model, ModelConfig, Result,
@@ -34,9 +34,7 @@ impl<B: Block> Decoder<B> {
     ) -> Result<Self> {
         let model = weights.at("model");
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        // What the head rounds goes into the logits as it is, and its few rows wait for memory, not for arithmetic.
-        let head = weights.with_activations(Activations::Int16);
-        let embedding = Embedding::load(&head.at("model.embed_tokens"), vocab, hidden, embedding_scale)?;
+        let embedding = Embedding::load(&model.at("embed_tokens"), vocab, hidden, embedding_scale)?;
         let blocks = (0..config.layers)
             .map(|layer| block(&model.at("layers").at(layer), layer))
             .collect::<Result<_>>()?;
@@ -44,7 +42,7 @@ impl<B: Block> Decoder<B> {
         let head = if config.tied_head {
             Linear::from_weight(embedding.weight())
         } else {
-            Linear::load(&head.at("lm_head"), vocab, hidden, false)?
+            Linear::load(&weights.at("lm_head"), vocab, hidden, false)?
         };
         Ok(Self {
             embedding,

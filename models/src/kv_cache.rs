@@ -14,7 +14,7 @@ impl KvCache {
     /// Allocates zeroed keys and values. Their memory is taken as it is written.
     ///
     /// # Errors
-    /// When the device cannot hold them, or the block size is no multiple of 16.
+    /// When they are too large to be counted, or the block size is no multiple of 16.
     pub fn new(config: &ModelConfig, blocks: usize, block_size: usize, dtype: KvDtype) -> Result<Self> {
         let layer = |_| op::KvCache::new(blocks, block_size, config.kv_heads, config.head_dim, dtype);
         let layers = (0..config.layers)

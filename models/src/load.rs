@@ -12,7 +12,7 @@ use crate::{
 /// How to load.
 #[derive(Default)]
 pub struct LoadOptions<'a> {
-    /// How layers with integer weights round their activations; the output head always takes 16 bits.
+    /// How layers with integer weights round their activations.
     pub activations: Activations,
     /// Called with bytes read so far and bytes in all, as the weights come into memory.
     pub progress: Option<&'a dyn Fn(u64, u64)>,

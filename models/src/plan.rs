@@ -104,10 +104,9 @@ impl MemoryPlan {
 /// Intermediate results that live at the same time in the widest part of a block, plus the logits.
 fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
     let attention = 3 * config.query_size() + 4 * config.kv_size();
-    let mlp = 3 * config.intermediate_size;
+    let mlp = 2 * config.intermediate_size;
     let per_token = 4 * config.hidden_size + attention.max(mlp);
-    // The logits exist twice: as the head's result and as the rows that sampling changes.
-    let logits = 2 * request.logit_rows * config.vocab_size;
+    let logits = request.logit_rows * config.vocab_size;
     ((request.step_tokens * per_token + logits) * size_of::<f32>()) as u64
 }
 

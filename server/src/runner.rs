@@ -1,10 +1,10 @@
 //! Where the engine and the models meet: executes an engine's batches with a Candle model.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use rempart_engine::{Batch, ModelRunner, SampleRow, Sampled, sampling};
-use rempart_kernels::pool;
+use rempart_kernels::{op, pool};
 use rempart_models::{AttentionRow, Error, ForwardInput, KvCache, Model};
 
 /// A model with its keys and values.
@@ -49,26 +49,24 @@ impl ModelRunner for CandleRunner {
             return Ok(Vec::new());
         }
         let vocab = logits.dim(1)?;
-        let mut values = logits.flatten_all()?.to_vec1::<f32>()?;
-        // One lock per row, each taken once: it only carries the row's slice into the pool's shared closure.
-        let slots: Vec<_> = values
-            .chunks_exact_mut(vocab)
-            .map(|row| Mutex::new((row, None)))
-            .collect();
-        pool::run(rows.len(), |index| {
-            let mut slot = slots[index]
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let sampled = sampling::sample(slot.0, &rows[index]);
-            slot.1 = Some(sampled);
-        });
-        let sampled = slots.into_iter().map(|slot| {
-            slot.into_inner()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .1
-        });
-        Ok(sampled
-            .map(|sampled| sampled.expect("the pool ran every row. This is a bug."))
-            .collect())
+        let sampled = op::edit(&logits, |values| {
+            // One lock per row, each taken once: it only carries the row's slice into the pool's shared closure.
+            let slots: Vec<_> = values
+                .chunks_exact_mut(vocab)
+                .map(|row| Mutex::new((row, None)))
+                .collect();
+            pool::run(rows.len(), |index| {
+                let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
+                let sampled = sampling::sample(slot.0, &rows[index]);
+                slot.1 = Some(sampled);
+            });
+            let sampled = slots
+                .into_iter()
+                .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1);
+            sampled
+                .map(|sampled| sampled.expect("the pool ran every row. This is a bug."))
+                .collect()
+        })?;
+        Ok(sampled)
     }
 }

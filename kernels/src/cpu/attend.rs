@@ -1,7 +1,8 @@
 //! Paged attention over any vector width: one pass over the cache with a running softmax.
 //!
 //! Positions are taken in spans that start at multiples of [`SPAN`], so a query's sums are made in the same order
-//! whatever tile it is in. What a query does not see of a span weighs zero, which changes no sum.
+//! whatever tile it is in. What a query does not see of a span weighs zero, which changes no sum
+//! of finite values.
 
 #![expect(
     clippy::needless_range_loop,

@@ -27,8 +27,8 @@ use super::{
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
 use crate::packed::{
-    Bits, GROUP, LINE, LINES, PANEL,
-    unpack::{Halves, Rows},
+    Bits, GROUP, LINE, LINES, Layout, PANEL, Panel,
+    unpack::{Halves, Lines, Rows},
 };
 
 static KERNELS: Kernels = Kernels {
@@ -149,9 +149,53 @@ struct Source {
     codes: *const u8,
     scales: *const Rows,
     mins: *const Rows,
-    /// The next panel's codes and scales, to be on their way when their turn comes: processors foresee a stream, but not
-    /// where the next one starts.
-    ahead: Option<(*const u8, *const u8)>,
+    ahead: Option<Ahead>,
+}
+
+/// The next panel's codes and scales, to be on their way when their turn comes: processors foresee a stream, but not where
+/// the next one starts.
+#[derive(Clone, Copy)]
+struct Ahead {
+    codes: *const u8,
+    group_bytes: usize,
+    scales: *const u8,
+    /// Rounded up: a record may serve several groups.
+    group_scale_bytes: usize,
+}
+
+impl Ahead {
+    fn of(panel: Panel<'_>, bits: Bits) -> Self {
+        let groups = (panel.codes.len() / bits.group_bytes()).max(1);
+        let bytes = panel.codes.len() + panel.scales.len();
+        Self {
+            codes: panel.codes.as_ptr().wrapping_add(bytes),
+            group_bytes: bits.group_bytes(),
+            scales: panel.scales.as_ptr().wrapping_add(bytes),
+            group_scale_bytes: panel.scales.len().div_ceil(groups),
+        }
+    }
+
+    /// Asks for what a group needs, which may lie behind the last panel: that harms nothing.
+    #[inline(always)]
+    unsafe fn group(self, group: usize) {
+        for line in (0..self.group_bytes).step_by(LINE) {
+            let at = self.codes.wrapping_add(group * self.group_bytes + line);
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
+        let scales = self.scales.wrapping_add(group * self.group_scale_bytes);
+        _mm_prefetch::<_MM_HINT_T0>(scales.cast());
+    }
+}
+
+/// Stores a panel's codes, a byte each.
+#[inline(always)]
+unsafe fn store<C: Codes>(panel: Panel<'_>, out: &mut [Lines]) {
+    for (group, out) in out.iter_mut().enumerate() {
+        let codes = C::group(panel.codes.as_ptr().add(group * C::BYTES));
+        for j in 0..LINES {
+            _mm512_storeu_si512(out[j].as_mut_ptr().cast(), codes[j]);
+        }
+    }
 }
 
 /// `R` activation rows from row `first` on.
@@ -202,11 +246,8 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let mut sums = [_mm512_setzero_ps(); R];
         for group in 0..x.groups {
             let codes = C::group(from.codes.add(group * C::BYTES));
-            if let Some((codes, scales)) = from.ahead {
-                for line in 0..C::BYTES / LINE {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(group * C::BYTES + line * LINE).cast());
-                }
-                _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(group * LINE).cast());
+            if let Some(ahead) = from.ahead {
+                ahead.group(group);
             }
             // Written out, as codes whose index is not a constant would leave their registers.
             Self::add::<R, 0>(&codes, from, x, group, &mut sums);
@@ -278,9 +319,11 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         products
     }
 
-    /// Rows `rows` of a panel, as many at once as registers hold.
-    #[inline(always)]
-    unsafe fn rows<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, from: Source) {
+    /// Rows `rows` of a panel, as many at once as registers hold. A function of its own for each kind of product: together
+    /// they take the compiler minutes.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn rows<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, mut from: Source) {
         let mut first = rows.start;
         while first < rows.end {
             let x = Numbers::new(job, first, HALVES);
@@ -290,6 +333,8 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
                 2.. => Self::tile::<C, 2>(job, panel, first, from, &x),
                 _ => Self::tile::<C, 1>(job, panel, first, from, &x),
             };
+            // Once is enough.
+            from.ahead = None;
         }
     }
 
@@ -313,17 +358,16 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
 
 /// Calls `rows` of the shape that a job has.
 #[inline(always)]
-unsafe fn dispatch<C: Codes>(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, from: Source) {
-    let scales = job.weight.layout().scales;
-    match (scales.halves(), scales.offset().is_none(), job.x.is_wide()) {
-        (1, false, false) => Shape::<1, false, false>::rows::<C>(job, panel, rows, from),
-        (1, false, true) => Shape::<1, false, true>::rows::<C>(job, panel, rows, from),
-        (1, true, false) => Shape::<1, true, false>::rows::<C>(job, panel, rows, from),
-        (1, true, true) => Shape::<1, true, true>::rows::<C>(job, panel, rows, from),
-        (_, false, false) => Shape::<2, false, false>::rows::<C>(job, panel, rows, from),
-        (_, false, true) => Shape::<2, false, true>::rows::<C>(job, panel, rows, from),
-        (_, true, false) => Shape::<2, true, false>::rows::<C>(job, panel, rows, from),
-        (_, true, true) => Shape::<2, true, true>::rows::<C>(job, panel, rows, from),
+unsafe fn wide_or_not<C: Codes, const HALVES: usize, const MINIMA: bool>(
+    job: &PackedJob<'_>,
+    panel: usize,
+    rows: Range<usize>,
+    from: Source,
+) {
+    if job.x.is_wide() {
+        Shape::<HALVES, MINIMA, true>::rows::<C>(job, panel, rows, from);
+    } else {
+        Shape::<HALVES, MINIMA, false>::rows::<C>(job, panel, rows, from);
     }
 }
 
@@ -345,21 +389,38 @@ impl Tiles for Vnni {
     #[inline(always)]
     unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
         let now = job.weight.panel(panel);
-        let bytes = now.codes.len() + now.scales.len();
         let from = Source {
             codes: now.codes.as_ptr(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
-            ahead: Some((
-                now.codes.as_ptr().wrapping_add(bytes),
-                now.scales.as_ptr().wrapping_add(bytes),
-            )),
+            ahead: Some(Ahead::of(now, job.weight.layout().bits)),
         };
-        match job.weight.layout().bits {
-            Bits::Four => dispatch::<Four>(job, panel, rows, from),
-            Bits::Five => dispatch::<Five>(job, panel, rows, from),
-            Bits::Six => dispatch::<Six>(job, panel, rows, from),
-            Bits::Eight => dispatch::<Eight>(job, panel, rows, from),
+        let Layout { bits, scales } = job.weight.layout();
+        // The layouts that formats have.
+        match (bits, scales.halves(), scales.offset().is_none()) {
+            (Bits::Four, 1, false) => wide_or_not::<Four, 1, false>(job, panel, rows, from),
+            (Bits::Four, 1, true) => wide_or_not::<Four, 1, true>(job, panel, rows, from),
+            (Bits::Four, 2, false) => wide_or_not::<Four, 2, false>(job, panel, rows, from),
+            (Bits::Four, 2, true) => wide_or_not::<Four, 2, true>(job, panel, rows, from),
+            (Bits::Five, 1, false) => wide_or_not::<Five, 1, false>(job, panel, rows, from),
+            (Bits::Five, 1, true) => wide_or_not::<Five, 1, true>(job, panel, rows, from),
+            (Bits::Six, 2, false) => wide_or_not::<Six, 2, false>(job, panel, rows, from),
+            (Bits::Eight, 1, false) => wide_or_not::<Eight, 1, false>(job, panel, rows, from),
+            _ => unreachable!("{:?} has no kernel. This is a bug.", job.weight.layout()),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack(bits: Bits, panel: Panel<'_>, out: &mut [Lines]) {
+        assert!(
+            panel.codes.len() == out.len() * bits.group_bytes(),
+            "a panel of other groups. This is a bug."
+        );
+        match bits {
+            Bits::Four => store::<Four>(panel, out),
+            Bits::Five => store::<Five>(panel, out),
+            Bits::Six => store::<Six>(panel, out),
+            Bits::Eight => store::<Eight>(panel, out),
         }
     }
 
@@ -369,8 +430,14 @@ impl Tiles for Vnni {
             codes: unpacked.codes.as_ptr().cast(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
-            ahead: None,
+            ahead: Some(Ahead::of(job.weight.panel(panel), job.weight.layout().bits)),
         };
-        dispatch::<Eight>(job, panel, rows, from);
+        let scales = job.weight.layout().scales;
+        match (scales.halves(), scales.offset().is_none()) {
+            (1, false) => wide_or_not::<Eight, 1, false>(job, panel, rows, from),
+            (1, true) => wide_or_not::<Eight, 1, true>(job, panel, rows, from),
+            (_, false) => wide_or_not::<Eight, 2, false>(job, panel, rows, from),
+            (_, true) => wide_or_not::<Eight, 2, true>(job, panel, rows, from),
+        }
     }
 }

@@ -1,5 +1,10 @@
 //! The work that several threads share, in parts that one kernel call does.
 
+#![expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach these bodies"
+)]
+
 use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use super::{
@@ -75,16 +80,16 @@ impl<'a, T> Output<'a, T> {
 
 /// A vector of `len` numbers, all of which `fill` writes: clearing it first would cost as much as a small operation.
 ///
-/// # Panics
-/// Where memory is short.
-pub(crate) fn filled(len: usize, fill: impl FnOnce(Output<'_>)) -> Vec<f32> {
+/// # Safety
+/// `fill` must write every element and read none before.
+pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&Output<'_>)) -> Vec<f32> {
     let mut vector = Vec::with_capacity(len);
-    fill(Output {
+    fill(&Output {
         start: vector.as_mut_ptr(),
         len,
         borrow: PhantomData,
     });
-    // SAFETY: the capacity is there, and `fill` has written every element.
+    // SAFETY: the capacity is there; the rest is the caller's promise.
     unsafe { vector.set_len(len) };
     vector
 }
@@ -133,10 +138,10 @@ impl Target<'_> {
 
 /// `x * weight^T` into `target`: `x` `[n, weight.cols()]`.
 pub(super) struct LinearJob<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) n: usize,
-    pub(crate) weight: &'a Matrix,
-    pub(crate) target: Target<'a>,
+    pub(super) x: &'a [f32],
+    pub(super) n: usize,
+    pub(super) weight: &'a Matrix,
+    pub(super) target: Target<'a>,
 }
 
 impl LinearJob<'_> {
@@ -145,7 +150,7 @@ impl LinearJob<'_> {
     /// # Safety
     /// No other thread may write these rows' results.
     #[inline(always)]
-    pub(crate) unsafe fn finish(&self, i: usize, row: usize, sums: &[f32]) {
+    pub(super) unsafe fn finish(&self, i: usize, row: usize, sums: &[f32]) {
         // SAFETY: the caller's promise.
         unsafe { self.target.store(i, row, sums) }
     }
@@ -168,9 +173,9 @@ pub(crate) struct AttentionJob<'a> {
 /// The queries of some consecutive tokens of a row, all those that read one head of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tile {
-    pub(crate) row: usize,
-    pub(crate) tokens: Range<usize>,
-    pub(crate) kv_head: usize,
+    pub(super) row: usize,
+    pub(super) tokens: Range<usize>,
+    pub(super) kv_head: usize,
 }
 
 impl AttentionJob<'_> {
@@ -223,11 +228,11 @@ impl AttentionJob<'_> {
 }
 
 /// Queries that share one read of the cache: enough to make arithmetic the limit, few enough for the first cache.
-pub(super) const TILE_QUERIES: usize = 24;
+const TILE_QUERIES: usize = 24;
 /// Below this many multiplications a second thread costs more than it brings.
 pub(super) const PARALLEL_PRODUCTS: usize = 1 << 15;
 /// Below this many elements likewise, where an element takes little.
-pub(super) const PARALLEL_ELEMENTS: usize = 1 << 14;
+pub(super) const PARALLEL_ELEMENTS: usize = 1 << 12;
 /// Parts for each thread: more even out a noisy machine, fewer cost less.
 pub(super) const PARTS: usize = 4;
 
@@ -261,8 +266,11 @@ impl Kernels {
         unsafe { (self.dequantize)(format, bytes, out) }
     }
 
-    /// Runs a checked attention job on all threads.
-    pub(crate) fn attention(&self, job: &AttentionJob<'_>) {
+    /// Runs an attention job on all threads.
+    ///
+    /// # Safety
+    /// The job's rows must have been checked against the shapes of its buffers, and its output must be zero.
+    pub(crate) unsafe fn attention(&self, job: &AttentionJob<'_>) {
         let tiles = job.tiles();
         let products = tiles.iter().map(|tile| job.cost(tile)).sum::<usize>() * job.group() * job.d;
         let parts = if products < PARALLEL_PRODUCTS {
@@ -272,7 +280,8 @@ impl Kernels {
         };
         pool::run(parts, |part| {
             for tile in tiles.iter().skip(part).step_by(parts) {
-                // SAFETY: the table runs on this processor, and every query is in one tile.
+                // SAFETY: the table runs on this processor, and every query is in one tile; the rest is the caller's
+                // promise.
                 unsafe { (self.attention)(job, tile) }
             }
         });
@@ -280,7 +289,7 @@ impl Kernels {
 
     /// Normalises the rows of `x`, each as long as the norm's weight, and adds `residual`, as long as `x`; writes every
     /// element of `out`, which is as long too.
-    pub(crate) fn rms_norm(&self, x: &[f32], norm: Norm<'_>, residual: Option<&[f32]>, out: Output<'_>) {
+    pub(crate) fn rms_norm(&self, x: &[f32], norm: Norm<'_>, residual: Option<&[f32]>, out: &Output<'_>) {
         assert!(x.len() == out.len(), "lengths differ. This is a bug.");
         let d = norm.weight.len();
         each_row(d, out, |row, out| {
@@ -302,7 +311,7 @@ impl Kernels {
         norm: Option<Norm<'_>>,
         style: RopeStyle,
         angles: &Angles,
-        out: Output<'_>,
+        out: &Output<'_>,
     ) {
         let half = angles.half;
         each_row(x.width, out, |row, out| {
@@ -334,8 +343,12 @@ thread_local! {
 }
 
 /// Calls `kernel` for each row of `width` elements of `out`.
-fn each_row(width: usize, out: Output<'_>, kernel: impl Fn(usize, &mut [f32]) + Sync) {
+fn each_row(width: usize, out: &Output<'_>, kernel: impl Fn(usize, &mut [f32]) + Sync) {
     let (len, rows) = (out.len(), out.len().checked_div(width).unwrap_or(0));
+    assert!(
+        len == rows * width,
+        "{len} elements in rows of {width}. This is a bug."
+    );
     let parts = (len / PARALLEL_ELEMENTS)
         .clamp(1, pool::threads() * PARTS)
         .min(rows.max(1));

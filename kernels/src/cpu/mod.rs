@@ -47,7 +47,7 @@ use crate::{Format, op::Activation, op::RopeStyle};
 type RopeKernel = unsafe fn(RopeStyle, &[f32], (&[f32], &[f32]), &mut [f32]);
 
 /// The kernels of one instruction set. [`best`] and [`all`] hand out only those that this processor runs, which is what
-/// the functions require; each is called by the method of its name.
+/// the functions require; the methods of `jobs` and `product` call them.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// The instruction set.

@@ -223,10 +223,11 @@ mod tests {
         // SAFETY: there is one thread.
         round_row(&x, &mut unsafe { rows.row(0) });
         let (numbers, scale) = round(&x, DIGITS_MAX);
-        for i in 0..GROUP {
-            let number = i32::from(operand.upper[i]) * 256 + i32::from(operand.lower[i]);
-            assert_eq!(number, numbers[i]);
-        }
+        let digits = operand.upper.iter().zip(&operand.lower);
+        let joined: Vec<i32> = digits
+            .map(|(&upper, &lower)| i32::from(upper) * 256 + i32::from(lower))
+            .collect();
+        assert_eq!(joined, numbers);
         let sum = |range: std::ops::Range<usize>| numbers[range].iter().sum::<i32>();
         let mut corrections = Corrections::default();
         corrections.fill(&operand, Scales::Half { offset: 8 });

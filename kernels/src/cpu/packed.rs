@@ -16,7 +16,7 @@ use super::{
     operand::{Corrections, Operand},
 };
 use crate::packed::{
-    LINE, PANEL, Packed, Panel,
+    Bits, LINE, PANEL, Packed, Panel,
     unpack::{self, Halves, Lines, Rows, Software},
 };
 
@@ -39,7 +39,14 @@ impl PackedJob<'_> {
         let first = panel * PANEL;
         let len = PANEL.min(self.weight.rows() - first);
         // SAFETY: the caller's promise.
-        unsafe { self.target.store(i, first, &sums[..len]) }
+        unsafe {
+            if len == PANEL {
+                // Of a length that the compiler knows.
+                self.target.store(i, first, sums);
+            } else {
+                self.target.store(i, first, &sums[..len]);
+            }
+        }
     }
 }
 
@@ -75,15 +82,19 @@ impl Unpacked {
         unsafe { unpack::scales::<H>(weight.layout().scales, panel, &mut self.scales, &mut self.mins) }
     }
 
+    /// # Safety
+    /// As for [`Tiles`].
     #[inline(always)]
-    fn codes(&mut self, weight: &Packed, panel: Panel<'_>) {
+    unsafe fn codes<T: Tiles>(&mut self, weight: &Packed, panel: Panel<'_>) {
         let lines = size_of::<Lines>() / LINE;
         self.codes.resize(weight.groups() * lines, Line64([0; LINE]));
-        // SAFETY: a run of lines has the layout of an array of them, and `Lines` asks for no alignment.
-        let out = unsafe {
-            std::slice::from_raw_parts_mut(self.codes.as_mut_ptr().cast::<Lines>(), weight.groups())
-        };
-        unpack::codes(weight.layout().bits, panel, out);
+        // SAFETY: a run of lines has the layout of an array of them, and `Lines` asks for no alignment; the rest is the
+        // caller's promise.
+        unsafe {
+            let out =
+                std::slice::from_raw_parts_mut(self.codes.as_mut_ptr().cast::<Lines>(), weight.groups());
+            T::unpack(weight.layout().bits, panel, out);
+        }
     }
 }
 
@@ -98,6 +109,15 @@ pub(super) trait Tiles: Halves {
     /// As for the instruction set; no other thread may write this panel's results. `unpacked` has the panel's scales.
     unsafe fn direct(_job: &PackedJob<'_>, _panel: usize, _rows: Range<usize>, _unpacked: &Unpacked) {
         unreachable!("no row goes without unpacked codes. This is a bug.");
+    }
+
+    /// Unpacks a panel's codes to a byte each, one element of `out` per group.
+    ///
+    /// # Safety
+    /// As for the instruction set.
+    #[inline(always)]
+    unsafe fn unpack(bits: Bits, panel: Panel<'_>, out: &mut [Lines]) {
+        unpack::codes(bits, panel, out);
     }
 
     /// As [`Tiles::direct`] for any number of rows, with unpacked codes too.
@@ -122,7 +142,7 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
             if job.n <= T::DIRECT {
                 T::direct(job, panel, 0..job.n, &unpacked);
             } else {
-                unpacked.codes(job.weight, bytes);
+                unpacked.codes::<T>(job.weight, bytes);
                 T::unpacked(job, panel, 0..job.n, &unpacked);
             }
         }

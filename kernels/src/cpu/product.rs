@@ -49,8 +49,10 @@ pub(crate) enum Finish<'a> {
     Gate(Activation),
 }
 
-/// Bytes of the gates that a thread keeps until they meet their other halves: well below a second-level cache.
+/// Bytes of two matrices' results that a thread keeps until one gates the other: well below a second-level cache.
 const GATES_BYTES: usize = 256 << 10;
+/// Reading and unpacking the weights takes about as long as multiplying so many rows.
+const READING_ROWS: usize = 2;
 /// Weight rows that are split no further: a panel of packed weights, a multiple of what dense kernels take at once.
 const UNIT: usize = crate::packed::PANEL;
 
@@ -60,8 +62,22 @@ struct Input {
     /// Normalised rows, where there is a norm and a dense matrix.
     rows: Vec<f32>,
     operand: Operand,
-    /// For each kind of scales among the packed matrices.
+    /// For each kind of scales that was met.
     corrections: Vec<(Scales, Corrections)>,
+    /// Those of them that belong to the present operand.
+    filled: Vec<Scales>,
+}
+
+impl Input {
+    fn correct(&mut self, scales: Scales) {
+        let known = self.corrections.iter().position(|(known, _)| *known == scales);
+        let at = known.unwrap_or_else(|| {
+            self.corrections.push((scales, Corrections::default()));
+            self.corrections.len() - 1
+        });
+        self.corrections[at].1.fill(&self.operand, scales);
+        self.filled.push(scales);
+    }
 }
 
 thread_local! {
@@ -100,7 +116,7 @@ impl Product<'_> {
             .iter()
             .map(|factor| factor.weight.rows().saturating_mul(factor.weight.cols()))
             .sum();
-        let products = weights.saturating_mul(self.n + 2);
+        let products = weights.saturating_mul(self.n + READING_ROWS);
         (products / PARALLEL_PRODUCTS).clamp(1, pool::threads() * PARTS)
     }
 
@@ -118,11 +134,18 @@ impl Product<'_> {
                 self.factors.len() == 2 && self.factors[0].weight.rows() == self.factors[1].weight.rows()
             }
         };
-        let norm = self.norm.is_none_or(|norm| norm.weight.len() == k);
-        let lengths = self.x.len() == n * k && out == n * self.width();
+        assert!(agree, "a product's matrices and biases disagree. This is a bug.");
         assert!(
-            agree && finish && norm && lengths,
-            "a product's shapes disagree. This is a bug."
+            finish,
+            "a product's epilogue does not fit its matrices. This is a bug."
+        );
+        assert!(
+            self.norm.is_none_or(|norm| norm.weight.len() == k),
+            "a product's norm has another length. This is a bug."
+        );
+        assert!(
+            self.x.len() == n * k && out == n * self.width(),
+            "a product's buffers have other lengths. This is a bug."
         );
         let mut activations = self.packed().map(|(_, activations)| activations);
         if let Some(first) = activations.next() {
@@ -138,7 +161,7 @@ impl Product<'_> {
 impl Kernels {
     /// Computes a product into `out` `[n, width]`, all of whose elements are written, on all threads. Panics where
     /// lengths disagree.
-    pub(crate) fn product(&self, product: &Product<'_>, out: Output<'_>) {
+    pub(crate) fn product(&self, product: &Product<'_>, out: &Output<'_>) {
         product.check(out.len());
         if product.n == 0 || product.width() == 0 {
             return;
@@ -148,7 +171,7 @@ impl Kernels {
         match product.finish {
             Finish::Concat => self.concat(product, &input, out, None),
             Finish::Add(rows) => self.concat(product, &input, out, Some(rows)),
-            Finish::Gate(activation) => self.gate(product, &input, &out, activation),
+            Finish::Gate(activation) => self.gate(product, &input, out, activation),
         }
         INPUT.set(input);
     }
@@ -187,18 +210,17 @@ impl Kernels {
                 ROW.set(scratch);
             });
         }
-        input.corrections.clear();
+        // Entries of earlier products keep their memory: there are as many as kinds of scales, seven.
+        input.filled.clear();
         for (scales, _) in product.packed() {
-            if input.corrections.iter().all(|(known, _)| *known != scales) {
-                let mut corrections = Corrections::default();
-                corrections.fill(&input.operand, scales);
-                input.corrections.push((scales, corrections));
+            if !input.filled.contains(&scales) {
+                input.correct(scales);
             }
         }
     }
 
     /// Computes matrices side by side.
-    fn concat(&self, product: &Product<'_>, input: &Input, out: Output<'_>, residual: Option<&[f32]>) {
+    fn concat(&self, product: &Product<'_>, input: &Input, out: &Output<'_>, residual: Option<&[f32]>) {
         let width = product.width();
         let all: usize = product.factors.iter().map(|factor| units(factor.weight)).sum();
         let parts = product.parts().min(all);

@@ -34,11 +34,7 @@ thread_local! {
 /// # Safety
 /// As for [`Simd`]; every pointer must be valid for `k` elements.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, const M: usize>(
-    w: [*const f32; 4],
-    x: [*const f32; M],
-    k: usize,
-) -> [[f32; 4]; M] {
+unsafe fn tile<S: Simd, const M: usize>(w: [*const f32; 4], x: [*const f32; M], k: usize) -> [[f32; 4]; M] {
     // SAFETY: the caller's promise; every load stays below `k`.
     unsafe {
         let mut sums = [[S::splat(0.0); 4]; M];

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Copying fewer numbers than this is not worth a second thread.
-const PARALLEL_ELEMENTS: usize = 1 << 14;
+const PARALLEL_ELEMENTS: usize = 1 << 11;
 
 /// How keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,7 +132,7 @@ impl Write<'_> {
             bail!("write_kv: slot {slot} is not below {blocks} blocks of {block_size}");
         }
         let cache = Output::new(cache);
-        let head = |head: usize| {
+        let write_head = |head: usize| {
             for (token, &slot) in self.slots.iter().enumerate() {
                 let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
                 let group = ((block * heads + head) * block_size + offset - offset % KEY_GROUP) * d;
@@ -151,9 +151,9 @@ impl Write<'_> {
             }
         };
         if new.n * new.width < PARALLEL_ELEMENTS {
-            (0..heads).for_each(head);
+            (0..heads).for_each(write_head);
         } else {
-            pool::run(heads, head);
+            pool::run(heads, write_head);
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! The operations of a transformer as Candle custom operations on contiguous `f32` tensors.
+//! The operations of a transformer as Candle custom operations on `f32` tensors; a cache may hold bf16.
 //!
 //! Every operation checks shapes, types, devices and indices and reports what is wrong with them as a
 //! [`candle_core::Error`]; none reads or writes outside its arguments, whatever they are.
 
+mod edit;
 mod embed;
 mod kv_cache;
 mod paged_attention;
@@ -10,6 +11,7 @@ mod product;
 mod rms_norm;
 mod rope;
 
+pub use edit::edit;
 pub use embed::embed;
 pub use kv_cache::{KvCache, KvDtype, write_kv};
 pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};

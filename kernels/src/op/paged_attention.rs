@@ -31,7 +31,7 @@ pub struct AttentionOptions {
 
 /// Causal attention of `q` `[n, heads * d]` over the cache; the result has the same shape. Query head `h` reads the
 /// cache's head `h / (heads / kv_heads)`. Tokens that no row names come out as zeros. A token's result is the same
-/// bits whatever chunk or batch computes it.
+/// bits whatever chunk or batch computes it, as long as keys and values are finite.
 pub fn paged_attention(
     q: &Tensor,
     cache: &KvCache,
@@ -82,7 +82,7 @@ impl CustomOp3 for PagedAttention<'_> {
             d,
         } = self.check(l1, l2, l3)?;
         let mut out = vec![0.0; q.len()];
-        cpu::best().attention(&AttentionJob {
+        let job = AttentionJob {
             q,
             cache,
             heads,
@@ -92,7 +92,9 @@ impl CustomOp3 for PagedAttention<'_> {
             rows: self.rows,
             options: self.options,
             out: Output::new(&mut out),
-        });
+        };
+        // SAFETY: `check` has compared the rows with the shapes, and the output was made of zeros.
+        unsafe { cpu::best().attention(&job) };
         Ok((CpuStorage::F32(out), Shape::from((n, heads * d))))
     }
 }

@@ -68,7 +68,9 @@ impl RmsNorm {
         residual: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (elements("rms_norm", s1, l1)?, elements("rms_norm", s2, l2)?);
-        let d = l1.dims().last().copied().unwrap_or(0);
+        let Some(&d) = l1.dims().last() else {
+            bail!("rms_norm: the input has no dimension")
+        };
         if l2.dims() != [d] {
             bail!(
                 "rms_norm: the input is {:?}, the weight {:?}",
@@ -80,7 +82,8 @@ impl RmsNorm {
             weight,
             eps: self.eps,
         };
-        let out = cpu::filled(x.len(), |out| cpu::best().rms_norm(x, norm, residual, out));
+        // SAFETY: the kernel writes each row, and the rows are all there is.
+        let out = unsafe { cpu::filled(x.len(), |out| cpu::best().rms_norm(x, norm, residual, out)) };
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::VecDeque};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::{InputNorm, rows, with_elements};
-use crate::cpu::{self, Angles, Norm};
+use crate::cpu::{self, Angles, Norm, Output};
 
 /// Which two elements of a head form a pair that is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +69,13 @@ impl CustomOp1 for Rope<'_> {
                 weight,
                 eps: norm.eps,
             });
-            Ok(cpu::filled(x.n * x.width, |out| {
+            let rotate = |out: &Output<'_>| {
                 with_angles(inv_freq, attention_factor, self.positions, |angles| {
                     cpu::best().rope(&x, norm, style, angles, out);
                 });
-            }))
+            };
+            // SAFETY: the kernel writes each row, and the rows are all there is.
+            Ok(unsafe { cpu::filled(x.n * x.width, rotate) })
         })?;
         Ok((CpuStorage::F32(out), Shape::from((x.n, x.width))))
     }

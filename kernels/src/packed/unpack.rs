@@ -93,12 +93,14 @@ pub(crate) unsafe fn scales<H: Halves>(
         }
         Scales::HalfMin => {
             for ((record, out), min) in records.zip(out).zip(mins) {
+                // SAFETY: as above.
                 (*out, *min) = unsafe { (halves::<H>(record, 0), halves::<H>(record, 1)) };
             }
         }
         Scales::Super { parts } => {
             let (out, mins) = (out.chunks_exact_mut(parts), mins.chunks_exact_mut(parts));
             for ((record, out), mins) in records.zip(out).zip(mins) {
+                // SAFETY: as above.
                 let (scale, min) = unsafe { (halves::<H>(record, 0), halves::<H>(record, 1)) };
                 let (factors, _) = record[4 * PANEL..].as_chunks::<PANEL>();
                 for (part, (out, to)) in out.iter_mut().zip(mins).enumerate() {
@@ -111,6 +113,7 @@ pub(crate) unsafe fn scales<H: Halves>(
         }
         Scales::Signed { .. } => {
             for (record, out) in records.zip(out.chunks_exact_mut(16)) {
+                // SAFETY: as above.
                 let scale = unsafe { halves::<H>(record, 0) };
                 let (factors, _) = record[2 * PANEL..].as_chunks::<PANEL>();
                 for (out, factors) in out.iter_mut().zip(factors) {
