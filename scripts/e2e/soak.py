@@ -21,6 +21,8 @@ import models  # noqa: E402
 from lib import server, stream  # noqa: E402
 
 WORDS = "river lamp paper stone garden window letter market engine winter bridge copper salt meadow violin harbour".split()
+# The key-value cache takes its memory as it is written: one that is full before the warm-up ends.
+CACHE_MIB = 256
 # The share of the time that is warm-up: caches fill, the allocator finds its size.
 WARM_UP = 0.3
 # How much the end may lie above the end of the warm-up.
@@ -119,7 +121,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     path = models.fetch(arguments.model, models.default_directory())
-    with server.Server(path, server.REPO / ".cache" / "e2e" / "soak.log") as running:
+    log = server.REPO / ".cache" / "e2e" / "soak.log"
+    with server.Server(path, log, arguments=["--kv-cache-mib", CACHE_MIB]) as running:
         running.wait_ready(300)
         outcome = soak(running, arguments.clients, arguments.seconds, arguments.cancel, arguments.seed)
     print(outcome)

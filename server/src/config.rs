@@ -145,12 +145,12 @@ pub struct ServeArgs {
     /// Threads that compute [default: the physical cores]
     #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
     pub threads: Option<NonZeroUsize>,
-    /// How layers with integer weights round their activations: 16 bits, or 8, which is faster and less exact
+    /// How layers with integer weights round their activations: to 8 bits, or to 16, which is slower and more exact
     #[arg(
         long,
         env = "REMPART_ACTIVATIONS",
         value_enum,
-        default_value = "int16",
+        default_value = "int8",
         help_heading = "Model"
     )]
     pub activations: Activations,
@@ -199,7 +199,7 @@ pub struct EngineArgs {
     #[arg(long, env = "REMPART_ITL_TARGET_MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub itl_target_ms: u64,
     /// Tokens guessed ahead for one or two answers that run alone, from what their text repeats; 0: none
-    #[arg(long, env = "REMPART_SPECULATIVE_TOKENS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
+    #[arg(long, env = "REMPART_SPECULATIVE_TOKENS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=16))]
     pub speculative_tokens: u8,
     /// Requests that may wait; further ones get a 503 with Retry-After
     #[arg(long, env = "REMPART_QUEUE_REQUESTS_MAX", default_value = "256")]
