@@ -167,7 +167,7 @@ class Results:
             text = row.show(figure.value, figure.results) if figure else "failed"
             text += "" if not figure or figure.is_quiet else " ≈"
             cells.append(text + (f", {figure.failed} failed" if figure and figure.failed else ""))
-        setting, ratio, bar = peer.server.removeprefix(PEER) if peer else "–", "–", f"{row.bar:g}"
+        setting, ratio, bar = peer.server.removeprefix(PEER) if peer else "–", "–", f"{row.bar:.3g}"
         if ours and peer and ours.is_quiet != peer.is_quiet:
             ratio = "one was disturbed"
         elif ours and peer:
