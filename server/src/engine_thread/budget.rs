@@ -15,6 +15,8 @@ const PLANNED_SHARE: f64 = 0.9;
 /// reads all weights, is what [`StepCost::prefill_within`] sees to.
 const PREFILL_TOKENS_MIN: usize = 16;
 
+/// How large the fixed part of the first step is thought to be.
+const FIXED_SHARE: f64 = 0.25;
 /// How far a cost may drift with each step, relative to a step that consists of it.
 const DRIFT: f64 = 0.05;
 /// How far a step's time strays from its cost, relative.
@@ -91,9 +93,12 @@ struct StepCost {
 }
 
 impl StepCost {
-    /// Nothing is known but the size of things: a step took this long, so no token of it took longer than its share.
+    /// Nothing is known but the size of things: a step took this long, so no token of it took longer than its share, and
+    /// most of it was for its tokens. What is fixed would otherwise seem to be as much as prefill, which then got as
+    /// much time as that: a step like the one before, from which nothing new is learnt.
     fn unknown([_, decodes, prefill]: [f64; 3], seconds: f64) -> Self {
-        let (step, token) = (seconds.powi(2), (seconds / (decodes + prefill)).powi(2));
+        let step = (seconds * FIXED_SHARE).powi(2);
+        let token = (seconds / (decodes + prefill)).powi(2);
         Self {
             mean: [0.0; 3],
             covariance: [[step, 0.0, 0.0], [0.0, token, 0.0], [0.0, 0.0, token]],
