@@ -57,7 +57,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     path = models.fetch(arguments.model, models.default_directory())
-    with server.Server(path, server.REPO / ".cache" / "e2e" / "batching.log") as running:
+    # Guessing ahead is for one or two answers alone: it would make the single client faster, not the batch.
+    log, arguments = server.REPO / ".cache" / "e2e" / "batching.log", ["--speculative-tokens", 0]
+    with server.Server(path, log, arguments=arguments) as running:
         running.wait_ready(300)
         alone, together = compare(running, arguments.clients, arguments.prompt_words, arguments.max_tokens,
                                   arguments.rounds)
