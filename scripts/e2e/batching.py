@@ -58,8 +58,8 @@ def main():
     arguments = parser.parse_args()
     path = models.fetch(arguments.model, models.default_directory())
     # Guessing ahead is for one or two answers alone: it would make the single client faster, not the batch.
-    log, arguments = server.REPO / ".cache" / "e2e" / "batching.log", ["--speculative-tokens", 0]
-    with server.Server(path, log, arguments=arguments) as running:
+    log, options = server.REPO / ".cache" / "e2e" / "batching.log", ["--speculative-tokens", 0]
+    with server.Server(path, log, arguments=options) as running:
         running.wait_ready(300)
         alone, together = compare(running, arguments.clients, arguments.prompt_words, arguments.max_tokens,
                                   arguments.rounds)
