@@ -71,6 +71,10 @@ impl Budget {
         if self.target.is_none() || took.is_zero() || work.decodes + work.prefill == 0 {
             return;
         }
+        // A lone first token, as of the warm-up, says too little to begin with.
+        if self.cost.is_none() && work.decodes + work.prefill < 2 {
+            return;
+        }
         let (counts, seconds) = (work.counts(), took.as_secs_f64());
         self.cost
             .get_or_insert_with(|| StepCost::unknown(counts, seconds))
