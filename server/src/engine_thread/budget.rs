@@ -280,6 +280,17 @@ mod tests {
     }
 
     #[test]
+    fn a_quick_warm_up_does_not_loosen_the_first_limit() {
+        for warm_up_us in [1, 50, 5_000] {
+            let mut budget = budget(10);
+            let work = |prefill| Work { decodes: 0, prefill };
+            budget.observe(work(1), Duration::from_micros(warm_up_us));
+            budget.observe(work(64), Duration::from_millis(64));
+            assert_eq!(budget.prefill(1), PREFILL_TOKENS_MIN, "{warm_up_us}");
+        }
+    }
+
+    #[test]
     fn one_odd_step_changes_little() {
         for odd_ms in [0.0, 0.001, 10_000.0] {
             let mut machine = Machine::new([10.0, 1.0, 0.5]);
