@@ -177,7 +177,7 @@ proptest! {
             }
         }
         each_table(|table| {
-            let options = RopeOptions { inv_freq: &freq, attention_factor: 1.5, style, norm: None };
+            let options = RopeOptions { inv_freq: &freq, attention_factor: 1.5, style, norm: None, factors: None };
             let out = values(&rope(&x, &options, &positions).unwrap());
             assert_close(&out, &exact, |_| 2e-6, table.name);
         });
@@ -323,6 +323,7 @@ fn fused_norms_are_their_parts() {
         attention_factor: 1.0,
         style: RopeStyle::Halves,
         norm: None,
+        factors: None,
     };
     let norm = Some(InputNorm { weight: &head, eps });
     each_table(|table| {
@@ -334,6 +335,18 @@ fn fused_norms_are_their_parts() {
         let heads = rms_norm(&heads, &head, eps).unwrap().reshape((n, 64)).unwrap();
         let expected = rope(&heads, &plain, &positions).unwrap();
         assert_eq!(bits(&rotated), bits(&expected), "{}", table.name);
+        let factors: Vec<f32> = (0..64).map(|i| 0.25 * (i % 5) as f32).collect();
+        let scaled = RopeOptions {
+            norm,
+            factors: Some(&factors),
+            ..plain
+        };
+        let (scaled, factors) = (
+            rope(&part, &scaled, &positions).unwrap(),
+            Tensor::from_slice(&factors, 64, &Device::Cpu),
+        );
+        let expected = expected.broadcast_mul(&factors.unwrap()).unwrap();
+        assert_eq!(bits(&scaled), bits(&expected), "{}", table.name);
     });
 }
 

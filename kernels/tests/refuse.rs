@@ -137,10 +137,16 @@ fn elementwise_shapes() {
         attention_factor: 1.0,
         style: RopeStyle::Halves,
         norm: None,
+        factors: None,
     };
     let two = options(&[1.0, 1.0]);
     refused(rope(&zeros(&[2, 1, 4]), &two, &[0, 0]), "[n, width]");
     refused(rope(&zeros(&[2, 4]), &two, &[0]), "positions");
+    let factors = RopeOptions {
+        factors: Some(&[1.0; 3]),
+        ..two
+    };
+    refused(rope(&zeros(&[2, 4]), &factors, &[0, 1]), "3 factors");
     refused(rope(&zeros(&[2, 5]), &two, &[0, 1]), "frequencies");
     refused(rope(&zeros(&[2, 5]), &options(&[]), &[0, 1]), "frequencies");
     refused(rope(&zeros(&[4, 2]).t().unwrap(), &two, &[0, 1]), "contiguous");

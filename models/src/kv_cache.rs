@@ -25,7 +25,8 @@ impl KvCache {
 
     /// Bytes that one block takes over all layers.
     pub fn block_bytes(config: &ModelConfig, block_size: usize, dtype: KvDtype) -> usize {
-        2 * config.layers * block_size * config.kv_heads * config.head_dim * dtype.bytes()
+        let heads = 2 * config.layers * config.kv_heads;
+        heads * block_size.div_ceil(op::KEY_GROUP) * dtype.group_bytes(config.head_dim)
     }
 
     pub(crate) fn layer(&self, index: usize) -> &op::KvCache {

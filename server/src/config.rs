@@ -83,6 +83,7 @@ pub enum Device {
 /// How keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvDtype {
+    Int8,
     Bf16,
     F32,
 }

@@ -23,7 +23,9 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    Kernels, avx512,
+    Kernels,
+    attend::attention_vnni,
+    avx512,
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
 use crate::packed::{
@@ -34,6 +36,7 @@ use crate::packed::{
 static KERNELS: Kernels = Kernels {
     name: "avx512-vnni",
     linear_packed,
+    attention: attention_vnni,
     ..avx512::KERNELS
 };
 

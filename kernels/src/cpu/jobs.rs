@@ -191,11 +191,11 @@ impl AttentionJob<'_> {
         start..end
     }
 
-    /// Where the keys, and likewise the values, of the group of positions start that `position` belongs to.
-    pub(super) fn group_start(&self, row: &AttentionRow, kv_head: usize, position: usize) -> usize {
-        let first = position - position % KEY_GROUP;
-        let block = row.block_table[first / self.block_size] as usize;
-        ((block * self.kv_heads + kv_head) * self.block_size + first % self.block_size) * self.d
+    /// Of the groups of positions that the cache has of all heads, the one that `position` belongs to.
+    pub(super) fn key_group(&self, row: &AttentionRow, kv_head: usize, position: usize) -> usize {
+        let groups = self.block_size / KEY_GROUP;
+        let block = row.block_table[position / self.block_size] as usize;
+        (block * self.kv_heads + kv_head) * groups + position % self.block_size / KEY_GROUP
     }
 
     /// Where a query starts in `q` and `out`: number `i` of a tile, tokens first, then the heads of its group.
@@ -303,14 +303,14 @@ impl Kernels {
         });
     }
 
-    /// Rotates the heads of tokens by the cosines and sines of their positions, after normalising each where asked for;
-    /// writes every element of `out`, as long as all rows.
+    /// Rotates the heads of tokens by the cosines and sines of their positions, after normalising each and before
+    /// multiplying by `factors`, as long as a row, where asked for; writes every element of `out`, as long as all rows.
     pub(crate) fn rope(
         &self,
         x: &StridedRows<'_>,
         norm: Option<Norm<'_>>,
-        style: RopeStyle,
-        angles: &Angles,
+        (style, angles): (RopeStyle, &Angles),
+        factors: Option<&[f32]>,
         out: &Output<'_>,
     ) {
         let half = angles.half;
@@ -320,20 +320,39 @@ impl Kernels {
                 &angles.sin[row * half..][..half],
             );
             let x = x.row(row);
-            let Some(norm) = norm else {
-                // SAFETY: the table runs on this processor.
-                return unsafe { (self.rope)(style, x, angles, out) };
-            };
-            let mut scratch = HEADS.take();
-            scratch.resize(x.len(), 0.0);
-            for (x, to) in x.chunks_exact(2 * half).zip(scratch.chunks_exact_mut(2 * half)) {
-                // SAFETY: as above.
-                unsafe { (self.rms_norm)(x, norm.weight, norm.eps, to) }
+            // SAFETY: the table runs on this processor.
+            unsafe {
+                match norm {
+                    None => (self.rope)(style, x, angles, out),
+                    Some(norm) => self.normed_rope(x, norm, (style, angles), out),
+                }
             }
-            // SAFETY: as above.
-            unsafe { (self.rope)(style, &scratch, angles, out) }
-            HEADS.set(scratch);
+            for (out, factor) in out.iter_mut().zip(factors.unwrap_or_default()) {
+                *out *= factor;
+            }
         });
+    }
+
+    /// Normalises each of a token's heads and rotates them.
+    ///
+    /// # Safety
+    /// The table must run on this processor.
+    unsafe fn normed_rope(
+        &self,
+        x: &[f32],
+        norm: Norm<'_>,
+        (style, (cos, sin)): (RopeStyle, (&[f32], &[f32])),
+        out: &mut [f32],
+    ) {
+        let (d, mut scratch) = (2 * cos.len(), HEADS.take());
+        scratch.resize(x.len(), 0.0);
+        for (x, to) in x.chunks_exact(d).zip(scratch.chunks_exact_mut(d)) {
+            // SAFETY: the caller's promise.
+            unsafe { (self.rms_norm)(x, norm.weight, norm.eps, to) }
+        }
+        // SAFETY: as above.
+        unsafe { (self.rope)(style, &scratch, (cos, sin), out) }
+        HEADS.set(scratch);
     }
 }
 

@@ -22,6 +22,7 @@ mod neon;
 mod operand;
 mod packed;
 mod product;
+mod records;
 pub(crate) mod scalar;
 mod simd;
 mod stored;
@@ -40,7 +41,9 @@ use operand::OperandRow;
 use packed::PackedJob;
 pub(crate) use product::{Factor, Finish, Norm, Product};
 
-pub(crate) use stored::{Cache, Cells, KEY_GROUP, Stored};
+pub(crate) use records::{Records, record_bytes, write_key, write_value};
+pub use stored::KEY_GROUP;
+pub(crate) use stored::{Cache, Cells, Stored};
 
 use crate::{Format, op::Activation, op::RopeStyle};
 

@@ -11,9 +11,9 @@ use crate::packed::{Activations, GROUP, Scales};
 /// Adding it to a number of at most 22 bits rounds that to a whole one, ties to even, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
 /// The largest digit of 8 bits.
-const DIGIT_MAX: f32 = 127.0;
+pub(super) const DIGIT_MAX: f32 = 127.0;
 /// The largest number of two digits whose upper one is at most [`DIGIT_MAX`], rounding up included.
-const DIGITS_MAX: f32 = 127.0 * 256.0;
+pub(super) const DIGITS_MAX: f32 = 127.0 * 256.0;
 /// Activations below it count as zero: their scale's reciprocal would not be a number.
 const TINY: f32 = 1e-30;
 
@@ -150,8 +150,7 @@ pub(super) fn round_row(x: &[f32], row: &mut OperandRow<'_>) {
                 .zip(&mut row.upper[range.clone()])
                 .zip(&mut row.lower[range])
             {
-                *upper = ((number + 128) >> 8) as i8;
-                *lower = *number as i8;
+                (*upper, *lower) = digits(*number);
             }
             numbers
         } else {
@@ -171,23 +170,47 @@ pub(super) fn round_row(x: &[f32], row: &mut OperandRow<'_>) {
 /// The whole numbers of a group, `largest` standing for the largest magnitude, and what they count.
 #[inline(always)]
 fn round(x: &[f32; GROUP], largest: f32) -> ([i32; GROUP], f32) {
+    let (factor, scale) = factor(x, largest);
+    let mut numbers = [0; GROUP];
+    for (number, &x) in numbers.iter_mut().zip(x) {
+        *number = nearest(x, factor);
+    }
+    (numbers, scale)
+}
+
+/// What makes whole numbers of `x`, `largest` standing for the largest magnitude, and what one of them counts. Of numbers
+/// that are not all finite the numbers are 0 and count what is not a number, so that nothing hides it.
+#[inline(always)]
+pub(super) fn factor(x: &[f32], largest: f32) -> (f32, f32) {
     // Magnitudes compare as their bits do, infinities and NaN above all.
     let magnitude = x
         .iter()
         .fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
     let magnitude = f32::from_bits(magnitude);
-    let mut numbers = [0; GROUP];
     if !magnitude.is_finite() {
-        return (numbers, f32::NAN);
+        return (0.0, f32::NAN);
     }
     if magnitude < TINY {
-        return (numbers, 0.0);
+        return (0.0, 0.0);
     }
-    let factor = largest / magnitude;
-    for (number, x) in numbers.iter_mut().zip(x) {
-        *number = ((x * factor + ROUND).to_bits().wrapping_sub(ROUND.to_bits())).cast_signed();
-    }
-    (numbers, magnitude / largest)
+    (largest / magnitude, magnitude / largest)
+}
+
+/// The whole number next to `x` times a [`factor`].
+#[inline(always)]
+pub(super) fn nearest(x: f32, factor: f32) -> i32 {
+    // What is not finite becomes 0 beside a factor of 0.
+    let product = if factor == 0.0 { 0.0 } else { x * factor };
+    (product + ROUND)
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed()
+}
+
+/// The digits of a number: the upper one counts 256.
+#[inline(always)]
+pub(super) fn digits(number: i32) -> (i8, i8) {
+    (((number + 128) >> 8) as i8, number as i8)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
     jobs::{AttentionJob, LinearJob, Tile},
     operand::round_row,
     packed::{PackedJob, Plain, panels},
-    stored::{Cache, Cells, KEY_GROUP, Stored},
+    stored::{Cache, Cells, KEY_GROUP},
 };
 use crate::{Format, op::Activation, op::RopeStyle};
 
@@ -93,18 +93,43 @@ fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
 /// # Safety
 /// No other thread may write the same queries' results.
 unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
+    let group = KEY_GROUP * job.d;
     // SAFETY: the caller's promise.
     unsafe {
         match job.cache {
-            Cache::F32(cells) => attend(job, cells, tile),
-            Cache::Bf16(cells) => attend(job, cells, tile),
+            Cache::F32(Cells { k, v }) => attend(
+                job,
+                tile,
+                |at, i| k[at / KEY_GROUP * group + i * KEY_GROUP + at % KEY_GROUP],
+                |at, i| v[at * job.d + i],
+            ),
+            Cache::Bf16(Cells { k, v }) => attend(
+                job,
+                tile,
+                |at, i| k[at / KEY_GROUP * group + i * KEY_GROUP + at % KEY_GROUP].to_f32(),
+                |at, i| v[at * job.d + i].to_f32(),
+            ),
+            Cache::Int8(records) => attend(
+                job,
+                tile,
+                |at, i| records.key(job.d, at, i),
+                |at, i| records.value(job.d, at, i),
+            ),
         }
     }
 }
 
+/// `key` and `value` are element `i` of the slot `at`, counted over all heads: its group times [`KEY_GROUP`] plus its place
+/// there.
+///
 /// # Safety
 /// As for [`attention`].
-unsafe fn attend<E: Stored>(job: &AttentionJob<'_>, cells: Cells<'_, E>, tile: &Tile) {
+unsafe fn attend(
+    job: &AttentionJob<'_>,
+    tile: &Tile,
+    key: impl Fn(usize, usize) -> f32,
+    value: impl Fn(usize, usize) -> f32,
+) {
     let (row, d) = (&job.rows[tile.row], job.d);
     for i in 0..tile.tokens.len() * job.group() {
         let at = job.query(tile, i);
@@ -112,11 +137,11 @@ unsafe fn attend<E: Stored>(job: &AttentionJob<'_>, cells: Cells<'_, E>, tile: &
             &job.q[at..][..d],
             job.visible(row, tile.tokens.start + i / job.group()),
         );
+        let slot =
+            |position: usize| job.key_group(row, tile.kv_head, position) * KEY_GROUP + position % KEY_GROUP;
         let score = |position: usize| {
-            let keys = &cells.k[job.group_start(row, tile.kv_head, position)..];
-            let key = |i: usize| keys[i * KEY_GROUP + position % KEY_GROUP].to_f32();
-            let dot: f32 = query.iter().enumerate().map(|(i, q)| q * key(i)).sum();
-            let score = dot * job.options.scale;
+            let products = query.iter().enumerate().map(|(i, q)| q * key(slot(position), i));
+            let score = products.sum::<f32>() * job.options.scale;
             job.options
                 .softcap
                 .map_or(score, |cap| cap * (score / cap).tanh())
@@ -128,9 +153,8 @@ unsafe fn attend<E: Stored>(job: &AttentionJob<'_>, cells: Cells<'_, E>, tile: &
         let out = unsafe { job.out.slice(at, d) };
         for (position, score) in positions.zip(&scores) {
             let weight = (score - max).exp() / sum;
-            let start = job.group_start(row, tile.kv_head, position) + position % KEY_GROUP * d;
-            for (out, value) in out.iter_mut().zip(&cells.v[start..][..d]) {
-                *out += weight * value.to_f32();
+            for (i, out) in out.iter_mut().enumerate() {
+                *out += weight * value(slot(position), i);
             }
         }
     }

@@ -7,15 +7,14 @@
 
 use half::bf16;
 
-use super::simd::Simd;
+use super::{records::Records, simd::Simd};
 
 /// Positions whose keys lie side by side, dimension after dimension: a query meets them without adding up lanes.
-pub(crate) const KEY_GROUP: usize = 16;
+pub const KEY_GROUP: usize = 16;
 
 /// A number as a cache holds it.
 pub(crate) trait Stored: Copy + Send + Sync {
     fn from_f32(x: f32) -> Self;
-    fn to_f32(self) -> f32;
     /// A vector of them.
     ///
     /// # Safety
@@ -32,10 +31,6 @@ impl Stored for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
@@ -57,10 +52,6 @@ impl Stored for bf16 {
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
         let quiet = bits >> 16 | 0x40;
         Self::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self.to_f32()
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V {
@@ -90,6 +81,7 @@ pub(crate) struct Cells<'a, E> {
 pub(crate) enum Cache<'a> {
     F32(Cells<'a, f32>),
     Bf16(Cells<'a, bf16>),
+    Int8(Records<'a>),
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use half::{bf16, vec::HalfBitsVecExt as _};
 
 use super::{contiguous_mut, rows, storage_dtype};
 use crate::{
-    cpu::{KEY_GROUP, Output, Stored, StridedRows},
+    cpu::{KEY_GROUP, Output, Stored, StridedRows, record_bytes, write_key, write_value},
     pool,
 };
 
@@ -15,19 +15,32 @@ const PARALLEL_ELEMENTS: usize = 1 << 11;
 /// How keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvDtype {
-    /// As attention computes with them.
+    /// 32 bits.
     F32,
     /// Rounded to bf16, 8 bits of precision, in half the memory.
     #[default]
     Bf16,
+    /// Whole numbers of 8 bits, a scale for each position and at most 64 dimensions of a head: a quarter of the memory, and
+    /// the scales.
+    Int8,
 }
 
 impl KvDtype {
-    /// Bytes of one number.
-    pub const fn bytes(self) -> usize {
+    /// Bytes of 16 positions' keys, or values, of a head of `head_dim`.
+    pub const fn group_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => KEY_GROUP * head_dim * 4,
+            Self::Bf16 => KEY_GROUP * head_dim * 2,
+            Self::Int8 => record_bytes(head_dim),
+        }
+    }
+
+    /// The dimensions of a group of positions.
+    pub(super) fn group_dims(self, part: Part, head_dim: usize) -> Vec<usize> {
+        match (self, part) {
+            (Self::F32 | Self::Bf16, Part::Keys) => vec![head_dim, KEY_GROUP],
+            (Self::F32 | Self::Bf16, Part::Values) => vec![KEY_GROUP, head_dim],
+            (Self::Int8, _) => vec![record_bytes(head_dim)],
         }
     }
 }
@@ -35,11 +48,21 @@ impl KvDtype {
 /// Keys and values of one layer. Cloning shares the memory.
 ///
 /// Keys are `[blocks, kv_heads, block_size / 16, head_dim, 16]`: sixteen positions lie side by side, so that a vector of
-/// scores is made without adding up lanes. Values are `[blocks, kv_heads, block_size, head_dim]`.
+/// scores is made without adding up lanes. Values are `[blocks, kv_heads, block_size / 16, 16, head_dim]`. With
+/// [`KvDtype::Int8`] the last two dimensions of both are the bytes of a record, `cpu::records`.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) k: Tensor,
     pub(super) v: Tensor,
+    pub(super) head_dim: usize,
+    pub(super) dtype: KvDtype,
+}
+
+/// One of a cache's two tensors.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Keys,
+    Values,
 }
 
 impl KvCache {
@@ -54,28 +77,55 @@ impl KvCache {
         if block_size == 0 || !block_size.is_multiple_of(KEY_GROUP) {
             bail!("a cache's blocks hold a multiple of {KEY_GROUP} tokens, not {block_size}");
         }
-        let (keys, values) = (
-            (blocks, kv_heads, block_size / KEY_GROUP, head_dim, KEY_GROUP),
-            (blocks, kv_heads, block_size, head_dim),
-        );
-        let len = [kv_heads, block_size, head_dim]
+        let groups = (blocks, kv_heads, block_size / KEY_GROUP);
+        let bytes = [kv_heads, block_size / KEY_GROUP, dtype.group_bytes(head_dim)]
             .iter()
             .try_fold(blocks, |product, &dim| product.checked_mul(dim));
-        let Some(len) = len.filter(|len| *len <= isize::MAX as usize / size_of::<f32>()) else {
-            bail!("a cache of {values:?} is too large");
+        let Some(bytes) = bytes.filter(|bytes| *bytes <= isize::MAX as usize - LINE) else {
+            bail!("a cache of {groups:?} groups of heads of {head_dim} is too large");
         };
-        // The allocator has zeroed pages, which take no memory until they are written.
-        let zeros = |shape: candle_core::Shape| match dtype {
-            KvDtype::F32 => Tensor::from_vec(vec![0.0_f32; len], shape, &Device::Cpu),
-            KvDtype::Bf16 => {
-                Tensor::from_vec(vec![0_u16; len].reinterpret_into::<bf16>(), shape, &Device::Cpu)
-            }
+        let tensor = |part| {
+            zeros(
+                dtype,
+                bytes,
+                &[
+                    &[groups.0, groups.1, groups.2],
+                    &*dtype.group_dims(part, head_dim),
+                ]
+                .concat(),
+            )
         };
         Ok(Self {
-            k: zeros(keys.into())?,
-            v: zeros(values.into())?,
+            k: tensor(Part::Keys)?,
+            v: tensor(Part::Values)?,
+            head_dim,
+            dtype,
         })
     }
+}
+
+/// Bytes of a line of the processor's caches.
+const LINE: usize = 64;
+
+/// Zeros, from the start of a line on, so that vectors do not cross lines.
+fn zeros(dtype: KvDtype, bytes: usize, shape: &[usize]) -> Result<Tensor> {
+    // The allocator has zeroed pages, which take no memory until they are written.
+    match dtype {
+        KvDtype::F32 => at_a_line(vec![0.0_f32; bytes / 4 + LINE / 4], bytes / 4, shape),
+        KvDtype::Bf16 => {
+            let zeros = vec![0_u16; bytes / 2 + LINE / 2].reinterpret_into::<bf16>();
+            at_a_line(zeros, bytes / 2, shape)
+        }
+        KvDtype::Int8 => at_a_line(vec![0_u8; bytes + LINE], bytes, shape),
+    }
+}
+
+/// `len` elements of a vector as a tensor.
+fn at_a_line<T: candle_core::WithDType>(elements: Vec<T>, len: usize, shape: &[usize]) -> Result<Tensor> {
+    let before = elements.as_ptr().align_offset(LINE).min(elements.len() - len);
+    Tensor::from_vec(elements, len + LINE / size_of::<T>(), &Device::Cpu)?
+        .narrow(0, before, len)?
+        .reshape(shape)
 }
 
 /// Stores the keys and values `[n, kv_heads * d]` of `n` tokens at their `slots` (block times block size plus offset).
@@ -88,12 +138,15 @@ pub fn write_kv(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Resul
             v.shape()
         );
     }
-    cache.k.inplace_op2(k, &Write { slots })?;
-    cache.v.inplace_op2(v, &Write { slots })
+    let write = |part| Write { slots, cache, part };
+    cache.k.inplace_op2(k, &write(Part::Keys))?;
+    cache.v.inplace_op2(v, &write(Part::Values))
 }
 
 struct Write<'a> {
     slots: &'a [u32],
+    cache: &'a KvCache,
+    part: Part,
 }
 
 impl InplaceOp2 for Write<'_> {
@@ -104,23 +157,55 @@ impl InplaceOp2 for Write<'_> {
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
         let new = rows("write_kv", s2, l2)?;
         match s1 {
-            CpuStorage::BF16(all) => self.write(contiguous_mut("write_kv", all, l1)?, l1, &new),
-            CpuStorage::F32(all) => self.write(contiguous_mut("write_kv", all, l1)?, l1, &new),
+            CpuStorage::BF16(all) => {
+                self.write(contiguous_mut("write_kv", all, l1)?, l1, &new, number::<bf16>)
+            }
+            CpuStorage::F32(all) => self.write(contiguous_mut("write_kv", all, l1)?, l1, &new, number::<f32>),
+            CpuStorage::U8(all) => self.write(contiguous_mut("write_kv", all, l1)?, l1, &new, code),
             other => bail!("write_kv: a cache of {:?}", storage_dtype(other)),
         }
     }
 }
 
+/// Writes the numbers of a position to its group of a head.
+fn number<E: Stored>(part: Part, group: &mut [E], position: usize, x: &[f32]) {
+    match part {
+        Part::Keys => {
+            for (to, &x) in group[position..].iter_mut().step_by(KEY_GROUP).zip(x) {
+                *to = E::from_f32(x);
+            }
+        }
+        Part::Values => {
+            for (to, &x) in group[position * x.len()..].iter_mut().zip(x) {
+                *to = E::from_f32(x);
+            }
+        }
+    }
+}
+
+/// As [`number`] to a record.
+fn code(part: Part, record: &mut [u8], position: usize, x: &[f32]) {
+    match part {
+        Part::Keys => write_key(record, position, x),
+        Part::Values => write_value(record, position, x),
+    }
+}
+
 impl Write<'_> {
-    fn write<E: Stored>(&self, cache: &mut [E], layout: &Layout, new: &StridedRows<'_>) -> Result<()> {
-        let ([blocks, heads, block_size, d], keys) = match *layout.dims() {
-            [blocks, heads, groups, d, KEY_GROUP] => ([blocks, heads, groups * KEY_GROUP, d], true),
-            [blocks, heads, block_size, d] => ([blocks, heads, block_size, d], false),
-            _ => bail!("write_kv: the cache is {:?}", layout.shape()),
+    fn write<E: Send + Sync>(
+        &self,
+        cache: &mut [E],
+        layout: &Layout,
+        new: &StridedRows<'_>,
+        write: impl Fn(Part, &mut [E], usize, &[f32]) + Sync,
+    ) -> Result<()> {
+        let &[blocks, heads, groups, ..] = layout.dims() else {
+            bail!("write_kv: the cache is {:?}", layout.shape())
         };
+        let (d, block_size) = (self.cache.head_dim, groups * KEY_GROUP);
         if heads * d != new.width || new.n != self.slots.len() {
             bail!(
-                "write_kv: the cache is {:?}, {} tokens of {} numbers come for {} slots",
+                "write_kv: the cache is {:?} with heads of {d}, {} tokens of {} numbers come for {} slots",
                 layout.shape(),
                 new.n,
                 new.width,
@@ -131,23 +216,22 @@ impl Write<'_> {
         if let Some(slot) = self.slots.iter().find(|&&slot| slot as usize >= slots) {
             bail!("write_kv: slot {slot} is not below {blocks} blocks of {block_size}");
         }
-        let cache = Output::new(cache);
+        let (cache, len) = (
+            Output::new(cache),
+            self.cache.dtype.group_dims(self.part, d).iter().product(),
+        );
         let write_head = |head: usize| {
             for (token, &slot) in self.slots.iter().enumerate() {
                 let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
-                let group = ((block * heads + head) * block_size + offset - offset % KEY_GROUP) * d;
+                let group = (block * heads + head) * groups + offset / KEY_GROUP;
                 // SAFETY: each head is one task's own.
-                let to = unsafe { cache.slice(group, KEY_GROUP * d) };
-                let from = &new.row(token)[head * d..][..d];
-                if keys {
-                    for (to, &x) in to[offset % KEY_GROUP..].iter_mut().step_by(KEY_GROUP).zip(from) {
-                        *to = E::from_f32(x);
-                    }
-                } else {
-                    for (to, &x) in to[offset % KEY_GROUP * d..].iter_mut().zip(from) {
-                        *to = E::from_f32(x);
-                    }
-                }
+                let to = unsafe { cache.slice(group * len, len) };
+                write(
+                    self.part,
+                    to,
+                    offset % KEY_GROUP,
+                    &new.row(token)[head * d..][..d],
+                );
             }
         };
         if new.n * new.width < PARALLEL_ELEMENTS {

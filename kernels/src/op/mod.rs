@@ -19,6 +19,8 @@ pub use product::{Activation, InputNorm, Projection, gated_projections, linear, 
 pub use rms_norm::{rms_norm, rms_norm_add};
 pub use rope::{RopeOptions, RopeStyle, rope};
 
+pub use crate::cpu::KEY_GROUP;
+
 use crate::cpu::StridedRows;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{KvCache, elements};
-use crate::cpu::{self, AttentionJob, Cache, Cells, KEY_GROUP, Output};
+use crate::cpu::{self, AttentionJob, Cache, Cells, KEY_GROUP, Output, Records};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,11 @@ pub fn paged_attention(
     rows: &[AttentionRow],
     options: &AttentionOptions,
 ) -> Result<Tensor> {
-    q.apply_op3_no_bwd(&cache.k, &cache.v, &PagedAttention { rows, options })
+    q.apply_op3_no_bwd(&cache.k, &cache.v, &PagedAttention { cache, rows, options })
 }
 
 struct PagedAttention<'a> {
+    cache: &'a KvCache,
     rows: &'a [AttentionRow],
     options: &'a AttentionOptions,
 }
@@ -70,9 +71,19 @@ impl CustomOp3 for PagedAttention<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let q = elements(self.name(), s1, l1)?;
         let cache = match (s2, s3) {
-            (CpuStorage::BF16(k), CpuStorage::BF16(v)) => Cache::Bf16(cells((k, l2), (v, l3))?),
-            (CpuStorage::F32(k), CpuStorage::F32(v)) => Cache::F32(cells((k, l2), (v, l3))?),
-            _ => bail!("paged_attention: keys and values must both be f32 or bf16"),
+            (CpuStorage::BF16(k), CpuStorage::BF16(v)) => Cache::Bf16(Cells {
+                k: part(k, l2)?,
+                v: part(v, l3)?,
+            }),
+            (CpuStorage::F32(k), CpuStorage::F32(v)) => Cache::F32(Cells {
+                k: part(k, l2)?,
+                v: part(v, l3)?,
+            }),
+            (CpuStorage::U8(k), CpuStorage::U8(v)) => Cache::Int8(Records {
+                k: part(k, l2)?,
+                v: part(v, l3)?,
+            }),
+            _ => bail!("paged_attention: keys and values must both be f32, bf16 or codes"),
         };
         let Dims {
             n,
@@ -80,7 +91,7 @@ impl CustomOp3 for PagedAttention<'_> {
             kv_heads,
             block_size,
             d,
-        } = self.check(l1, l2, l3)?;
+        } = self.check(l1, l2)?;
         let mut out = vec![0.0; q.len()];
         let job = AttentionJob {
             q,
@@ -99,37 +110,28 @@ impl CustomOp3 for PagedAttention<'_> {
     }
 }
 
-fn cells<'a, E>((k, l2): (&'a [E], &Layout), (v, l3): (&'a [E], &Layout)) -> Result<Cells<'a, E>> {
-    let part = |all: &'a [E], layout: &Layout| {
-        layout
-            .contiguous_offsets()
-            .and_then(|(start, end)| all.get(start..end))
-    };
-    match (part(k, l2), part(v, l3)) {
-        (Some(k), Some(v)) => Ok(Cells { k, v }),
-        _ => bail!("paged_attention: the cache must be contiguous"),
-    }
+fn part<'a, E>(all: &'a [E], layout: &Layout) -> Result<&'a [E]> {
+    let part = layout
+        .contiguous_offsets()
+        .and_then(|(start, end)| all.get(start..end));
+    part.map_or_else(|| bail!("paged_attention: the cache must be contiguous"), Ok)
 }
 
 impl PagedAttention<'_> {
-    fn check(&self, q: &Layout, keys: &Layout, values: &Layout) -> Result<Dims> {
-        let (&[n, width], &[blocks, kv_heads, block_size, d]) = (q.dims(), values.dims()) else {
+    fn check(&self, q: &Layout, keys: &Layout) -> Result<Dims> {
+        // The cache's tensors are of one shape by its making.
+        let (&[n, width], &[blocks, kv_heads, groups, ..]) = (q.dims(), keys.dims()) else {
             bail!(
-                "paged_attention: q is {:?}, the values {:?}",
+                "paged_attention: q is {:?}, the keys {:?}",
                 q.shape(),
-                values.shape()
+                keys.shape()
             )
         };
-        if keys.dims() != [blocks, kv_heads, block_size / KEY_GROUP, d, KEY_GROUP]
-            || kv_heads == 0
-            || d == 0
-            || !width.is_multiple_of(kv_heads * d)
-        {
+        let (d, block_size) = (self.cache.head_dim, groups * KEY_GROUP);
+        if kv_heads == 0 || d == 0 || !width.is_multiple_of(kv_heads * d) {
             bail!(
-                "paged_attention: q is {:?}, keys {:?}, values {:?}",
-                q.shape(),
-                keys.shape(),
-                values.shape()
+                "paged_attention: q is {:?}, the cache has {kv_heads} heads of {d}",
+                q.shape()
             );
         }
         let heads = width / d;

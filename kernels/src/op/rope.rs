@@ -26,6 +26,8 @@ pub struct RopeOptions<'a> {
     pub style: RopeStyle,
     /// Normalises each head before, with a weight `[d]`.
     pub norm: Option<InputNorm<'a>>,
+    /// Multiplies the rotated elements, `[heads * d]`.
+    pub factors: Option<&'a [f32]>,
 }
 
 /// Rotates pair `i` of each head of `x` `[n, heads * d]` by `positions[row] * inv_freq[i]`; `positions` `[n]`.
@@ -50,6 +52,7 @@ impl CustomOp1 for Rope<'_> {
             attention_factor,
             style,
             norm,
+            factors,
         } = *self.options;
         let d = inv_freq.len().saturating_mul(2);
         if self.positions.len() != x.n || d == 0 || !x.width.is_multiple_of(d) {
@@ -64,6 +67,9 @@ impl CustomOp1 for Rope<'_> {
         if let Some(norm) = norm.filter(|norm| norm.weight.dims() != [d]) {
             bail!("rope: heads of {d} with a norm of {:?}", norm.weight.shape());
         }
+        if let Some(factors) = factors.filter(|factors| factors.len() != x.width) {
+            bail!("rope: {:?} with {} factors", layout.shape(), factors.len());
+        }
         let out = with_elements(self.name(), norm.iter().map(|norm| norm.weight), |weights| {
             let norm = norm.zip(weights.first()).map(|(norm, &weight)| Norm {
                 weight,
@@ -71,7 +77,7 @@ impl CustomOp1 for Rope<'_> {
             });
             let rotate = |out: &Output<'_>| {
                 with_angles(inv_freq, attention_factor, self.positions, |angles| {
-                    cpu::best().rope(&x, norm, style, angles, out);
+                    cpu::best().rope(&x, norm, (style, angles), factors, out);
                 });
             };
             // SAFETY: the kernel writes each row, and the rows are all there is.

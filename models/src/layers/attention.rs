@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rempart_kernels::op;
 
-use super::{Linear, RmsNorm, Rope};
+use super::{Linear, RmsNorm, Rope, balance::Balance};
 use crate::{ForwardInput, ModelConfig, Result, weights::Weights};
 
 /// What differs between families and layers.
@@ -23,6 +23,7 @@ pub(crate) struct Attention {
     v: Linear,
     o: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    balance: Option<Balance>,
     rope: Rope,
     options: op::AttentionOptions,
 }
@@ -47,12 +48,23 @@ impl Attention {
             Some(offset) => Some((head_norm("q_norm", offset)?, head_norm("k_norm", offset)?)),
             None => None,
         };
+        let k = Linear::load(&weights.at("k_proj"), kv, hidden, bias)?;
+        // A norm takes a bias's magnitude from keys.
+        let balance = match (k.bias(), &qk_norm) {
+            (Some(bias), None) => {
+                let group = config.heads / config.kv_heads;
+                let bias = bias.to_vec1()?;
+                Some(Balance::new(&bias, group, config.head_dim, &options.rope))
+            }
+            _ => None,
+        };
         Ok(Self {
             q: Linear::load(&weights.at("q_proj"), query, hidden, bias)?,
-            k: Linear::load(&weights.at("k_proj"), kv, hidden, bias)?,
+            k,
             v: Linear::load(&weights.at("v_proj"), kv, hidden, bias)?,
             o: Linear::load(&weights.at("o_proj"), hidden, query, false)?,
             qk_norm,
+            balance,
             rope: options.rope,
             options: op::AttentionOptions {
                 scale: config.attention_scale,
@@ -78,8 +90,10 @@ impl Attention {
         let (q, k) = (qkv.narrow(1, 0, q_size)?, qkv.narrow(1, q_size, kv_size)?);
         let v = qkv.narrow(1, q_size + kv_size, kv_size)?;
         let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
-        let q = self.rope.forward(&q, q_norm, input.positions)?;
-        let k = self.rope.forward(&k, k_norm, input.positions)?;
+        let balance = self.balance.as_ref();
+        let (q_factors, k_factors) = balance.map(|balance| (&*balance.q, &*balance.k)).unzip();
+        let q = self.rope.forward(&q, q_norm, q_factors, input.positions)?;
+        let k = self.rope.forward(&k, k_norm, k_factors, input.positions)?;
         op::write_kv(kv, &k, &v, input.slots)?;
         let attended = op::paged_attention(&q, kv, input.rows, &self.options)?;
         self.o.forward_onto(&attended, residual)

@@ -46,6 +46,11 @@ impl Linear {
         }
     }
 
+    /// `[outputs]`
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     pub(crate) fn outputs(&self) -> usize {
         self.weight.rows()
     }

@@ -1,6 +1,7 @@
 //! The parts models are composed of. Each knows its own tensor names and nothing of file formats.
 
 mod attention;
+mod balance;
 mod linear;
 mod mlp;
 mod norm;

@@ -39,13 +39,29 @@ impl Rope {
         Self { inv_freq, style }
     }
 
-    /// Rotates the heads of `x` `[n, heads * head_dim]` by `positions` `[n]`, normalised before where asked for.
-    pub(crate) fn forward(&self, x: &Tensor, norm: Option<&RmsNorm>, positions: &[u32]) -> Result<Tensor> {
+    /// The dimension that is rotated with dimension `i` of a head of `head_dim`.
+    pub(crate) fn partner(&self, i: usize, head_dim: usize) -> usize {
+        match self.style {
+            RopeStyle::Halves => (i + head_dim / 2) % head_dim,
+            RopeStyle::Interleaved => i ^ 1,
+        }
+    }
+
+    /// Rotates the heads of `x` `[n, heads * head_dim]` by `positions` `[n]`, normalised before and multiplied by `factors`
+    /// `[heads * head_dim]` behind where asked for.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        norm: Option<&RmsNorm>,
+        factors: Option<&[f32]>,
+        positions: &[u32],
+    ) -> Result<Tensor> {
         let options = RopeOptions {
             inv_freq: &self.inv_freq,
             attention_factor: 1.0,
             style: self.style,
             norm: norm.map(RmsNorm::of_input),
+            factors,
         };
         Ok(op::rope(x, &options, positions)?)
     }

@@ -169,6 +169,7 @@ fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan
 
 fn kv_dtype(settings: &Settings) -> rempart_models::KvDtype {
     match settings.model.kv_dtype {
+        KvDtype::Int8 => rempart_models::KvDtype::Int8,
         KvDtype::Bf16 => rempart_models::KvDtype::Bf16,
         KvDtype::F32 => rempart_models::KvDtype::F32,
     }
