@@ -25,7 +25,7 @@ use super::{
     avx2_packed::Avx2Tiles,
     dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
-    operand::{OperandRow, round_row},
+    operand::{OperandBlock, round_row},
     packed::{PackedJob, panels},
     simd::Simd,
     vector,
@@ -166,8 +166,8 @@ unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn round(x: &[f32], row: &mut OperandRow<'_>) {
-    round_row(x, row);
+unsafe fn round(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
+    round_row(x, block, r);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

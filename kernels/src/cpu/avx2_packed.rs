@@ -90,10 +90,10 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
         for part in 0..parts {
             let codes: *const u8 = unpacked.codes.as_ptr().add(part * lines).cast();
             let codes = codes.add(side * LINE / 2);
-            let at = |r: usize| (first + r) * x.k + part * lines * 4;
-            let mut products = digits::<BYTES, R>(codes, lines, |r| x.upper.as_ptr().add(at(r)));
+            let at = 4 * x.place(first, part * lines, x.k / 4);
+            let mut products = digits::<BYTES, R>(codes, lines, x.upper.as_ptr().add(at), x.height);
             if x.is_wide() {
-                let lower = digits::<BYTES, R>(codes, lines, |r| x.lower.as_ptr().add(at(r)));
+                let lower = digits::<BYTES, R>(codes, lines, x.lower.as_ptr().add(at), x.height);
                 for r in 0..R {
                     products[r] = _mm256_add_epi32(_mm256_slli_epi32::<8>(products[r]), lower[r]);
                 }
@@ -101,8 +101,8 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
             let of_row = |of: &[Rows]| _mm256_loadu_ps(of[part].as_ptr().add(side * LANES));
             let scales = of_row(&unpacked.scales);
             for r in 0..R {
-                let scale = _mm256_set1_ps(x.scales[(first + r) * x.groups() + part / halves]);
-                if let Some(start) = job.corrections.starts.get((first + r) * parts + part) {
+                let scale = _mm256_set1_ps(x.scales[x.place(first + r, part / halves, x.groups())]);
+                if let Some(start) = job.corrections.starts.get(x.place(first + r, part, parts)) {
                     products[r] = _mm256_add_epi32(products[r], _mm256_set1_epi32(*start));
                 }
                 sums[r] = _mm256_fmadd_ps(
@@ -110,7 +110,7 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
                     _mm256_mul_ps(scales, scale),
                     sums[r],
                 );
-                if let Some(share) = job.corrections.shares.get((first + r) * parts + part) {
+                if let Some(share) = job.corrections.shares.get(x.place(first + r, part, parts)) {
                     sums[r] = _mm256_fmadd_ps(of_row(&unpacked.mins), _mm256_set1_ps(*share), sums[r]);
                 }
             }
@@ -125,12 +125,13 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
     R
 }
 
-/// The whole-number sums of an even number of half lines with one digit of `R` rows of activations.
+/// The whole-number sums of an even number of half lines with one digit of `R` rows of a block of `height`.
 #[inline(always)]
 unsafe fn digits<const BYTES: bool, const R: usize>(
     codes: *const u8,
     lines: usize,
-    numbers: impl Fn(usize) -> *const i8,
+    numbers: *const i8,
+    height: usize,
 ) -> [__m256i; R] {
     let (one, nibble) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
     let mut sums = [_mm256_setzero_si256(); R];
@@ -139,8 +140,10 @@ unsafe fn digits<const BYTES: bool, const R: usize>(
         let b = _mm256_loadu_si256(codes.add((2 * pair + 1) * LINE).cast());
         let upper = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), nibble);
         for r in 0..R {
-            let at =
-                |i: usize| _mm256_set1_epi32(numbers(r).add(8 * pair + 4 * i).cast::<i32>().read_unaligned());
+            let at = |i: usize| {
+                let four = numbers.add(4 * ((2 * pair + i) * height + r));
+                _mm256_set1_epi32(four.cast::<i32>().read_unaligned())
+            };
             let products =
                 |a, b| _mm256_add_epi16(_mm256_maddubs_epi16(a, at(0)), _mm256_maddubs_epi16(b, at(1)));
             if BYTES {

@@ -25,12 +25,12 @@ use super::{
     avx2_packed::Avx2Tiles,
     avx512_decode as decode, dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
-    operand::{OperandRow, round_row},
+    operand::{DIGIT_MAX, DIGITS_MAX, Digits, OperandBlock, factor_of},
     packed::{PackedJob, panels},
     simd::Simd,
     vector,
 };
-use crate::{Format, op::Activation, op::RopeStyle};
+use crate::{Format, op::Activation, op::RopeStyle, packed::GROUP};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512",
@@ -213,9 +213,68 @@ unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
     panels::<Avx2Tiles>(job, range);
 }
 
+/// As `operand::round_row`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn round(x: &[f32], row: &mut OperandRow<'_>) {
-    round_row(x, row);
+unsafe fn round(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
+    let wide = block.is_wide();
+    for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+        let x = [
+            _mm512_loadu_ps(x.as_ptr()),
+            _mm512_loadu_ps(x.as_ptr().add(GROUP / 2)),
+        ];
+        let bits = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+        let magnitude = _mm512_reduce_max_epi32(_mm512_max_epi32(bits(x[0]), bits(x[1])));
+        let largest = if wide { DIGITS_MAX } else { DIGIT_MAX };
+        let (factor, scale) = factor_of(f32::from_bits(magnitude.cast_unsigned()), largest);
+        // What is not finite becomes the least number, whose digits are 0.
+        let number = |x| _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
+        let (first, second) = (number(x[0]), number(x[1]));
+        let lower = narrow(first, second);
+        let mut sums = half_sums(lower);
+        let numbers = if wide {
+            let upper = |n| _mm512_srai_epi32::<8>(_mm512_add_epi32(n, _mm512_set1_epi32(128)));
+            let upper = narrow(upper(first), upper(second));
+            for (sum, upper) in sums.iter_mut().zip(half_sums(upper)) {
+                *sum += 256 * upper;
+            }
+            Digits {
+                upper: bytes(upper),
+                lower: Some(bytes(lower)),
+            }
+        } else {
+            Digits {
+                upper: bytes(lower),
+                lower: None,
+            }
+        };
+        block.put(group, r, numbers, scale, sums);
+    }
+}
+
+/// The low bytes of two halves of a group.
+#[inline(always)]
+unsafe fn narrow(first: __m512i, second: __m512i) -> __m256i {
+    _mm256_set_m128i(_mm512_cvtepi32_epi8(second), _mm512_cvtepi32_epi8(first))
+}
+
+#[inline(always)]
+unsafe fn bytes(digits: __m256i) -> [i8; GROUP] {
+    let mut bytes = [0; GROUP];
+    _mm256_storeu_si256(bytes.as_mut_ptr().cast(), digits);
+    bytes
+}
+
+/// The sums of the first and of the second half.
+#[inline(always)]
+unsafe fn half_sums(digits: __m256i) -> [i32; 2] {
+    let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), digits);
+    let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    let eights = _mm_hadd_epi32(
+        _mm256_castsi256_si128(fours),
+        _mm256_extracti128_si256::<1>(fours),
+    );
+    let halves = _mm_hadd_epi32(eights, eights);
+    [_mm_extract_epi32::<0>(halves), _mm_extract_epi32::<1>(halves)]
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

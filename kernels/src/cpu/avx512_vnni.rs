@@ -20,17 +20,18 @@
     reason = "loops over constants unroll, and their indices are registers' numbers"
 )]
 
-use std::{arch::x86_64::*, ops::Range};
+use std::{arch::x86_64::*, ops::Range, ptr};
 
 use super::{
     Kernels,
     attend::attention_vnni,
     avx512,
+    operand::HEIGHT_MAX,
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
 use crate::packed::{
-    Bits, GROUP, LINE, LINES, Layout, PANEL, Panel,
-    unpack::{Halves, Lines, Rows},
+    Bits, LINE, LINES, Layout, PANEL, Panel,
+    unpack::{Halves, Rows},
 };
 
 static KERNELS: Kernels = Kernels {
@@ -153,6 +154,8 @@ struct Source {
     scales: *const Rows,
     mins: *const Rows,
     ahead: Option<Ahead>,
+    /// Where codes are left, a byte each; null if nowhere.
+    keep: *mut u8,
 }
 
 /// The next panel's codes and scales, to be on their way when their turn comes: processors foresee a stream, but not where
@@ -190,50 +193,47 @@ impl Ahead {
     }
 }
 
-/// Stores a panel's codes, a byte each.
-#[inline(always)]
-unsafe fn store<C: Codes>(panel: Panel<'_>, out: &mut [Lines]) {
-    for (group, out) in out.iter_mut().enumerate() {
-        let codes = C::group(panel.codes.as_ptr().add(group * C::BYTES));
-        for j in 0..LINES {
-            _mm512_storeu_si512(out[j].as_mut_ptr().cast(), codes[j]);
-        }
-    }
-}
-
-/// `R` activation rows from row `first` on.
+/// `R` activation rows of a block, from row `first` on.
 struct Numbers {
     upper: *const i8,
     lower: *const i8,
     scales: *const f32,
     starts: *const i32,
     shares: *const f32,
-    k: usize,
+    height: usize,
     groups: usize,
 }
 
 impl Numbers {
     #[inline(always)]
     unsafe fn new(job: &PackedJob<'_>, first: usize, halves: usize) -> Self {
-        let (x, groups) = (job.x, job.x.groups());
+        let (x, corrections) = (job.x, job.corrections);
+        let (number, part) = (
+            4 * x.place(first, 0, x.k / 4),
+            x.place(first, 0, x.groups() * halves),
+        );
         // Offsets into empty buffers are never dereferenced.
         Self {
-            upper: x.upper.as_ptr().add(first * x.k),
-            lower: x.lower.as_ptr().wrapping_add(first * x.k),
-            scales: x.scales.as_ptr().add(first * groups),
-            starts: job
-                .corrections
-                .starts
-                .as_ptr()
-                .wrapping_add(first * groups * halves),
-            shares: job
-                .corrections
-                .shares
-                .as_ptr()
-                .wrapping_add(first * groups * halves),
-            k: x.k,
-            groups,
+            upper: x.upper.as_ptr().add(number),
+            lower: x.lower.as_ptr().wrapping_add(number),
+            scales: x.scales.as_ptr().add(x.place(first, 0, x.groups())),
+            starts: corrections.starts.as_ptr().wrapping_add(part),
+            shares: corrections.shares.as_ptr().wrapping_add(part),
+            height: x.height,
+            groups: x.groups(),
         }
+    }
+
+    /// Rows of a block, known where `R` fill one.
+    #[inline(always)]
+    fn height<const R: usize>(&self) -> usize {
+        if R == HEIGHT_MAX { HEIGHT_MAX } else { self.height }
+    }
+
+    /// The digits of `R` rows that line `line` of all groups' meets.
+    #[inline(always)]
+    unsafe fn line<const R: usize>(&self, digits: *const i8, line: usize) -> *const i8 {
+        digits.add(4 * self.height::<R>() * line)
     }
 }
 
@@ -251,6 +251,12 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
             let codes = C::group(from.codes.add(group * C::BYTES));
             if let Some(ahead) = from.ahead {
                 ahead.group(group);
+            }
+            if !from.keep.is_null() {
+                let to = from.keep.add(group * LINES * LINE);
+                for j in 0..LINES {
+                    _mm512_store_si512(to.add(j * LINE).cast(), codes[j]);
+                }
             }
             // Written out, as codes whose index is not a constant would leave their registers.
             Self::add::<R, 0>(&codes, from, x, group, &mut sums);
@@ -274,13 +280,13 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let part = group * HALVES + HALF;
         let scales = _mm512_loadu_ps(from.scales.add(part).cast());
         for r in 0..R {
-            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.add(r * x.groups + group)));
+            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.add(group * x.height::<R>() + r)));
             sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r]), scale, sums[r]);
         }
         if MINIMA {
             let mins = _mm512_loadu_ps(from.mins.add(part).cast());
             for r in 0..R {
-                let share = _mm512_set1_ps(*x.shares.add(r * x.groups * HALVES + part));
+                let share = _mm512_set1_ps(*x.shares.add(part * x.height::<R>() + r));
                 sums[r] = _mm512_fmadd_ps(mins, share, sums[r]);
             }
         }
@@ -297,9 +303,9 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let mut products = [_mm512_setzero_si512(); R];
         if WIDE {
             for j in lines.clone() {
+                let numbers = x.line::<R>(x.upper, group * LINES + j);
                 for r in 0..R {
-                    let numbers = four(x.upper.add(r * x.k + group * GROUP + 4 * j));
-                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], numbers);
+                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r)));
                 }
             }
             for r in 0..R {
@@ -307,16 +313,16 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
             }
         }
         if !MINIMA {
+            let starts = x.starts.add((group * HALVES + HALF) * x.height::<R>());
             for r in 0..R {
-                let start = *x.starts.add((r * x.groups + group) * HALVES + HALF);
-                products[r] = _mm512_add_epi32(products[r], _mm512_set1_epi32(start));
+                products[r] = _mm512_add_epi32(products[r], _mm512_set1_epi32(*starts.add(r)));
             }
         }
-        let numbers = if WIDE { x.lower } else { x.upper };
+        let digits = if WIDE { x.lower } else { x.upper };
         for j in lines {
+            let numbers = x.line::<R>(digits, group * LINES + j);
             for r in 0..R {
-                let numbers = four(numbers.add(r * x.k + group * GROUP + 4 * j));
-                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], numbers);
+                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r)));
             }
         }
         products
@@ -337,7 +343,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
                 _ => Self::tile::<C, 1>(job, panel, first, from, &x),
             };
             // Once is enough.
-            from.ahead = None;
+            (from.ahead, from.keep) = (None, ptr::null_mut());
         }
     }
 
@@ -350,10 +356,20 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         x: &Numbers,
     ) -> usize {
         let sums = Self::sums::<C, R>(from, x);
+        let whole = (panel + 1) * PANEL <= job.weight.rows();
         for r in 0..R {
-            let mut out = [0.0; PANEL];
-            _mm512_storeu_ps(out.as_mut_ptr(), sums[r]);
-            job.finish(first + r, panel, &out);
+            if whole {
+                let to = job.target.whole::<PANEL>(first + r, panel * PANEL);
+                let sum = match to.addends {
+                    Some(addends) => _mm512_add_ps(sums[r], _mm512_loadu_ps(addends.as_ptr())),
+                    None => sums[r],
+                };
+                _mm512_storeu_ps(to.out.as_mut_ptr(), sum);
+            } else {
+                let mut out = [0.0; PANEL];
+                _mm512_storeu_ps(out.as_mut_ptr(), sums[r]);
+                job.finish(first + r, panel, &out);
+            }
         }
         R
     }
@@ -387,16 +403,22 @@ impl Halves for Vnni {
 }
 
 impl Tiles for Vnni {
-    const DIRECT: usize = 8;
+    const DIRECT: usize = HEIGHT_MAX;
 
     #[inline(always)]
-    unsafe fn direct(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
-        let now = job.weight.panel(panel);
+    unsafe fn direct(job: &PackedJob<'_>, panel: usize, unpacked: &mut Unpacked) {
+        let (now, rows) = (job.weight.panel(panel), 0..job.n.min(Self::DIRECT));
+        let keep = if rows.len() < job.n {
+            unpacked.lines(job.weight.groups()).as_mut_ptr().cast()
+        } else {
+            ptr::null_mut()
+        };
         let from = Source {
             codes: now.codes.as_ptr(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
             ahead: Some(Ahead::of(now, job.weight.layout().bits)),
+            keep,
         };
         let Layout { bits, scales } = job.weight.layout();
         // The layouts that formats have.
@@ -414,26 +436,13 @@ impl Tiles for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn unpack(bits: Bits, panel: Panel<'_>, out: &mut [Lines]) {
-        assert!(
-            panel.codes.len() == out.len() * bits.group_bytes(),
-            "a panel of other groups. This is a bug."
-        );
-        match bits {
-            Bits::Four => store::<Four>(panel, out),
-            Bits::Five => store::<Five>(panel, out),
-            Bits::Six => store::<Six>(panel, out),
-            Bits::Eight => store::<Eight>(panel, out),
-        }
-    }
-
-    #[inline(always)]
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
         let from = Source {
             codes: unpacked.codes.as_ptr().cast(),
             scales: unpacked.scales.as_ptr(),
             mins: unpacked.mins.as_ptr(),
-            ahead: Some(Ahead::of(job.weight.panel(panel), job.weight.layout().bits)),
+            ahead: None,
+            keep: ptr::null_mut(),
         };
         let scales = job.weight.layout().scales;
         match (scales.halves(), scales.offset().is_none()) {

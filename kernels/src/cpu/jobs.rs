@@ -115,7 +115,7 @@ pub(super) enum Addend<'a> {
     Residual(&'a [f32]),
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
     /// Stores activation row `i`'s results of the weight rows from `row` on.
     ///
     /// # Safety
@@ -134,6 +134,33 @@ impl Target<'_> {
             *out = sum + addend;
         }
     }
+
+    /// Where activation row `i`'s results of the `N` weight rows from `row` on go: for vectors.
+    ///
+    /// # Safety
+    /// As for [`Target::store`].
+    #[inline(always)]
+    pub(super) unsafe fn whole<const N: usize>(&self, i: usize, row: usize) -> Whole<'_, N> {
+        let at = i * self.stride + self.column + row - self.first;
+        let all = |of: &'a [f32]| of.first_chunk().expect("as many as results. This is a bug.");
+        let addends = match self.addend {
+            Addend::Nothing => None,
+            Addend::Bias(bias) => Some(all(&bias[row..])),
+            Addend::Residual(rows) => Some(all(&rows[at..])),
+        };
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.out.slice(at, N) };
+        let out = out
+            .first_chunk_mut()
+            .expect("as many as asked for. This is a bug.");
+        Whole { out, addends }
+    }
+}
+
+/// Where `N` results of an activation row go.
+pub(super) struct Whole<'a, const N: usize> {
+    pub(super) out: &'a mut [f32; N],
+    pub(super) addends: Option<&'a [f32; N]>,
 }
 
 /// `x * weight^T` into `target`: `x` `[n, weight.cols()]`.

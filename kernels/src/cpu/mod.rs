@@ -37,7 +37,7 @@ use std::{cell::Cell, ops::Range, sync::OnceLock};
 pub(crate) use dequantize::{f16, fifth, scale_min};
 pub(crate) use jobs::{Angles, AttentionJob, Output, StridedRows, filled};
 use jobs::{LinearJob, Tile};
-use operand::OperandRow;
+use operand::OperandBlock;
 use packed::PackedJob;
 pub(crate) use product::{Factor, Finish, Norm, Product};
 
@@ -61,8 +61,8 @@ pub struct Kernels {
     linear: unsafe fn(&LinearJob<'_>, Range<usize>),
     /// The columns of a linear layer's output that belong to a range of panels of packed weights.
     linear_packed: unsafe fn(&PackedJob<'_>, Range<usize>),
-    /// Rounds a row of activations to whole numbers; the same bits in every table.
-    round: unsafe fn(&[f32], &mut OperandRow<'_>),
+    /// Rounds a row of activations to whole numbers, in its place among a block's; the same bits in every table.
+    round: unsafe fn(&[f32], &mut OperandBlock<'_>, usize),
     /// The outputs of one tile of queries.
     attention: unsafe fn(&AttentionJob<'_>, &Tile),
     /// One row: input, weight, epsilon, output; the slices are of one length.

@@ -18,31 +18,40 @@ pub(super) const DIGITS_MAX: f32 = 127.0 * 256.0;
 const TINY: f32 = 1e-30;
 
 /// Rows of activations `[n, k]`, each group of [`GROUP`] as `scale` times whole numbers.
+///
+/// Rows lie in blocks, side by side, so that what a tile of them needs is one stream. A block of `height` rows holds for
+/// each four numbers of a row those of every row, and likewise for each group.
 #[derive(Debug, Default)]
 pub(crate) struct Operand {
     pub(super) k: usize,
-    /// The numbers `[n, k]`; of two digits the upper ones.
+    /// Rows of a block: [`HEIGHT_MAX`], or all where there are fewer.
+    pub(super) height: usize,
+    /// The numbers `[blocks, k / 4, height, 4]`; of two digits the upper ones.
     pub(super) upper: Vec<i8>,
-    /// The lower digits `[n, k]`, which count 1 where an upper one counts 256; empty where there is one digit.
+    /// The lower digits, which count 1 where an upper one counts 256; empty where there is one digit.
     pub(super) lower: Vec<i8>,
-    /// `[n, k / GROUP]`
+    /// `[blocks, k / GROUP, height]`
     pub(super) scales: Vec<f32>,
-    /// Sums of the numbers of each half group `[n, k / GROUP, 2]`.
+    /// Sums of the numbers of each half group `[blocks, k / GROUP, 2, height]`.
     sums: Vec<i32>,
 }
+
+/// Rows of a block.
+pub(super) const HEIGHT_MAX: usize = 8;
 
 impl Operand {
     /// Makes room for `n` rows of `k`.
     pub(super) fn resize(&mut self, n: usize, k: usize, activations: Activations) {
+        (self.k, self.height) = (k, n.clamp(1, HEIGHT_MAX));
+        let rows = n.next_multiple_of(self.height);
         let lower = match activations {
             Activations::Int8 => 0,
-            Activations::Int16 => n * k,
+            Activations::Int16 => rows * k,
         };
-        self.k = k;
-        self.upper.resize(n * k, 0);
+        self.upper.resize(rows * k, 0);
         self.lower.resize(lower, 0);
-        self.scales.resize(n * (k / GROUP), 0.0);
-        self.sums.resize(n * (k / GROUP) * 2, 0);
+        self.scales.resize(rows * (k / GROUP), 0.0);
+        self.sums.resize(rows * (k / GROUP) * 2, 0);
     }
 
     pub(super) fn groups(&self) -> usize {
@@ -52,16 +61,22 @@ impl Operand {
     pub(super) fn is_wide(&self) -> bool {
         !self.lower.is_empty()
     }
+
+    /// Where element `j` of row `i` is among rows of `len` elements; numbers count as elements of four.
+    #[inline(always)]
+    pub(super) fn place(&self, i: usize, j: usize, len: usize) -> usize {
+        (i / self.height * len + j) * self.height + i % self.height
+    }
 }
 
 /// What the offsets or minima of weights with some [`Scales`] make of an operand's sums.
 #[derive(Debug, Default)]
 pub(super) struct Corrections {
-    /// What a group's sum of products starts from: `-offset * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where
-    /// weights have minima.
+    /// What a group's sum of products starts from: `-offset * sum of the numbers`, `[blocks, k / GROUP * halves, height]`.
+    /// Empty where weights have minima.
     pub(super) starts: Vec<i32>,
-    /// What a minimum is multiplied by: `scale * sum of the numbers`, `[n, k / GROUP * halves]`. Empty where weights have
-    /// none.
+    /// What a minimum is multiplied by: `scale * sum of the numbers`, `[blocks, k / GROUP * halves, height]`. Empty where
+    /// weights have none.
     pub(super) shares: Vec<f32>,
 }
 
@@ -70,38 +85,46 @@ impl Corrections {
     pub(super) fn fill(&mut self, operand: &Operand, scales: Scales) {
         self.starts.clear();
         self.shares.clear();
-        let sums = operand.sums.as_chunks::<2>().0;
-        let halves = scales.halves();
-        match scales.offset() {
-            Some(offset) if halves == 1 => self.starts.extend(sums.iter().map(|[a, b]| -offset * (a + b))),
-            Some(offset) => self.starts.extend(operand.sums.iter().map(|sum| -offset * sum)),
-            None => {
-                let sums = sums.iter().zip(&operand.scales);
-                if halves == 1 {
+        let (height, halves) = (operand.height, scales.halves());
+        let groups = operand.sums.chunks_exact(2 * height);
+        for (sums, counts) in groups.zip(operand.scales.chunks_exact(height)) {
+            let (first, second) = sums.split_at(height);
+            let both = first.iter().zip(second).map(|(a, b)| a.wrapping_add(*b));
+            // 16 bits times 32 numbers times an offset of 8 bits: nothing wraps.
+            match scales.offset() {
+                Some(offset) if halves == 1 => self.starts.extend(both.map(|sum| sum.wrapping_mul(-offset))),
+                Some(offset) => self
+                    .starts
+                    .extend(sums.iter().map(|sum| sum.wrapping_mul(-offset))),
+                None if halves == 1 => {
                     self.shares
-                        .extend(sums.map(|([a, b], scale)| scale * (a + b) as f32));
-                } else {
+                        .extend(both.zip(counts).map(|(sum, scale)| scale * sum as f32));
+                }
+                None => {
+                    let counts = counts.iter().chain(counts);
                     self.shares
-                        .extend(sums.flat_map(|(sums, scale)| sums.map(|sum| scale * sum as f32)));
+                        .extend(sums.iter().zip(counts).map(|(&sum, scale)| scale * sum as f32));
                 }
             }
         }
     }
 }
 
-/// An operand's buffers while threads fill them, each its own rows.
-pub(super) struct OperandRows<'a> {
+/// An operand's buffers while threads fill them, each its own blocks.
+pub(super) struct OperandBlocks<'a> {
     k: usize,
+    height: usize,
     upper: Output<'a, i8>,
     lower: Output<'a, i8>,
     scales: Output<'a, f32>,
     sums: Output<'a, i32>,
 }
 
-impl<'a> OperandRows<'a> {
+impl<'a> OperandBlocks<'a> {
     pub(super) fn new(operand: &'a mut Operand) -> Self {
         Self {
             k: operand.k,
+            height: operand.height,
             upper: Output::new(&mut operand.upper),
             lower: Output::new(&mut operand.lower),
             scales: Output::new(&mut operand.scales),
@@ -109,15 +132,16 @@ impl<'a> OperandRows<'a> {
         }
     }
 
-    /// Row `i`; panics where there is none.
+    /// Block `i`; panics where there is none.
     ///
     /// # Safety
-    /// No other thread may have row `i` at the same time.
-    pub(super) unsafe fn row(&self, i: usize) -> OperandRow<'_> {
-        let (k, groups) = (self.k, self.k / GROUP);
-        // SAFETY: the caller's promise: rows do not overlap.
+    /// No other thread may have block `i` at the same time.
+    pub(super) unsafe fn block(&self, i: usize) -> OperandBlock<'_> {
+        let (k, groups) = (self.height * self.k, self.height * (self.k / GROUP));
+        // SAFETY: the caller's promise: blocks do not overlap.
         unsafe {
-            OperandRow {
+            OperandBlock {
+                height: self.height,
                 upper: self.upper.row(i, k),
                 lower: self.lower.row(i, k),
                 scales: self.scales.row(i, groups),
@@ -127,43 +151,74 @@ impl<'a> OperandRows<'a> {
     }
 }
 
-/// Where one row's numbers go: the slices of an [`Operand`] that belong to it.
-pub(super) struct OperandRow<'a> {
-    pub(super) upper: &'a mut [i8],
-    pub(super) lower: &'a mut [i8],
-    pub(super) scales: &'a mut [f32],
-    pub(super) sums: &'a mut [i32],
+/// Where a block's numbers go: the slices of an [`Operand`] that belong to it.
+pub(super) struct OperandBlock<'a> {
+    height: usize,
+    upper: &'a mut [i8],
+    lower: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
 }
 
-/// Rounds a row. Written once, compiled for each instruction set; every one gives the same bits. A group with a number
-/// that is not finite gets a scale that is not a number, so that nothing hides it.
+impl OperandBlock<'_> {
+    /// Takes the numbers of a group of row `r`, and what they count.
+    #[inline(always)]
+    pub(super) fn put(&mut self, group: usize, r: usize, numbers: Digits, scale: f32, sums: [i32; 2]) {
+        let height = self.height;
+        self.scales[group * height + r] = scale;
+        for (half, sum) in sums.into_iter().enumerate() {
+            self.sums[(2 * group + half) * height + r] = sum;
+        }
+        let quads = group * GROUP * height..(group + 1) * GROUP * height;
+        spread(&numbers.upper, &mut self.upper[quads.clone()], height, r);
+        if let Some(lower) = numbers.lower {
+            spread(&lower, &mut self.lower[quads], height, r);
+        }
+    }
+
+    pub(super) fn is_wide(&self) -> bool {
+        !self.lower.is_empty()
+    }
+}
+
+/// The numbers of a group; `lower` where there are two digits.
+pub(super) struct Digits {
+    pub(super) upper: [i8; GROUP],
+    pub(super) lower: Option<[i8; GROUP]>,
+}
+
+/// Rounds a row, number `r` of its block. Written once, compiled for each instruction set; every one gives the same bits. A
+/// group with a number that is not finite gets a scale that is not a number, so that nothing hides it.
 #[inline(always)]
-pub(super) fn round_row(x: &[f32], row: &mut OperandRow<'_>) {
-    let wide = !row.lower.is_empty();
+pub(super) fn round_row(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
+    let wide = block.is_wide();
     for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-        let range = group * GROUP..(group + 1) * GROUP;
-        let numbers = if wide {
-            let (numbers, scale) = round(x, DIGITS_MAX);
-            row.scales[group] = scale;
-            for ((number, upper), lower) in numbers
-                .iter()
-                .zip(&mut row.upper[range.clone()])
-                .zip(&mut row.lower[range])
-            {
-                (*upper, *lower) = digits(*number);
-            }
-            numbers
-        } else {
-            let (numbers, scale) = round(x, DIGIT_MAX);
-            row.scales[group] = scale;
-            for (number, upper) in numbers.iter().zip(&mut row.upper[range]) {
-                *upper = *number as i8;
-            }
-            numbers
-        };
+        let (numbers, scale) = round(x, if wide { DIGITS_MAX } else { DIGIT_MAX });
+        let sum = |half: &[i32]| half.iter().fold(0, |sum: i32, number| sum.wrapping_add(*number));
         let (first, second) = numbers.split_at(GROUP / 2);
-        row.sums[2 * group] = first.iter().sum();
-        row.sums[2 * group + 1] = second.iter().sum();
+        let both = numbers.map(|number| if wide { digits(number) } else { (number as i8, 0) });
+        let numbers = Digits {
+            upper: both.map(|(upper, _)| upper),
+            lower: wide.then(|| both.map(|(_, lower)| lower)),
+        };
+        block.put(group, r, numbers, scale, [sum(first), sum(second)]);
+    }
+}
+
+/// Every four numbers of a group to their place among those of the block's rows.
+#[inline(always)]
+fn spread(numbers: &[i8; GROUP], quads: &mut [i8], height: usize, r: usize) {
+    assert!(
+        quads.len() == GROUP * height && r < height,
+        "a block of another height. This is a bug."
+    );
+    for (quad, four) in numbers.as_chunks::<4>().0.iter().enumerate() {
+        // SAFETY: the quads of a group are below `GROUP * height`, by the assertion. A volatile store is one that the
+        // compiler leaves as it is: it would make a scatter of eight, which is slower.
+        unsafe {
+            let to = quads.as_mut_ptr().add(4 * (quad * height + r));
+            to.cast::<[i8; 4]>().write_volatile(*four);
+        }
     }
 }
 
@@ -186,7 +241,12 @@ pub(super) fn factor(x: &[f32], largest: f32) -> (f32, f32) {
     let magnitude = x
         .iter()
         .fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
-    let magnitude = f32::from_bits(magnitude);
+    factor_of(f32::from_bits(magnitude), largest)
+}
+
+/// As [`factor`] where the largest magnitude is known.
+#[inline(always)]
+pub(super) fn factor_of(magnitude: f32, largest: f32) -> (f32, f32) {
     if !magnitude.is_finite() {
         return (0.0, f32::NAN);
     }
@@ -210,7 +270,7 @@ pub(super) fn nearest(x: f32, factor: f32) -> i32 {
 /// The digits of a number: the upper one counts 256.
 #[inline(always)]
 pub(super) fn digits(number: i32) -> (i8, i8) {
-    (((number + 128) >> 8) as i8, number as i8)
+    ((number.wrapping_add(128) >> 8) as i8, number as i8)
 }
 
 #[cfg(test)]
@@ -242,9 +302,9 @@ mod tests {
         let x: [f32; GROUP] = std::array::from_fn(|i| ((i * 7919) % 1000) as f32 - 500.0);
         let mut operand = Operand::default();
         operand.resize(1, GROUP, Activations::Int16);
-        let rows = OperandRows::new(&mut operand);
+        let blocks = OperandBlocks::new(&mut operand);
         // SAFETY: there is one thread.
-        round_row(&x, &mut unsafe { rows.row(0) });
+        round_row(&x, &mut unsafe { blocks.block(0) }, 0);
         let (numbers, scale) = round(&x, DIGITS_MAX);
         let digits = operand.upper.iter().zip(&operand.lower);
         let joined: Vec<i32> = digits

@@ -16,7 +16,7 @@ use super::{
     operand::{Corrections, Operand},
 };
 use crate::packed::{
-    Bits, LINE, PANEL, Packed, Panel,
+    LINE, PANEL, Packed, Panel,
     unpack::{self, Halves, Lines, Rows, Software},
 };
 
@@ -82,19 +82,13 @@ impl Unpacked {
         unsafe { unpack::scales::<H>(weight.layout().scales, panel, &mut self.scales, &mut self.mins) }
     }
 
-    /// # Safety
-    /// As for [`Tiles`].
+    /// Room for the codes of `groups`.
     #[inline(always)]
-    unsafe fn codes<T: Tiles>(&mut self, weight: &Packed, panel: Panel<'_>) {
+    pub(super) fn lines(&mut self, groups: usize) -> &mut [Lines] {
         let lines = size_of::<Lines>() / LINE;
-        self.codes.resize(weight.groups() * lines, Line64([0; LINE]));
-        // SAFETY: a run of lines has the layout of an array of them, and `Lines` asks for no alignment; the rest is the
-        // caller's promise.
-        unsafe {
-            let out =
-                std::slice::from_raw_parts_mut(self.codes.as_mut_ptr().cast::<Lines>(), weight.groups());
-            T::unpack(weight.layout().bits, panel, out);
-        }
+        self.codes.resize(groups * lines, Line64([0; LINE]));
+        // SAFETY: a run of lines has the layout of an array of them, and `Lines` asks for no alignment.
+        unsafe { std::slice::from_raw_parts_mut(self.codes.as_mut_ptr().cast::<Lines>(), groups) }
     }
 }
 
@@ -103,27 +97,19 @@ pub(super) trait Tiles: Halves {
     /// Activation rows that go without a detour through unpacked codes.
     const DIRECT: usize = 0;
 
-    /// Computes rows `rows` of the job from the panel's own lines. Called with at most [`Tiles::DIRECT`] rows.
+    /// Computes the job's first rows, at most [`Tiles::DIRECT`], from the panel's own lines; where there are more rows, it
+    /// leaves the codes in `unpacked`, a byte each.
     ///
     /// # Safety
     /// As for the instruction set; no other thread may write this panel's results. `unpacked` has the panel's scales.
-    unsafe fn direct(_job: &PackedJob<'_>, _panel: usize, _rows: Range<usize>, _unpacked: &Unpacked) {
+    unsafe fn direct(_job: &PackedJob<'_>, _panel: usize, _unpacked: &mut Unpacked) {
         unreachable!("no row goes without unpacked codes. This is a bug.");
     }
 
-    /// Unpacks a panel's codes to a byte each, one element of `out` per group.
+    /// Computes rows `rows` of the job, which start at a multiple of a block's, from unpacked codes.
     ///
     /// # Safety
-    /// As for the instruction set.
-    #[inline(always)]
-    unsafe fn unpack(bits: Bits, panel: Panel<'_>, out: &mut [Lines]) {
-        unpack::codes(bits, panel, out);
-    }
-
-    /// As [`Tiles::direct`] for any number of rows, with unpacked codes too.
-    ///
-    /// # Safety
-    /// As for [`Tiles::direct`].
+    /// As for [`Tiles::direct`]; `unpacked` has the panel's codes too.
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked);
 }
 
@@ -139,11 +125,14 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
         // SAFETY: the caller's promise.
         unsafe {
             unpacked.scales::<T>(job.weight, bytes);
-            if job.n <= T::DIRECT {
-                T::direct(job, panel, 0..job.n, &unpacked);
+            if T::DIRECT > 0 {
+                T::direct(job, panel, &mut unpacked);
             } else {
-                unpacked.codes::<T>(job.weight, bytes);
-                T::unpacked(job, panel, 0..job.n, &unpacked);
+                let lines = unpacked.lines(job.weight.groups());
+                unpack::codes(job.weight.layout().bits, bytes, lines);
+            }
+            if job.n > T::DIRECT {
+                T::unpacked(job, panel, T::DIRECT..job.n, &unpacked);
             }
         }
     }
@@ -166,19 +155,18 @@ impl Tiles for Plain {
     unsafe fn unpacked(job: &PackedJob<'_>, panel: usize, rows: Range<usize>, unpacked: &Unpacked) {
         let (x, corrections, halves) = (job.x, job.corrections, job.weight.layout().scales.halves());
         let lines = 8 / halves;
+        let parts = x.groups() * halves;
         for i in rows {
             let mut sums = [0.0; PANEL];
-            for part in 0..x.groups() * halves {
-                let scale = x.scales[i * x.groups() + part / halves];
-                let at = i * x.k + part * lines * 4;
-                let upper = products(&unpacked.codes[part * lines..][..lines], &x.upper[at..]);
-                let start = corrections
-                    .starts
-                    .get(i * x.groups() * halves + part)
-                    .copied()
-                    .unwrap_or(0);
+            for part in 0..parts {
+                let scale = x.scales[x.place(i, part / halves, x.groups())];
+                let correction = x.place(i, part, parts);
+                let codes = &unpacked.codes[part * lines..][..lines];
+                let number = |quad: usize| 4 * x.place(i, part * lines + quad, x.k / 4);
+                let upper = products(codes, |quad| &x.upper[number(quad)..]);
+                let start = corrections.starts.get(correction).copied().unwrap_or(0);
                 let lower = if x.is_wide() {
-                    products(&unpacked.codes[part * lines..][..lines], &x.lower[at..])
+                    products(codes, |quad| &x.lower[number(quad)..])
                 } else {
                     [0; PANEL]
                 };
@@ -186,7 +174,7 @@ impl Tiles for Plain {
                 for row in 0..PANEL {
                     let sum = (upper[row] * weight + lower[row] + start) as f32;
                     sums[row] = sum.mul_add(unpacked.scales[part][row] * scale, sums[row]);
-                    if let Some(share) = corrections.shares.get(i * x.groups() * halves + part) {
+                    if let Some(share) = corrections.shares.get(correction) {
                         sums[row] = unpacked.mins[part][row].mul_add(*share, sums[row]);
                     }
                 }
@@ -197,13 +185,13 @@ impl Tiles for Plain {
     }
 }
 
-/// The sums of some lines' codes with the numbers of one activation row.
+/// The sums of some lines' codes with the numbers of one activation row, four for each line.
 #[inline(always)]
-fn products(lines: &[Line64], numbers: &[i8]) -> [i32; PANEL] {
+fn products<'a>(lines: &[Line64], numbers: impl Fn(usize) -> &'a [i8]) -> [i32; PANEL] {
     let mut sums = [0; PANEL];
-    for (line, numbers) in lines.iter().zip(numbers.as_chunks::<4>().0) {
+    for (quad, line) in lines.iter().enumerate() {
         for (sum, codes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
-            for (code, number) in codes.iter().zip(numbers) {
+            for (code, number) in codes.iter().zip(&numbers(quad)[..4]) {
                 *sum += i32::from(*code) * i32::from(*number);
             }
         }

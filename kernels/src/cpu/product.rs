@@ -6,7 +6,7 @@ use std::{cell::RefCell, ops::Range};
 use super::{
     Kernels,
     jobs::{Addend, LinearJob, Output, PARALLEL_ELEMENTS, PARALLEL_PRODUCTS, PARTS, Target, split},
-    operand::{Corrections, Operand, OperandRows},
+    operand::{Corrections, Operand, OperandBlock, OperandBlocks},
     packed::PackedJob,
 };
 use crate::{Activations, Weight, op::Activation, packed::Scales, pool};
@@ -186,28 +186,28 @@ impl Kernels {
         }
         input.rows.resize(if keeps { n * k } else { 0 }, 0.0);
         if keeps || rounds.is_some() {
-            let (kept, rounded) = (Output::new(&mut input.rows), OperandRows::new(&mut input.operand));
+            let height = input.operand.height.max(1);
+            let (kept, rounded) = (
+                Output::new(&mut input.rows),
+                OperandBlocks::new(&mut input.operand),
+            );
+            let blocks = n.div_ceil(height);
             let parts = (n * k / PARALLEL_ELEMENTS)
                 .clamp(1, pool::threads() * PARTS)
-                .min(n);
+                .min(blocks);
             pool::run(parts, |part| {
-                let mut scratch = ROW.take();
-                scratch.resize(k, 0.0);
-                for i in split(n, parts, part) {
-                    let mut x = &product.x[i * k..][..k];
-                    // SAFETY: the table runs on this processor, and the parts' rows do not overlap.
+                for block in split(blocks, parts, part) {
+                    let rows = block * height..((block + 1) * height).min(n);
+                    // SAFETY: the parts' blocks do not overlap.
                     unsafe {
-                        if let Some(norm) = product.norm {
-                            let to = if keeps { kept.row(i, k) } else { &mut scratch[..] };
-                            (self.rms_norm)(x, norm.weight, norm.eps, to);
-                            x = to;
-                        }
-                        if rounds.is_some() {
-                            (self.round)(x, &mut rounded.row(i));
-                        }
+                        self.prepare_block(
+                            product,
+                            rows,
+                            keeps.then_some(&kept),
+                            rounds.is_some().then(|| rounded.block(block)),
+                        )
                     }
                 }
-                ROW.set(scratch);
             });
         }
         // Entries of earlier products keep their memory: there are as many as kinds of scales, seven.
@@ -217,6 +217,37 @@ impl Kernels {
                 input.correct(scales);
             }
         }
+    }
+
+    /// Normalises and rounds some rows of the input, those of a block.
+    ///
+    /// # Safety
+    /// No other thread may write these rows.
+    unsafe fn prepare_block(
+        &self,
+        product: &Product<'_>,
+        rows: Range<usize>,
+        kept: Option<&Output<'_>>,
+        mut rounded: Option<OperandBlock<'_>>,
+    ) {
+        let k = product.k();
+        let mut scratch = ROW.take();
+        scratch.resize(k, 0.0);
+        for (r, i) in rows.enumerate() {
+            let mut x = &product.x[i * k..][..k];
+            // SAFETY: the table runs on this processor; the rest is the caller's promise.
+            unsafe {
+                if let Some(norm) = product.norm {
+                    let to = kept.map_or(&mut scratch[..], |kept| kept.row(i, k));
+                    (self.rms_norm)(x, norm.weight, norm.eps, to);
+                    x = to;
+                }
+                if let Some(block) = &mut rounded {
+                    (self.round)(x, block, r);
+                }
+            }
+        }
+        ROW.set(scratch);
     }
 
     /// Computes matrices side by side.
