@@ -1,13 +1,16 @@
 //! The one pool of threads that the kernels share: a dispatch costs about a microsecond.
 //!
-//! A call of [`run`] opens a job; threads that spin enter it and claim tasks from a counter, so a core that is busy
-//! elsewhere takes fewer of them. The caller works too and, once no task is left, closes the job and waits for those
-//! inside only: a thread that sleeps through a short job delays nobody. Idle threads spin briefly, then sleep.
+//! A call of [`run`] opens a job, whose tasks are dealt in equal shares; threads that spin enter it, take the tasks of their
+//! own share and then of the others', so a core that is busy elsewhere does fewer of them. Cores are far apart, and a
+//! counter that all of them write moves from one to the other at every task: each share has its own. The caller works
+//! too and, once no task is left, closes the job and waits for those inside only: a thread that sleeps through a short
+//! job delays nobody. Idle threads spin briefly, then sleep.
 
 use std::{
     any::Any,
     hint::spin_loop,
     num::NonZero,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     ptr,
     sync::{
@@ -79,8 +82,14 @@ fn pool() -> &'static Pool {
 struct Job<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     tasks: usize,
-    next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// How many tasks of a thread's share have been taken; in lines of its own, two of which processors fetch at once.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share {
+    taken: AtomicUsize,
 }
 
 impl<'a> Job<'a> {
@@ -88,29 +97,40 @@ impl<'a> Job<'a> {
         Self {
             task,
             tasks,
-            next: AtomicUsize::new(0),
             panic: Mutex::new(None),
         }
     }
 
-    fn work(&self) {
+    /// Works as thread number `own`: takes tasks until none is left.
+    fn work(&self, shares: &[Share], own: usize) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = self.next.fetch_add(1, Ordering::Relaxed);
-                if i >= self.tasks {
-                    return;
+            for i in (own..shares.len()).chain(0..own) {
+                let (tasks, taken) = (share(self.tasks, shares.len(), i), &shares[i].taken);
+                while taken.load(Ordering::Relaxed) < tasks.len() {
+                    let next = taken.fetch_add(1, Ordering::Relaxed);
+                    if next < tasks.len() {
+                        (self.task)(tasks.start + next);
+                    }
                 }
-                (self.task)(i);
             }
         }));
         if let Err(payload) = outcome {
-            self.next.store(self.tasks, Ordering::Relaxed);
+            for share in shares {
+                share.taken.store(self.tasks, Ordering::Relaxed);
+            }
             self.panic
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .get_or_insert(payload);
         }
     }
+}
+
+/// The tasks of thread number `i` of `threads`.
+fn share(tasks: usize, threads: usize, i: usize) -> Range<usize> {
+    let (size, rest) = (tasks / threads, tasks % threads);
+    let start = i * size + i.min(rest);
+    start..start + size + usize::from(i < rest)
 }
 
 struct Pool {
@@ -123,6 +143,8 @@ struct Pool {
 struct Shared {
     state: AtomicU64,
     job: AtomicPtr<Job<'static>>,
+    /// One for each thread, the callers' first.
+    shares: Box<[Share]>,
     caller: Mutex<()>,
     asleep: AtomicUsize,
     sleep: Mutex<()>,
@@ -131,13 +153,16 @@ struct Shared {
 
 impl Pool {
     fn start(threads: usize) -> Self {
-        let shared: &'static Shared = Box::leak(Box::default());
-        // A machine that refuses a thread leaves us with fewer, down to the caller alone.
+        let shared: &'static Shared = Box::leak(Box::new(Shared {
+            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
+            ..Shared::default()
+        }));
+        // A machine that refuses a thread leaves us with fewer, down to the caller alone: their shares go to the others.
         let workers = (1..threads)
             .map_while(|i| {
                 thread::Builder::new()
                     .name(format!("kernel-{i}"))
-                    .spawn(|| shared.serve())
+                    .spawn(move || shared.serve(i))
                     .ok()
             })
             .count();
@@ -158,6 +183,9 @@ impl Pool {
         shared
             .job
             .store(ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
+        for share in &shared.shares {
+            share.taken.store(0, Ordering::Relaxed);
+        }
         // Nobody is inside, so the low half is zero. SeqCst pairs with `sleep`: either we see the sleeper or it
         // sees the open job.
         let epoch = shared.state.load(Ordering::Relaxed).wrapping_add(EPOCH);
@@ -166,7 +194,7 @@ impl Pool {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
         }
-        job.work();
+        job.work(&shared.shares, 0);
         shared.state.fetch_and(!OPEN, Ordering::Relaxed);
         let mut spins = 0_usize;
         while shared.state.load(Ordering::Acquire) & INSIDE > 0 {
@@ -185,7 +213,8 @@ impl Pool {
 }
 
 impl Shared {
-    fn serve(&self) {
+    /// Thread number `own` for ever.
+    fn serve(&self, own: usize) {
         let mut done = 0;
         loop {
             let state = self.next_open(done);
@@ -198,7 +227,7 @@ impl Shared {
             }
             done = state / EPOCH;
             // SAFETY: while a thread is inside, the caller waits in `run`, which holds the job.
-            unsafe { &*self.job.load(Ordering::Relaxed) }.work();
+            unsafe { &*self.job.load(Ordering::Relaxed) }.work(&self.shares, own);
             self.state.fetch_sub(1, Ordering::Release);
         }
     }

@@ -247,7 +247,7 @@ unsafe fn round(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
                 lower: None,
             }
         };
-        block.put(group, r, numbers, scale, sums);
+        block.put(group, r, &numbers, scale, sums);
     }
 }
 

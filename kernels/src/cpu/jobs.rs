@@ -298,8 +298,13 @@ impl Kernels {
     /// # Safety
     /// The job's rows must have been checked against the shapes of its buffers, and its output must be zero.
     pub(crate) unsafe fn attention(&self, job: &AttentionJob<'_>) {
-        let tiles = job.tiles();
-        let products = tiles.iter().map(|tile| job.cost(tile)).sum::<usize>() * job.group() * job.d;
+        let sorted = job.tiles();
+        // Threads start with tasks side by side: each gets long ones first.
+        let threads = pool::threads();
+        let tiles: Vec<&Tile> = (0..threads)
+            .flat_map(|i| sorted.iter().skip(i).step_by(threads))
+            .collect();
+        let products = sorted.iter().map(|tile| job.cost(tile)).sum::<usize>() * job.group() * job.d;
         let parts = if products < PARALLEL_PRODUCTS {
             1
         } else {

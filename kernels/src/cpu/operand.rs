@@ -163,7 +163,7 @@ pub(super) struct OperandBlock<'a> {
 impl OperandBlock<'_> {
     /// Takes the numbers of a group of row `r`, and what they count.
     #[inline(always)]
-    pub(super) fn put(&mut self, group: usize, r: usize, numbers: Digits, scale: f32, sums: [i32; 2]) {
+    pub(super) fn put(&mut self, group: usize, r: usize, numbers: &Digits, scale: f32, sums: [i32; 2]) {
         let height = self.height;
         self.scales[group * height + r] = scale;
         for (half, sum) in sums.into_iter().enumerate() {
@@ -171,8 +171,8 @@ impl OperandBlock<'_> {
         }
         let quads = group * GROUP * height..(group + 1) * GROUP * height;
         spread(&numbers.upper, &mut self.upper[quads.clone()], height, r);
-        if let Some(lower) = numbers.lower {
-            spread(&lower, &mut self.lower[quads], height, r);
+        if let Some(lower) = &numbers.lower {
+            spread(lower, &mut self.lower[quads], height, r);
         }
     }
 
@@ -201,7 +201,7 @@ pub(super) fn round_row(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
             upper: both.map(|(upper, _)| upper),
             lower: wide.then(|| both.map(|(_, lower)| lower)),
         };
-        block.put(group, r, numbers, scale, [sum(first), sum(second)]);
+        block.put(group, r, &numbers, scale, [sum(first), sum(second)]);
     }
 }
 

@@ -1,12 +1,16 @@
 //! One product of activations with the matrices that share them: normalised and rounded once, everything in two passes
 //! over the threads.
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::RefCell,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     Kernels,
     jobs::{Addend, LinearJob, Output, PARALLEL_ELEMENTS, PARALLEL_PRODUCTS, PARTS, Target, split},
-    operand::{Corrections, Operand, OperandBlock, OperandBlocks},
+    operand::{Corrections, HEIGHT_MAX, Operand, OperandBlock, OperandBlocks},
     packed::PackedJob,
 };
 use crate::{Activations, Weight, op::Activation, packed::Scales, pool};
@@ -66,7 +70,19 @@ struct Input {
     corrections: Vec<(Scales, Corrections)>,
     /// Those of them that belong to the present operand.
     filled: Vec<Scales>,
+    /// The product that this thread prepared it for; 0 where it is none.
+    number: u64,
 }
+
+/// Where the threads of a product find its input.
+enum Ready<'a> {
+    Input(&'a Input),
+    /// Each prepares it for itself, once for the product of this number.
+    Number(u64),
+}
+
+/// Tells products apart.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Input {
     fn correct(&mut self, scales: Scales) {
@@ -166,19 +182,45 @@ impl Kernels {
         if product.n == 0 || product.width() == 0 {
             return;
         }
+        if product.n <= HEIGHT_MAX {
+            // Each thread makes its own: as fast as one for all, and nothing has to move from core to core.
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            return self.multiply(product, &Ready::Number(number), out);
+        }
         let mut input = INPUT.take();
         self.prepare(product, &mut input);
-        match product.finish {
-            Finish::Concat => self.concat(product, &input, out, None),
-            Finish::Add(rows) => self.concat(product, &input, out, Some(rows)),
-            Finish::Gate(activation) => self.gate(product, &input, out, activation),
-        }
+        self.multiply(product, &Ready::Input(&input), out);
         INPUT.set(input);
+    }
+
+    fn multiply(&self, product: &Product<'_>, ready: &Ready<'_>, out: &Output<'_>) {
+        match product.finish {
+            Finish::Concat => self.concat(product, ready, out, None),
+            Finish::Add(rows) => self.concat(product, ready, out, Some(rows)),
+            Finish::Gate(activation) => self.gate(product, ready, out, activation),
+        }
+    }
+
+    /// Calls `work` with the input.
+    fn with_input(&self, product: &Product<'_>, ready: &Ready<'_>, work: impl FnOnce(&Input)) {
+        match *ready {
+            Ready::Input(input) => work(input),
+            Ready::Number(number) => {
+                let mut input = INPUT.take();
+                if input.number != number {
+                    self.prepare(product, &mut input);
+                    input.number = number;
+                }
+                work(&input);
+                INPUT.set(input);
+            }
+        }
     }
 
     /// Normalises and rounds the input.
     fn prepare(&self, product: &Product<'_>, input: &mut Input) {
         let (n, k) = (product.n, product.k());
+        input.number = 0;
         let rounds = product.packed().next();
         let keeps = product.norm.is_some() && product.packed().count() < product.factors.len();
         if let Some((_, activations)) = rounds {
@@ -200,12 +242,8 @@ impl Kernels {
                     let rows = block * height..((block + 1) * height).min(n);
                     // SAFETY: the parts' blocks do not overlap.
                     unsafe {
-                        self.prepare_block(
-                            product,
-                            rows,
-                            keeps.then_some(&kept),
-                            rounds.is_some().then(|| rounded.block(block)),
-                        )
+                        let block = rounds.is_some().then(|| rounded.block(block));
+                        self.prepare_block(product, rows, keeps.then_some(&kept), block);
                     }
                 }
             });
@@ -251,39 +289,43 @@ impl Kernels {
     }
 
     /// Computes matrices side by side.
-    fn concat(&self, product: &Product<'_>, input: &Input, out: &Output<'_>, residual: Option<&[f32]>) {
+    fn concat(&self, product: &Product<'_>, ready: &Ready<'_>, out: &Output<'_>, residual: Option<&[f32]>) {
         let width = product.width();
         let all: usize = product.factors.iter().map(|factor| units(factor.weight)).sum();
         let parts = product.parts().min(all);
         pool::run(parts, |part| {
             let range = split(all, parts, part);
-            let (mut start, mut column) = (0, 0);
-            for factor in product.factors {
-                let end = start + units(factor.weight);
-                let own = range.start.max(start)..range.end.min(end);
-                if !own.is_empty() {
-                    let addend = match (residual, factor.bias) {
-                        (Some(rows), _) => Addend::Residual(rows),
-                        (None, Some(bias)) => Addend::Bias(bias),
-                        (None, None) => Addend::Nothing,
-                    };
-                    let target = Target {
-                        out: out.share(),
-                        stride: width,
-                        column,
-                        first: 0,
-                        addend,
-                    };
-                    // SAFETY: the parts' units do not overlap.
-                    unsafe { self.factor(product, input, factor, own.start - start..own.end - start, target) }
+            self.with_input(product, ready, |input| {
+                let (mut start, mut column) = (0, 0);
+                for factor in product.factors {
+                    let end = start + units(factor.weight);
+                    let own = range.start.max(start)..range.end.min(end);
+                    if !own.is_empty() {
+                        let addend = match (residual, factor.bias) {
+                            (Some(rows), _) => Addend::Residual(rows),
+                            (None, Some(bias)) => Addend::Bias(bias),
+                            (None, None) => Addend::Nothing,
+                        };
+                        let target = Target {
+                            out: out.share(),
+                            stride: width,
+                            column,
+                            first: 0,
+                            addend,
+                        };
+                        // SAFETY: the parts' units do not overlap.
+                        unsafe {
+                            self.factor(product, input, factor, own.start - start..own.end - start, target);
+                        }
+                    }
+                    (start, column) = (end, column + factor.weight.rows());
                 }
-                (start, column) = (end, column + factor.weight.rows());
-            }
+            });
         });
     }
 
     /// Computes two matrices, one of which gates the other.
-    fn gate(&self, product: &Product<'_>, input: &Input, out: &Output<'_>, activation: Activation) {
+    fn gate(&self, product: &Product<'_>, ready: &Ready<'_>, out: &Output<'_>, activation: Activation) {
         let (n, rows) = (product.n, product.width());
         let units = units(product.factors[0].weight);
         let most = (GATES_BYTES / (2 * n * UNIT * size_of::<f32>())).max(1);
@@ -294,18 +336,20 @@ impl Kernels {
             let width = (range.end * UNIT).min(rows) - first;
             let mut scratch = GATES.take();
             scratch.resize(2 * n * width, 0.0);
-            for (factor, half) in product.factors.iter().zip(scratch.chunks_exact_mut(n * width)) {
-                let addend = factor.bias.map_or(Addend::Nothing, Addend::Bias);
-                let target = Target {
-                    out: Output::new(half),
-                    stride: width,
-                    column: 0,
-                    first,
-                    addend,
-                };
-                // SAFETY: the scratch is this thread's own.
-                unsafe { self.factor(product, input, factor, range.clone(), target) }
-            }
+            self.with_input(product, ready, |input| {
+                for (factor, half) in product.factors.iter().zip(scratch.chunks_exact_mut(n * width)) {
+                    let addend = factor.bias.map_or(Addend::Nothing, Addend::Bias);
+                    let target = Target {
+                        out: Output::new(half),
+                        stride: width,
+                        column: 0,
+                        first,
+                        addend,
+                    };
+                    // SAFETY: the scratch is this thread's own.
+                    unsafe { self.factor(product, input, factor, range.clone(), target) }
+                }
+            });
             let (gates, ups) = scratch.split_at(n * width);
             for (i, (gate, up)) in gates.chunks_exact(width).zip(ups.chunks_exact(width)).enumerate() {
                 // SAFETY: the table runs on this processor, and the parts' columns do not overlap.
