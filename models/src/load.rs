@@ -6,7 +6,7 @@ use rempart_kernels::Activations;
 
 use crate::{
     Architecture, Error, Model, ModelConfig, Result, gemma3, llama, qwen2, qwen3,
-    weights::{Checkpoint, Weights},
+    weights::{Checkpoint, Progress, Weights},
 };
 
 /// How to load.
@@ -58,13 +58,14 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
         Found::Gguf(file) => open_gguf(&file)?,
         Found::Safetensors(dir) => open_safetensors(&dir)?,
     };
+    let weights = checkpoint
+        .weights()
+        .with_activations(options.activations)
+        .with_progress(Progress(options.progress));
+    let model = build(&config, &weights)?;
     if let Some(progress) = options.progress {
-        read_ahead(&checkpoint, progress);
+        progress(checkpoint.total_bytes(), checkpoint.total_bytes());
     }
-    let model = build(
-        &config,
-        &checkpoint.weights().with_activations(options.activations),
-    )?;
     checkpoint.check_unchanged()?;
     Ok(LoadedModel {
         config,
@@ -72,20 +73,6 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
         text,
         checkpoint,
     })
-}
-
-/// Touches every page of the memory map, so that the first request does not wait for the disk.
-fn read_ahead(checkpoint: &Checkpoint, progress: &dyn Fn(u64, u64)) {
-    const PAGE: usize = 4096;
-    let total = checkpoint.total_bytes();
-    let mut done = 0;
-    for (_, tensor) in checkpoint.tensors() {
-        for page in tensor.bytes.chunks(PAGE) {
-            std::hint::black_box(page[0]);
-        }
-        done += tensor.bytes.len() as u64;
-        progress(done, total);
-    }
 }
 
 /// The registry: one arm per architecture.

@@ -142,6 +142,16 @@ impl Checkpoint {
         })
     }
 
+    /// Reads the bytes of a tensor ahead.
+    pub(super) fn read_ahead(&self, bytes: &[u8]) {
+        self.mappings.iter().for_each(|mapping| mapping.read_ahead(bytes));
+    }
+
+    /// Gives the memory of a tensor's bytes back, as there is another copy.
+    pub(super) fn release(&self, bytes: &[u8]) {
+        self.mappings.iter().for_each(|mapping| mapping.release(bytes));
+    }
+
     /// The file or directory that was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -15,6 +15,17 @@ pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     path: String,
     activations: Activations,
+    progress: Progress<'a>,
+}
+
+/// Is told the bytes of weights done and to do.
+#[derive(Clone, Copy)]
+pub struct Progress<'a>(pub Option<&'a dyn Fn(u64, u64)>);
+
+impl fmt::Debug for Progress<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Progress").field(&self.0.is_some()).finish()
+    }
 }
 
 impl<'a> Weights<'a> {
@@ -23,6 +34,7 @@ impl<'a> Weights<'a> {
             checkpoint,
             path: String::new(),
             activations: Activations::default(),
+            progress: Progress(None),
         }
     }
 
@@ -32,7 +44,16 @@ impl<'a> Weights<'a> {
         Self {
             checkpoint: self.checkpoint,
             path: self.join(part),
-            activations: self.activations,
+            ..self.clone()
+        }
+    }
+
+    /// The same place, for layers whose loading is watched.
+    #[must_use]
+    pub fn with_progress(&self, progress: Progress<'a>) -> Self {
+        Self {
+            progress,
+            ..self.clone()
         }
     }
 
@@ -50,7 +71,18 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// It is missing, or is not `[outputs, inputs]`.
     pub fn weight(&self, outputs: usize, inputs: usize) -> Result<Weight, Error> {
-        Ok(Weight::new(self.linear(outputs, inputs)?, self.activations))
+        let matrix = self.linear(outputs, inputs)?;
+        // The map's own, which the matrix shares.
+        let bytes = self.tensor("weight")?.bytes.clone();
+        self.checkpoint.read_ahead(&bytes);
+        let weight = Weight::new(matrix, self.activations);
+        if let Weight::Packed(_) = weight {
+            self.checkpoint.release(&bytes);
+        }
+        if let Progress(Some(progress)) = self.progress {
+            progress(self.checkpoint.taken_bytes(), self.checkpoint.total_bytes());
+        }
+        Ok(weight)
     }
 
     /// The `.weight` here as a matrix that maps `inputs` values to `outputs`, rows being outputs.

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use super::{Error, Refusal};
 
@@ -21,7 +22,17 @@ pub(super) struct Mapping {
     file: File,
     length: u64,
     modified: Option<SystemTime>,
+    map: Arc<Mmap>,
     bytes: Bytes,
+}
+
+/// What the bytes of a map belong to.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Mapping {
@@ -41,13 +52,14 @@ impl Mapping {
             let rule = format!("the shortest valid file has {bytes_min}");
             return Err(Refusal::new("file length", format!("{length} bytes"), rule).of(path));
         }
-        let bytes = map(&file).map_err(|source| Error::io(path, "map", source))?;
+        let map = map(&file).map_err(|source| Error::io(path, "map", source))?;
         let mapping = Self {
             path: path.to_path_buf(),
             file,
             length,
             modified: metadata.modified().ok(),
-            bytes,
+            bytes: Bytes::from_owner(Owner(Arc::clone(&map))),
+            map,
         };
         mapping.check_unchanged()?;
         Ok(mapping)
@@ -55,6 +67,31 @@ impl Mapping {
 
     pub(super) fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Reads a part of the map ahead, if `part` is one: in one call, where each page's first use would be a fault of its
+    /// own. Best effort: without it the pages come as they are used.
+    pub(super) fn read_ahead(&self, part: &[u8]) {
+        if let Some(at) = self.offset(part) {
+            let _unsupported = self.map.advise_range(Advice::PopulateRead, at, part.len());
+        }
+    }
+
+    /// Gives a part's memory back, if it is one of this map: it is read from the file again if it is used again.
+    #[expect(unsafe_code, reason = "the advice would lose data in maps of another kind")]
+    pub(super) fn release(&self, part: &[u8]) {
+        if let Some(at) = self.offset(part) {
+            // SAFETY: the map is read only, so that its pages are the file's.
+            let _unsupported = unsafe {
+                self.map
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, at, part.len())
+            };
+        }
+    }
+
+    fn offset(&self, part: &[u8]) -> Option<usize> {
+        let at = part.as_ptr().addr().checked_sub(self.map.as_ptr().addr())?;
+        (at < self.map.len() && part.len() <= self.map.len() - at).then_some(at)
     }
 
     /// Refuses when the file no longer has the length or the time of change that it was mapped with.
@@ -81,10 +118,10 @@ impl Mapping {
     unsafe_code,
     reason = "weights are too large to copy, and a memory map cannot be made safely"
 )]
-fn map(file: &File) -> std::io::Result<Bytes> {
+fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
     // SAFETY: the map is read only and nothing in this process writes to the file. That no
     // other process does is the operator's part, documented on `Mapping` and checked by `check_unchanged`; every
     // value read from the map is checked when it is read, never trusted from an earlier reading.
     let map = unsafe { Mmap::map(file)? };
-    Ok(Bytes::from_owner(map))
+    Ok(Arc::new(map))
 }
