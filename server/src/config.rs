@@ -159,7 +159,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         env = "REMPART_KV_DTYPE",
-        default_value = "bf16",
+        default_value = "int8",
         help_heading = "Model"
     )]
     pub kv_dtype: KvDtype,
