@@ -42,6 +42,18 @@ struct Running {
     sum: f32,
 }
 
+impl Running {
+    /// Takes a span's largest score, if it is the largest so far, and the sum of exponentials below the larger; returns the
+    /// factor by which what was summed before shrinks, if it does.
+    #[inline(always)]
+    fn add(&mut self, largest: f32, sum: f32) -> Option<f32> {
+        let old = std::mem::replace(&mut self.max, largest);
+        let correction = (old.to_bits() != largest.to_bits()).then(|| (old - largest).exp());
+        self.sum = self.sum * correction.unwrap_or(1.0) + sum;
+        correction
+    }
+}
+
 /// What a tile's queries read.
 trait Source<S: Simd> {
     /// Called before the queries of a span.
@@ -61,6 +73,22 @@ trait Source<S: Simd> {
         seen: &Range<usize>,
         scores: &mut [[f32; SPAN]; M],
     );
+
+    /// As [`Span::weigh`].
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn weigh(
+        &self,
+        span: &Span<'_>,
+        visible: &Range<usize>,
+        scores: &mut [f32; SPAN],
+        running: &mut Running,
+    ) -> Option<f32> {
+        // SAFETY: the caller's promise.
+        unsafe { span.weigh::<S>(visible, scores, running) }
+    }
 
     /// Adds the weighted values to each query's output. A position that none of them sees has no weight, and what is read
     /// there may be anything.
@@ -209,7 +237,8 @@ impl Span<'_> {
                     .out
                     .slice(self.job.query(self.tile, first + m), self.job.d);
                 let visible = self.visible(first + m);
-                if let Some(correction) = self.weigh::<S>(&visible, &mut scores[m], &mut running[m]) {
+                let (scores, running) = (&mut scores[m], &mut running[m]);
+                if let Some(correction) = source.weigh(self, &visible, scores, running) {
                     for out in &mut *out {
                         *out *= correction;
                     }
@@ -251,9 +280,9 @@ impl Span<'_> {
             for at in (0..SPAN).step_by(S::LANES) {
                 max = S::max(max, S::load(start.add(at)));
             }
-            let old = std::mem::replace(&mut running.max, S::max_lane(max));
+            let largest = S::max_lane(max);
             for at in (0..SPAN).step_by(S::LANES) {
-                let below = S::sub(S::load(start.add(at)), S::splat(running.max));
+                let below = S::sub(S::load(start.add(at)), S::splat(largest));
                 S::store(start.add(at), exp::<S>(below));
             }
             scores[..visible.start].fill(0.0);
@@ -264,9 +293,7 @@ impl Span<'_> {
             }
             let zero = S::splat(0.0);
             let sum = S::sum4([sums, zero, zero, zero])[0];
-            let correction = (old.to_bits() != running.max.to_bits()).then(|| (old - running.max).exp());
-            running.sum = running.sum * correction.unwrap_or(1.0) + sum;
-            correction
+            running.add(largest, sum)
         }
     }
 }

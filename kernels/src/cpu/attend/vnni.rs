@@ -21,13 +21,18 @@
     reason = "loops over constants unroll, and their indices are registers' numbers"
 )]
 
-use std::{arch::x86_64::*, cell::RefCell, ops::Range};
+use std::{
+    arch::x86_64::*,
+    cell::RefCell,
+    f32::consts::{LN_2, LOG2_E},
+    ops::Range,
+};
 
-use super::{GROUPS, SPAN, Source, Span, over};
+use super::{GROUPS, Running, SPAN, Source, Span, over};
 use crate::cpu::{
     avx512::Avx512,
     jobs::{AttentionJob, Tile},
-    operand::{DIGITS_MAX, digits, factor, nearest},
+    operand::{DIGITS_MAX, factor_of},
     records::{OFFSET, PART, Records, SCALES, STRIDE, record_bytes},
     stored::{Cache, KEY_GROUP},
 };
@@ -80,7 +85,7 @@ struct Digits<'a> {
 
 impl<'a> Digits<'a> {
     #[inline(always)]
-    fn new(job: &AttentionJob<'_>, tile: &Tile, records: Records<'a>) -> Self {
+    unsafe fn new(job: &AttentionJob<'_>, tile: &Tile, records: Records<'a>) -> Self {
         let mut queries = SCRATCH.take();
         queries.round(job, tile);
         Self { records, queries }
@@ -95,7 +100,7 @@ impl Drop for Digits<'_> {
 
 impl Queries {
     #[inline(always)]
-    fn round(&mut self, job: &AttentionJob<'_>, tile: &Tile) {
+    unsafe fn round(&mut self, job: &AttentionJob<'_>, tile: &Tile) {
         let (d, count) = (job.d, tile.tokens.len() * job.group());
         self.width = d.next_multiple_of(4);
         self.upper.clear();
@@ -107,23 +112,74 @@ impl Queries {
         let rows = self.upper.chunks_exact_mut(self.width);
         for (i, (upper, lower)) in rows.zip(self.lower.chunks_exact_mut(self.width)).enumerate() {
             let query = &job.q[job.query(tile, i)..][..d];
-            let (factor, scale) = factor(query, DIGITS_MAX);
+            let (factor, scale) = factor_of(largest(query), DIGITS_MAX);
             self.scales.push(scale * job.options.scale);
-            for ((x, upper), lower) in query
-                .chunks(PART)
-                .zip(upper.chunks_mut(PART))
-                .zip(lower.chunks_mut(PART))
-            {
-                let mut sum = 0;
-                for ((&x, upper), lower) in x.iter().zip(upper).zip(lower) {
-                    let number = nearest(x, factor);
-                    sum += number;
-                    (*upper, *lower) = digits(number);
-                }
-                self.starts.push(-i32::from(OFFSET) * sum);
+            let digits = upper.chunks_mut(PART).zip(lower.chunks_mut(PART));
+            for (x, (upper, lower)) in query.chunks(PART).zip(digits) {
+                self.starts
+                    .push(-i32::from(OFFSET) * round(x, factor, upper, lower));
             }
         }
     }
+}
+
+/// The largest magnitude, NaN above all.
+#[inline(always)]
+unsafe fn largest(x: &[f32]) -> f32 {
+    let mut largest = _mm512_setzero_si512();
+    for x in x.chunks(KEY_GROUP) {
+        let bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(lanes(x.len()), x.as_ptr()));
+        largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)));
+    }
+    f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned())
+}
+
+/// The digits of `x` times `factor`, and the sum of these numbers.
+#[inline(always)]
+unsafe fn round(x: &[f32], factor: f32, upper: &mut [i8], lower: &mut [i8]) -> i32 {
+    let (mut sum, factor) = (_mm512_setzero_si512(), _mm512_set1_ps(factor));
+    for ((x, upper), lower) in x
+        .chunks(KEY_GROUP)
+        .zip(upper.chunks_mut(KEY_GROUP))
+        .zip(lower.chunks_mut(KEY_GROUP))
+    {
+        let mask = lanes(x.len());
+        let number = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), factor));
+        // What is not finite has become the least number, and counts as none.
+        let some = _mm512_cmpneq_epi32_mask(number, _mm512_set1_epi32(i32::MIN));
+        let number = _mm512_maskz_mov_epi32(some, number);
+        sum = _mm512_add_epi32(sum, number);
+        let digit = _mm512_srai_epi32::<8>(_mm512_add_epi32(number, _mm512_set1_epi32(128)));
+        _mm512_mask_cvtepi32_storeu_epi8(upper.as_mut_ptr(), mask, digit);
+        _mm512_mask_cvtepi32_storeu_epi8(lower.as_mut_ptr(), mask, number);
+    }
+    _mm512_reduce_add_epi32(sum)
+}
+
+/// The first `len` lanes, at most all.
+#[inline(always)]
+fn lanes(len: usize) -> __mmask16 {
+    u16::MAX >> (KEY_GROUP - len)
+}
+
+/// 2 to the power of `x`, within three units in the last place where that is a normal number.
+#[inline(always)]
+unsafe fn exp2(x: __m512) -> __m512 {
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+    let r = _mm512_sub_ps(x, n);
+    // Taylor's polynomial: on [-1/2, 1/2] the next term is 1.2e-7 of the sum at most.
+    let mut p = _mm512_set1_ps(1.540_353e-4);
+    for c in [
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265e-1,
+        LN_2,
+        1.0,
+    ] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, n)
 }
 
 /// Where byte `at` of each group's records is.
@@ -233,6 +289,37 @@ impl Source<Avx512> for Digits<'_> {
         }
     }
 
+    /// As [`Span::weigh`], in registers but for reading and storing.
+    #[inline(always)]
+    unsafe fn weigh(
+        &self,
+        span: &Span<'_>,
+        visible: &Range<usize>,
+        scores: &mut [f32; SPAN],
+        running: &mut Running,
+    ) -> Option<f32> {
+        if visible.is_empty() || span.job.options.softcap.is_some() {
+            return span.weigh::<Avx512>(visible, scores, running);
+        }
+        let seen = u64::MAX >> (SPAN - visible.len()) << visible.start;
+        let (mut score, mut largest) = ([_mm512_setzero_ps(); GROUPS], _mm512_set1_ps(running.max));
+        for c in 0..GROUPS {
+            score[c] = _mm512_loadu_ps(scores.as_ptr().add(c * KEY_GROUP));
+            let seen = (seen >> (c * KEY_GROUP)) as u16;
+            largest = _mm512_mask_max_ps(largest, seen, largest, score[c]);
+        }
+        let largest = _mm512_reduce_max_ps(largest);
+        let mut sums = _mm512_setzero_ps();
+        for c in 0..GROUPS {
+            let below = _mm512_sub_ps(score[c], _mm512_set1_ps(largest));
+            let weight = exp2(_mm512_mul_ps(below, _mm512_set1_ps(LOG2_E)));
+            let weight = _mm512_maskz_mov_ps((seen >> (c * KEY_GROUP)) as u16, weight);
+            sums = _mm512_add_ps(sums, weight);
+            _mm512_storeu_ps(scores.as_mut_ptr().add(c * KEY_GROUP), weight);
+        }
+        running.add(largest, _mm512_reduce_add_ps(sums))
+    }
+
     #[inline(always)]
     unsafe fn values<const M: usize>(
         &self,
@@ -285,8 +372,8 @@ impl Part {
         outs: [*mut f32; M],
         at: usize,
     ) {
-        let lanes = (self.dims - at).min(C * KEY_GROUP) - (C - 1) * KEY_GROUP;
-        let (bytes, lanes) = (u64::MAX >> (VECTOR - 4 * lanes), u16::MAX >> (KEY_GROUP - lanes));
+        let last = (self.dims - at).min(C * KEY_GROUP) - (C - 1) * KEY_GROUP;
+        let (bytes, last) = (u64::MAX >> (VECTOR - 4 * last), lanes(last));
         let mut sums = [[_mm512_setzero_si512(); C]; M];
         for group in self.groups.clone() {
             for quad in 0..KEY_GROUP / 4 {
@@ -311,7 +398,7 @@ impl Part {
             let count = _mm512_set1_ps(counts[m]);
             for c in 0..C {
                 let to = outs[m].add(self.start + at + c * KEY_GROUP);
-                let mask = if c + 1 < C { u16::MAX } else { lanes };
+                let mask = if c + 1 < C { u16::MAX } else { last };
                 let sum = _mm512_fmadd_ps(
                     _mm512_cvtepi32_ps(sums[m][c]),
                     count,
