@@ -77,6 +77,18 @@ impl Simd for Avx2 {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
     }
     #[inline(always)]
+    unsafe fn unsigned_bytes(from: *const u8, i: usize) -> __m256 {
+        let fours = _mm256_loadu_si256(from.cast());
+        let byte = _mm256_srl_epi32(fours, _mm_cvtsi32_si128(8 * i32::from(i as u8)));
+        _mm256_cvtepi32_ps(_mm256_and_si256(byte, _mm256_set1_epi32(0xff)))
+    }
+    #[inline(always)]
+    unsafe fn signed_bytes(from: *const u8, i: usize) -> __m256 {
+        let fours = _mm256_loadu_si256(from.cast());
+        let high = _mm256_sll_epi32(fours, _mm_cvtsi32_si128(24 - 8 * i32::from(i as u8)));
+        _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(high))
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m256) {
         _mm256_storeu_ps(to, v);
     }

@@ -90,7 +90,12 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
         for part in 0..parts {
             let codes: *const u8 = unpacked.codes.as_ptr().add(part * lines).cast();
             let codes = codes.add(side * LINE / 2);
+            // The tile's rows are side by side in their block.
             let at = 4 * x.place(first, part * lines, x.k / 4);
+            let (scale_at, correction) = (
+                x.place(first, part / halves, x.groups()),
+                x.place(first, part, parts),
+            );
             let mut products = digits::<BYTES, R>(codes, lines, x.upper.as_ptr().add(at), x.height);
             if x.is_wide() {
                 let lower = digits::<BYTES, R>(codes, lines, x.lower.as_ptr().add(at), x.height);
@@ -98,11 +103,10 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
                     products[r] = _mm256_add_epi32(_mm256_slli_epi32::<8>(products[r]), lower[r]);
                 }
             }
-            let of_row = |of: &[Rows]| _mm256_loadu_ps(of[part].as_ptr().add(side * LANES));
-            let scales = of_row(&unpacked.scales);
+            let scales = _mm256_loadu_ps(unpacked.scales[part].as_ptr().add(side * LANES));
             for r in 0..R {
-                let scale = _mm256_set1_ps(x.scales[x.place(first + r, part / halves, x.groups())]);
-                if let Some(start) = job.corrections.starts.get(x.place(first + r, part, parts)) {
+                let scale = _mm256_set1_ps(x.scales[scale_at + r]);
+                if let Some(start) = job.corrections.starts.get(correction + r) {
                     products[r] = _mm256_add_epi32(products[r], _mm256_set1_epi32(*start));
                 }
                 sums[r] = _mm256_fmadd_ps(
@@ -110,8 +114,9 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
                     _mm256_mul_ps(scales, scale),
                     sums[r],
                 );
-                if let Some(share) = job.corrections.shares.get(x.place(first + r, part, parts)) {
-                    sums[r] = _mm256_fmadd_ps(of_row(&unpacked.mins), _mm256_set1_ps(*share), sums[r]);
+                if let Some(share) = job.corrections.shares.get(correction + r) {
+                    let mins = _mm256_loadu_ps(unpacked.mins[part].as_ptr().add(side * LANES));
+                    sums[r] = _mm256_fmadd_ps(mins, _mm256_set1_ps(*share), sums[r]);
                 }
             }
         }
@@ -138,23 +143,40 @@ unsafe fn digits<const BYTES: bool, const R: usize>(
     for pair in 0..lines / 2 {
         let a = _mm256_loadu_si256(codes.add(2 * pair * LINE).cast());
         let b = _mm256_loadu_si256(codes.add((2 * pair + 1) * LINE).cast());
-        let upper = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), nibble);
+        let low = [_mm256_and_si256(a, nibble), _mm256_and_si256(b, nibble)];
+        let high = [upper_nibbles(a), upper_nibbles(b)];
         for r in 0..R {
-            let at = |i: usize| {
-                let four = numbers.add(4 * ((2 * pair + i) * height + r));
-                _mm256_set1_epi32(four.cast::<i32>().read_unaligned())
-            };
-            let products =
-                |a, b| _mm256_add_epi16(_mm256_maddubs_epi16(a, at(0)), _mm256_maddubs_epi16(b, at(1)));
+            let first = numbers.add(4 * (2 * pair * height + r));
+            let numbers = [four(first), four(first.add(4 * height))];
             if BYTES {
-                let low = products(_mm256_and_si256(a, nibble), _mm256_and_si256(b, nibble));
-                let high = products(upper(a), upper(b));
-                let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
-                sums[r] = _mm256_add_epi32(sums[r], _mm256_add_epi32(_mm256_madd_epi16(low, one), high));
+                let low = _mm256_madd_epi16(products(low, numbers), one);
+                let high = _mm256_madd_epi16(products(high, numbers), _mm256_set1_epi16(16));
+                sums[r] = _mm256_add_epi32(sums[r], _mm256_add_epi32(low, high));
             } else {
-                sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(products(a, b), one));
+                let both = products([a, b], numbers);
+                sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(both, one));
             }
         }
     }
     sums
+}
+
+// Functions rather than closures, which the compiler may leave without the caller's target features.
+
+#[inline(always)]
+unsafe fn four(from: *const i8) -> __m256i {
+    _mm256_set1_epi32(from.cast::<i32>().read_unaligned())
+}
+
+#[inline(always)]
+unsafe fn upper_nibbles(bytes: __m256i) -> __m256i {
+    _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15))
+}
+
+#[inline(always)]
+unsafe fn products(codes: [__m256i; 2], numbers: [__m256i; 2]) -> __m256i {
+    _mm256_add_epi16(
+        _mm256_maddubs_epi16(codes[0], numbers[0]),
+        _mm256_maddubs_epi16(codes[1], numbers[1]),
+    )
 }

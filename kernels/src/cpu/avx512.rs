@@ -81,6 +81,18 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
     }
     #[inline(always)]
+    unsafe fn unsigned_bytes(from: *const u8, i: usize) -> __m512 {
+        let fours = _mm512_loadu_si512(from.cast());
+        let byte = _mm512_srl_epi32(fours, _mm_cvtsi32_si128(8 * i32::from(i as u8)));
+        _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(0xff)))
+    }
+    #[inline(always)]
+    unsafe fn signed_bytes(from: *const u8, i: usize) -> __m512 {
+        let fours = _mm512_loadu_si512(from.cast());
+        let high = _mm512_sll_epi32(fours, _mm_cvtsi32_si128(24 - 8 * i32::from(i as u8)));
+        _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(high))
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m512) {
         _mm512_storeu_ps(to, v);
     }

@@ -68,6 +68,18 @@ impl Simd for Neon {
         vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast())))
     }
     #[inline(always)]
+    unsafe fn unsigned_bytes(from: *const u8, i: usize) -> float32x4_t {
+        let fours = vreinterpretq_u32_u8(vld1q_u8(from));
+        let byte = vshlq_u32(fours, vdupq_n_s32(-8 * i32::from(i as u8)));
+        vcvtq_f32_u32(vandq_u32(byte, vdupq_n_u32(0xff)))
+    }
+    #[inline(always)]
+    unsafe fn signed_bytes(from: *const u8, i: usize) -> float32x4_t {
+        let fours = vreinterpretq_s32_u8(vld1q_u8(from));
+        let high = vshlq_s32(fours, vdupq_n_s32(24 - 8 * i32::from(i as u8)));
+        vcvtq_f32_s32(vshrq_n_s32::<24>(high))
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: float32x4_t) {
         vst1q_f32(to, v);
     }

@@ -196,10 +196,13 @@ pub(super) fn round_row(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
         let (numbers, scale) = round(x, if wide { DIGITS_MAX } else { DIGIT_MAX });
         let sum = |half: &[i32]| half.iter().fold(0, |sum: i32, number| sum.wrapping_add(*number));
         let (first, second) = numbers.split_at(GROUP / 2);
-        let both = numbers.map(|number| if wide { digits(number) } else { (number as i8, 0) });
+        let (mut upper, mut lower) = ([0; GROUP], [0; GROUP]);
+        for ((number, upper), lower) in numbers.iter().zip(&mut upper).zip(&mut lower) {
+            (*upper, *lower) = if wide { digits(*number) } else { (*number as i8, 0) };
+        }
         let numbers = Digits {
-            upper: both.map(|(upper, _)| upper),
-            lower: wide.then(|| both.map(|(_, lower)| lower)),
+            upper,
+            lower: wide.then_some(lower),
         };
         block.put(group, r, &numbers, scale, [sum(first), sum(second)]);
     }

@@ -41,8 +41,12 @@ impl PackedJob<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             if len == PANEL {
-                // Of a length that the compiler knows.
-                self.target.store(i, first, sums);
+                // Of a length that the compiler knows: it makes no call of it.
+                let to = self.target.whole::<PANEL>(i, first);
+                *to.out = *sums;
+                for (out, addend) in to.out.iter_mut().zip(to.addends.into_iter().flatten()) {
+                    *out += addend;
+                }
             } else {
                 self.target.store(i, first, &sums[..len]);
             }

@@ -92,60 +92,15 @@ fn quantise(x: &[f32]) -> ([i8; PART], f32) {
     (codes, scale)
 }
 
-/// Where a part's dimensions are in a head of `d`.
-fn dims(d: usize, part: usize) -> std::ops::Range<usize> {
-    part * PART..((part + 1) * PART).min(d)
-}
-
-fn scale(part: &[u8], position: usize) -> f32 {
+/// A position's scale.
+#[expect(
+    clippy::inline_always,
+    reason = "the caller's target features must reach the body"
+)]
+#[inline(always)]
+pub(super) fn scale(part: &[u8], position: usize) -> f32 {
     let bytes = &part[4 * position..][..4];
     f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-/// A record's keys as numbers, `[d, KEY_GROUP]`.
-#[expect(
-    clippy::inline_always,
-    reason = "the caller's target features must reach the body"
-)]
-#[inline(always)]
-pub(super) fn widen_keys(record: &[u8], d: usize, out: &mut [f32]) {
-    for (i, part) in record.chunks(STRIDE).enumerate() {
-        let (quads, dims) = (&part[SCALES..], dims(d, i));
-        let scales: [f32; KEY_GROUP] = std::array::from_fn(|position| scale(part, position));
-        let out = &mut out[dims.start * KEY_GROUP..dims.end * KEY_GROUP];
-        for (quad, out) in quads
-            .as_chunks::<{ 4 * KEY_GROUP }>()
-            .0
-            .iter()
-            .zip(out.chunks_mut(4 * KEY_GROUP))
-        {
-            for (dim, out) in out.as_chunks_mut::<KEY_GROUP>().0.iter_mut().enumerate() {
-                for position in 0..KEY_GROUP {
-                    let code = i32::from(quad[4 * position + dim]) - i32::from(OFFSET);
-                    out[position] = code as f32 * scales[position];
-                }
-            }
-        }
-    }
-}
-
-/// A record's values as numbers, `[KEY_GROUP, d]`.
-#[expect(
-    clippy::inline_always,
-    reason = "the caller's target features must reach the body"
-)]
-#[inline(always)]
-pub(super) fn widen_values(record: &[u8], d: usize, out: &mut [f32]) {
-    for (i, part) in record.chunks(STRIDE).enumerate() {
-        let dims = dims(d, i);
-        for (position, out) in out.chunks_exact_mut(d).take(KEY_GROUP).enumerate() {
-            let scale = scale(part, position);
-            let quad = &part[SCALES + position / 4 * 4 * dims.len()..][..4 * dims.len()];
-            for (out, codes) in out[dims.clone()].iter_mut().zip(quad.as_chunks::<4>().0) {
-                *out = f32::from(codes[position % 4].cast_signed()) * scale;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -163,12 +118,10 @@ mod tests {
                 write_key(&mut keys, position, x);
                 write_value(&mut values, position, x);
             }
-            let (mut k, mut v) = (vec![9.0; d * KEY_GROUP], vec![9.0; d * KEY_GROUP]);
-            widen_keys(&keys, d, &mut k);
-            widen_values(&values, d, &mut v);
+            let records = Records { k: &keys, v: &values };
             for (position, x) in x.iter().enumerate() {
                 for (i, &x) in x.iter().enumerate() {
-                    let (k, v) = (k[i * KEY_GROUP + position], v[position * d + i]);
+                    let (k, v) = (records.key(d, position, i), records.value(d, position, i));
                     assert!(
                         (k - x).abs() <= 0.5 * 51.0 / DIGIT_MAX && k.to_bits() == v.to_bits(),
                         "{d} {x} {k} {v}"

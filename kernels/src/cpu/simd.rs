@@ -21,6 +21,10 @@ pub(crate) trait Simd {
     unsafe fn load_first(from: *const f32, len: usize) -> Self::V;
     /// `LANES` numbers, widened.
     unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// Byte `i` of each of `LANES` runs of four, without a sign.
+    unsafe fn unsigned_bytes(from: *const u8, i: usize) -> Self::V;
+    /// As [`Simd::unsigned_bytes`] with a sign.
+    unsafe fn signed_bytes(from: *const u8, i: usize) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
     unsafe fn store_first(to: *mut f32, len: usize, v: Self::V);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;

@@ -14,9 +14,9 @@
 )]
 
 mod cells;
+mod coded;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
-mod widened;
 
 use std::ops::Range;
 
@@ -28,7 +28,6 @@ use super::{
 };
 #[cfg(target_arch = "x86_64")]
 pub(super) use vnni::attention as attention_vnni;
-use widened::Widened;
 
 /// Positions whose scores are held at once; a multiple of every vector's lanes.
 const SPAN: usize = 64;
@@ -56,12 +55,6 @@ impl Running {
 
 /// What a tile's queries read.
 trait Source<S: Simd> {
-    /// Called before the queries of a span.
-    ///
-    /// # Safety
-    /// As for [`Simd`]; the span's groups must be in the cache.
-    unsafe fn enter(&mut self, _span: &Span<'_>) {}
-
     /// The scaled products of `M` queries, those from number `first` on, with the keys around those seen.
     ///
     /// # Safety
@@ -113,12 +106,9 @@ pub(super) unsafe fn attention<S: Simd>(job: &AttentionJob<'_>, tile: &Tile) {
     // SAFETY: the caller's promise.
     unsafe {
         match job.cache {
-            Cache::F32(cells) => over::<S, _>(job, cells, tile),
-            Cache::Bf16(cells) => over::<S, _>(job, cells, tile),
-            Cache::Int8(records) => {
-                let widened = Widened::new(records, job.d);
-                over::<S, _>(job, widened, tile);
-            }
+            Cache::F32(cells) => over::<S, _>(job, &cells, tile),
+            Cache::Bf16(cells) => over::<S, _>(job, &cells, tile),
+            Cache::Int8(records) => over::<S, _>(job, &records, tile),
         }
     }
 }
@@ -126,7 +116,7 @@ pub(super) unsafe fn attention<S: Simd>(job: &AttentionJob<'_>, tile: &Tile) {
 /// # Safety
 /// As for [`attention`].
 #[inline(always)]
-unsafe fn over<S: Simd, C: Source<S>>(job: &AttentionJob<'_>, mut source: C, tile: &Tile) {
+unsafe fn over<S: Simd, C: Source<S>>(job: &AttentionJob<'_>, source: &C, tile: &Tile) {
     let (row, group) = (&job.rows[tile.row], job.group());
     let queries = tile.tokens.len() * group;
     let mut running = vec![
@@ -150,14 +140,12 @@ unsafe fn over<S: Simd, C: Source<S>>(job: &AttentionJob<'_>, mut source: C, til
             number,
             groups: &groups,
         };
-        // SAFETY: the caller's promise.
-        unsafe { source.enter(&span) }
         let batches = queries.div_ceil(S::BATCH);
         let mut first = 0;
         for batch in 0..batches {
             let count = (queries - first).div_ceil(batches - batch);
             // SAFETY: the caller's promise; `first..first + count` are queries of the tile.
-            unsafe { span.step::<S, C>(&source, first, &mut running[first..first + count]) }
+            unsafe { span.step::<S, C>(source, first, &mut running[first..first + count]) }
             first += count;
         }
     }

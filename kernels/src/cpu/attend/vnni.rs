@@ -53,7 +53,7 @@ pub(in crate::cpu) unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
     match job.cache {
         Cache::Int8(records) => {
             let source = Digits::new(job, tile, records);
-            over::<Avx512, _>(job, source, tile);
+            over::<Avx512, _>(job, &source, tile);
         }
         Cache::F32(_) | Cache::Bf16(_) => super::attention::<Avx512>(job, tile),
     }
