@@ -105,7 +105,7 @@ impl<'a> Job<'a> {
     fn work(&self, shares: &[Share], own: usize) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             for i in (own..shares.len()).chain(0..own) {
-                let (tasks, taken) = (share(self.tasks, shares.len(), i), &shares[i].taken);
+                let (tasks, taken) = (split(self.tasks, shares.len(), i), &shares[i].taken);
                 while taken.load(Ordering::Relaxed) < tasks.len() {
                     let next = taken.fetch_add(1, Ordering::Relaxed);
                     if next < tasks.len() {
@@ -126,11 +126,19 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The tasks of thread number `i` of `threads`.
-fn share(tasks: usize, threads: usize, i: usize) -> Range<usize> {
-    let (size, rest) = (tasks / threads, tasks % threads);
-    let start = i * size + i.min(rest);
-    start..start + size + usize::from(i < rest)
+/// Part `part` of `parts` nearly equal parts of `0..len`.
+pub(crate) fn split(len: usize, parts: usize, part: usize) -> Range<usize> {
+    let (size, rest) = (len / parts, len % parts);
+    let start = part * size + part.min(rest);
+    start..start + size + usize::from(part < rest)
+}
+
+/// What is sorted, in an order that gives each thread its share of the first ones to begin with.
+pub(crate) fn deal<T>(sorted: &[T]) -> Vec<&T> {
+    let threads = threads();
+    (0..threads)
+        .flat_map(|i| sorted.iter().skip(i).step_by(threads))
+        .collect()
 }
 
 struct Pool {

@@ -217,6 +217,12 @@ fn attention_rows() {
     };
     refused(paged_attention(&zeros(&[3, 32]), &cache, &[], &blind), "window");
     refused(KvCache::new(1 << 40, 1 << 20, 8, 64, KvDtype::Bf16), "too large");
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        refused(
+            KvCache::new(1, 16, 1, usize::MAX / 16, dtype),
+            "at most 1048576 dimensions",
+        );
+    }
     refused(attend(&[3, 24], &[(0..3, 3, &[1])]), "q is");
     refused(attend(&[3, 4, 8], &[(0..3, 3, &[1])]), "q is");
 }

@@ -1,6 +1,7 @@
 //! Everything that can be configured: each limit with its name, its default and its environment variable. What was
 //! typed ([`ServeArgs`]) becomes what is used ([`Settings`]) in one place, [`ServeArgs::check`].
 
+mod choices;
 mod hosts;
 mod pull;
 
@@ -9,10 +10,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use clap::builder::BoolishValueParser;
-use clap::{Args, ValueEnum};
 use thiserror::Error;
 
+pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
 
@@ -53,47 +55,6 @@ const THREADS_MAX: usize = 4096;
 const STEP_TOKENS_LIMIT: usize = 1 << 20;
 const QUEUE_REQUESTS_LIMIT: usize = 1 << 16;
 const CONNECTIONS_LIMIT: usize = 1 << 20;
-
-/// How lines of the log are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Human,
-    Json,
-}
-
-/// How much is logged. Prompts, answers and keys are in no line at any level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best device this version knows: the CPU.
-    Auto,
-    Cpu,
-    Cuda,
-}
-
-/// How keys and values are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum KvDtype {
-    Int8,
-    Bf16,
-    F32,
-}
-
-/// How activations are rounded before they meet integer weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Activations {
-    Int8,
-    Int16,
-}
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -155,7 +116,7 @@ pub struct ServeArgs {
         help_heading = "Model"
     )]
     pub activations: Activations,
-    /// How keys and values are held: rounded to bf16, or as computed, in twice the memory
+    /// How keys and values are held: rounded to 8 or 16 bits, or as computed
     #[arg(
         long,
         env = "REMPART_KV_DTYPE",

@@ -11,7 +11,11 @@ use super::{
     Kernels, Norm,
     stored::{Cache, KEY_GROUP},
 };
-use crate::{AttentionOptions, AttentionRow, Format, Matrix, op::RopeStyle, pool};
+use crate::{
+    AttentionOptions, AttentionRow, Format, Matrix,
+    op::RopeStyle,
+    pool::{self, split},
+};
 
 /// A buffer that several threads write, each its own elements.
 pub(crate) struct Output<'a, T = f32> {
@@ -299,11 +303,7 @@ impl Kernels {
     /// The job's rows must have been checked against the shapes of its buffers, and its output must be zero.
     pub(crate) unsafe fn attention(&self, job: &AttentionJob<'_>) {
         let sorted = job.tiles();
-        // Threads start with tasks side by side: each gets long ones first.
-        let threads = pool::threads();
-        let tiles: Vec<&Tile> = (0..threads)
-            .flat_map(|i| sorted.iter().skip(i).step_by(threads))
-            .collect();
+        let tiles = pool::deal(&sorted);
         let products = sorted.iter().map(|tile| job.cost(tile)).sum::<usize>() * job.group() * job.d;
         let parts = if products < PARALLEL_PRODUCTS {
             1
@@ -409,11 +409,4 @@ fn each_row(width: usize, out: &Output<'_>, kernel: impl Fn(usize, &mut [f32]) +
             kernel(row, unsafe { out.slice(row * width, width) });
         }
     });
-}
-
-/// Part `part` of `parts` nearly equal parts of `0..len`.
-pub(super) fn split(len: usize, parts: usize, part: usize) -> Range<usize> {
-    let (size, rest) = (len / parts, len % parts);
-    let start = part * size + part.min(rest);
-    start..start + size + usize::from(part < rest)
 }

@@ -1,5 +1,5 @@
-//! One product of activations with the matrices that share them: normalised and rounded once, everything in two passes
-//! over the threads.
+//! One product of activations with the matrices that share them: normalised and rounded once, in a pass over the threads of
+//! its own, or by each thread for itself where rows are few.
 
 use std::{
     cell::RefCell,
@@ -9,11 +9,16 @@ use std::{
 
 use super::{
     Kernels,
-    jobs::{Addend, LinearJob, Output, PARALLEL_ELEMENTS, PARALLEL_PRODUCTS, PARTS, Target, split},
+    jobs::{Addend, LinearJob, Output, PARALLEL_ELEMENTS, PARALLEL_PRODUCTS, PARTS, Target},
     operand::{Corrections, HEIGHT_MAX, Operand, OperandBlock, OperandBlocks},
     packed::PackedJob,
 };
-use crate::{Activations, Weight, op::Activation, packed::Scales, pool};
+use crate::{
+    Activations, Weight,
+    op::Activation,
+    packed::Scales,
+    pool::{self, split},
+};
 
 /// `finish(norm(x) * weights^T + biases)`.
 pub(crate) struct Product<'a> {
@@ -77,7 +82,7 @@ struct Input {
 /// Where the threads of a product find its input.
 enum Ready<'a> {
     Input(&'a Input),
-    /// Each prepares it for itself, once for the product of this number.
+    /// Few rows: each prepares it for itself, once for the product of this number.
     Number(u64),
 }
 

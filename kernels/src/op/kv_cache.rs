@@ -18,10 +18,10 @@ pub enum KvDtype {
     /// 32 bits.
     F32,
     /// Rounded to bf16, 8 bits of precision, in half the memory.
-    #[default]
     Bf16,
     /// Whole numbers of 8 bits, a scale for each position and at most 64 dimensions of a head: a quarter of the memory, and
     /// the scales.
+    #[default]
     Int8,
 }
 
@@ -36,10 +36,10 @@ impl KvDtype {
     }
 
     /// The dimensions of a group of positions.
-    pub(super) fn group_dims(self, part: Part, head_dim: usize) -> Vec<usize> {
-        match (self, part) {
-            (Self::F32 | Self::Bf16, Part::Keys) => vec![head_dim, KEY_GROUP],
-            (Self::F32 | Self::Bf16, Part::Values) => vec![KEY_GROUP, head_dim],
+    pub(super) fn group_dims(self, side: Side, head_dim: usize) -> Vec<usize> {
+        match (self, side) {
+            (Self::F32 | Self::Bf16, Side::Keys) => vec![head_dim, KEY_GROUP],
+            (Self::F32 | Self::Bf16, Side::Values) => vec![KEY_GROUP, head_dim],
             (Self::Int8, _) => vec![record_bytes(head_dim)],
         }
     }
@@ -60,7 +60,7 @@ pub struct KvCache {
 
 /// One of a cache's two tensors.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
+pub(super) enum Side {
     Keys,
     Values,
 }
@@ -77,6 +77,9 @@ impl KvCache {
         if block_size == 0 || !block_size.is_multiple_of(KEY_GROUP) {
             bail!("a cache's blocks hold a multiple of {KEY_GROUP} tokens, not {block_size}");
         }
+        if head_dim > HEAD_DIM_MAX {
+            bail!("a cache's heads have at most {HEAD_DIM_MAX} dimensions, not {head_dim}");
+        }
         let groups = (blocks, kv_heads, block_size / KEY_GROUP);
         let bytes = [kv_heads, block_size / KEY_GROUP, dtype.group_bytes(head_dim)]
             .iter()
@@ -84,30 +87,32 @@ impl KvCache {
         let Some(bytes) = bytes.filter(|bytes| *bytes <= isize::MAX as usize - LINE) else {
             bail!("a cache of {groups:?} groups of heads of {head_dim} is too large");
         };
-        let tensor = |part| {
+        let tensor = |side| {
             zeros(
                 dtype,
                 bytes,
                 &[
                     &[groups.0, groups.1, groups.2],
-                    &*dtype.group_dims(part, head_dim),
+                    &*dtype.group_dims(side, head_dim),
                 ]
                 .concat(),
             )
         };
         Ok(Self {
-            k: tensor(Part::Keys)?,
-            v: tensor(Part::Values)?,
+            k: tensor(Side::Keys)?,
+            v: tensor(Side::Values)?,
             head_dim,
             dtype,
         })
     }
 }
 
+/// More than any model has, and few enough that a group's bytes are a number.
+const HEAD_DIM_MAX: usize = 1 << 20;
 /// Bytes of a line of the processor's caches.
 const LINE: usize = 64;
 
-/// Zeros, from the start of a line on, so that vectors do not cross lines.
+/// Zeros of a shape that takes `bytes`, from the start of a line on, so that vectors do not cross lines.
 fn zeros(dtype: KvDtype, bytes: usize, shape: &[usize]) -> Result<Tensor> {
     // The allocator has zeroed pages, which take no memory until they are written.
     match dtype {
@@ -120,7 +125,7 @@ fn zeros(dtype: KvDtype, bytes: usize, shape: &[usize]) -> Result<Tensor> {
     }
 }
 
-/// `len` elements of a vector as a tensor.
+/// The first `len` elements of a vector that start at a line as a tensor, whose shape has as many.
 fn at_a_line<T: candle_core::WithDType>(elements: Vec<T>, len: usize, shape: &[usize]) -> Result<Tensor> {
     let before = elements.as_ptr().align_offset(LINE).min(elements.len() - len);
     Tensor::from_vec(elements, len + LINE / size_of::<T>(), &Device::Cpu)?
@@ -138,15 +143,15 @@ pub fn write_kv(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Resul
             v.shape()
         );
     }
-    let write = |part| Write { slots, cache, part };
-    cache.k.inplace_op2(k, &write(Part::Keys))?;
-    cache.v.inplace_op2(v, &write(Part::Values))
+    let write = |side| Write { slots, cache, side };
+    cache.k.inplace_op2(k, &write(Side::Keys))?;
+    cache.v.inplace_op2(v, &write(Side::Values))
 }
 
 struct Write<'a> {
     slots: &'a [u32],
     cache: &'a KvCache,
-    part: Part,
+    side: Side,
 }
 
 impl InplaceOp2 for Write<'_> {
@@ -168,14 +173,14 @@ impl InplaceOp2 for Write<'_> {
 }
 
 /// Writes the numbers of a position to its group of a head.
-fn number<E: Stored>(part: Part, group: &mut [E], position: usize, x: &[f32]) {
-    match part {
-        Part::Keys => {
+fn number<E: Stored>(side: Side, group: &mut [E], position: usize, x: &[f32]) {
+    match side {
+        Side::Keys => {
             for (to, &x) in group[position..].iter_mut().step_by(KEY_GROUP).zip(x) {
                 *to = E::from_f32(x);
             }
         }
-        Part::Values => {
+        Side::Values => {
             for (to, &x) in group[position * x.len()..].iter_mut().zip(x) {
                 *to = E::from_f32(x);
             }
@@ -184,10 +189,10 @@ fn number<E: Stored>(part: Part, group: &mut [E], position: usize, x: &[f32]) {
 }
 
 /// As [`number`] to a record.
-fn code(part: Part, record: &mut [u8], position: usize, x: &[f32]) {
-    match part {
-        Part::Keys => write_key(record, position, x),
-        Part::Values => write_value(record, position, x),
+fn code(side: Side, record: &mut [u8], position: usize, x: &[f32]) {
+    match side {
+        Side::Keys => write_key(record, position, x),
+        Side::Values => write_value(record, position, x),
     }
 }
 
@@ -197,7 +202,7 @@ impl Write<'_> {
         cache: &mut [E],
         layout: &Layout,
         new: &StridedRows<'_>,
-        write: impl Fn(Part, &mut [E], usize, &[f32]) + Sync,
+        write: impl Fn(Side, &mut [E], usize, &[f32]) + Sync,
     ) -> Result<()> {
         let &[blocks, heads, groups, ..] = layout.dims() else {
             bail!("write_kv: the cache is {:?}", layout.shape())
@@ -218,7 +223,7 @@ impl Write<'_> {
         }
         let (cache, len) = (
             Output::new(cache),
-            self.cache.dtype.group_dims(self.part, d).iter().product(),
+            self.cache.dtype.group_dims(self.side, d).iter().product(),
         );
         let write_head = |head: usize| {
             for (token, &slot) in self.slots.iter().enumerate() {
@@ -227,7 +232,7 @@ impl Write<'_> {
                 // SAFETY: each head is one task's own.
                 let to = unsafe { cache.slice(group * len, len) };
                 write(
-                    self.part,
+                    self.side,
                     to,
                     offset % KEY_GROUP,
                     &new.row(token)[head * d..][..d],

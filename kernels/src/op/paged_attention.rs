@@ -119,7 +119,7 @@ fn part<'a, E>(all: &'a [E], layout: &Layout) -> Result<&'a [E]> {
 
 impl PagedAttention<'_> {
     fn check(&self, q: &Layout, keys: &Layout) -> Result<Dims> {
-        // The cache's tensors are of one shape by its making.
+        // Nothing but `KvCache::new` makes these tensors, of one size and for the cache's `head_dim`.
         let (&[n, width], &[blocks, kv_heads, groups, ..]) = (q.dims(), keys.dims()) else {
             bail!(
                 "paged_attention: q is {:?}, the keys {:?}",

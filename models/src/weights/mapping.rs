@@ -72,8 +72,12 @@ impl Mapping {
     /// Reads a part of the map ahead, if `part` is one: in one call, where each page's first use would be a fault of its
     /// own. Best effort: without it the pages come as they are used.
     pub(super) fn read_ahead(&self, part: &[u8]) {
+        #[cfg(target_os = "linux")]
+        let advice = Advice::PopulateRead;
+        #[cfg(not(target_os = "linux"))]
+        let advice = Advice::WillNeed;
         if let Some(at) = self.offset(part) {
-            let _unsupported = self.map.advise_range(Advice::PopulateRead, at, part.len());
+            let _unsupported = self.map.advise_range(advice, at, part.len());
         }
     }
 
@@ -81,7 +85,8 @@ impl Mapping {
     #[expect(unsafe_code, reason = "the advice would lose data in maps of another kind")]
     pub(super) fn release(&self, part: &[u8]) {
         if let Some(at) = self.offset(part) {
-            // SAFETY: the map is read only, so that its pages are the file's.
+            // SAFETY: the map is read only, so that its pages are the file's: those of neighbours on the part's first and
+            // last page too, which are read again.
             let _unsupported = unsafe {
                 self.map
                     .unchecked_advise_range(UncheckedAdvice::DontNeed, at, part.len())

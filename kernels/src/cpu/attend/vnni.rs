@@ -52,7 +52,7 @@ const VECTOR: usize = 64;
 pub(in crate::cpu) unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
     match job.cache {
         Cache::Int8(records) => {
-            let source = Digits::new(job, tile, records);
+            let source = Codes::new(job, tile, records);
             over::<Avx512, _>(job, &source, tile);
         }
         Cache::F32(_) | Cache::Bf16(_) => super::attention::<Avx512>(job, tile),
@@ -62,7 +62,7 @@ pub(in crate::cpu) unsafe fn attention(job: &AttentionJob<'_>, tile: &Tile) {
 /// A tile's queries.
 #[derive(Default)]
 struct Queries {
-    /// Digits `[queries, width]`, where a width is a head's dimensions, rounded up to fours with zeros.
+    /// Codes `[queries, width]`, where a width is a head's dimensions, rounded up to fours with zeros.
     upper: Vec<i8>,
     lower: Vec<i8>,
     width: usize,
@@ -78,12 +78,12 @@ thread_local! {
 }
 
 /// The records with queries that can meet them.
-struct Digits<'a> {
+struct Codes<'a> {
     records: Records<'a>,
     queries: Queries,
 }
 
-impl<'a> Digits<'a> {
+impl<'a> Codes<'a> {
     #[inline(always)]
     unsafe fn new(job: &AttentionJob<'_>, tile: &Tile, records: Records<'a>) -> Self {
         let mut queries = SCRATCH.take();
@@ -92,7 +92,7 @@ impl<'a> Digits<'a> {
     }
 }
 
-impl Drop for Digits<'_> {
+impl Drop for Codes<'_> {
     fn drop(&mut self) {
         SCRATCH.set(std::mem::take(&mut self.queries));
     }
@@ -162,12 +162,15 @@ fn lanes(len: usize) -> __mmask16 {
     u16::MAX >> (KEY_GROUP - len)
 }
 
-/// 2 to the power of `x`, within three units in the last place where that is a normal number.
+/// 2 to the power of `x`, within three units in the last place, for arguments from -125 on, to which lesser ones are clamped:
+/// what is seen weighs something, and so shows if it is no number.
 #[inline(always)]
 unsafe fn exp2(x: __m512) -> __m512 {
+    // The order of the operands lets a NaN through.
+    let x = _mm512_max_ps(_mm512_set1_ps(-125.0), x);
     let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let r = _mm512_sub_ps(x, n);
-    // Taylor's polynomial: on [-1/2, 1/2] the next term is 1.2e-7 of the sum at most.
+    // Taylor's polynomial: on [-1/2, 1/2] the next term is 1.7e-7 of the sum at most.
     let mut p = _mm512_set1_ps(1.540_353e-4);
     for c in [
         1.333_355_8e-3,
@@ -244,7 +247,7 @@ unsafe fn shares(weights: &[f32; SPAN], scales: [*const u8; GROUPS], codes: &mut
     largest / WEIGHT_MAX
 }
 
-impl Source<Avx512> for Digits<'_> {
+impl Source<Avx512> for Codes<'_> {
     #[inline(always)]
     unsafe fn scores<const M: usize>(
         &self,
