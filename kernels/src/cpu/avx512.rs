@@ -170,9 +170,22 @@ impl Simd for Avx512 {
     }
 }
 
+/// The first `len` lanes.
 #[inline(always)]
-fn first(len: usize) -> __mmask16 {
-    (1_u16 << len) - 1
+pub(super) fn first(len: usize) -> __mmask16 {
+    ((1_u32 << len) - 1) as __mmask16
+}
+
+/// Four bytes in every lane.
+#[inline(always)]
+pub(super) unsafe fn four(from: *const u8) -> __m512i {
+    _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
+}
+
+/// The upper of two digits of numbers, as `operand::digits` has it.
+#[inline(always)]
+pub(super) unsafe fn upper_digits(numbers: __m512i) -> __m512i {
+    _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -244,8 +257,7 @@ unsafe fn round(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
         let lower = narrow(first, second);
         let mut sums = half_sums(lower);
         let numbers = if wide {
-            let upper = |n| _mm512_srai_epi32::<8>(_mm512_add_epi32(n, _mm512_set1_epi32(128)));
-            let upper = narrow(upper(first), upper(second));
+            let upper = narrow(upper_digits(first), upper_digits(second));
             for (sum, upper) in sums.iter_mut().zip(half_sums(upper)) {
                 *sum += 256 * upper;
             }

@@ -25,7 +25,7 @@ use std::{arch::x86_64::*, ops::Range, ptr};
 use super::{
     Kernels,
     attend::attention_vnni,
-    avx512,
+    avx512::{self, four},
     operand::HEIGHT_MAX,
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
@@ -237,11 +237,6 @@ impl Numbers {
     }
 }
 
-#[inline(always)]
-unsafe fn four(from: *const i8) -> __m512i {
-    _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
-}
-
 impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MINIMA, WIDE> {
     /// The sums of `R` activation rows with a panel's sixteen rows.
     #[inline(always)]
@@ -305,7 +300,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
             for j in lines.clone() {
                 let numbers = x.line::<R>(x.upper, group * LINES + j);
                 for r in 0..R {
-                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r)));
+                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r).cast()));
                 }
             }
             for r in 0..R {
@@ -322,7 +317,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         for j in lines {
             let numbers = x.line::<R>(digits, group * LINES + j);
             for r in 0..R {
-                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r)));
+                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r).cast()));
             }
         }
         products

@@ -13,10 +13,9 @@
     reason = "the caller's target features must reach these bodies"
 )]
 
-mod cells;
-mod coded;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+mod widened;
 
 use std::ops::Range;
 

@@ -30,7 +30,7 @@ use std::{
 
 use super::{GROUPS, Running, SPAN, Source, Span, over};
 use crate::cpu::{
-    avx512::Avx512,
+    avx512::{Avx512, first, four, upper_digits},
     jobs::{AttentionJob, Tile},
     operand::{DIGITS_MAX, factor_of},
     records::{OFFSET, PART, Records, SCALES, STRIDE, record_bytes},
@@ -39,8 +39,6 @@ use crate::cpu::{
 
 /// The largest softmax weight's code.
 const WEIGHT_MAX: f32 = 255.0;
-/// Weights below it count as zero.
-const TINY: f32 = 1e-30;
 /// Bytes of a vector.
 const VECTOR: usize = 64;
 
@@ -128,7 +126,7 @@ impl Queries {
 unsafe fn largest(x: &[f32]) -> f32 {
     let mut largest = _mm512_setzero_si512();
     for x in x.chunks(KEY_GROUP) {
-        let bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(lanes(x.len()), x.as_ptr()));
+        let bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(first(x.len()), x.as_ptr()));
         largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)));
     }
     f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned())
@@ -143,23 +141,16 @@ unsafe fn round(x: &[f32], factor: f32, upper: &mut [i8], lower: &mut [i8]) -> i
         .zip(upper.chunks_mut(KEY_GROUP))
         .zip(lower.chunks_mut(KEY_GROUP))
     {
-        let mask = lanes(x.len());
+        let mask = first(x.len());
         let number = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), factor));
         // What is not finite has become the least number, and counts as none.
         let some = _mm512_cmpneq_epi32_mask(number, _mm512_set1_epi32(i32::MIN));
         let number = _mm512_maskz_mov_epi32(some, number);
         sum = _mm512_add_epi32(sum, number);
-        let digit = _mm512_srai_epi32::<8>(_mm512_add_epi32(number, _mm512_set1_epi32(128)));
-        _mm512_mask_cvtepi32_storeu_epi8(upper.as_mut_ptr(), mask, digit);
+        _mm512_mask_cvtepi32_storeu_epi8(upper.as_mut_ptr(), mask, upper_digits(number));
         _mm512_mask_cvtepi32_storeu_epi8(lower.as_mut_ptr(), mask, number);
     }
     _mm512_reduce_add_epi32(sum)
-}
-
-/// The first `len` lanes, at most all.
-#[inline(always)]
-fn lanes(len: usize) -> __mmask16 {
-    u16::MAX >> (KEY_GROUP - len)
 }
 
 /// 2 to the power of `x`, within three units in the last place, for arguments from -125 on, to which lesser ones are clamped:
@@ -194,11 +185,6 @@ unsafe fn records(of: &[u8], span: &Span<'_>, at: usize) -> [*const u8; GROUPS] 
         records[c] = start.add(span.groups[c] * bytes + at);
     }
     records
-}
-
-#[inline(always)]
-unsafe fn four(from: *const u8) -> __m512i {
-    _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
 }
 
 /// Adds the products of the keys from `keys` on with one digit of each of `M` queries.
@@ -238,13 +224,13 @@ unsafe fn shares(weights: &[f32; SPAN], scales: [*const u8; GROUPS], codes: &mut
         largest = _mm512_max_epi32(largest, magnitude);
     }
     let largest = f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned());
-    let factor = if largest < TINY { 0.0 } else { WEIGHT_MAX / largest };
+    let (factor, count) = factor_of(largest, WEIGHT_MAX);
     for c in 0..GROUPS {
         let code = _mm512_cvtps_epi32(_mm512_mul_ps(shares[c], _mm512_set1_ps(factor)));
         let to = codes.as_mut_ptr().add(c * KEY_GROUP);
         _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(code));
     }
-    largest / WEIGHT_MAX
+    count
 }
 
 impl Source<Avx512> for Codes<'_> {
@@ -376,7 +362,7 @@ impl Part {
         at: usize,
     ) {
         let last = (self.dims - at).min(C * KEY_GROUP) - (C - 1) * KEY_GROUP;
-        let (bytes, last) = (u64::MAX >> (VECTOR - 4 * last), lanes(last));
+        let (bytes, last) = (u64::MAX >> (VECTOR - 4 * last), first(last));
         let mut sums = [[_mm512_setzero_si512(); C]; M];
         for group in self.groups.clone() {
             for quad in 0..KEY_GROUP / 4 {
