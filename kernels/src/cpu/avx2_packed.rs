@@ -25,7 +25,7 @@ use std::{arch::x86_64::*, ops::Range};
 use super::packed::{PackedJob, Tiles, Unpacked};
 use crate::packed::{
     Bits, LINE, LINES, PANEL,
-    unpack::{Halves, Rows},
+    unpack::{Rows, Scaling},
 };
 
 /// Rows of a panel that one vector holds.
@@ -33,13 +33,30 @@ const LANES: usize = 8;
 
 pub(super) struct Avx2Tiles;
 
-impl Halves for Avx2Tiles {
+impl Scaling for Avx2Tiles {
     #[inline(always)]
     unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
         let mut out = [0.0; PANEL];
         for side in 0..PANEL / LANES {
             let narrow = _mm_loadu_si128(halves.as_ptr().add(2 * LANES * side).cast());
             _mm256_storeu_ps(out.as_mut_ptr().add(LANES * side), _mm256_cvtph_ps(narrow));
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn multiples<const SIGNED: bool>(scale: &Rows, bytes: &[u8; PANEL]) -> Rows {
+        let mut out = [0.0; PANEL];
+        for at in [0, LANES] {
+            let narrow = _mm_loadl_epi64(bytes.as_ptr().add(at).cast());
+            let factors = if SIGNED {
+                _mm256_cvtepi8_epi32(narrow)
+            } else {
+                _mm256_cvtepu8_epi32(narrow)
+            };
+            let scale = _mm256_loadu_ps(scale.as_ptr().add(at));
+            let product = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factors));
+            _mm256_storeu_ps(out.as_mut_ptr().add(at), product);
         }
         out
     }

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::packed::{
     Bits, LINE, LINES, Layout, PANEL, Panel,
-    unpack::{Halves, Rows},
+    unpack::{Rows, Scaling},
 };
 
 static KERNELS: Kernels = Kernels {
@@ -167,7 +167,13 @@ struct Ahead {
     scales: *const u8,
     /// Rounded up: a record may serve several groups.
     group_scale_bytes: usize,
+    /// Whether the first-level cache takes it: it holds this panel too, and waits for few lines at once, so that a whole
+    /// block of rows would find its own loads behind those.
+    near: bool,
 }
+
+/// Panels of at most this go to the first-level cache: half of the smallest that there is, and less a quarter for all else.
+const NEAR_BYTES: usize = 12 << 10;
 
 impl Ahead {
     fn of(panel: Panel<'_>, bits: Bits) -> Self {
@@ -178,18 +184,28 @@ impl Ahead {
             group_bytes: bits.group_bytes(),
             scales: panel.scales.as_ptr().wrapping_add(bytes),
             group_scale_bytes: panel.scales.len().div_ceil(groups),
+            near: bytes <= NEAR_BYTES,
         }
     }
 
     /// Asks for what a group needs, which may lie behind the last panel: that harms nothing.
     #[inline(always)]
-    unsafe fn group(self, group: usize) {
+    unsafe fn group<const R: usize>(self, group: usize) {
+        if self.near && R < HEIGHT_MAX {
+            self.ask::<_MM_HINT_T0>(group);
+        } else {
+            self.ask::<_MM_HINT_T1>(group);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn ask<const HINT: i32>(self, group: usize) {
         for line in (0..self.group_bytes).step_by(LINE) {
             let at = self.codes.wrapping_add(group * self.group_bytes + line);
-            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+            _mm_prefetch::<HINT>(at.cast());
         }
         let scales = self.scales.wrapping_add(group * self.group_scale_bytes);
-        _mm_prefetch::<_MM_HINT_T0>(scales.cast());
+        _mm_prefetch::<HINT>(scales.cast());
     }
 }
 
@@ -245,7 +261,7 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         for group in 0..x.groups {
             let codes = C::group(from.codes.add(group * C::BYTES));
             if let Some(ahead) = from.ahead {
-                ahead.group(group);
+                ahead.group::<R>(group);
             }
             if !from.keep.is_null() {
                 let to = from.keep.add(group * LINES * LINE);
@@ -387,12 +403,26 @@ unsafe fn wide_or_not<C: Codes, const HALVES: usize, const MINIMA: bool>(
 
 struct Vnni;
 
-impl Halves for Vnni {
+impl Scaling for Vnni {
     #[inline(always)]
     unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
         let mut out = [0.0; PANEL];
         let wide = _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()));
         _mm512_storeu_ps(out.as_mut_ptr(), wide);
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn multiples<const SIGNED: bool>(scale: &Rows, bytes: &[u8; PANEL]) -> Rows {
+        let narrow = _mm_loadu_si128(bytes.as_ptr().cast());
+        let factors = if SIGNED {
+            _mm512_cvtepi8_epi32(narrow)
+        } else {
+            _mm512_cvtepu8_epi32(narrow)
+        };
+        let mut out = [0.0; PANEL];
+        let product = _mm512_mul_ps(_mm512_loadu_ps(scale.as_ptr()), _mm512_cvtepi32_ps(factors));
+        _mm512_storeu_ps(out.as_mut_ptr(), product);
         out
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::packed::{
     LINE, PANEL, Packed, Panel,
-    unpack::{self, Halves, Lines, Rows, Software},
+    unpack::{self, Lines, Rows, Scaling, Software},
 };
 
 /// `x * weight^T` into `target`.
@@ -74,16 +74,16 @@ thread_local! {
 
 impl Unpacked {
     /// # Safety
-    /// As for [`Halves`].
+    /// As for [`Scaling`].
     #[inline(always)]
-    unsafe fn scales<H: Halves>(&mut self, weight: &Packed, panel: Panel<'_>) {
+    unsafe fn scales<S: Scaling>(&mut self, weight: &Packed, panel: Panel<'_>) {
         let parts = weight.groups() * weight.layout().scales.halves();
         self.scales.resize(parts, [0.0; PANEL]);
         if weight.layout().scales.offset().is_none() {
             self.mins.resize(parts, [0.0; PANEL]);
         }
         // SAFETY: the caller's promise.
-        unsafe { unpack::scales::<H>(weight.layout().scales, panel, &mut self.scales, &mut self.mins) }
+        unsafe { unpack::scales::<S>(weight.layout().scales, panel, &mut self.scales, &mut self.mins) }
     }
 
     /// Room for the codes of `groups`.
@@ -97,7 +97,7 @@ impl Unpacked {
 }
 
 /// What differs between instruction sets: the sums of some activation rows with one panel.
-pub(super) trait Tiles: Halves {
+pub(super) trait Tiles: Scaling {
     /// Activation rows that go without a detour through unpacked codes.
     const DIRECT: usize = 0;
 
@@ -146,7 +146,7 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
 /// The plain sums: the specification of every table's.
 pub(super) struct Plain;
 
-impl Halves for Plain {
+impl Scaling for Plain {
     #[inline(always)]
     unsafe fn widen(halves: &[u8; 2 * PANEL]) -> Rows {
         // SAFETY: every processor can.

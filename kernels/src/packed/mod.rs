@@ -13,7 +13,7 @@ pub(crate) mod unpack;
 use std::sync::Arc;
 
 use crate::{Format, Matrix};
-use memory::Aligned;
+use memory::Memory;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -148,7 +148,7 @@ pub struct Packed {
     activations: Activations,
     rows: usize,
     cols: usize,
-    memory: Arc<Aligned>,
+    memory: Arc<Memory>,
 }
 
 impl Packed {

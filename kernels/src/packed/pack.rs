@@ -1,15 +1,15 @@
 //! From the rows of a file to panels.
 
-use super::{Bits, GROUP, LINE, LINES, PANEL, Packed, Scales, code_bytes, codes::Block, memory::Aligned};
+use super::{Bits, GROUP, LINE, LINES, PANEL, Packed, Scales, code_bytes, codes::Block, memory::Memory};
 use crate::{Matrix, pool};
 
 /// Panels that a thread takes at once.
 const PANELS_EACH: usize = 4;
 
 /// The panels of a matrix, in memory of their own.
-pub(super) fn pack(packed: &Packed, matrix: &Matrix) -> Aligned {
+pub(super) fn pack(packed: &Packed, matrix: &Matrix) -> Memory {
     let (panels, panel_bytes) = (packed.panels(), packed.panel_bytes());
-    let mut memory = Aligned::zeroed(panels * panel_bytes);
+    let mut memory = Memory::zeroed(panels * panel_bytes);
     if panel_bytes == 0 {
         return memory;
     }
