@@ -19,7 +19,7 @@ pub mod weights;
 pub use config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
 pub use error::{Error, Result};
 pub use kv_cache::KvCache;
-pub use load::{LoadOptions, LoadedModel, TextSource, load};
+pub use load::{LoadOptions, ModelFiles, TextSource};
 pub use plan::{MemoryPlan, PlanRequest};
 pub use rempart_kernels::{KvDtype, op::AttentionRow};
 

@@ -18,12 +18,10 @@ pub struct LoadOptions<'a> {
     pub progress: Option<&'a dyn Fn(u64, u64)>,
 }
 
-/// A model with what the rest of the server needs to know of its files.
-pub struct LoadedModel {
+/// A model's files, opened: all that is known of it before its weights are read.
+pub struct ModelFiles {
     /// Its shape.
     pub config: ModelConfig,
-    /// The model.
-    pub model: Box<dyn Model>,
     /// Where its tokenizer and chat template come from.
     pub text: TextSource,
     /// The weights' files: totals, metadata, tensors the model did not ask for.
@@ -48,31 +46,36 @@ pub enum TextSource {
 /// Largest configuration or tokenizer file read, bytes.
 const TEXT_FILE_MAX: u64 = 64 << 20;
 
-/// Loads a `.gguf` file, or a directory with `config.json` and safetensors, or a directory with one `.gguf`.
-///
-/// # Errors
-/// When a file is missing, malformed, of an architecture or a tensor type that is not supported, or when a tensor has
-/// not the shape the configuration asks for.
-pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<LoadedModel> {
-    let (checkpoint, config, text) = match find(path)? {
-        Found::Gguf(file) => open_gguf(&file)?,
-        Found::Safetensors(dir) => open_safetensors(&dir)?,
-    };
-    let weights = checkpoint
-        .weights()
-        .with_activations(options.activations)
-        .with_progress(Progress(options.progress));
-    let model = build(&config, &weights)?;
-    if let Some(progress) = options.progress {
-        progress(checkpoint.total_bytes(), checkpoint.total_bytes());
+impl ModelFiles {
+    /// Opens a `.gguf` file, or a directory with `config.json` and safetensors, or a directory with one `.gguf`.
+    ///
+    /// # Errors
+    /// When a file is missing, malformed, or of an architecture that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        match find(path)? {
+            Found::Gguf(file) => open_gguf(&file),
+            Found::Safetensors(dir) => open_safetensors(&dir),
+        }
     }
-    checkpoint.check_unchanged()?;
-    Ok(LoadedModel {
-        config,
-        model,
-        text,
-        checkpoint,
-    })
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of a type that is not supported, or has not the shape the configuration asks for, and when
+    /// a file changed meanwhile.
+    pub fn load(&self, options: &LoadOptions<'_>) -> Result<Box<dyn Model>> {
+        let weights = self
+            .checkpoint
+            .weights()
+            .with_activations(options.activations)
+            .with_progress(Progress(options.progress));
+        let model = build(&self.config, &weights)?;
+        if let Some(progress) = options.progress {
+            progress(self.checkpoint.total_bytes(), self.checkpoint.total_bytes());
+        }
+        self.checkpoint.check_unchanged()?;
+        Ok(model)
+    }
 }
 
 /// The registry: one arm per architecture.
@@ -122,13 +125,17 @@ fn find(path: &Path) -> Result<Found> {
     }
 }
 
-fn open_gguf(file: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)> {
+fn open_gguf(file: &Path) -> Result<ModelFiles> {
     let checkpoint = Checkpoint::open_gguf(file)?;
     let config = ModelConfig::from_gguf(&checkpoint)?;
-    Ok((checkpoint, config, TextSource::Gguf))
+    Ok(ModelFiles {
+        config,
+        text: TextSource::Gguf,
+        checkpoint,
+    })
 }
 
-fn open_safetensors(dir: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)> {
+fn open_safetensors(dir: &Path) -> Result<ModelFiles> {
     let config = read(&dir.join("config.json"))?;
     let generation = read_optional(&dir.join("generation_config.json"))?;
     let config = ModelConfig::from_json(&config, generation.as_deref())?;
@@ -143,7 +150,11 @@ fn open_safetensors(dir: &Path) -> Result<(Checkpoint, ModelConfig, TextSource)>
             })
             .transpose()?,
     };
-    Ok((Checkpoint::open_safetensors(dir)?, config, text))
+    Ok(ModelFiles {
+        config,
+        text,
+        checkpoint: Checkpoint::open_safetensors(dir)?,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -11,9 +11,9 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file},
 };
 use rempart_kernels::Activations;
-use rempart_models::{LoadOptions, LoadedModel, load};
+use rempart_models::LoadOptions;
 use serde_json::{Value, json};
-use support::{Driver, Rng, Tensors, difference, random_tensors, write_checkpoint};
+use support::{Driver, LoadedModel, Rng, Tensors, difference, load, random_tensors, write_checkpoint};
 
 /// Weights packed from GGUF meet rounded activations, safetensors' do not: as little rounding as there is.
 const EXACT: LoadOptions<'_> = LoadOptions {
@@ -213,10 +213,10 @@ fn every_gguf_type_equals_its_dequantised_safetensors() {
         let file = dir.path().join("model.gguf");
         write_gguf(&file, &config, &tensors, dtype);
         write_checkpoint(dir.path(), &config, &rounded(&tensors, dtype));
-        let from_gguf = load(&file, &EXACT).unwrap();
-        let from_safetensors = load(dir.path(), &EXACT).unwrap();
+        let from_gguf = load(&file, &EXACT);
+        let from_safetensors = load(dir.path(), &EXACT);
         assert_eq!(
-            from_gguf.checkpoint.leftovers().collect::<Vec<_>>(),
+            from_gguf.files.checkpoint.leftovers().collect::<Vec<_>>(),
             Vec::<&str>::new()
         );
         let whole = !matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
@@ -239,8 +239,8 @@ fn gguf_equals_safetensors_for_every_architecture() {
         let file = dir.path().join("model.gguf");
         write_gguf(&file, &tied, &tensors, GgmlDType::F32);
         write_checkpoint(dir.path(), &tied, &tensors);
-        let from_gguf = load(&file, &EXACT).unwrap();
-        let from_safetensors = load(dir.path(), &EXACT).unwrap();
+        let from_gguf = load(&file, &EXACT);
+        let from_safetensors = load(dir.path(), &EXACT);
         assert_same(&from_gguf, &from_safetensors, model_type);
     }
 }
@@ -273,8 +273,8 @@ fn sharded_half_precision_equals_one_file() {
         }
         let index = serde_json::to_vec(&json!({"weight_map": index})).unwrap();
         std::fs::write(sharded.path().join("model.safetensors.index.json"), index).unwrap();
-        let one = load(single.path(), &LoadOptions::default()).unwrap();
-        let many = load(sharded.path(), &LoadOptions::default()).unwrap();
+        let one = load(single.path(), &LoadOptions::default());
+        let many = load(sharded.path(), &LoadOptions::default());
         assert_eq!(logits(&one), logits(&many));
     }
 }

@@ -7,9 +7,9 @@ mod support;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{gemma3, llama, mistral, qwen2, qwen3};
-use rempart_models::{LoadOptions, load};
+use rempart_models::LoadOptions;
 use serde_json::{Value, json};
-use support::{Driver, Rng, Tensors, difference, random_tensors, write_checkpoint};
+use support::{Driver, Rng, Tensors, difference, load, random_tensors, write_checkpoint};
 
 /// Logits are of order 1 to 10; both sides compute in f32, in different orders.
 const TOLERANCE: f32 = 2e-3;
@@ -55,7 +55,7 @@ fn builder(tensors: &Tensors) -> VarBuilder<'static> {
 fn check(config: &Value, tensors: &Tensors, mut oracle: Oracle) {
     let dir = tempfile::tempdir().unwrap();
     write_checkpoint(dir.path(), config, tensors);
-    let loaded = load(dir.path(), &LoadOptions::default()).unwrap();
+    let loaded = load(dir.path(), &LoadOptions::default());
     let mut rng = Rng(7);
     let prompts: Vec<Vec<u32>> = [PROMPT, 9, 1]
         .iter()

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use rempart_models::{AttentionRow, ForwardInput, KvCache, KvDtype, LoadedModel};
+use rempart_models::{AttentionRow, ForwardInput, KvCache, KvDtype, LoadOptions, Model, ModelFiles};
 use serde_json::Value;
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
@@ -112,6 +112,18 @@ pub(crate) struct Sequence {
     pub(crate) block_table: Vec<u32>,
 }
 
+/// A model with the files it came from.
+pub(crate) struct LoadedModel {
+    pub(crate) files: ModelFiles,
+    pub(crate) model: Box<dyn Model>,
+}
+
+pub(crate) fn load(path: &Path, options: &LoadOptions<'_>) -> LoadedModel {
+    let files = ModelFiles::open(path).unwrap();
+    let model = files.load(options).unwrap();
+    LoadedModel { files, model }
+}
+
 /// Runs ragged batches against one cache and returns every token's logits.
 pub(crate) struct Driver<'a> {
     pub(crate) loaded: &'a LoadedModel,
@@ -121,7 +133,7 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(loaded: &'a LoadedModel, rng: &mut Rng) -> Self {
-        let kv = KvCache::new(&loaded.config, BLOCKS, BLOCK_SIZE, KvDtype::F32).unwrap();
+        let kv = KvCache::new(&loaded.files.config, BLOCKS, BLOCK_SIZE, KvDtype::F32).unwrap();
         let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
         for i in (1..free.len()).rev() {
             free.swap(i, rng.below(i + 1));

@@ -3,7 +3,9 @@
 mod memory;
 mod text;
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
@@ -11,7 +13,7 @@ use rempart_engine::EngineConfig;
 use rempart_hub::manifest::Manifest;
 use rempart_hub::progress::Terminal;
 use rempart_kernels::cpu;
-use rempart_models::{KvCache, LoadOptions, LoadedModel, MemoryPlan, PlanRequest};
+use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model, ModelFiles, PlanRequest};
 use rempart_text::{ChatTemplate, Tokenizer};
 
 use crate::config::{Activations, Device, EngineSettings, KvDtype, ModelSettings, Settings};
@@ -54,39 +56,33 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
     rempart_kernels::pool::init(threads);
     choose_kernels(settings.model.kernels.as_deref())?;
     let started = Instant::now();
-    let loaded = read(&found.path, settings.model.activations)?;
-    let (plan, context_length) = plan(&loaded, settings)?;
+    let files = ModelFiles::open(&found.path).with_context(|| format!("loading {}", found.path.display()))?;
+    let (model, text) = read(&files, settings.model.activations);
+    let model = model.with_context(|| format!("loading {}", found.path.display()))?;
+    let (plan, context_length) = plan(&files, settings)?;
     tracing::info!(
         model = %found.name, threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
     );
-    let leftovers: Vec<&str> = loaded.checkpoint.leftovers().collect();
+    let leftovers: Vec<&str> = files.checkpoint.leftovers().collect();
     if !leftovers.is_empty() {
         tracing::warn!(tensors = ?leftovers, "the file holds tensors that this model does not use");
     }
-    let tokenizer = text::tokenizer(&loaded)?;
-    if tokenizer.vocab_size() > loaded.config.vocab_size {
-        bail!(
-            "the tokenizer has {} tokens, the model's embedding {} rows: these files do not belong together",
-            tokenizer.vocab_size(),
-            loaded.config.vocab_size
-        );
-    }
-    let chat_template = text::chat_template(&loaded, &tokenizer)?;
-    let mut eos_tokens = [loaded.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
+    let (tokenizer, chat_template) = text?;
+    let mut eos_tokens = [files.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
-    let kv = KvCache::new(&loaded.config, plan.blocks, plan.block_size, kv_dtype(settings))?;
+    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype(settings))?;
     Ok(ServedModel {
         id: found.name,
         tokenizer,
         chat_template,
         context_length,
-        vocab_size: loaded.config.vocab_size,
+        vocab_size: files.config.vocab_size,
         eos_tokens,
         engine_config: engine_config(&settings.engine, &plan, context_length),
         created: created(&found.path),
-        runner: CandleRunner::new(loaded.model, kv),
+        runner: CandleRunner::new(model, kv),
     })
 }
 
@@ -110,45 +106,56 @@ fn choose_kernels(name: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read(path: &Path, activations: Activations) -> anyhow::Result<LoadedModel> {
+/// Reads the weights and, meanwhile, builds the tokenizer: for a large vocabulary that takes as long as packing a small
+/// model, on one core.
+fn read(
+    files: &ModelFiles,
+    activations: Activations,
+) -> (rempart_models::Result<Box<dyn Model>>, anyhow::Result<text::Text>) {
+    thread::scope(|scope| {
+        let text = scope.spawn(|| text::build(files));
+        let model = weights(files, activations);
+        let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
+        (model, text)
+    })
+}
+
+fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Result<Box<dyn Model>> {
     let activations = match activations {
         Activations::Int8 => rempart_kernels::Activations::Int8,
         Activations::Int16 => rempart_kernels::Activations::Int16,
     };
-    let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")?;
+    let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")
+        .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
     let bar = indicatif::ProgressBar::new(0).with_style(style);
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let loaded = rempart_models::load(
-        path,
-        &LoadOptions {
-            progress: Some(&progress),
-            activations,
-        },
-    )
-    .with_context(|| format!("loading {}", path.display()));
+    let model = files.load(&LoadOptions {
+        progress: Some(&progress),
+        activations,
+    });
     bar.finish_and_clear();
-    loaded
+    model
 }
 
 /// The memory plan and the context length. A context that nobody asked for is halved until it fits.
-fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan, usize)> {
+fn plan(files: &ModelFiles, settings: &Settings) -> anyhow::Result<(MemoryPlan, usize)> {
     let ModelSettings {
         context_length,
         memory_max_bytes,
         kv_cache_bytes,
         ..
     } = settings.model;
-    let trained = loaded.config.context_length;
+    let trained = files.config.context_length;
     if let Some(asked) = context_length.filter(|&asked| asked > trained) {
         bail!("--context-length {asked} is more than the model was made for, {trained}");
     }
     let engine = &settings.engine;
     let mut request = PlanRequest {
         available: memory_max_bytes.map_or_else(memory::available, Ok)?,
-        weights: loaded.checkpoint.loaded_bytes(),
+        weights: files.checkpoint.loaded_bytes(),
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
@@ -157,7 +164,7 @@ fn plan(loaded: &LoadedModel, settings: &Settings) -> anyhow::Result<(MemoryPlan
         kv: kv_cache_bytes,
     };
     loop {
-        match MemoryPlan::new(&loaded.config, &request) {
+        match MemoryPlan::new(&files.config, &request) {
             Ok(plan) => return Ok((plan, request.context_length)),
             Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {
                 request.context_length = (request.context_length / 2).max(CONTEXT_AUTO_MIN);

@@ -1,29 +1,41 @@
 //! Tokenizer and chat template from the model's own files.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rempart_models::weights::gguf::Metadata;
-use rempart_models::{LoadedModel, TextSource};
+use rempart_models::{ModelFiles, TextSource};
 use rempart_text::{ChatTemplate, GgufVocab, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
-/// Builds the tokenizer.
-pub(super) fn tokenizer(loaded: &LoadedModel) -> anyhow::Result<Tokenizer> {
-    match &loaded.text {
+/// A tokenizer, and the chat template if the model has one.
+pub(super) type Text = (Tokenizer, Option<ChatTemplate>);
+
+/// Builds both from the model's files.
+pub(super) fn build(files: &ModelFiles) -> anyhow::Result<Text> {
+    let tokenizer = tokenizer(files)?;
+    let vocab_size = files.config.vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
+        bail!(
+            "the tokenizer has {} tokens, the model's embedding {vocab_size} rows: these files do not belong together",
+            tokenizer.vocab_size(),
+        );
+    }
+    let template = chat_template(files, &tokenizer)?;
+    Ok((tokenizer, template))
+}
+
+fn tokenizer(files: &ModelFiles) -> anyhow::Result<Tokenizer> {
+    match &files.text {
         TextSource::Gguf => {
-            Tokenizer::from_gguf(&vocab(metadata(loaded)?)?).context("the GGUF file's tokenizer")
+            Tokenizer::from_gguf(&vocab(metadata(files)?)?).context("the GGUF file's tokenizer")
         }
         TextSource::Files { tokenizer, .. } => Tokenizer::from_json(tokenizer).context("tokenizer.json"),
     }
 }
 
-/// Builds the chat template, if the model has one.
-pub(super) fn chat_template(
-    loaded: &LoadedModel,
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<Option<ChatTemplate>> {
+fn chat_template(files: &ModelFiles, tokenizer: &Tokenizer) -> anyhow::Result<Option<ChatTemplate>> {
     let mut special = tokenizer.special_tokens();
-    let source = match &loaded.text {
-        TextSource::Gguf => metadata(loaded)?
+    let source = match &files.text {
+        TextSource::Gguf => metadata(files)?
             .find::<&str>("tokenizer.chat_template")?
             .map(str::to_owned),
         TextSource::Files {
@@ -47,8 +59,8 @@ pub(super) fn chat_template(
         .transpose()
 }
 
-fn metadata(loaded: &LoadedModel) -> anyhow::Result<&Metadata> {
-    loaded
+fn metadata(files: &ModelFiles) -> anyhow::Result<&Metadata> {
+    files
         .checkpoint
         .metadata()
         .context("the GGUF file has no metadata")
