@@ -24,7 +24,7 @@ use std::{arch::x86_64::*, ops::Range};
 
 use super::packed::{PackedJob, Tiles, Unpacked};
 use crate::packed::{
-    Bits, LINE, LINES, PANEL,
+    Bits, GROUP, LINE, LINES, PANEL,
     unpack::{Rows, Scaling},
 };
 
@@ -108,14 +108,14 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
             let codes: *const u8 = unpacked.codes.as_ptr().add(part * lines).cast();
             let codes = codes.add(side * LINE / 2);
             // The tile's rows are side by side in their block.
-            let at = 4 * x.place(first, part * lines, x.k / 4);
+            let at = x.numbers(first, part / halves) + part % halves * 4 * lines;
             let (scale_at, correction) = (
                 x.place(first, part / halves, x.groups()),
                 x.place(first, part, parts),
             );
-            let mut products = digits::<BYTES, R>(codes, lines, x.upper.as_ptr().add(at), x.height);
+            let mut products = digits::<BYTES, R>(codes, lines, x.upper.as_ptr().add(at));
             if x.is_wide() {
-                let lower = digits::<BYTES, R>(codes, lines, x.lower.as_ptr().add(at), x.height);
+                let lower = digits::<BYTES, R>(codes, lines, x.lower.as_ptr().add(at));
                 for r in 0..R {
                     products[r] = _mm256_add_epi32(_mm256_slli_epi32::<8>(products[r]), lower[r]);
                 }
@@ -147,13 +147,12 @@ unsafe fn tile<const BYTES: bool, const R: usize>(
     R
 }
 
-/// The whole-number sums of an even number of half lines with one digit of `R` rows of a block of `height`.
+/// The whole-number sums of an even number of half lines with one digit of `R` rows of a block.
 #[inline(always)]
 unsafe fn digits<const BYTES: bool, const R: usize>(
     codes: *const u8,
     lines: usize,
     numbers: *const i8,
-    height: usize,
 ) -> [__m256i; R] {
     let (one, nibble) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
     let mut sums = [_mm256_setzero_si256(); R];
@@ -163,8 +162,8 @@ unsafe fn digits<const BYTES: bool, const R: usize>(
         let low = [_mm256_and_si256(a, nibble), _mm256_and_si256(b, nibble)];
         let high = [upper_nibbles(a), upper_nibbles(b)];
         for r in 0..R {
-            let first = numbers.add(4 * (2 * pair * height + r));
-            let numbers = [four(first), four(first.add(4 * height))];
+            let first = numbers.add(GROUP * r + 8 * pair);
+            let numbers = [four(first), four(first.add(4))];
             if BYTES {
                 let low = _mm256_madd_epi16(products(low, numbers), one);
                 let high = _mm256_madd_epi16(products(high, numbers), _mm256_set1_epi16(16));

@@ -30,7 +30,7 @@ use super::{
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
 use crate::packed::{
-    Bits, LINE, LINES, Layout, PANEL, Panel,
+    Bits, GROUP, LINE, LINES, Layout, PANEL, Panel,
     unpack::{Rows, Scaling},
 };
 
@@ -224,10 +224,7 @@ impl Numbers {
     #[inline(always)]
     unsafe fn new(job: &PackedJob<'_>, first: usize, halves: usize) -> Self {
         let (x, corrections) = (job.x, job.corrections);
-        let (number, part) = (
-            4 * x.place(first, 0, x.k / 4),
-            x.place(first, 0, x.groups() * halves),
-        );
+        let (number, part) = (x.numbers(first, 0), x.place(first, 0, x.groups() * halves));
         // Offsets into empty buffers are never dereferenced.
         Self {
             upper: x.upper.as_ptr().add(number),
@@ -246,10 +243,10 @@ impl Numbers {
         if R == HEIGHT_MAX { HEIGHT_MAX } else { self.height }
     }
 
-    /// The digits of `R` rows that line `line` of all groups' meets.
+    /// The digits of `R` rows in a group, a row's [`GROUP`] after the other's.
     #[inline(always)]
-    unsafe fn line<const R: usize>(&self, digits: *const i8, line: usize) -> *const i8 {
-        digits.add(4 * self.height::<R>() * line)
+    unsafe fn group<const R: usize>(&self, digits: *const i8, group: usize) -> *const i8 {
+        digits.add(GROUP * self.height::<R>() * group)
     }
 }
 
@@ -313,10 +310,11 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         let lines = HALF * LINES / HALVES..(HALF + 1) * LINES / HALVES;
         let mut products = [_mm512_setzero_si512(); R];
         if WIDE {
+            let numbers = x.group::<R>(x.upper, group);
             for j in lines.clone() {
-                let numbers = x.line::<R>(x.upper, group * LINES + j);
                 for r in 0..R {
-                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r).cast()));
+                    let quad = four(numbers.add(GROUP * r + 4 * j).cast());
+                    products[r] = _mm512_dpbusd_epi32(products[r], codes[j], quad);
                 }
             }
             for r in 0..R {
@@ -329,11 +327,11 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
                 products[r] = _mm512_add_epi32(products[r], _mm512_set1_epi32(*starts.add(r)));
             }
         }
-        let digits = if WIDE { x.lower } else { x.upper };
+        let numbers = x.group::<R>(if WIDE { x.lower } else { x.upper }, group);
         for j in lines {
-            let numbers = x.line::<R>(digits, group * LINES + j);
             for r in 0..R {
-                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], four(numbers.add(4 * r).cast()));
+                let quad = four(numbers.add(GROUP * r + 4 * j).cast());
+                products[r] = _mm512_dpbusd_epi32(products[r], codes[j], quad);
             }
         }
         products

@@ -19,14 +19,14 @@ const TINY: f32 = 1e-30;
 
 /// Rows of activations `[n, k]`, each group of [`GROUP`] as `scale` times whole numbers.
 ///
-/// Rows lie in blocks, side by side, so that what a tile of them needs is one stream. A block of `height` rows holds for
-/// each four numbers of a row those of every row, and likewise for each group.
+/// Rows lie in blocks, side by side, so that what a tile of them needs is one stream: a block of `height` rows holds for
+/// each group what every row has there.
 #[derive(Debug, Default)]
 pub(crate) struct Operand {
     pub(super) k: usize,
     /// Rows of a block: [`HEIGHT_MAX`], or all where there are fewer.
     pub(super) height: usize,
-    /// The numbers `[blocks, k / 4, height, 4]`; of two digits the upper ones.
+    /// The numbers `[blocks, k / GROUP, height, GROUP]`; of two digits the upper ones.
     pub(super) upper: Vec<i8>,
     /// The lower digits, which count 1 where an upper one counts 256; empty where there is one digit.
     pub(super) lower: Vec<i8>,
@@ -62,7 +62,13 @@ impl Operand {
         !self.lower.is_empty()
     }
 
-    /// Where element `j` of row `i` is among rows of `len` elements; numbers count as elements of four.
+    /// Where the numbers of row `i` in a group are.
+    #[inline(always)]
+    pub(super) fn numbers(&self, i: usize, group: usize) -> usize {
+        GROUP * self.place(i, group, self.groups())
+    }
+
+    /// Where element `j` of row `i` is among rows of `len` elements.
     #[inline(always)]
     pub(super) fn place(&self, i: usize, j: usize, len: usize) -> usize {
         (i / self.height * len + j) * self.height + i % self.height
@@ -169,10 +175,10 @@ impl OperandBlock<'_> {
         for (half, sum) in sums.into_iter().enumerate() {
             self.sums[(2 * group + half) * height + r] = sum;
         }
-        let quads = group * GROUP * height..(group + 1) * GROUP * height;
-        spread(&numbers.upper, &mut self.upper[quads.clone()], height, r);
+        let own = (group * height + r) * GROUP..(group * height + r + 1) * GROUP;
+        self.upper[own.clone()].copy_from_slice(&numbers.upper);
         if let Some(lower) = &numbers.lower {
-            spread(lower, &mut self.lower[quads], height, r);
+            self.lower[own].copy_from_slice(lower);
         }
     }
 
@@ -205,23 +211,6 @@ pub(super) fn round_row(x: &[f32], block: &mut OperandBlock<'_>, r: usize) {
             lower: wide.then_some(lower),
         };
         block.put(group, r, &numbers, scale, [sum(first), sum(second)]);
-    }
-}
-
-/// Every four numbers of a group to their place among those of the block's rows.
-#[inline(always)]
-fn spread(numbers: &[i8; GROUP], quads: &mut [i8], height: usize, r: usize) {
-    assert!(
-        quads.len() == GROUP * height && r < height,
-        "a block of another height. This is a bug."
-    );
-    for (quad, four) in numbers.as_chunks::<4>().0.iter().enumerate() {
-        // SAFETY: the quads of a group are below `GROUP * height`, by the assertion. A volatile store is one that the
-        // compiler leaves as it is: it would make a scatter of eight, which is slower.
-        unsafe {
-            let to = quads.as_mut_ptr().add(4 * (quad * height + r));
-            to.cast::<[i8; 4]>().write_volatile(*four);
-        }
     }
 }
 

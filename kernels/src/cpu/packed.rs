@@ -166,7 +166,8 @@ impl Tiles for Plain {
                 let scale = x.scales[x.place(i, part / halves, x.groups())];
                 let correction = x.place(i, part, parts);
                 let codes = &unpacked.codes[part * lines..][..lines];
-                let number = |quad: usize| 4 * x.place(i, part * lines + quad, x.k / 4);
+                let first = x.numbers(i, part / halves) + part % halves * 4 * lines;
+                let number = |quad: usize| first + 4 * quad;
                 let upper = products(codes, |quad| &x.upper[number(quad)..]);
                 let start = corrections.starts.get(correction).copied().unwrap_or(0);
                 let lower = if x.is_wide() {
