@@ -62,6 +62,11 @@ fn exact(x: &[f32], weight: &Matrix, activations: Activations) -> Vec<(f64, f64)
         .collect()
 }
 
+/// What this processor runs, and what it can emulate.
+fn tables() -> Vec<&'static cpu::Kernels> {
+    [cpu::all(), cpu::emulated()].concat()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -97,7 +102,7 @@ proptest! {
         let offset = bias.as_ref().map_or(vec![0.0; rows], values);
         let expected = if k == 0 { vec![(0.0, 0.0); n * rows] } else { exact(&values(&x), &matrix, activations) };
         let mut first: Option<Vec<u32>> = None;
-        for table in cpu::all() {
+        for table in tables() {
             let out = cpu::with_table(table, || linear(&x, &weight, bias.as_ref()).unwrap());
             assert_eq!(out.dims(), [n, rows]);
             for (i, (&ours, &(sum, off))) in values(&out).iter().zip(&expected).enumerate() {
@@ -121,7 +126,7 @@ proptest! {
         let k = blocks * format.block_len();
         let weight = packed(&matrix(&mut rng, format, rows, k, 0), ACTIVATIONS[usize::from(wide)]);
         let x = rng.tensor(&[n, k]);
-        for table in cpu::all() {
+        for table in tables() {
             cpu::with_table(table, || {
                 let together = bits(&linear(&x, &weight, None).unwrap());
                 for i in 0..n {
@@ -179,7 +184,7 @@ fn extreme_codes_and_activations_are_exact() {
                 for activations in ACTIVATIONS {
                     let weight = packed(&matrix, activations);
                     let expected = exact(&values(&x), &matrix, activations);
-                    for table in cpu::all() {
+                    for table in tables() {
                         let out = cpu::with_table(table, || linear(&x, &weight, None).unwrap());
                         for (ours, (sum, _)) in values(&out).iter().zip(&expected) {
                             let off = (f64::from(*ours) - sum).abs();
@@ -204,7 +209,7 @@ fn not_a_number_is_not_hidden() {
         let mut x = rng.floats(2 * 256);
         x[300] = f32::NAN;
         let x = Tensor::from_vec(x, (2, 256), &Device::Cpu).unwrap();
-        for table in cpu::all() {
+        for table in tables() {
             let out = values(&cpu::with_table(table, || linear(&x, &weight, None).unwrap()));
             assert!(
                 out[..20].iter().all(|x| x.is_finite()),

@@ -26,15 +26,16 @@ use super::{
     Kernels,
     attend::attention_vnni,
     avx512::{self, four},
+    avx512_codes::{Ahead, Codes, Eight, Five, Four, Six},
     operand::HEIGHT_MAX,
     packed::{PackedJob, Tiles, Unpacked, panels},
 };
 use crate::packed::{
-    Bits, GROUP, LINE, LINES, Layout, PANEL, Panel,
+    Bits, GROUP, LINE, LINES, Layout, PANEL,
     unpack::{Rows, Scaling},
 };
 
-static KERNELS: Kernels = Kernels {
+pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512-vnni",
     linear_packed,
     attention: attention_vnni,
@@ -52,98 +53,6 @@ unsafe fn linear_packed(job: &PackedJob<'_>, range: Range<usize>) {
     panels::<Vnni>(job, range);
 }
 
-/// A group's lines in registers.
-trait Codes {
-    const BYTES: usize;
-    unsafe fn group(from: *const u8) -> [__m512i; LINES];
-}
-
-struct Four;
-struct Five;
-struct Six;
-struct Eight;
-
-#[inline(always)]
-unsafe fn line(from: *const u8, line: usize) -> __m512i {
-    _mm512_loadu_si512(from.add(line * LINE).cast())
-}
-
-#[inline(always)]
-unsafe fn nibbles(from: *const u8) -> [__m512i; LINES] {
-    let mask = _mm512_set1_epi8(15);
-    let mut lines = [_mm512_setzero_si512(); LINES];
-    for j in 0..4 {
-        let both = line(from, j);
-        lines[j] = _mm512_and_si512(both, mask);
-        lines[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-    }
-    lines
-}
-
-/// `lines[j] | (plane shifted by SHIFT & mask)`; bits that cross into the neighbour byte are masked away.
-#[inline(always)]
-unsafe fn join<const LEFT: u32, const RIGHT: u32>(low: __m512i, plane: __m512i, mask: __m512i) -> __m512i {
-    let shifted = _mm512_srli_epi16::<RIGHT>(_mm512_slli_epi16::<LEFT>(plane));
-    // (shifted & mask) | low
-    _mm512_ternarylogic_epi64::<0xea>(shifted, mask, low)
-}
-
-impl Codes for Four {
-    const BYTES: usize = Bits::Four.group_bytes();
-    #[inline(always)]
-    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
-        nibbles(from)
-    }
-}
-
-impl Codes for Five {
-    const BYTES: usize = Bits::Five.group_bytes();
-    #[inline(always)]
-    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
-        let (plane, bit, l) = (line(from, 4), _mm512_set1_epi8(16), nibbles(from));
-        [
-            join::<4, 0>(l[0], plane, bit),
-            join::<3, 0>(l[1], plane, bit),
-            join::<2, 0>(l[2], plane, bit),
-            join::<1, 0>(l[3], plane, bit),
-            join::<0, 0>(l[4], plane, bit),
-            join::<0, 1>(l[5], plane, bit),
-            join::<0, 2>(l[6], plane, bit),
-            join::<0, 3>(l[7], plane, bit),
-        ]
-    }
-}
-
-impl Codes for Six {
-    const BYTES: usize = Bits::Six.group_bytes();
-    #[inline(always)]
-    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
-        let (first, second, bits, l) = (line(from, 4), line(from, 5), _mm512_set1_epi8(48), nibbles(from));
-        [
-            join::<4, 0>(l[0], first, bits),
-            join::<2, 0>(l[1], first, bits),
-            join::<0, 0>(l[2], first, bits),
-            join::<0, 2>(l[3], first, bits),
-            join::<4, 0>(l[4], second, bits),
-            join::<2, 0>(l[5], second, bits),
-            join::<0, 0>(l[6], second, bits),
-            join::<0, 2>(l[7], second, bits),
-        ]
-    }
-}
-
-impl Codes for Eight {
-    const BYTES: usize = Bits::Eight.group_bytes();
-    #[inline(always)]
-    unsafe fn group(from: *const u8) -> [__m512i; LINES] {
-        let mut lines = [_mm512_setzero_si512(); LINES];
-        for j in 0..LINES {
-            lines[j] = line(from, j);
-        }
-        lines
-    }
-}
-
 /// What is known of a product when it is compiled.
 struct Shape<const HALVES: usize, const MINIMA: bool, const WIDE: bool>;
 
@@ -156,57 +65,6 @@ struct Source {
     ahead: Option<Ahead>,
     /// Where codes are left, a byte each; null if nowhere.
     keep: *mut u8,
-}
-
-/// The next panel's codes and scales, to be on their way when their turn comes: processors foresee a stream, but not where
-/// the next one starts.
-#[derive(Clone, Copy)]
-struct Ahead {
-    codes: *const u8,
-    group_bytes: usize,
-    scales: *const u8,
-    /// Rounded up: a record may serve several groups.
-    group_scale_bytes: usize,
-    /// Whether the first-level cache takes it: it holds this panel too, and waits for few lines at once, so that a whole
-    /// block of rows would find its own loads behind those.
-    near: bool,
-}
-
-/// Panels of at most this go to the first-level cache: half of the smallest that there is, and less a quarter for all else.
-const NEAR_BYTES: usize = 12 << 10;
-
-impl Ahead {
-    fn of(panel: Panel<'_>, bits: Bits) -> Self {
-        let groups = (panel.codes.len() / bits.group_bytes()).max(1);
-        let bytes = panel.codes.len() + panel.scales.len();
-        Self {
-            codes: panel.codes.as_ptr().wrapping_add(bytes),
-            group_bytes: bits.group_bytes(),
-            scales: panel.scales.as_ptr().wrapping_add(bytes),
-            group_scale_bytes: panel.scales.len().div_ceil(groups),
-            near: bytes <= NEAR_BYTES,
-        }
-    }
-
-    /// Asks for what a group needs, which may lie behind the last panel: that harms nothing.
-    #[inline(always)]
-    unsafe fn group<const R: usize>(self, group: usize) {
-        if self.near && R < HEIGHT_MAX {
-            self.ask::<_MM_HINT_T0>(group);
-        } else {
-            self.ask::<_MM_HINT_T1>(group);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn ask<const HINT: i32>(self, group: usize) {
-        for line in (0..self.group_bytes).step_by(LINE) {
-            let at = self.codes.wrapping_add(group * self.group_bytes + line);
-            _mm_prefetch::<HINT>(at.cast());
-        }
-        let scales = self.scales.wrapping_add(group * self.group_scale_bytes);
-        _mm_prefetch::<HINT>(scales.cast());
-    }
 }
 
 /// `R` activation rows of a block, from row `first` on.
@@ -365,22 +223,27 @@ impl<const HALVES: usize, const MINIMA: bool, const WIDE: bool> Shape<HALVES, MI
         x: &Numbers,
     ) -> usize {
         let sums = Self::sums::<C, R>(from, x);
-        let whole = (panel + 1) * PANEL <= job.weight.rows();
         for r in 0..R {
-            if whole {
-                let to = job.target.whole::<PANEL>(first + r, panel * PANEL);
-                let sum = match to.addends {
-                    Some(addends) => _mm512_add_ps(sums[r], _mm512_loadu_ps(addends.as_ptr())),
-                    None => sums[r],
-                };
-                _mm512_storeu_ps(to.out.as_mut_ptr(), sum);
-            } else {
-                let mut out = [0.0; PANEL];
-                _mm512_storeu_ps(out.as_mut_ptr(), sums[r]);
-                job.finish(first + r, panel, &out);
-            }
+            store(job, panel, first + r, sums[r]);
         }
         R
+    }
+}
+
+/// Stores the sums of activation row `row` with a panel's rows.
+#[inline(always)]
+pub(super) unsafe fn store(job: &PackedJob<'_>, panel: usize, row: usize, sums: __m512) {
+    if (panel + 1) * PANEL <= job.weight.rows() {
+        let to = job.target.whole::<PANEL>(row, panel * PANEL);
+        let sums = match to.addends {
+            Some(addends) => _mm512_add_ps(sums, _mm512_loadu_ps(addends.as_ptr())),
+            None => sums,
+        };
+        _mm512_storeu_ps(to.out.as_mut_ptr(), sums);
+    } else {
+        let mut out = [0.0; PANEL];
+        _mm512_storeu_ps(out.as_mut_ptr(), sums);
+        job.finish(row, panel, &out);
     }
 }
 
@@ -399,7 +262,7 @@ unsafe fn wide_or_not<C: Codes, const HALVES: usize, const MINIMA: bool>(
     }
 }
 
-struct Vnni;
+pub(super) struct Vnni;
 
 impl Scaling for Vnni {
     #[inline(always)]

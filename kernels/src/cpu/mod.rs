@@ -1,5 +1,7 @@
 //! The processor's kernels: one table of functions for each instruction set, chosen at run time.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(any(
     target_arch = "x86_64",
     all(target_arch = "aarch64", target_endian = "little")
@@ -11,6 +13,8 @@ mod avx2;
 mod avx2_packed;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_codes;
 #[cfg(target_arch = "x86_64")]
 mod avx512_decode;
 #[cfg(target_arch = "x86_64")]
@@ -106,6 +110,7 @@ pub fn all() -> Vec<&'static Kernels> {
     let mut tables = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
+        tables.extend(amx::detect());
         tables.extend(avx512_vnni::detect());
         tables.extend(avx512::detect());
         tables.extend(avx2::detect());
@@ -114,4 +119,13 @@ pub fn all() -> Vec<&'static Kernels> {
     tables.push(&neon::KERNELS);
     tables.push(&scalar::KERNELS);
     tables
+}
+
+/// Tables that some processors run, computed here by plain loops where they have instructions of their own: how tests reach
+/// their code on other processors. Never the best.
+pub fn emulated() -> Vec<&'static Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    return amx::emulated().into_iter().collect();
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
 }

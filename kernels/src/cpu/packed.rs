@@ -16,7 +16,7 @@ use super::{
     operand::{Corrections, Operand},
 };
 use crate::packed::{
-    LINE, PANEL, Packed, Panel,
+    LINE, Layout, PANEL, Packed, Panel,
     unpack::{self, Lines, Rows, Scaling, Software},
 };
 
@@ -110,6 +110,15 @@ pub(super) trait Tiles: Scaling {
         unreachable!("no row goes without unpacked codes. This is a bug.");
     }
 
+    /// Leaves a panel's codes for [`Tiles::unpacked`], in one element of `lines` per group.
+    ///
+    /// # Safety
+    /// As for the instruction set.
+    #[inline(always)]
+    unsafe fn unpack(layout: Layout, panel: Panel<'_>, lines: &mut [Lines]) {
+        unpack::codes(layout.bits, panel, lines);
+    }
+
     /// Computes rows `rows` of the job, which start at a multiple of a block's, from unpacked codes.
     ///
     /// # Safety
@@ -132,8 +141,7 @@ pub(super) unsafe fn panels<T: Tiles>(job: &PackedJob<'_>, panels: Range<usize>)
             if T::DIRECT > 0 {
                 T::direct(job, panel, &mut unpacked);
             } else {
-                let lines = unpacked.lines(job.weight.groups());
-                unpack::codes(job.weight.layout().bits, bytes, lines);
+                T::unpack(job.weight.layout(), bytes, unpacked.lines(job.weight.groups()));
             }
             if job.n > T::DIRECT {
                 T::unpacked(job, panel, T::DIRECT..job.n, &unpacked);
