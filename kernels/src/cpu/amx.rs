@@ -156,7 +156,7 @@ const SHAPES: [(u16, u8); 8] = [
 ];
 
 /// What `ldtilecfg` reads: the palette, then at 16 the tiles' bytes of a row, at 48 their rows.
-const CONFIG: [u8; 64] = {
+static CONFIG: [u8; 64] = {
     let mut config = [0; 64];
     config[0] = 1;
     let mut i = 0;
