@@ -99,7 +99,7 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
 
 /// Bit `j` of the plane, as the fifth bit of a weight.
 #[inline(always)]
-pub(crate) fn fifth(plane: u32, j: usize) -> u8 {
+fn fifth(plane: u32, j: usize) -> u8 {
     ((plane >> j & 1) << 4) as u8
 }
 

@@ -38,7 +38,7 @@ mod vector;
 
 use std::{cell::Cell, ops::Range, sync::OnceLock};
 
-pub(crate) use dequantize::{f16, fifth, scale_min};
+pub(crate) use dequantize::{f16, scale_min};
 pub(crate) use jobs::{Angles, AttentionJob, Output, StridedRows, filled};
 use jobs::{LinearJob, Tile};
 use operand::OperandBlock;

@@ -1,6 +1,6 @@
 //! From the rows of a file to panels.
 
-use super::{Bits, GROUP, LINE, LINES, PANEL, Packed, Scales, code_bytes, codes::Block, memory::Memory};
+use super::{GROUP, LINE, PANEL, Packed, Scales, code_bytes, codes::Block, memory::Memory};
 use crate::{Matrix, pool};
 
 /// Panels that a thread takes at once.
@@ -37,7 +37,7 @@ fn pack_panel(packed: &Packed, matrix: &Matrix, panel: usize, bytes: &mut [u8]) 
     let (lines, records) = bytes.split_at_mut(code_bytes(packed.layout, packed.cols));
     let format = matrix.format();
     let groups = format.block_len() / GROUP;
-    let mut block = Block::new();
+    let mut block = Block::default();
     for row in 0..PANEL.min(matrix.rows() - panel * PANEL) {
         let file = matrix.rows_bytes(panel * PANEL + row..panel * PANEL + row + 1);
         let blocks = file.chunks_exact(format.block_bytes());
@@ -45,55 +45,13 @@ fn pack_panel(packed: &Packed, matrix: &Matrix, panel: usize, bytes: &mut [u8]) 
         let records = records.chunks_exact_mut(scales.record_bytes());
         for ((file, lines), record) in blocks.zip(lines).zip(records) {
             block.read(format, file);
-            for (codes, lines) in block
-                .codes
-                .as_chunks::<GROUP>()
-                .0
-                .iter()
-                .zip(lines.chunks_exact_mut(bits.group_bytes()))
-            {
-                put_codes(bits, row, codes, lines);
+            let groups = lines.chunks_exact_mut(bits.group_bytes());
+            for (words, lines) in block.groups.iter().zip(groups) {
+                for (word, line) in words.iter().zip(lines.as_chunks_mut::<LINE>().0) {
+                    line[4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+                }
             }
             put_scales(scales, row, &block, record);
-        }
-    }
-}
-
-/// Four codes as one number, so that they move together.
-fn four(codes: &[u8; GROUP], line: usize) -> u32 {
-    u32::from_le_bytes([
-        codes[4 * line],
-        codes[4 * line + 1],
-        codes[4 * line + 2],
-        codes[4 * line + 3],
-    ])
-}
-
-fn put_codes(bits: Bits, row: usize, codes: &[u8; GROUP], lines: &mut [u8]) {
-    let mut put = |line: usize, value: u32| {
-        lines[line * LINE + 4 * row..][..4].copy_from_slice(&value.to_le_bytes());
-    };
-    if bits == Bits::Eight {
-        (0..LINES).for_each(|line| put(line, four(codes, line)));
-        return;
-    }
-    let nibbles = |line: usize| four(codes, line) & 0x0f0f_0f0f;
-    (0..4).for_each(|line| put(line, nibbles(line) | nibbles(line + 4) << 4));
-    let upper = |line: usize| four(codes, line) >> 4;
-    match bits {
-        Bits::Four | Bits::Eight => {}
-        Bits::Five => put(
-            4,
-            (0..LINES).fold(0, |plane, line| plane | (upper(line) & 0x0101_0101) << line),
-        ),
-        Bits::Six => {
-            let pairs = |from: usize| {
-                (0..4).fold(0, |plane, line| {
-                    plane | (upper(from + line) & 0x0303_0303) << (2 * line)
-                })
-            };
-            put(4, pairs(0));
-            put(5, pairs(4));
         }
     }
 }
