@@ -4,8 +4,6 @@
 //! Not every tokenizer has such a bound: one that drops characters, or makes one unknown token of any number of them,
 //! has none. All that is not known to keep every character counts as having none.
 
-use std::collections::HashMap;
-
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
@@ -20,9 +18,11 @@ const NFC_SHRINK: usize = 4;
 /// A character, at most.
 const CHARACTER: usize = 4;
 
-/// For the parts of a `tokenizers` tokenizer; `normalize` gives the spelling under which an added token is found.
-pub(super) fn token_bytes_max(
+/// For the parts of a `tokenizers` tokenizer and the tokens of its model; `normalize` gives the spelling under which an
+/// added token is found.
+pub(super) fn token_bytes_max<'a>(
     parts: &CratePipeline,
+    tokens: impl Iterator<Item = &'a str> + Clone,
     added: &[Added],
     normalize: impl Fn(&str) -> String,
 ) -> Option<usize> {
@@ -34,7 +34,7 @@ pub(super) fn token_bytes_max(
     let ModelWrapper::BPE(model) = &parts.model else {
         return None;
     };
-    let model = bpe(model, keeps)?;
+    let model = bpe(model, tokens, keeps)?;
     let longest = added_bytes_max(added, |token| {
         if token.normalized {
             normalize(&token.content).len().max(token.content.len())
@@ -112,18 +112,17 @@ fn keeps(step: &PreTokenizerWrapper) -> Option<Keeps> {
 }
 
 /// Bytes before the pre-tokenizer.
-fn bpe(model: &BPE, keeps: Keeps) -> Option<usize> {
-    let vocab = model.get_vocab();
+fn bpe<'a>(model: &BPE, tokens: impl Iterator<Item = &'a str> + Clone, keeps: Keeps) -> Option<usize> {
     let affixes = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
     let plain = affixes
         .iter()
         .all(|affix| affix.as_deref().unwrap_or("").is_empty());
     let longest = match keeps {
-        Keeps::Bytes => vocab.keys().map(|token| token.chars().count()).max(),
-        Keeps::Characters => vocab.keys().map(String::len).max(),
+        Keeps::Bytes => tokens.clone().map(|token| token.chars().count()).max(),
+        Keeps::Characters => tokens.clone().map(str::len).max(),
     };
     let dropped = match keeps {
-        Keeps::Bytes => bytes_per_kept(&vocab, |token| {
+        Keeps::Bytes => bytes_per_kept(tokens, |token| {
             let mut characters = token.chars();
             characters
                 .next()
@@ -131,7 +130,7 @@ fn bpe(model: &BPE, keeps: Keeps) -> Option<usize> {
                 .and_then(byte_of)
         }),
         Keeps::Characters if !model.byte_fallback => None,
-        Keeps::Characters => bytes_per_kept(&vocab, byte_token).filter(|bytes| *bytes == 1),
+        Keeps::Characters => bytes_per_kept(tokens, byte_token).filter(|bytes| *bytes == 1),
     };
     let one_by_one = (model.unk_token.is_some() && !model.fuse_unk).then_some(1);
     if !plain {
@@ -143,9 +142,12 @@ fn bpe(model: &BPE, keeps: Keeps) -> Option<usize> {
 
 /// How many bytes of a text there may be for each that has a token, the others being dropped: 1 if every byte that
 /// occurs in UTF-8 has one; 2 if only first bytes of longer characters are missing, as a character then keeps half.
-fn bytes_per_kept(vocab: &HashMap<String, u32>, byte: impl Fn(&str) -> Option<u8>) -> Option<usize> {
+fn bytes_per_kept<'a>(
+    tokens: impl Iterator<Item = &'a str>,
+    byte: impl Fn(&str) -> Option<u8>,
+) -> Option<usize> {
     let mut spelt = [false; 256];
-    for byte in vocab.keys().filter_map(|token| byte(token)) {
+    for byte in tokens.filter_map(byte) {
         spelt[usize::from(byte)] = true;
     }
     let first_bytes = 0xC2..=0xF4_u8;
@@ -157,6 +159,8 @@ fn bytes_per_kept(vocab: &HashMap<String, u32>, byte: impl Fn(&str) -> Option<u8
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use tokenizers::normalizers::unicode::{NFC, NFD};
     use tokenizers::{NormalizedString, Normalizer};
 

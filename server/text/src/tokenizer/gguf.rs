@@ -1,7 +1,5 @@
 //! A tokenizer rebuilt from GGUF metadata.
 
-use std::collections::HashMap;
-
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -77,17 +75,15 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
         })
     });
     let pieces = Pieces::new(bytes, decoding.lead)?;
-    let mut ids = HashMap::with_capacity(vocab.tokens.len());
-    for (id, token) in vocab.tokens.iter().enumerate() {
-        ids.entry(token.clone()).or_insert(id as u32);
-    }
+    let own = (types.iter().zip(&vocab.tokens))
+        .filter(|(kind, _)| !matches!(**kind, CONTROL | UNKNOWN))
+        .map(|(_, token)| token.as_str());
     let one = |wanted: bool, id: Option<u32>| id.filter(|_| wanted).into_iter().collect();
     Ok(Inner {
-        token_bytes_max: pipeline.token_bytes_max(&added, ToOwned::to_owned),
+        token_bytes_max: pipeline.token_bytes_max(own, &added, ToOwned::to_owned),
         added: AddedTokens::new(added, vocab.tokens.len(), vocab.unknown, ToOwned::to_owned)?,
         pipeline,
         pieces,
-        ids,
         prefix: one(vocab.add_bos.unwrap_or(adds_bos), vocab.bos),
         suffix: one(vocab.add_eos.unwrap_or(false), vocab.eos),
         roles: Roles {
@@ -148,9 +144,10 @@ fn byte_level(vocab: &GgufVocab, types: &[i32]) -> Result<Kind, Error> {
         }
     }
     let mut pairs = Vec::with_capacity(merges.len());
+    let mut union = String::new();
     for (index, merge) in merges.iter().enumerate() {
         let pair = merge.split_once(' ').filter(|(left, right)| {
-            let mut union = String::with_capacity(merge.len());
+            union.clear();
             union.push_str(left);
             union.push_str(right);
             tokens.contains_key(*left) && tokens.contains_key(*right) && tokens.contains_key(&union)

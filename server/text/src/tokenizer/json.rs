@@ -54,7 +54,7 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
         .map_err(|error| Error::Load(error.to_string()))?
         .into_inner();
     let model = tokenizer.get_model();
-    let mut ids = model.get_vocab();
+    let ids = model.get_vocab();
     let mut added: Vec<Added> = tokenizer
         .get_added_tokens_decoder()
         .into_iter()
@@ -69,7 +69,6 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
         })
         .collect();
     added.sort_unstable_by_key(|token| token.id);
-    ids.extend(added.iter().map(|token| (token.content.clone(), token.id)));
     let decoding = Decoding::of(tokenizer.get_decoder())?;
     let pieces = pieces(model, &ids, &added, &decoding)?;
     let (prefix, suffix) = surroundings(tokenizer.get_post_processor())?;
@@ -82,17 +81,20 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
             "the post-processor adds token {id}, which is not in the vocabulary"
         )));
     }
-    let roles = roles(&steps, &ids, &prefix, &suffix);
+    let id_of = |spelling: &str| {
+        let added = added.iter().find(|token| token.content == spelling);
+        added.map(|token| token.id).or_else(|| ids.get(spelling).copied())
+    };
+    let roles = roles(&steps, id_of, &prefix, &suffix);
     let normalizer = tokenizer.get_normalizer().cloned();
     let normalize = |content: &str| normalized(normalizer.as_ref(), content);
     let pre_tokenizer = tokenizer.get_pre_tokenizer().cloned();
     let parts = CratePipeline::new(normalizer.clone(), pre_tokenizer, model.clone(), &added);
     let pipeline = Pipeline::Crate(Box::new(parts));
     Ok(Inner {
-        token_bytes_max: pipeline.token_bytes_max(&added, normalize),
+        token_bytes_max: pipeline.token_bytes_max(ids.keys().map(String::as_str), &added, normalize),
         added: AddedTokens::new(added, pieces.len(), roles.unknown, normalize)?,
         pieces,
-        ids,
         prefix,
         suffix,
         roles,
@@ -145,13 +147,13 @@ fn surroundings(processor: Option<&PostProcessorWrapper>) -> Result<(Vec<u32>, V
 }
 
 /// The file names no roles: bos is what begins a text, eos what ends it, or the usual spellings.
-fn roles(steps: &Steps, ids: &HashMap<String, u32>, prefix: &[u32], suffix: &[u32]) -> Roles {
-    let spelt = |spellings: &[&str]| spellings.iter().find_map(|spelling| ids.get(*spelling).copied());
+fn roles(steps: &Steps, id_of: impl Fn(&str) -> Option<u32>, prefix: &[u32], suffix: &[u32]) -> Roles {
+    let spelt = |spellings: &[&str]| spellings.iter().find_map(|spelling| id_of(spelling));
     let unknown = steps.model.as_ref().and_then(|model| {
         model
             .unk_token
             .as_ref()
-            .and_then(|token| ids.get(token).copied())
+            .and_then(|token| id_of(token))
             .or(model.unk_id)
     });
     Roles {

@@ -13,7 +13,6 @@ mod pieces;
 mod pipeline;
 mod scored;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -53,7 +52,6 @@ struct Inner {
     pieces: Pieces,
     /// The most bytes of a client's text that one token can stand for; `None` if nothing bounds it.
     token_bytes_max: Option<usize>,
-    ids: HashMap<String, u32>,
     /// What `add_special` puts before and after the text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -193,7 +191,7 @@ impl Tokenizer {
 
     /// The id of a token as its vocabulary spells it (`<|im_end|>`, `Ġthe`).
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.0.ids.get(token).copied()
+        self.0.added.id(token).or_else(|| self.0.pipeline.token_id(token))
     }
 
     /// The id that begins a text.

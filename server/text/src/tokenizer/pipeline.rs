@@ -59,15 +59,24 @@ impl Pipeline {
         Ok(ids)
     }
 
-    /// The most bytes of a client's text that one token can stand for, by the added tokens and `normalize`, which
-    /// gives the spelling under which one of them is found.
-    pub(super) fn token_bytes_max(
+    /// The id of a token of the model's own.
+    pub(super) fn token_id(&self, token: &str) -> Option<u32> {
+        match self {
+            Self::Crate(parts) => parts.model.token_to_id(token),
+            Self::Scored(scored) => scored.token_id(token),
+        }
+    }
+
+    /// The most bytes of a client's text that one token can stand for, by the model's own tokens, of which the crate has
+    /// only a copy to give, the added tokens and `normalize`, which gives the spelling under which one of them is found.
+    pub(super) fn token_bytes_max<'a>(
         &self,
+        tokens: impl Iterator<Item = &'a str> + Clone,
         added: &[Added],
         normalize: impl Fn(&str) -> String,
     ) -> Option<usize> {
         match self {
-            Self::Crate(parts) => bound::token_bytes_max(parts, added, normalize),
+            Self::Crate(parts) => bound::token_bytes_max(parts, tokens, added, normalize),
             Self::Scored(scored) => {
                 let added = bound::added_bytes_max(added, |token| token.content.len())?;
                 Some(scored.token_bytes_max()?.max(added))
