@@ -61,9 +61,11 @@ static EMULATED: Kernels = Kernels {
     ..avx512_vnni::KERNELS
 };
 
-/// The table, where the processor has the instructions and the system grants their registers.
+/// The table, where the processor has the instructions, the system grants their registers, and they do what they should.
 pub(super) fn detect() -> Option<&'static Kernels> {
-    (avx512_vnni::detect().is_some() && granted()).then_some(&KERNELS)
+    static USABLE: OnceLock<bool> = OnceLock::new();
+    let usable = || avx512_vnni::detect().is_some() && granted() && agrees();
+    USABLE.get_or_init(usable).then_some(&KERNELS)
 }
 
 /// The table with tiles of plain loops, where the processor has the rest: how tests reach this code without AMX.
@@ -73,12 +75,28 @@ pub(super) fn emulated() -> Option<&'static Kernels> {
 
 /// Asks the processor, and the system once for all threads: it saves the tiles' 8 KiB only for those who ask.
 fn granted() -> bool {
-    static GRANTED: OnceLock<bool> = OnceLock::new();
-    *GRANTED.get_or_init(|| {
-        const TILE: u32 = 1 << 24;
-        const INT8: u32 = 1 << 25;
-        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8 && ask()
-    })
+    const TILE: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8 && ask()
+}
+
+/// Whether tiles compute what plain loops do. Those who wrote this had no such processor: it must prove itself on each.
+fn agrees() -> bool {
+    let number = |i: usize| (i * 89 + i / 256 * 7) as u8;
+    let lines: [u8; LINES * LINE] = std::array::from_fn(number);
+    let blocks: [i8; ROWS * GROUP] = std::array::from_fn(|i| number(i + 3).cast_signed());
+    // SAFETY: each unit finds two blocks and a group's lines; the processor has the instructions and was granted them.
+    unsafe { products_of::<Amx>(&blocks, &lines) == products_of::<Emulated>(&blocks, &lines) }
+}
+
+/// A group's products, then those of half of it.
+unsafe fn products_of<U: Unit>(blocks: &[i8; ROWS * GROUP], lines: &[u8; LINES * LINE]) -> [Products; 2] {
+    let mut products = [Products([[0; PANEL]; ROWS]); 2];
+    let rows = [blocks.as_ptr(), blocks[ROWS / 2 * GROUP..].as_ptr()];
+    let _configured = Configured::<U>::new();
+    U::multiply::<false>(rows, lines.as_ptr(), &mut products[0]);
+    U::multiply::<true>(rows, lines.as_ptr(), &mut products[1]);
+    products
 }
 
 #[cfg(target_os = "linux")]
@@ -107,25 +125,28 @@ unsafe fn linear_emulated(job: &PackedJob<'_>, range: Range<usize>) {
 #[inline(always)]
 unsafe fn linear<U: Unit>(job: &PackedJob<'_>, range: Range<usize>) {
     if pays(job) {
-        U::configure();
+        let _configured = Configured::<U>::new();
         panels::<Blocks<U>>(job, range);
-        U::release();
     } else {
         panels::<Vnni>(job, range);
     }
 }
 
-/// One block of rows or fewer is bound by memory. Two digits are asked for to be exact, not fast.
+/// One block of rows or fewer is bound by memory. Two digits are asked for to be exact, not fast. Tiles multiply one group
+/// ahead, so that there must be one.
 fn pays(job: &PackedJob<'_>) -> bool {
-    job.n > HEIGHT_MAX && !job.x.is_wide()
+    job.n > HEIGHT_MAX && job.x.groups() > 0 && !job.x.is_wide()
 }
 
 /// The whole-number sums of [`ROWS`] activation rows with a panel's rows in a group, or in half of one.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
 struct Products([[i32; PANEL]; ROWS]);
 
 /// What multiplies tiles: the processor, or for tests something that does the same.
+///
+/// # Safety
+/// The processor has the instructions, and the system granted them.
 trait Unit {
     /// Gives the calling thread's tiles their shapes.
     unsafe fn configure();
@@ -133,7 +154,32 @@ trait Unit {
     unsafe fn release();
     /// The products of two blocks of activations, eight rows of [`GROUP`] each, with a group's lines; or, of a `HALF`, of the
     /// first 16 of each row with four lines. All are signed.
+    ///
+    /// # Safety
+    /// The thread's tiles are [`Configured`], and all that is read exists.
     unsafe fn multiply<const HALF: bool>(activations: [*const i8; 2], lines: *const u8, out: &mut Products);
+}
+
+/// The calling thread's tiles have their shapes for as long as it lives. What runs meanwhile (copies of memory, an
+/// allocation) is taken not to use tiles: by the platform's convention whoever calls must expect them to change.
+struct Configured<U: Unit>(PhantomData<U>);
+
+impl<U: Unit> Configured<U> {
+    /// # Safety
+    /// As for [`Unit`].
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        U::configure();
+        Self(PhantomData)
+    }
+}
+
+impl<U: Unit> Drop for Configured<U> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: who made it promised what this asks for.
+        unsafe { U::release() }
+    }
 }
 
 struct Amx;
@@ -173,12 +219,22 @@ static CONFIG: [u8; 64] = {
 impl Unit for Amx {
     #[inline(always)]
     unsafe fn configure() {
-        asm!("ldtilecfg [{}]", in(reg) CONFIG.as_ptr(), options(nostack, readonly, preserves_flags));
+        asm!(
+            "ldtilecfg [{}]", in(reg) CONFIG.as_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly, preserves_flags),
+        );
     }
 
     #[inline(always)]
     unsafe fn release() {
-        asm!("tilerelease", options(nostack, nomem, preserves_flags));
+        asm!(
+            "tilerelease",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem, preserves_flags),
+        );
     }
 
     #[inline(always)]

@@ -85,9 +85,9 @@ impl Numbers {
         let (number, part) = (x.numbers(first, 0), x.place(first, 0, x.groups() * halves));
         // Offsets into empty buffers are never dereferenced.
         Self {
-            upper: x.upper.as_ptr().add(number),
+            upper: x.upper.as_ptr().wrapping_add(number),
             lower: x.lower.as_ptr().wrapping_add(number),
-            scales: x.scales.as_ptr().add(x.place(first, 0, x.groups())),
+            scales: x.scales.as_ptr().wrapping_add(x.place(first, 0, x.groups())),
             starts: corrections.starts.as_ptr().wrapping_add(part),
             shares: corrections.shares.as_ptr().wrapping_add(part),
             height: x.height,

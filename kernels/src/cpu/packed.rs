@@ -54,7 +54,8 @@ impl PackedJob<'_> {
     }
 }
 
-/// A panel's scales and, where several blocks of activation rows use them, its codes a byte each.
+/// A panel's scales and, where several blocks of activation rows use them, its codes a byte each as [`Tiles::unpack`] or
+/// [`Tiles::direct`] left them.
 #[derive(Default)]
 pub(super) struct Unpacked {
     pub(super) codes: Vec<Line64>,
