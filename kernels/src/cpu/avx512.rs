@@ -23,7 +23,7 @@ use half::bf16;
 use super::{
     Kernels, attend,
     avx2_packed::Avx2Tiles,
-    avx512_decode as decode, dequantize as plain,
+    avx512_decode as decode, blocks, dequantize as plain,
     jobs::{AttentionJob, LinearJob, Tile},
     operand::{DIGIT_MAX, DIGITS_MAX, Digits, OperandBlock, factor_of},
     packed::{PackedJob, panels},
@@ -191,14 +191,14 @@ pub(super) unsafe fn upper_digits(numbers: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
     match format {
-        Format::Q4_0 => vector::widen::<Avx512, decode::Q4_0>(bytes, out),
-        Format::Q4_1 => vector::widen::<Avx512, decode::Q4_1>(bytes, out),
-        Format::Q5_0 => vector::widen::<Avx512, decode::Q5_0>(bytes, out),
-        Format::Q5_1 => vector::widen::<Avx512, decode::Q5_1>(bytes, out),
-        Format::Q8_0 => vector::widen::<Avx512, decode::Q8_0>(bytes, out),
-        Format::Q4K => vector::widen::<Avx512, decode::Q4K>(bytes, out),
-        Format::Q5K => vector::widen::<Avx512, decode::Q5K>(bytes, out),
-        Format::Q6K => vector::widen::<Avx512, decode::Q6K>(bytes, out),
+        Format::Q4_0 => blocks::widen::<Avx512, decode::Q4_0>(bytes, out),
+        Format::Q4_1 => blocks::widen::<Avx512, decode::Q4_1>(bytes, out),
+        Format::Q5_0 => blocks::widen::<Avx512, decode::Q5_0>(bytes, out),
+        Format::Q5_1 => blocks::widen::<Avx512, decode::Q5_1>(bytes, out),
+        Format::Q8_0 => blocks::widen::<Avx512, decode::Q8_0>(bytes, out),
+        Format::Q4K => blocks::widen::<Avx512, decode::Q4K>(bytes, out),
+        Format::Q5K => blocks::widen::<Avx512, decode::Q5K>(bytes, out),
+        Format::Q6K => blocks::widen::<Avx512, decode::Q6K>(bytes, out),
         Format::F32 | Format::F16 | Format::Bf16 | Format::Q2K | Format::Q3K => {
             plain::blocks(format, bytes, out);
         }
@@ -219,16 +219,16 @@ unsafe fn linear(job: &LinearJob<'_>, rows: Range<usize>) {
 unsafe fn few<const M: usize>(job: &LinearJob<'_>, rows: Range<usize>) {
     let whole = job.weight.cols().is_multiple_of(Avx512::LANES);
     match job.weight.format() {
-        Format::F16 if whole => vector::fused::<Avx512, decode::F16, M>(job, rows),
-        Format::Bf16 if whole => vector::fused::<Avx512, decode::Bf16, M>(job, rows),
-        Format::Q4_0 => vector::fused::<Avx512, decode::Q4_0, M>(job, rows),
-        Format::Q4_1 => vector::fused::<Avx512, decode::Q4_1, M>(job, rows),
-        Format::Q5_0 => vector::fused::<Avx512, decode::Q5_0, M>(job, rows),
-        Format::Q5_1 => vector::fused::<Avx512, decode::Q5_1, M>(job, rows),
-        Format::Q8_0 => vector::fused::<Avx512, decode::Q8_0, M>(job, rows),
-        Format::Q4K => vector::fused::<Avx512, decode::Q4K, M>(job, rows),
-        Format::Q5K => vector::fused::<Avx512, decode::Q5K, M>(job, rows),
-        Format::Q6K => vector::fused::<Avx512, decode::Q6K, M>(job, rows),
+        Format::F16 if whole => blocks::fused::<Avx512, decode::F16, M>(job, rows),
+        Format::Bf16 if whole => blocks::fused::<Avx512, decode::Bf16, M>(job, rows),
+        Format::Q4_0 => blocks::fused::<Avx512, decode::Q4_0, M>(job, rows),
+        Format::Q4_1 => blocks::fused::<Avx512, decode::Q4_1, M>(job, rows),
+        Format::Q5_0 => blocks::fused::<Avx512, decode::Q5_0, M>(job, rows),
+        Format::Q5_1 => blocks::fused::<Avx512, decode::Q5_1, M>(job, rows),
+        Format::Q8_0 => blocks::fused::<Avx512, decode::Q8_0, M>(job, rows),
+        Format::Q4K => blocks::fused::<Avx512, decode::Q4K, M>(job, rows),
+        Format::Q5K => blocks::fused::<Avx512, decode::Q5K, M>(job, rows),
+        Format::Q6K => blocks::fused::<Avx512, decode::Q6K, M>(job, rows),
         _ => vector::panels::<Avx512>(job, rows),
     }
 }

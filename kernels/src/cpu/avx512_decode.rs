@@ -23,7 +23,7 @@ use std::arch::x86_64::*;
 
 use super::{
     avx512::Avx512,
-    simd::{Decode, Sink},
+    blocks::{Decode, Sink},
 };
 
 pub(super) struct F16;

@@ -19,10 +19,14 @@ mod avx512_codes;
 mod avx512_decode;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod dequantize;
 mod jobs;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon_dotprod;
 mod operand;
 mod packed;
 mod product;
@@ -53,8 +57,8 @@ use crate::{Format, op::Activation, op::RopeStyle};
 
 type RopeKernel = unsafe fn(RopeStyle, &[f32], (&[f32], &[f32]), &mut [f32]);
 
-/// The kernels of one instruction set. [`best`] and [`all`] hand out only those that this processor runs, which is what
-/// the functions require; the methods of `jobs` and `product` call them.
+/// The kernels of one instruction set. [`best`], [`all`] and [`emulated`] hand out only those that this processor runs, which
+/// is what the functions require; the methods of `jobs` and `product` call them.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// The instruction set.
@@ -116,7 +120,10 @@ pub fn all() -> Vec<&'static Kernels> {
         tables.extend(avx2::detect());
     }
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    tables.push(&neon::KERNELS);
+    {
+        tables.extend(neon_dotprod::detect());
+        tables.push(&neon::KERNELS);
+    }
     tables.push(&scalar::KERNELS);
     tables
 }

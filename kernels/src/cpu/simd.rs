@@ -48,22 +48,3 @@ pub(crate) trait Simd {
     /// Widens whole blocks of a format: as many as `out` holds.
     unsafe fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]);
 }
-
-/// A weight format's block, decoded in registers.
-pub(super) trait Decode<S: Simd> {
-    /// Weights of a block: a multiple of `LANES`.
-    const LEN: usize;
-    const BYTES: usize;
-    /// Hands the block's weights to `sink`, in order, with the place of the first of each vector.
-    ///
-    /// # Safety
-    /// As for [`Simd`]; `bytes` must be valid for a block.
-    unsafe fn block(bytes: *const u8, sink: &mut impl Sink<S>);
-}
-
-/// What becomes of decoded weights.
-pub(super) trait Sink<S: Simd> {
-    /// # Safety
-    /// As for [`Simd`]; `at` must be within the sink's block.
-    unsafe fn take(&mut self, at: usize, weights: S::V);
-}
