@@ -24,7 +24,7 @@ pub struct ModelFiles {
     pub config: ModelConfig,
     /// Where its tokenizer and chat template come from.
     pub text: TextSource,
-    /// The weights' files: totals, metadata, tensors the model did not ask for.
+    /// The weights' files: totals, metadata and, once they are loaded, the tensors that the model did not ask for.
     pub checkpoint: Checkpoint,
 }
 
@@ -61,8 +61,8 @@ impl ModelFiles {
     /// Reads the weights.
     ///
     /// # Errors
-    /// When a tensor is missing, of a type that is not supported, or has not the shape the configuration asks for, and when
-    /// a file changed meanwhile.
+    /// When a tensor is missing, has a type that safetensors allow and this model does not, or another shape than the
+    /// configuration asks for, and when a file changed meanwhile.
     pub fn load(&self, options: &LoadOptions<'_>) -> Result<Box<dyn Model>> {
         let weights = self
             .checkpoint

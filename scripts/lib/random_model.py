@@ -1,7 +1,7 @@
 """A checkpoint with the shape of Llama 3.2 1B and random weights, for measuring speed where no package carries such a model.
 
 Tensor types are those of a Q4_K_M file.  The vocabulary is the beginning of another model's, whose merges make its tokens.
-Weights repeat after some megabytes, which no cache or predictor is large enough to notice.
+Weights repeat after some megabytes: caches go by addresses, so that no reader notices.
 """
 import os
 import pathlib
@@ -16,6 +16,8 @@ ALIGNMENT = 32
 UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
 F32, Q4_K, Q6_K = 0, 12, 14
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+# Bytes of a block of 256 weights.
+BLOCK_BYTES = {Q4_K: 144, Q6_K: 210}
 # How many different blocks there are of each type.
 POOL_BLOCKS = 1 << 15
 CONTROL = 3
@@ -66,6 +68,8 @@ def vocabulary(donor):
         values = Reader(file).values
     special = ["<|begin_of_text|>", "<|end_of_text|>"]
     tokens = values["tokenizer.ggml.tokens"][:VOCAB - len(special)]
+    if len(tokens) < VOCAB - len(special):
+        raise ValueError(f"{donor} has {len(tokens)} tokens, fewer than the model")
     known = set(tokens)
     merges = [merge for merge in values["tokenizer.ggml.merges"] if merge.replace(" ", "") in known]
     kinds = values["tokenizer.ggml.token_type"][:len(tokens)] + [CONTROL] * len(special)
@@ -99,7 +103,7 @@ def tensors():
     yield "token_embd.weight", VOCAB, HIDDEN, Q6_K
     for layer in range(LAYERS):
         # Half of the layers hold these two in more bits, as llama.cpp's mix has it.
-        wide = Q6_K if layer < LAYERS // 8 or layer >= 7 * LAYERS // 8 or layer % 3 == 2 else Q4_K
+        wide = Q6_K if layer < LAYERS // 8 or layer >= 7 * LAYERS // 8 or (layer - LAYERS // 8) % 3 == 2 else Q4_K
         block = f"blk.{layer}"
         yield f"{block}.attn_norm.weight", 0, HIDDEN, F32
         yield f"{block}.attn_q.weight", HEADS * HEAD_DIM, HIDDEN, Q4_K
@@ -114,7 +118,7 @@ def tensors():
 
 
 def pool(kind, rng):
-    """Blocks of 256 weights each, of about 0.02 in size, and the bytes of one."""
+    """Blocks of 256 weights each, of about 0.02 in size."""
     blocks = []
     for _ in range(POOL_BLOCKS):
         if kind == Q4_K:
@@ -123,7 +127,9 @@ def pool(kind, rng):
         else:
             scales = bytes(rng.randrange(-16, 16) & 0xff for _ in range(16))
             blocks.append(rng.randbytes(128 + 64) + scales + struct.pack("<e", 1.4e-4))
-    return b"".join(blocks), len(blocks[0])
+    if len(blocks[0]) != BLOCK_BYTES[kind]:
+        raise ValueError(f"a block of type {kind} has {len(blocks[0])} bytes")
+    return b"".join(blocks)
 
 
 def data_of(rows, columns, kind, pools, rng):
@@ -131,7 +137,7 @@ def data_of(rows, columns, kind, pools, rng):
     if kind == F32:
         yield struct.pack("<f", 1.0) * columns
         return
-    blocks, size = pools[kind]
+    blocks, size = pools[kind], BLOCK_BYTES[kind]
     left, at = rows * columns // 256, rng.randrange(POOL_BLOCKS)
     while left:
         count = min(left, POOL_BLOCKS - at)
@@ -140,7 +146,7 @@ def data_of(rows, columns, kind, pools, rng):
 
 
 def size_of(rows, columns, kind):
-    return 4 * columns if kind == F32 else rows * columns // 256 * {Q4_K: 144, Q6_K: 210}[kind]
+    return 4 * columns if kind == F32 else rows * columns // 256 * BLOCK_BYTES[kind]
 
 
 def aligned(size):
@@ -148,10 +154,8 @@ def aligned(size):
 
 
 def make(path, donor):
-    """Writes the file unless it is there; `donor` is a GGUF file with a byte-level vocabulary of more tokens than ours."""
+    """Writes the file; `donor` is a GGUF file with a byte-level vocabulary of more tokens than ours."""
     path = pathlib.Path(path)
-    if path.is_file():
-        return path
     (sizes, size_count), (words, word_count) = shape(), vocabulary(donor)
     described, offset = [], 0
     for name, rows, columns, kind in tensors():

@@ -56,10 +56,12 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
     rempart_kernels::pool::init(threads);
     choose_kernels(settings.model.kernels.as_deref())?;
     let started = Instant::now();
-    let files = ModelFiles::open(&found.path).with_context(|| format!("loading {}", found.path.display()))?;
-    let (model, text) = read(&files, settings.model.activations);
-    let model = model.with_context(|| format!("loading {}", found.path.display()))?;
+    let loading = || format!("loading {}", found.path.display());
+    let files = ModelFiles::open(&found.path).with_context(loading)?;
+    // Before the weights are in memory: what is free then is what the plan divides.
     let (plan, context_length) = plan(&files, settings)?;
+    let (model, (tokenizer, chat_template)) =
+        read(&files, settings.model.activations).with_context(loading)?;
     tracing::info!(
         model = %found.name, threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
@@ -68,7 +70,6 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
     if !leftovers.is_empty() {
         tracing::warn!(tensors = ?leftovers, "the file holds tensors that this model does not use");
     }
-    let (tokenizer, chat_template) = text?;
     let mut eos_tokens = [files.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
@@ -108,15 +109,15 @@ fn choose_kernels(name: Option<&str>) -> anyhow::Result<()> {
 
 /// Reads the weights and, meanwhile, builds the tokenizer: for a large vocabulary that takes as long as packing a small
 /// model, on one core.
-fn read(
-    files: &ModelFiles,
-    activations: Activations,
-) -> (rempart_models::Result<Box<dyn Model>>, anyhow::Result<text::Text>) {
+fn read(files: &ModelFiles, activations: Activations) -> anyhow::Result<(Box<dyn Model>, text::Text)> {
     thread::scope(|scope| {
-        let text = scope.spawn(|| text::build(files));
+        let builder = thread::Builder::new().name("tokenizer".to_owned());
+        let text = builder
+            .spawn_scoped(scope, || text::build(files))
+            .context("the system refuses a thread for the tokenizer")?;
         let model = weights(files, activations);
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
-        (model, text)
+        Ok((model?, text?))
     })
 }
 
@@ -126,7 +127,7 @@ fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Resu
         Activations::Int16 => rempart_kernels::Activations::Int16,
     };
     let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")
-        .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+        .expect("the template is a constant. This is a bug.");
     let bar = indicatif::ProgressBar::new(0).with_style(style);
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
