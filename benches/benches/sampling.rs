@@ -76,6 +76,7 @@ fn sampling(criterion: &mut Criterion) {
                 position: 2304,
                 seed: 1,
                 banned: &[],
+                allowed: None,
                 kind: SampleKind::Sample,
                 logprobs: params.logprobs,
             };

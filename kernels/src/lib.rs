@@ -22,5 +22,5 @@ pub use op::{
     RopeStyle, edit, embed, gated_projections, linear, linear_add, paged_attention, projections, rms_norm,
     rms_norm_add, rope, write_kv,
 };
-pub use packed::{Activations, Packed};
+pub use packed::{Activations, Packed, Pages};
 pub use weight::Weight;

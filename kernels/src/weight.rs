@@ -1,6 +1,9 @@
 //! The weights of a layer, in the layout its kernel reads.
 
-use crate::{Activations, Format, Matrix, Packed, cpu};
+use crate::{
+    Activations, Format, Matrix, Packed, cpu,
+    packed::{Pages, Resident},
+};
 
 /// A weight matrix `[rows, cols]`. Cloning shares the bytes.
 #[derive(Debug, Clone)]
@@ -14,7 +17,16 @@ pub enum Weight {
 impl Weight {
     /// Packs what has integer codes, on all threads; after that the file's bytes are no longer needed.
     pub fn new(matrix: Matrix, activations: Activations) -> Self {
-        Packed::new(&matrix, activations).map_or(Self::Dense(matrix), Self::Packed)
+        Self::read(matrix, activations, &Resident)
+    }
+
+    /// As [`Weight::new`], telling whoever holds the matrix's bytes which are read, and which are then needed no longer.
+    pub fn read(matrix: Matrix, activations: Activations, pages: &dyn Pages) -> Self {
+        if let Some(packed) = Packed::read(&matrix, activations, pages) {
+            return Self::Packed(packed);
+        }
+        pages.ahead(matrix.bytes());
+        Self::Dense(matrix)
     }
 
     /// The format of the file.

@@ -417,3 +417,12 @@ fn not_a_number_is_not_hidden() {
         assert!(out[0].is_nan() && out[1].is_finite(), "{}: {out:?}", table.name);
     });
 }
+
+/// Whoever runs these tests for the sake of a table says so, lest its absence go unnoticed.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test has no other way to be told")]
+fn the_best_table_is_the_expected_one() {
+    if let Ok(expected) = std::env::var("REMPART_TEST_KERNELS") {
+        assert_eq!(cpu::best().name, expected);
+    }
+}

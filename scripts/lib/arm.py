@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -16,12 +17,16 @@ TARGET = "aarch64-unknown-linux-gnu"
 PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static", "libedit2", "libxml2", "libz3-4")
 LIBRARIES = pathlib.Path("usr/lib/x86_64-linux-gnu")
 TOOLS = ("rustc", "rustdoc")
-# What the emulator imitates: everything that it knows, and a processor without dot products.
-PROCESSORS = ("max", "cortex-a72")
+# What the emulator imitates: everything that it knows, and a processor without dot products; and the best kernels of each.
+PROCESSORS = {"max": "neon-dotprod", "cortex-a72": "neon"}
+
+
+class Unsupported(Exception):
+    """Why this is no machine for it at all."""
 
 
 class ArmError(Exception):
-    """Why this machine cannot run programs for Arm, or have a compiler for them."""
+    """What failed on a machine where it should work, and what to do about it."""
 
 
 def call(command, log, **more):
@@ -30,8 +35,13 @@ def call(command, log, **more):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out, check=False, **more)
         out.write(done.stdout)
     if done.returncode != 0:
-        raise ArmError(f"`{' '.join(map(str, command[:3]))} ...` failed: see {log}")
+        raise ArmError(f"`{' '.join(map(str, command[:3]))} ...` failed: see {log}; to begin anew delete its folder")
     return done.stdout.decode(errors="replace")
+
+
+def is_debian():
+    release = pathlib.Path("/etc/os-release")
+    return release.is_file() and "ID=debian" in release.read_text(encoding="utf-8").splitlines()
 
 
 def install(log):
@@ -42,7 +52,7 @@ def install(log):
     if not missing:
         return
     if os.geteuid() != 0:
-        raise ArmError(f"install {' '.join(missing)}")
+        raise Unsupported(f"install {' '.join(missing)}")
     call(["apt-get", "update", "-q"], log)
     call(["apt-get", "install", "-yq", "--no-install-recommends", *missing], log)
 
@@ -55,7 +65,8 @@ def apt_for_both(folder):
     config.write_text('APT::Architectures { "amd64"; "arm64"; };\n'
                       f'Dir::State::Lists "{folder}/lists";\nDir::Cache "{folder}/cache";\n'
                       'APT::Sandbox::User "root";\n', encoding="utf-8")
-    return os.environ | {"APT_CONFIG": str(config)}
+    # In English: what it says is read.
+    return os.environ | {"APT_CONFIG": str(config), "LC_ALL": "C.UTF-8"}
 
 
 def dependency(package, prefix, env, log):
@@ -87,21 +98,22 @@ def unpack_compiler(cache, wanted, log):
         call(["dpkg-deb", "-x", package, root], log)
     for tool in TOOLS:
         script = cache / tool
-        script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={root / LIBRARIES} exec {root}/usr/bin/{tool} "$@"\n',
-                          encoding="utf-8")
+        program, libraries = shlex.quote(str(root / "usr" / "bin" / tool)), shlex.quote(str(root / LIBRARIES))
+        script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {program} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     shutil.rmtree(work)
 
 
 def environments(cache, wanted):
-    """For each of [`PROCESSORS`] what makes cargo build for Arm and run it there; prepares `cache` the first time."""
-    if platform.machine() != "x86_64" or shutil.which("apt-get") is None:
-        raise ArmError("needs an x86-64 Debian; on Arm the ordinary tests run these kernels")
+    """For each of PROCESSORS what makes cargo build for Arm and run it there; prepares `cache` the first time."""
+    if platform.machine() != "x86_64" or not is_debian():
+        raise Unsupported("needs an x86-64 Debian; on Arm the ordinary tests run these kernels")
     cache.mkdir(parents=True, exist_ok=True)
     log, done = cache / "log", cache / "complete"
-    install(log)
     if not done.is_file() or done.read_text(encoding="utf-8") != wanted:
+        done.unlink(missing_ok=True)
         unpack_compiler(cache, wanted, log)
+    install(log)
     call([cache / "rustc", "--version"], log)
     done.write_text(wanted, encoding="utf-8")
     settings = {"RUSTC": cache / "rustc", "RUSTDOC": cache / "rustdoc", "CARGO_TARGET_DIR": cache / "target",
@@ -109,4 +121,5 @@ def environments(cache, wanted):
                 f"CC_{TARGET.replace('-', '_')}": "aarch64-linux-gnu-gcc"}
     runner = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}_RUNNER"
     return {processor: {name: str(value) for name, value in settings.items()}
-            | {runner: f"qemu-aarch64-static -cpu {processor} -L /usr/aarch64-linux-gnu"} for processor in PROCESSORS}
+            | {runner: f"qemu-aarch64-static -cpu {processor} -L /usr/aarch64-linux-gnu", "REMPART_TEST_KERNELS": best}
+            for processor, best in PROCESSORS.items()}

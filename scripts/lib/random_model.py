@@ -11,6 +11,8 @@ import struct
 TITLE = "Random weights in the shape of Llama 3.2 1B, GGUF Q4_K_M mix"
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCAB = 2048, 16, 32, 8, 64, 8192, 128256
 SEED = 20261124
+# In the file's name: another content must not be taken for an earlier one.
+REVISION = 2
 ALIGNMENT = 32
 # Types of values and of tensors, as the GGUF specification numbers them.
 UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9

@@ -439,3 +439,16 @@ impl Numbers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor that has the instructions must not fall back to VNNI unnoticed. Others can't tell.
+    #[test]
+    fn tiles_agree_with_plain_loops() {
+        if avx512_vnni::detect().is_some() && granted() {
+            assert!(agrees());
+        }
+    }
+}

@@ -179,10 +179,6 @@ impl Ahead {
 #[inline(always)]
 pub(super) unsafe fn signed_codes(layout: Layout, panel: Panel<'_>, lines: &mut [Lines]) {
     let ahead = Ahead::of(panel, layout.bits);
-    debug_assert!(
-        layout.bits != Bits::Eight || layout.scales.offset().is_some(),
-        "codes above 127 have no sign to take"
-    );
     let offset = layout.scales.offset().unwrap_or(0) as i8;
     match layout.bits {
         Bits::Four => leave::<Four>(panel, offset, ahead, lines),

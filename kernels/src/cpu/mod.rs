@@ -29,6 +29,7 @@ mod neon;
 mod neon_dotprod;
 mod operand;
 mod packed;
+mod peak;
 mod product;
 mod records;
 pub(crate) mod scalar;
@@ -47,6 +48,7 @@ pub(crate) use jobs::{Angles, AttentionJob, Output, StridedRows, filled};
 use jobs::{LinearJob, Tile};
 use operand::OperandBlock;
 use packed::PackedJob;
+pub use peak::Peak;
 pub(crate) use product::{Factor, Finish, Norm, Product};
 
 pub(crate) use records::{Records, record_bytes, write_key, write_value};
@@ -81,6 +83,26 @@ pub struct Kernels {
     gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
 }
 
+/// Finds a table where this processor runs it.
+type Detect = fn() -> Option<&'static Kernels>;
+
+/// The tables by name, the fastest first.
+const TABLES: &[(&str, Detect)] = &[
+    #[cfg(target_arch = "x86_64")]
+    ("amx", amx::detect),
+    #[cfg(target_arch = "x86_64")]
+    ("avx512-vnni", avx512_vnni::detect),
+    #[cfg(target_arch = "x86_64")]
+    ("avx512", avx512::detect),
+    #[cfg(target_arch = "x86_64")]
+    ("avx2", avx2::detect),
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    ("neon-dotprod", neon_dotprod::detect),
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    ("neon", || Some(&neon::KERNELS)),
+    ("scalar", || Some(&scalar::KERNELS)),
+];
+
 static BEST: OnceLock<&'static Kernels> = OnceLock::new();
 
 thread_local! {
@@ -95,10 +117,10 @@ pub fn best() -> &'static Kernels {
 /// Makes the table called `name` the one that [`best`] returns, to look for a fault in another. Returns whether it took
 /// effect: this processor must run it, and no kernel may have run yet.
 pub fn choose(name: &str) -> bool {
-    all()
-        .into_iter()
-        .find(|table| table.name == name)
-        .is_some_and(|table| BEST.set(table).is_ok())
+    // Looks for no other: who avoids a table must not run a single instruction of it.
+    let wanted = TABLES.iter().find(|(known, _)| *known == name);
+    let table = wanted.and_then(|(_, detect)| detect());
+    table.is_some_and(|table| BEST.set(table).is_ok())
 }
 
 /// Calls `work` with `table` as the one that operations use on this thread: how tests compare the tables.
@@ -111,21 +133,7 @@ pub fn with_table<R>(table: &'static Kernels, work: impl FnOnce() -> R) -> R {
 
 /// Every table that this processor runs, the fastest first, the scalar one last.
 pub fn all() -> Vec<&'static Kernels> {
-    let mut tables = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        tables.extend(amx::detect());
-        tables.extend(avx512_vnni::detect());
-        tables.extend(avx512::detect());
-        tables.extend(avx2::detect());
-    }
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    {
-        tables.extend(neon_dotprod::detect());
-        tables.push(&neon::KERNELS);
-    }
-    tables.push(&scalar::KERNELS);
-    tables
+    TABLES.iter().filter_map(|(_, detect)| detect()).collect()
 }
 
 /// Tables that some processors run, computed here by plain loops where they have instructions of their own: how tests reach

@@ -65,7 +65,10 @@ impl Scaling for Dotprod {
         let mut out = [0.0; PANEL];
         for at in (0..PANEL).step_by(LANES) {
             let narrow = vld1_u8(halves.as_ptr().add(2 * at));
-            vst1q_f32(out.as_mut_ptr().add(at), widened(narrow));
+            vst1q_f32(
+                out.as_mut_ptr().add(at),
+                vcvt_f32_f16(vreinterpret_f16_u8(narrow)),
+            );
         }
         out
     }
@@ -193,9 +196,8 @@ unsafe fn line<const L: usize, const R: usize>(
     }
 }
 
-// Instructions that stable Rust has no functions for.
-
-/// Adds to each lane the four signed products of its bytes with the four of lane `L`.
+/// Adds to each lane the four signed products of its bytes with the four of lane `L`: an instruction that stable Rust has
+/// no function for.
 #[inline(always)]
 unsafe fn dot<const L: usize>(mut sums: int32x4_t, codes: int8x16_t, numbers: int8x16_t) -> int32x4_t {
     asm!(
@@ -204,16 +206,4 @@ unsafe fn dot<const L: usize>(mut sums: int32x4_t, codes: int8x16_t, numbers: in
         options(pure, nomem, nostack, preserves_flags),
     );
     sums
-}
-
-/// Four f16 numbers.
-#[inline(always)]
-unsafe fn widened(halves: uint8x8_t) -> float32x4_t {
-    let wide: float32x4_t;
-    asm!(
-        "fcvtl {wide:v}.4s, {halves:v}.4h",
-        wide = out(vreg) wide, halves = in(vreg) halves,
-        options(pure, nomem, nostack, preserves_flags),
-    );
-    wide
 }

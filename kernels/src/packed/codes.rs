@@ -44,7 +44,7 @@ fn bits([first, last]: Halves, shift: usize, mask: u8) -> Halves {
 
 /// Four bytes of each of four lines.
 fn words(bytes: u128) -> [u32; 4] {
-    // Not by `map`, which the compiler calls.
+    // Written out: of `map` with numbers of 16 bytes the compiler makes a call.
     [
         bytes as u32,
         (bytes >> 32) as u32,

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use crate::{Format, Matrix};
 use memory::Memory;
+pub use pack::Pages;
+pub(crate) use pack::Resident;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -140,6 +142,17 @@ impl Layout {
     }
 }
 
+/// Codes of eight bits have an offset: tables that want signed codes could not take those above 127 otherwise.
+const _: () = {
+    let mut i = 0;
+    while i < Format::ALL.len() {
+        if let Some(layout) = Layout::of(Format::ALL[i]) {
+            assert!(!matches!(layout.bits, Bits::Eight) || layout.scales.offset().is_some());
+        }
+        i += 1;
+    }
+};
+
 /// Weights `[rows, cols]` in panels. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Packed {
@@ -154,6 +167,11 @@ pub struct Packed {
 impl Packed {
     /// Packs a matrix on all threads; `None` where its format has no integer codes (F32, F16, BF16).
     pub fn new(matrix: &Matrix, activations: Activations) -> Option<Self> {
+        Self::read(matrix, activations, &Resident)
+    }
+
+    /// As [`Packed::new`], telling whoever holds the matrix's bytes which are read.
+    pub fn read(matrix: &Matrix, activations: Activations, pages: &dyn Pages) -> Option<Self> {
         let layout = Layout::of(matrix.format())?;
         let mut packed = Self {
             format: matrix.format(),
@@ -163,7 +181,7 @@ impl Packed {
             cols: matrix.cols(),
             memory: Arc::default(),
         };
-        packed.memory = Arc::new(pack::pack(&packed, matrix));
+        packed.memory = Arc::new(pack::pack(&packed, matrix, pages));
         Some(packed)
     }
 

@@ -5,16 +5,48 @@ use crate::{Matrix, pool};
 
 /// Panels that a thread takes at once.
 const PANELS_EACH: usize = 4;
+/// Bytes of the file that are in memory at once, beside the panels that were made of the others: enough for all threads.
+const SLAB_BYTES: usize = 16 << 20;
+
+/// Whoever holds the bytes of a matrix, told as they are read from first to last.
+pub trait Pages {
+    /// These come next.
+    fn ahead(&self, bytes: &[u8]);
+    /// These are not needed any more.
+    fn done(&self, bytes: &[u8]);
+}
+
+/// Bytes that are in memory, and stay.
+pub(crate) struct Resident;
+
+impl Pages for Resident {
+    fn ahead(&self, _bytes: &[u8]) {}
+    fn done(&self, _bytes: &[u8]) {}
+}
 
 /// The panels of a matrix, in memory of their own.
-pub(super) fn pack(packed: &Packed, matrix: &Matrix) -> Memory {
-    let (panels, panel_bytes) = (packed.panels(), packed.panel_bytes());
-    let mut memory = Memory::zeroed(panels * panel_bytes);
+pub(super) fn pack(packed: &Packed, matrix: &Matrix, pages: &dyn Pages) -> Memory {
+    let panel_bytes = packed.panel_bytes();
+    let mut memory = Memory::zeroed(packed.panels() * panel_bytes);
     if panel_bytes == 0 {
         return memory;
     }
-    let parts: Vec<_> = memory
-        .bytes_mut()
+    let each = (SLAB_BYTES / (PANEL * matrix.row_bytes())).max(1);
+    for (slab, panels) in memory.bytes_mut().chunks_mut(each * panel_bytes).enumerate() {
+        let first = slab * each;
+        let rows = first * PANEL..((first + each) * PANEL).min(matrix.rows());
+        let bytes = matrix.rows_bytes(rows);
+        pages.ahead(bytes);
+        pack_panels(packed, matrix, first, panels);
+        pages.done(bytes);
+    }
+    memory
+}
+
+/// Panels from number `first` on, on all threads.
+fn pack_panels(packed: &Packed, matrix: &Matrix, first: usize, panels: &mut [u8]) {
+    let panel_bytes = packed.panel_bytes();
+    let parts: Vec<_> = panels
         .chunks_mut(panel_bytes * PANELS_EACH)
         .map(std::sync::Mutex::new)
         .collect();
@@ -24,11 +56,9 @@ pub(super) fn pack(packed: &Packed, matrix: &Matrix) -> Memory {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         for (i, bytes) in bytes.chunks_mut(panel_bytes).enumerate() {
-            pack_panel(packed, matrix, part * PANELS_EACH + i, bytes);
+            pack_panel(packed, matrix, first + part * PANELS_EACH + i, bytes);
         }
     });
-    drop(parts);
-    memory
 }
 
 /// Rows that the matrix does not have stay zero, scales included.

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rempart_kernels::{Format, Packed};
+use rempart_kernels::{Format, Packed, Pages};
 
 use super::error::shown;
 use super::gguf::{self, Gguf, Metadata};
@@ -142,16 +142,6 @@ impl Checkpoint {
         })
     }
 
-    /// Reads the bytes of a tensor ahead.
-    pub(super) fn read_ahead(&self, bytes: &[u8]) {
-        self.mappings.iter().for_each(|mapping| mapping.read_ahead(bytes));
-    }
-
-    /// Gives the memory of a tensor's bytes back, as there is another copy.
-    pub(super) fn release(&self, bytes: &[u8]) {
-        self.mappings.iter().for_each(|mapping| mapping.release(bytes));
-    }
-
     /// The file or directory that was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -279,6 +269,17 @@ impl Checkpoint {
             Some(alias) => format!("{} ({})", shown(name), shown(alias)),
             None => shown(name),
         }
+    }
+}
+
+/// Bytes of a map come with one call each time, and go once they are packed.
+impl Pages for Checkpoint {
+    fn ahead(&self, bytes: &[u8]) {
+        self.mappings.iter().for_each(|mapping| mapping.read_ahead(bytes));
+    }
+
+    fn done(&self, bytes: &[u8]) {
+        self.mappings.iter().for_each(|mapping| mapping.release(bytes));
     }
 }
 

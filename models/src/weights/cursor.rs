@@ -72,13 +72,7 @@ impl<'a> Weights<'a> {
     /// It is missing, or is not `[outputs, inputs]`.
     pub fn weight(&self, outputs: usize, inputs: usize) -> Result<Weight, Error> {
         let matrix = self.linear(outputs, inputs)?;
-        // The map's own, which the matrix shares.
-        let bytes = self.tensor("weight")?.bytes.clone();
-        self.checkpoint.read_ahead(&bytes);
-        let weight = Weight::new(matrix, self.activations);
-        if let Weight::Packed(_) = weight {
-            self.checkpoint.release(&bytes);
-        }
+        let weight = Weight::read(matrix, self.activations, self.checkpoint);
         if let Progress(Some(progress)) = self.progress {
             progress(self.checkpoint.taken_bytes(), self.checkpoint.total_bytes());
         }

@@ -24,9 +24,26 @@ fn parse_available(meminfo: &str) -> Option<u64> {
 /// What version 2 control groups leave to this process; `None` without a limit.
 fn cgroup_left() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-    let used: u64 = read("memory.current")?.trim().parse().ok()?;
-    Some(limit.saturating_sub(used))
+    left(
+        &read("memory.max")?,
+        &read("memory.current")?,
+        &read("memory.stat")?,
+    )
+}
+
+/// What the limit leaves. The group's use counts the pages that the system keeps of files, those of the model that were just
+/// checked among them; it gives them up for anything else.
+fn left(max: &str, current: &str, stat: &str) -> Option<u64> {
+    let limit: u64 = max.trim().parse().ok()?;
+    let used: u64 = current.trim().parse().ok()?;
+    let field = |name| {
+        let value = stat.lines().find_map(|line| line.strip_prefix(name));
+        value
+            .and_then(|value| value.trim().parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let files = field("active_file ").saturating_add(field("inactive_file "));
+    Some(limit.saturating_sub(used.saturating_sub(files)))
 }
 
 #[cfg(test)]
@@ -41,5 +58,15 @@ mod tests {
         );
         assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
         assert_eq!(parse_available("MemAvailable: many kB\n"), None);
+    }
+
+    #[test]
+    fn pages_of_files_are_no_use_of_a_control_group() {
+        let stat = "anon 300\nfile 600\nactive_file 100\ninactive_file 450\nactive_anon 9\n";
+        assert_eq!(left("1000\n", "900\n", stat), Some(650));
+        assert_eq!(left("1000\n", "900\n", ""), Some(100));
+        assert_eq!(left("1000\n", "400\n", stat), Some(1000));
+        assert_eq!(left("1000\n", "1200\n", ""), Some(0));
+        assert_eq!(left("max\n", "900\n", stat), None);
     }
 }

@@ -1,6 +1,5 @@
 //! Added tokens: strings that become one token before anything else looks at the text.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, AhoCorasickBuilder, Input, MatchKind};
@@ -64,7 +63,6 @@ pub(super) struct AddedTokens {
     special: Bits,
     control: Bits,
     control_spellings: Vec<(u32, String)>,
-    ids: HashMap<String, u32>,
     unknown: Option<u32>,
 }
 
@@ -147,7 +145,7 @@ impl AddedTokens {
         let (mut special, mut control) = (Bits::new(size), Bits::new(size));
         let (mut raw, mut normalized) = (Vec::new(), Vec::new());
         let (mut raw_patterns, mut normalized_patterns) = (Vec::new(), Vec::new());
-        let (mut control_spellings, mut ids) = (Vec::new(), HashMap::with_capacity(tokens.len()));
+        let mut control_spellings = Vec::new();
         for token in tokens {
             if token.id as usize >= size {
                 return Err(Error::Load(format!(
@@ -168,7 +166,6 @@ impl AddedTokens {
             if is_control {
                 control_spellings.push((token.id, token.content.clone()));
             }
-            ids.entry(token.content.clone()).or_insert(token.id);
             if token.normalized && !is_control {
                 let pattern = normalize(&token.content);
                 if !pattern.is_empty() {
@@ -186,14 +183,14 @@ impl AddedTokens {
             special,
             control,
             control_spellings,
-            ids,
             unknown,
         })
     }
 
-    /// The id of an added token.
-    pub(super) fn id(&self, spelling: &str) -> Option<u32> {
-        self.ids.get(spelling).copied()
+    /// The id of a control token.
+    pub(super) fn control_id(&self, spelling: &str) -> Option<u32> {
+        let mut known = self.control_spellings.iter();
+        known.find(|(_, control)| control == spelling).map(|(id, _)| *id)
     }
 
     /// Splits a text as written; `foreign` are the ascending ranges in which no control token may be found.

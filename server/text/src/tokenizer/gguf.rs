@@ -76,7 +76,7 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
     });
     let pieces = Pieces::new(bytes, decoding.lead)?;
     let own = (types.iter().zip(&vocab.tokens))
-        .filter(|(kind, _)| !matches!(**kind, CONTROL | UNKNOWN))
+        .filter(|(kind, _)| is_spelt(**kind))
         .map(|(_, token)| token.as_str());
     let one = |wanted: bool, id: Option<u32>| id.filter(|_| wanted).into_iter().collect();
     Ok(Inner {
@@ -93,6 +93,11 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
             padding: vocab.padding,
         },
     })
+}
+
+/// Whether the model itself spells text with tokens of this kind.
+fn is_spelt(kind: i32) -> bool {
+    !matches!(kind, CONTROL | UNKNOWN)
 }
 
 /// The sizes and ids agree; returns a type for every token.
@@ -137,21 +142,19 @@ fn byte_level(vocab: &GgufVocab, types: &[i32]) -> Result<Kind, Error> {
     if merges.is_empty() {
         return Err(Error::Load("a \"gpt2\" vocabulary without merges".to_owned()));
     }
-    let mut tokens = Vocab::with_capacity(vocab.tokens.len());
+    let (mut tokens, mut longest) = (Vocab::with_capacity(vocab.tokens.len()), 0);
     for (id, token) in vocab.tokens.iter().enumerate() {
-        if !matches!(types[id], CONTROL | UNKNOWN) {
+        if is_spelt(types[id]) {
+            longest = longest.max(token.len());
             tokens.entry(token.clone()).or_insert(id as u32);
         }
     }
     let mut pairs = Vec::with_capacity(merges.len());
-    let mut union = String::new();
     for (index, merge) in merges.iter().enumerate() {
-        let pair = merge.split_once(' ').filter(|(left, right)| {
-            union.clear();
-            union.push_str(left);
-            union.push_str(right);
-            tokens.contains_key(*left) && tokens.contains_key(*right) && tokens.contains_key(&union)
-        });
+        // The builder looks all three tokens up, and has room for none that is longer than the longest.
+        let pair = merge
+            .split_once(' ')
+            .filter(|(left, right)| left.len() + right.len() <= longest);
         let (left, right) = pair.ok_or_else(|| Error::Load(format!("merge {index} names no tokens")))?;
         pairs.push((left.to_owned(), right.to_owned()));
     }

@@ -189,11 +189,6 @@ impl Tokenizer {
         self.0.added.is_control(id)
     }
 
-    /// The id of a token as its vocabulary spells it (`<|im_end|>`, `Ġthe`).
-    pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.0.added.id(token).or_else(|| self.0.pipeline.token_id(token))
-    }
-
     /// The id that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.0.roles.bos
@@ -208,8 +203,7 @@ impl Tokenizer {
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut ends: Vec<u32> = END_SPELLINGS
             .iter()
-            .filter_map(|spelling| self.token_id(spelling))
-            .filter(|id| self.is_control(*id))
+            .filter_map(|spelling| self.0.added.control_id(spelling))
             .chain(self.eos())
             .collect();
         ends.sort_unstable();

@@ -59,14 +59,6 @@ impl Pipeline {
         Ok(ids)
     }
 
-    /// The id of a token of the model's own.
-    pub(super) fn token_id(&self, token: &str) -> Option<u32> {
-        match self {
-            Self::Crate(parts) => parts.model.token_to_id(token),
-            Self::Scored(scored) => scored.token_id(token),
-        }
-    }
-
     /// The most bytes of a client's text that one token can stand for, by the model's own tokens, of which the crate has
     /// only a copy to give, the added tokens and `normalize`, which gives the spelling under which one of them is found.
     pub(super) fn token_bytes_max<'a>(

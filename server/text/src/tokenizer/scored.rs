@@ -107,10 +107,6 @@ impl Scored {
         })
     }
 
-    pub(super) fn token_id(&self, token: &str) -> Option<u32> {
-        self.tokens.get(token).map(|(id, _)| *id)
-    }
-
     /// The most bytes of a text, before blanks are respelt, that one token can stand for; `None` if a run of unknown
     /// characters may become one token.
     pub(super) fn token_bytes_max(&self) -> Option<usize> {

@@ -1,42 +1,36 @@
-//! The most products that the processor's instructions make, with operands in registers.
+//! The most products that this processor's instructions make, with operands in registers: what kernels are measured against.
 
-use rempart_kernels::pool;
-
-use crate::fastest;
-
-/// How often a thread repeats its few instructions.
-const TURNS: usize = 1 << 21;
-
-/// An instruction by name, the products that all threads make with it in a second.
-pub(crate) fn most() -> (&'static str, f64) {
-    let Unit {
-        name,
-        products,
-        turns,
-    } = Unit::best();
-    let seconds = fastest(5, || pool::run(pool::threads(), |_| turns(TURNS)));
-    let all = (pool::threads() * TURNS) as f64 * products as f64;
-    (name, all / seconds)
-}
-
-struct Unit {
-    name: &'static str,
-    /// Of one turn.
-    products: usize,
+/// A run of the fastest instruction that multiplies and adds.
+#[derive(Debug, Clone, Copy)]
+pub struct Peak {
+    /// The instruction.
+    pub name: &'static str,
+    /// Products that one turn makes.
+    pub products: usize,
     turns: fn(usize),
 }
 
-impl Unit {
-    fn best() -> Self {
+impl Peak {
+    /// Of this processor.
+    pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let Some(unit) = x86::best() {
-            return unit;
+        if let Some(peak) = x86::best() {
+            return peak;
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        if let Some(peak) = arm::best() {
+            return peak;
         }
         Self {
-            name: "f32 multiply-add",
+            name: "f32 multiplication and addition",
             products: plain::PRODUCTS,
             turns: plain::turns,
         }
+    }
+
+    /// Makes so many turns on the calling thread.
+    pub fn run(&self, turns: usize) {
+        (self.turns)(turns);
     }
 }
 
@@ -51,7 +45,55 @@ mod plain {
         let (mut sums, factor) = ([1.0_f32; SUMS], black_box(0.5));
         for _ in 0..count {
             for sum in &mut sums {
-                *sum = sum.mul_add(factor, factor);
+                // Not fused: where that is no instruction it is a call.
+                *sum = *sum * factor + factor;
+            }
+        }
+        black_box(sums);
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod arm {
+    use std::{
+        arch::{
+            aarch64::{int32x4_t, vdupq_n_s8, vdupq_n_s32},
+            asm,
+        },
+        hint::black_box,
+    };
+
+    use crate::cpu;
+
+    use super::Peak;
+
+    /// Sums that do not wait for one another.
+    const SUMS: usize = 16;
+
+    pub(super) fn best() -> Option<Peak> {
+        let has = cpu::all().iter().any(|table| table.name == "neon-dotprod");
+        has.then_some(Peak {
+            name: "sdot",
+            products: SUMS * 16,
+            // SAFETY: the processor runs that table.
+            turns: |count| unsafe { turns(count) },
+        })
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn turns(count: usize) {
+        let (a, b) = (vdupq_n_s8(3), vdupq_n_s8(-2));
+        let mut sums: [int32x4_t; SUMS] = [vdupq_n_s32(0); SUMS];
+        for _ in 0..count {
+            for sum in &mut sums {
+                // SAFETY: the instruction touches no memory.
+                unsafe {
+                    asm!(
+                        "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+                        sum = inout(vreg) *sum, a = in(vreg) a, b = in(vreg) b,
+                        options(pure, nomem, nostack, preserves_flags),
+                    );
+                }
             }
         }
         black_box(sums);
@@ -73,32 +115,32 @@ mod x86 {
         hint::black_box,
     };
 
-    use rempart_kernels::cpu;
+    use crate::cpu;
 
-    use super::Unit;
+    use super::Peak;
 
     /// Sums that do not wait for one another.
     const SUMS: usize = 12;
 
-    pub(super) fn best() -> Option<Unit> {
+    pub(super) fn best() -> Option<Peak> {
         let has = |name| cpu::all().iter().any(|table| table.name == name);
         if has("amx") {
             // The kernels asked the system for tiles when they looked for this table.
-            return Some(Unit {
-                name: "tdpbf16ps",
-                products: 4 * 16 * 16 * 32,
+            return Some(Peak {
+                name: "tdpbssd",
+                products: 4 * 16 * 16 * 64,
                 turns: tiles,
             });
         }
         if has("avx512-vnni") {
-            return Some(Unit {
+            return Some(Peak {
                 name: "vpdpbusd",
                 products: SUMS * 64,
                 // SAFETY: the processor runs that table, which asks for all that these need.
                 turns: |count| unsafe { vnni(count) },
             });
         }
-        has("avx2").then_some(Unit {
+        has("avx2").then_some(Peak {
             name: "vpmaddubsw, vpmaddwd, vpaddd",
             products: SUMS * 32,
             // SAFETY: as above.
@@ -147,10 +189,10 @@ mod x86 {
                 "ldtilecfg [{config}]",
                 "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
                 "2:",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
                 "dec {turns}",
                 "jnz 2b",
                 "tilerelease",

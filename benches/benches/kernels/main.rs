@@ -9,16 +9,18 @@
     reason = "the shares of the roof are what it is run for"
 )]
 
+mod roof;
+
 use std::{hint::black_box, time::Duration};
 
 use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use rempart_bench::{Memory, Roof, fastest, in_turns};
 use rempart_kernels::{
     Activations, AttentionOptions, AttentionRow, Format, KvCache, KvDtype, Matrix, Packed, Weight, cpu,
     linear, paged_attention, pool, write_kv,
 };
+use roof::{Memory, Roof, fastest, in_turns};
 
 /// Weights whose scales are ordinary numbers, as subnormal ones would be slow.
 fn weights(format: Format, rows: usize, cols: usize) -> Matrix {
