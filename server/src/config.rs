@@ -263,6 +263,18 @@ pub struct RequestArgs {
     /// Entries of `logit_bias`
     #[arg(long, env = "REMPART_LOGIT_BIAS_MAX", default_value = "1024")]
     pub logit_bias_max: NonZeroUsize,
+    /// Bytes of a schema, regular expression, grammar or choice that an answer must follow
+    #[arg(long, env = "REMPART_FORMAT_BYTES_MAX", default_value = "131072")]
+    pub format_bytes_max: NonZeroUsize,
+    /// Choices of `structured_outputs`
+    #[arg(long, env = "REMPART_FORMAT_CHOICES_MAX", default_value = "1024")]
+    pub format_choices_max: NonZeroUsize,
+    /// Milliseconds that compiling one of these may take; longer gets a 400
+    #[arg(long, env = "REMPART_GRAMMAR_TIMEOUT_MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub grammar_timeout_ms: u64,
+    /// Compiled formats that are kept for the next request
+    #[arg(long, env = "REMPART_GRAMMARS_MAX", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=4096))]
+    pub grammars_max: u16,
 }
 
 /// What the server runs with, checked.
@@ -337,6 +349,10 @@ pub struct RequestLimits {
     pub stop_bytes_max: usize,
     pub stop_tokens_max: usize,
     pub logit_bias_max: usize,
+    pub format_bytes_max: usize,
+    pub format_choices_max: usize,
+    pub grammar_timeout: Duration,
+    pub grammars_max: usize,
 }
 
 impl ServeArgs {
@@ -444,6 +460,10 @@ impl RequestArgs {
             stop_bytes_max: self.stop_bytes_max.get(),
             stop_tokens_max: self.stop_tokens_max.get(),
             logit_bias_max: self.logit_bias_max.get(),
+            format_bytes_max: self.format_bytes_max.get(),
+            format_choices_max: self.format_choices_max.get(),
+            grammar_timeout: Duration::from_millis(self.grammar_timeout_ms),
+            grammars_max: usize::from(self.grammars_max),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod engine_thread;
+pub mod grammar;
 pub mod http;
 pub mod metrics;
 pub mod model;

@@ -3,6 +3,7 @@
 use rempart_text::{ChatTemplate, Tokenizer};
 
 use crate::engine_thread::EngineHandle;
+use crate::grammar::Grammars;
 use crate::http::error::ApiError;
 
 /// A loaded model and the engine that runs it. After loading nothing in it changes.
@@ -16,6 +17,8 @@ pub struct Model {
     pub context_length: usize,
     pub vocab_size: usize,
     pub eos_tokens: Vec<u32>,
+    /// The formats that answers can follow.
+    pub grammars: Grammars,
     /// Unix time in seconds.
     pub created: i64,
     pub engine: EngineHandle,

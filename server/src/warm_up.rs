@@ -24,6 +24,7 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
             min_tokens: 0,
         },
         prompt_logprobs: None,
+        grammar: None,
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,

@@ -3,11 +3,23 @@
 use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
+use crate::constraint::{Advance, Then};
 use crate::request::{Event, Finish, Output, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 
 impl Scheduler {
+    /// Finds what the grammars allow where a step samples.
+    pub(crate) fn constrain(&mut self, batch: &Batch) {
+        for row in &batch.rows {
+            let sequence = self.sequence_mut(row.seq);
+            let samples = row.context_len == sequence.tokens.len();
+            if let Some(constraint) = sequence.constraint.as_mut().filter(|_| samples) {
+                sequence.allowed = Some(constraint.allowed());
+            }
+        }
+    }
+
     /// What to do with each wanted row of logits.
     pub(crate) fn sample_rows(&self, batch: &Batch) -> Vec<SampleRow<'_>> {
         let mut rows = Vec::with_capacity(batch.logits.len());
@@ -22,6 +34,7 @@ impl Scheduler {
                     position,
                     seed: sequence.seed,
                     banned: sequence.banned(position),
+                    allowed: sequence.allowed.as_ref(),
                     kind: scored.map_or(SampleKind::Sample, |token| SampleKind::Score(*token)),
                     logprobs: if scored.is_some() {
                         sequence.spec.prompt_logprobs
@@ -194,7 +207,37 @@ impl Scheduler {
         }
     }
 
+    /// Appends a sampled token and those that the grammar then forces.
     fn append(&mut self, seq: SeqId, sampled: Sampled) {
+        let token = sampled.token;
+        if let Some(finish) = self.push(seq, sampled) {
+            return self.end(seq, finish);
+        }
+        let sequence = self.sequence_mut(seq);
+        sequence.allowed = None;
+        let force = sequence.spec.sampling.logprobs.is_none();
+        let Some(Advance { forced, then }) = sequence
+            .constraint
+            .as_mut()
+            .map(|constraint| constraint.advance(token, force))
+        else {
+            return;
+        };
+        for token in forced {
+            let logprob = None;
+            if let Some(finish) = self.push(seq, Sampled { token, logprob }) {
+                return self.end(seq, finish);
+            }
+        }
+        match then {
+            Then::More => {}
+            Then::Nothing => self.end(seq, Finish::Complete),
+            Then::Failure => self.end(seq, Finish::Failed),
+        }
+    }
+
+    /// Appends a token, unless it ends the sequence; returns how that ended.
+    fn push(&mut self, seq: SeqId, sampled: Sampled) -> Option<Finish> {
         let context_max = self.config.context_max;
         let sequence = self
             .sequences
@@ -203,14 +246,12 @@ impl Scheduler {
         let stop = &sequence.spec.stop;
         let token = sampled.token;
         if sequence.output().len() >= stop.min_tokens && stop.tokens.contains(&token) {
-            return self.end(seq, Finish::Stop(token));
+            return Some(Finish::Stop(token));
         }
         let full = sequence.output().len() + 1 == stop.max_tokens || sequence.tokens.len() + 1 == context_max;
         sequence.tokens.push(token);
         let output: Output = sequence.event(Event::Token(sampled));
         self.report.outputs.push(output);
-        if full {
-            self.end(seq, Finish::Length);
-        }
+        full.then_some(Finish::Length)
     }
 }

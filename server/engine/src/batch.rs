@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::constraint::TokenMask;
 use crate::request::{SamplingParams, SeqId, Token};
 
 /// One step's work. `tokens`, `positions` and `slots` run in parallel, row after row.
@@ -44,6 +45,8 @@ pub struct SampleRow<'a> {
     pub seed: u64,
     /// Tokens that can't be chosen at this position.
     pub banned: &'a [Token],
+    /// The only tokens that can be chosen at this position; `None` where all can.
+    pub allowed: Option<&'a TokenMask>,
     pub kind: SampleKind,
     /// `Some(k)`: return log-probabilities, with the `k` best.
     pub logprobs: Option<u32>,

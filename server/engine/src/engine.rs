@@ -68,6 +68,8 @@ impl<R: ModelRunner> Engine<R> {
         if !batch.rows.is_empty() {
             self.in_step = InStep::Running(batch.rows.iter().map(|row| row.seq).collect());
             let logits = self.runner.forward(&batch)?;
+            // While a device is still at work.
+            self.scheduler.constrain(&batch);
             let rows = self.scheduler.sample_rows(&batch);
             let sampled = self.runner.sample(logits, &rows)?;
             self.scheduler.apply(&batch, sampled);

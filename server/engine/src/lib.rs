@@ -9,6 +9,7 @@ mod apply;
 pub mod batch;
 mod blocks;
 mod config;
+mod constraint;
 mod draft;
 mod engine;
 mod hash;
@@ -25,6 +26,7 @@ pub mod sim;
 
 pub use batch::{Batch, Row, SampleKind, SampleRow};
 pub use config::{ConfigError, EngineConfig};
+pub use constraint::{Advance, Constraint, Grammar, SharedGrammar, Then, TokenMask};
 pub use engine::Engine;
 pub use report::{Stats, StepReport};
 pub use request::{

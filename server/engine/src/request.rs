@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::constraint::SharedGrammar;
+
 /// A token id of the model's vocabulary.
 pub type Token = u32;
 
@@ -81,6 +83,9 @@ pub struct Request {
     pub stop: StopRules,
     /// `Some(k)`: log-probabilities of every prompt token after the first, and of the `k` best in its place.
     pub prompt_logprobs: Option<u32>,
+    /// The language that the output must be of. Tokens that it forces come without log-probabilities, or one by one with
+    /// them if `sampling` asks for some.
+    pub grammar: Option<SharedGrammar>,
     /// Requests share cached blocks only with requests of the same salt (one per tenant).
     pub cache_salt: u64,
     /// Lower runs first. Within one priority, first come, first served.
@@ -135,6 +140,8 @@ impl Sampled {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
+    /// The grammar allows nothing more.
+    Complete,
     /// This stop token was chosen. It is not part of the text, and no [`Event::Token`] carries it.
     Stop(Token),
     /// `max_tokens` were made, or the context is full.

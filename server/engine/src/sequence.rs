@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::blocks::BlockId;
+use crate::constraint::{Constraint, TokenMask};
 use crate::draft::Drafter;
 use crate::hash::{BlockKey, Hasher, Salt};
 use crate::request::{Event, Logprobs, Output, Request, RequestId, SeqId, Token};
@@ -28,6 +29,10 @@ pub(crate) struct Sequence {
     /// Tokens at the end of `tokens` that are only guessed; none between steps.
     pub(crate) drafted: usize,
     pub(crate) drafter: Drafter,
+    /// Its place in the grammar, after all of `tokens`.
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    /// What it allows in the step under way.
+    pub(crate) allowed: Option<TokenMask>,
     /// Leading tokens whose keys and values are in `table`.
     pub(crate) computed: usize,
     pub(crate) table: Vec<BlockId>,
@@ -55,6 +60,8 @@ impl Sequence {
             tokens: spec.prompt.clone(),
             drafted: 0,
             drafter: Drafter::new(),
+            constraint: spec.grammar.as_ref().map(|grammar| grammar.0.start()),
+            allowed: None,
             computed: 0,
             table: Vec::new(),
             published: 0,
@@ -82,7 +89,8 @@ impl Sequence {
 
     /// How many guesses can be of use: the last token that it may make is never computed.
     pub(crate) fn drafts_max(&self, context_max: usize) -> usize {
-        if !self.prompt_done {
+        // The places after a guess would each need an excursion of the constraint, which forces what is certain anyway.
+        if !self.prompt_done || self.constraint.is_some() {
             return 0;
         }
         let left = self.spec.stop.max_tokens.saturating_sub(self.output().len());

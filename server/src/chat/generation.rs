@@ -212,6 +212,7 @@ impl Generation {
                 }
                 "stop"
             }
+            Finish::Complete => "stop",
             Finish::Length => "length",
             Finish::Deadline => return Err(ApiError::deadline()),
             Finish::Aborted | Finish::Failed => return Err(ApiError::internal()),

@@ -4,7 +4,7 @@
 pub mod assemble;
 pub mod generation;
 
-use rempart_engine::{Request, SamplingParams, StopRules};
+use rempart_engine::{Request, SamplingParams, SharedGrammar, StopRules};
 use rempart_text::{OwnedSegment, RenderInput, Segment};
 
 use crate::config::RequestLimits;
@@ -50,13 +50,11 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let prompt = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let requests = vec![engine_request(
-        common,
-        model,
-        prompt,
-        max_tokens,
-        request.logprobs,
-    )];
+    let grammar = grammar(common, model, limits)?;
+    let requests = vec![Request {
+        grammar,
+        ..engine_request(common, model, prompt, max_tokens, request.logprobs)
+    }];
     Ok(Prepared {
         requests,
         echoes: vec![None],
@@ -77,6 +75,7 @@ pub fn prepare_completion(
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
     let default = request.max_tokens.is_none().then_some(MAX_TOKENS_DEFAULT);
+    let grammar = grammar(common, model, limits)?;
     let (mut requests, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &request.prompts {
         let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
@@ -90,6 +89,7 @@ pub fn prepare_completion(
         });
         let mut prepared = engine_request(common, model, tokens, max_tokens, request.logprobs);
         prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
+        prepared.grammar.clone_from(&grammar);
         requests.push(prepared);
     }
     Ok(Prepared {
@@ -269,6 +269,24 @@ fn check_min_tokens(common: &Common, max_tokens: usize) -> Result<()> {
     Err(ApiError::invalid("min_tokens", "out_of_range", message))
 }
 
+/// The grammar of the format that was asked for.
+fn grammar(common: &Common, model: &Model, limits: &RequestLimits) -> Result<Option<SharedGrammar>> {
+    let Some(asked) = &common.format else {
+        return Ok(None);
+    };
+    // An answer ends where its format does.
+    for (set, param) in [
+        (common.min_tokens > 0, "min_tokens"),
+        (common.ignore_eos, "ignore_eos"),
+    ] {
+        if set {
+            let message = format!("`{param}` can't be combined with `{}`", asked.param);
+            return Err(ApiError::invalid(param, "invalid_value", message));
+        }
+    }
+    model.grammars.compile(asked, limits).map(Some)
+}
+
 fn engine_request(
     common: &Common,
     model: &Model,
@@ -303,6 +321,7 @@ fn engine_request(
         sampling,
         stop,
         prompt_logprobs: None,
+        grammar: None,
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,

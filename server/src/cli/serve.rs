@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 
 use crate::config::{ServeArgs, Settings};
+use crate::grammar::Grammars;
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -119,6 +120,11 @@ fn start(
     .context("starting the engine thread")?;
     let model = Model {
         names,
+        grammars: Grammars::new(
+            served.tokenizer.clone(),
+            served.vocab_size,
+            served.eos_tokens.clone(),
+        ),
         tokenizer: served.tokenizer,
         chat_template: served.chat_template,
         context_length: served.context_length,

@@ -304,7 +304,7 @@ impl Live {
                     sequence.token(self.arrived, now, metrics);
                 }
                 let ended = match finish {
-                    Finish::Stop(_) => Ended::Stop,
+                    Finish::Stop(_) | Finish::Complete => Ended::Stop,
                     Finish::Length => Ended::Length,
                     Finish::Aborted if sequence.stop_sent => Ended::Stop,
                     Finish::Aborted | Finish::Deadline => Ended::Abort,

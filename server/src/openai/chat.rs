@@ -186,13 +186,11 @@ fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message
     // What OpenAI's SDKs send back when a client returns an answer to the history.
     const ECHOED: &[&str] = &["annotations", "refusal"];
     let mut object = Object::from_raw(raw, path)?;
-    object.require("role")?;
-    let mut object = Object::from_raw(raw, path)?;
-    let role = object.choice(
+    let role = object.require_choice(
         "role",
         &["system", "developer", "user", "assistant", "tool", "function"],
     )?;
-    let role = match role.expect("required above") {
+    let role = match role {
         "tool" | "function" => return Err(ApiError::unsupported(object.path("role"))),
         // The newer name for the same thing; chat templates know only the older one.
         "developer" => "system",
@@ -210,14 +208,7 @@ fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message
     let content = match content {
         Some(raw) => content_text(raw, &content_path, limits)?,
         None if role == "assistant" => String::new(),
-        None => {
-            let message = format!("`{content_path}` is required");
-            return Err(ApiError::invalid(
-                content_path,
-                "missing_required_parameter",
-                message,
-            ));
-        }
+        None => return Err(object.missing("content")),
     };
     object.finish(
         &["role", "content", "name", "annotations", "refusal"],

@@ -105,14 +105,14 @@ impl<'a> Object<'a> {
 
     /// Takes a field that must be there.
     pub fn require(&mut self, name: &str) -> Result<&'a RawValue> {
-        self.take(name).ok_or_else(|| {
-            let path = self.path(name);
-            ApiError::invalid(
-                &path,
-                "missing_required_parameter",
-                format!("`{path}` is required"),
-            )
-        })
+        self.take(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The error for a field that must be there and is not.
+    pub fn missing(&self, name: &str) -> ApiError {
+        let path = self.path(name);
+        let message = format!("`{path}` is required");
+        ApiError::invalid(path, "missing_required_parameter", message)
     }
 
     /// A number within `limits`.
@@ -161,6 +161,11 @@ impl<'a> Object<'a> {
             let message = format!("`{path}` must be one of: {}", allowed.join(", "));
             ApiError::invalid(path, "invalid_value", message)
         })
+    }
+
+    /// As [`Object::choice`], of a field that must be there.
+    pub fn require_choice(&mut self, name: &str, allowed: &[&'static str]) -> Result<&'static str> {
+        self.choice(name, allowed)?.ok_or_else(|| self.missing(name))
     }
 
     /// Refuses what is left over: fields of `unsupported` by that name, others with the nearest of `known`.

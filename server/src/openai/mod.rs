@@ -5,6 +5,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod format;
 pub mod json;
 pub mod shared;
 pub mod tokenize;

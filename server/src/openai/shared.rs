@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
+use crate::openai::format::{self, AskedFormat};
 use crate::openai::json::{self, Object};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -72,7 +73,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "reasoning_effort",
     "request_id",
     "return_tokens_as_token_ids",
-    "structured_outputs",
     "suffix",
     "thinking",
     "top_n_sigma",
@@ -106,6 +106,7 @@ pub const COMMON: &[&str] = &[
     "stop_token_ids",
     "stream",
     "stream_options",
+    "structured_outputs",
     "temperature",
     "top_k",
     "top_p",
@@ -123,6 +124,8 @@ pub struct Common {
     pub include_stop: bool,
     pub skip_special_tokens: bool,
     pub n: usize,
+    /// What every choice must be.
+    pub format: Option<AskedFormat>,
     /// `Some` when the answer is to be streamed.
     pub stream: Option<StreamOptions>,
 }
@@ -155,7 +158,6 @@ impl Common {
         }
         refuse_best_of(object)?;
         refuse_priority(object)?;
-        refuse_response_format(object)?;
         let model = json::typed(object.require("model")?, "model", "a string")?;
         let sampling = Sampling::read(object, limits)?;
         let streamed = object.boolean("stream")?.unwrap_or(false);
@@ -176,6 +178,7 @@ impl Common {
             ignore_eos: object.boolean("ignore_eos")?.unwrap_or(false),
             include_stop: object.boolean("include_stop_str_in_output")?.unwrap_or(false),
             skip_special_tokens: object.boolean("skip_special_tokens")?.unwrap_or(true),
+            format: format::read(object, limits)?,
             n: object.count("n", 1..=limits.choices_max)?.unwrap_or(1),
             stream: streamed.then(|| options.unwrap_or_default()),
         })
@@ -311,19 +314,6 @@ fn refuse_priority(object: &mut Object<'_>) -> Result<()> {
     match object.take("priority") {
         Some(raw) if raw.get() != "0" => Err(ApiError::unsupported("priority")),
         _ => Ok(()),
-    }
-}
-
-fn refuse_response_format(object: &mut Object<'_>) -> Result<()> {
-    let Some(raw) = object.take("response_format") else {
-        return Ok(());
-    };
-    let mut format = Object::from_raw(raw, "response_format")?;
-    let kind = format.string("type")?;
-    if kind.as_deref() == Some("text") {
-        Ok(())
-    } else {
-        Err(ApiError::unsupported("response_format"))
     }
 }
 

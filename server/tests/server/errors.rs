@@ -30,7 +30,6 @@ async fn parameters_of_chat() {
     let cases = [
         json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
         json!({"tool_choice": "auto"}),
-        json!({"response_format": {"type": "json_object"}}),
         json!({"functions": []}),
         json!({"function_call": "auto"}),
         json!({"audio": {"voice": "alloy", "format": "wav"}}),

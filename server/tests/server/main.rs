@@ -11,6 +11,7 @@ mod cli;
 mod completions;
 mod engine;
 mod errors;
+mod formats;
 mod numbers;
 mod others;
 mod sockets;

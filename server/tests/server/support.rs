@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
 use rempart::engine_thread;
+use rempart::grammar::Grammars;
 use rempart::http::{App, AppState, app};
 use rempart::metrics::Metrics;
 use rempart::model::Model;
@@ -269,6 +270,7 @@ impl TestServer {
         let template = ChatTemplate::new(TEMPLATE, tokenizer.special_tokens()).unwrap();
         state.serve_model(Model {
             names: vec!["test-model".to_owned(), "alias".to_owned()],
+            grammars: Grammars::new(tokenizer.clone(), VOCAB, vec![IM_END]),
             tokenizer,
             chat_template: Some(template),
             context_length: CONTEXT,

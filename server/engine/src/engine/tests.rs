@@ -6,6 +6,7 @@ use crate::request::{Event, Output, Sampled, SamplingParams, StopRules, Token};
 use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
 mod faults;
+mod grammar;
 mod limits;
 mod speculation;
 
@@ -46,6 +47,7 @@ fn request(prompt: &[Token], max_tokens: usize) -> Request {
             min_tokens: 0,
         },
         prompt_logprobs: None,
+        grammar: None,
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,

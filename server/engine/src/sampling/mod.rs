@@ -1,7 +1,7 @@
 //! From a row of logits to a token.
 //!
 //! In this order, as vLLM's sampler: log-probabilities of the raw logits; `logit_bias`; penalties (repetition over
-//! prompt and output, then frequency and presence over the output); banned tokens; temperature; `min_p`; `top_k`;
+//! prompt and output, then frequency and presence over the output); banned tokens, and those that are not allowed; temperature; `min_p`; `top_k`;
 //! `top_p`; the draw. Every filter keeps the best tokens by (logit, then lowest token), so ties never depend on how
 //! they were found, and `top_p` works on what the filters before it left, renormalised. The draw walks the tokens in
 //! order of their ids to a point given by [`crate::rng::uniform`] of seed and position.
@@ -145,6 +145,9 @@ fn choose(logits: &mut [f32], row: &SampleRow<'_>) -> Option<Token> {
     penalise(logits, row);
     for token in row.banned {
         edit(logits, *token, |_| f32::NEG_INFINITY);
+    }
+    if let Some(allowed) = row.allowed {
+        allowed.apply(logits);
     }
     let best = best(logits)?;
     if params.temperature.is_nan() || params.temperature < TEMPERATURE_MIN {

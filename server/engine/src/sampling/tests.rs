@@ -15,6 +15,7 @@ fn row(params: &SamplingParams) -> SampleRow<'_> {
         position: 0,
         seed: params.seed,
         banned: &[],
+        allowed: None,
         kind: SampleKind::Sample,
         logprobs: None,
     }

@@ -1,6 +1,7 @@
 //! The simulator: a seed gives an engine, a model and a history of requests, aborts, deadlines, faults and full
 //! queues; every step is checked against what each request gives alone. The same seed gives the same run.
 
+mod language;
 mod runner;
 mod traffic;
 mod world;
@@ -71,6 +72,8 @@ summary! {
     scored,
     tokens,
     stopped,
+    /// Sequences whose grammar allowed nothing more.
+    completed,
     full_length,
     aborted,
     expired,

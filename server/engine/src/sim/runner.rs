@@ -6,11 +6,13 @@
 //! that is shared, evicted, overwritten or left uncomputed by mistake is found at the next token.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 
 use thiserror::Error;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
 use crate::config::EngineConfig;
+use crate::constraint::Then;
 use crate::request::{Finish, Logprobs, Request, Sampled, Token};
 use crate::rng::{mix, sequence_seed, uniform};
 use crate::runner::ModelRunner;
@@ -74,6 +76,7 @@ impl FakeModel {
             position: 0,
             seed: sequence_seed(request.sampling.seed, index),
             banned: &[],
+            allowed: None,
             kind: SampleKind::Sample,
             logprobs: request.prompt_logprobs,
         };
@@ -118,24 +121,36 @@ impl FakeModel {
     ) -> (Vec<Token>, Finish) {
         let stop = &request.stop;
         let room = stop.max_tokens.min(context_max - request.prompt.len());
-        let mut output = Vec::new();
+        let mut place = request.grammar.as_ref().map(|grammar| grammar.0.start());
+        let force = request.sampling.logprobs.is_none();
+        let (mut output, mut forced, mut then) = (Vec::new(), VecDeque::new(), Then::More);
         while output.len() < room {
             let early = output.len() < stop.min_tokens;
+            let allowed = place.as_mut().map(|place| place.allowed());
             let row = SampleRow {
                 output: &output,
                 position: request.prompt.len() + output.len(),
                 banned: if early { &stop.tokens } else { &[] },
+                allowed: allowed.as_ref(),
                 ..*row
             };
-            let sampled = self.answer(hash, &row);
-            if !sampled.is_valid() {
+            let chosen = forced.pop_front();
+            let token = chosen.unwrap_or_else(|| self.answer(hash, &row).token);
+            if token == Sampled::invalid().token {
                 return (output, Finish::Failed);
             }
-            if !early && stop.tokens.contains(&sampled.token) {
-                return (output, Finish::Stop(sampled.token));
+            if !early && stop.tokens.contains(&token) {
+                return (output, Finish::Stop(token));
             }
-            hash = extend(hash, sampled.token);
-            output.push(sampled.token);
+            hash = extend(hash, token);
+            output.push(token);
+            if let Some(place) = place.as_mut().filter(|_| chosen.is_none()) {
+                let advance = place.advance(token, force);
+                (forced, then) = (advance.forced.into(), advance.then);
+            }
+            if forced.is_empty() && then == Then::Nothing && output.len() < room {
+                return (output, Finish::Complete);
+            }
         }
         (output, Finish::Length)
     }

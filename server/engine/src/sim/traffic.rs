@@ -1,7 +1,11 @@
 //! What the simulated clients ask for: small configurations, prompts that share beginnings in a vocabulary of two.
 
+use std::sync::Arc;
+
 use super::Dice;
+use super::language::Language;
 use crate::config::EngineConfig;
+use crate::constraint::SharedGrammar;
 use crate::request::{Request, SamplingParams, StopRules, Token};
 use crate::rng;
 
@@ -84,6 +88,7 @@ impl Traffic {
                 min_tokens: if dice.one_in(3) { dice.range(1, 4) } else { 0 },
             },
             prompt_logprobs: dice.one_in(10).then(|| dice.range(0, 2) as u32),
+            grammar: (dice.one_in(4)).then(|| SharedGrammar(Arc::new(Language(dice.bits())))),
             cache_salt: dice.bits() % self.salts,
             priority: if self.priorities {
                 dice.pick(&[-1, 0, 1])

@@ -362,6 +362,7 @@ impl World {
         let in_failed_step = self.engine.runner().rows.iter().any(|row| row.seq == rank.seq);
         let (count, allowed) = match finish {
             Finish::Stop(_) => (&mut self.summary.stopped, regular),
+            Finish::Complete => (&mut self.summary.completed, regular),
             Finish::Length => (&mut self.summary.full_length, regular),
             Finish::Aborted => (&mut self.summary.aborted, client.aborted),
             Finish::Deadline => (&mut self.summary.expired, expired && !client.aborted),
@@ -373,7 +374,7 @@ impl World {
         if !allowed {
             return Err(format!("nothing asked for this end, {client:?}"));
         }
-        if matches!(finish, Finish::Stop(_) | Finish::Length) {
+        if matches!(finish, Finish::Stop(_) | Finish::Complete | Finish::Length) {
             self.prompts_done.insert(client.request);
             let text: Vec<Token> = [client.spec.prompt, client.expected.tokens].concat();
             self.traffic.remember(&mut self.dice, text);

@@ -43,6 +43,7 @@ fn any_request(seed: u64) -> Request {
             min_tokens: [0, 0, 5][dice(14, 3)],
         },
         prompt_logprobs: [None, None, Some(1)][dice(15, 3)],
+        grammar: None,
         ..request(&prompt.collect::<Vec<_>>(), 0)
     }
 }

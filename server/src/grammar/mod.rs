@@ -1,0 +1,225 @@
+//! Answers that follow a format: what a client asked for, compiled for the model's vocabulary and followed token by token.
+//!
+//! Compiling belongs to `llguidance` (an Earley parser over a lexer of regular expressions; Moskal et al.), under limits of
+//! time and work, away from the engine's thread. What was compiled is kept for the next request that asks for the same.
+
+mod follow;
+mod vocabulary;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::thread;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{InferenceCapabilities, TokEnv};
+use llguidance::{Matcher, ParserFactory};
+use rempart_engine::SharedGrammar;
+use rempart_text::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::format::{AskedFormat, OutputFormat};
+use follow::Compiled;
+use vocabulary::Vocabulary;
+
+/// Formats that are compiled at one time. Those that took too long for their client still count until they end.
+const COMPILING_MAX: usize = 8;
+/// When a client may try again if they are too many.
+const RETRY_AFTER_S: u64 = 2;
+/// Stack of the thread that compiles: parsers of formats recurse.
+const STACK_BYTES: usize = 16 << 20;
+/// Open brackets in each other, in a regular expression or a grammar.
+const BRACKETS_MAX: usize = 100;
+/// Work on the lexer, and states of it, for one format: some 20 ms and 20 MB.
+const LEXER_FUEL_MAX: u64 = 1_000_000;
+const LEXER_STATES_MAX: usize = 20_000;
+/// White space between two parts of JSON: enough for deep indentation, and an end to a model that writes nothing else.
+const JSON_WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+/// Characters of what the compiler says that a client is told.
+const MESSAGE_MAX: usize = 300;
+
+/// The formats of one model.
+pub struct Grammars {
+    tokenizer: Tokenizer,
+    vocab_size: usize,
+    eos_tokens: Vec<u32>,
+    /// Made for the first request that needs it: it holds the vocabulary once more.
+    factory: OnceLock<Option<Arc<ParserFactory>>>,
+    /// The latest used comes first.
+    compiled: Mutex<Vec<(OutputFormat, SharedGrammar)>>,
+    compiling: Arc<AtomicUsize>,
+}
+
+impl Grammars {
+    /// `eos_tokens` end an answer; `vocab_size` is that of the logits.
+    pub fn new(tokenizer: Tokenizer, vocab_size: usize, eos_tokens: Vec<u32>) -> Self {
+        Self {
+            tokenizer,
+            vocab_size,
+            eos_tokens,
+            factory: OnceLock::new(),
+            compiled: Mutex::default(),
+            compiling: Arc::default(),
+        }
+    }
+
+    /// The grammar of a format. Blocks for as long as compiling may take.
+    ///
+    /// # Errors
+    /// 400 with the reason where there is no such grammar or it takes too long, 503 where too many are being compiled.
+    pub fn compile(&self, asked: &AskedFormat, limits: &RequestLimits) -> Result<SharedGrammar, ApiError> {
+        if let Some(found) = self.find(&asked.format) {
+            return Ok(found);
+        }
+        let grammar = SharedGrammar(Arc::new(self.build(asked, limits)?));
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.insert(0, (asked.format.clone(), grammar.clone()));
+        compiled.truncate(limits.grammars_max);
+        Ok(grammar)
+    }
+
+    fn find(&self, format: &OutputFormat) -> Option<SharedGrammar> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = compiled.iter().position(|(known, _)| known == format)?;
+        compiled[..=at].rotate_right(1);
+        Some(compiled[0].1.clone())
+    }
+
+    fn build(&self, asked: &AskedFormat, limits: &RequestLimits) -> Result<Compiled, ApiError> {
+        let refuse = |message: String| ApiError::invalid(asked.param, "invalid_format", message);
+        let grammar = source(&asked.format).map_err(refuse)?;
+        let factory = self.factory().ok_or_else(ApiError::internal)?;
+        let slot = Slot::take(&self.compiling).ok_or_else(busy)?;
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let work = move || {
+            let result = catch_unwind(AssertUnwindSafe(|| compile(&factory, grammar)));
+            drop(slot);
+            // Nobody waits any more for what took too long.
+            let _ = sender.send(result.unwrap_or_else(|_| Err("its compiler failed".to_owned())));
+        };
+        let builder = thread::Builder::new()
+            .name("grammar".to_owned())
+            .stack_size(STACK_BYTES);
+        builder.spawn(work).map_err(|_| busy())?;
+        match receiver.recv_timeout(limits.grammar_timeout) {
+            Ok(Ok(matcher)) => Ok(Compiled::new(matcher)),
+            Ok(Err(why)) => {
+                let why: String = why.chars().take(MESSAGE_MAX).collect();
+                Err(refuse(format!("`{}` can't be followed: {why}", asked.param)))
+            }
+            Err(_) => Err(refuse(format!(
+                "`{}` takes longer to compile than the limit of {} ms",
+                asked.param,
+                limits.grammar_timeout.as_millis()
+            ))),
+        }
+    }
+
+    fn factory(&self) -> Option<Arc<ParserFactory>> {
+        let make = || {
+            let vocabulary = Vocabulary::new(self.tokenizer.clone(), self.vocab_size, &self.eos_tokens)?;
+            let environment: TokEnv = Arc::new(vocabulary);
+            let can = InferenceCapabilities {
+                ff_tokens: true,
+                ..InferenceCapabilities::default()
+            };
+            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+            let mut factory = ParserFactory::new(&environment, can, &slices).ok()?;
+            let limits = factory.quiet().limits_mut();
+            limits.initial_lexer_fuel = LEXER_FUEL_MAX;
+            limits.max_lexer_states = LEXER_STATES_MAX;
+            // What a model wrote so far belongs in no message.
+            limits.verbose_errors = false;
+            Some(Arc::new(factory))
+        };
+        self.factory.get_or_init(make).clone()
+    }
+}
+
+fn busy() -> ApiError {
+    ApiError::overloaded(RETRY_AFTER_S)
+}
+
+/// One of the formats that are being compiled.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(compiling: &Arc<AtomicUsize>) -> Option<Self> {
+        let slot = Self(Arc::clone(compiling));
+        // Given back by `drop` if there were too many.
+        (slot.0.fetch_add(1, Ordering::Relaxed) < COMPILING_MAX).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A format in the compiler's terms.
+fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
+    Ok(match format {
+        OutputFormat::JsonObject => json_schema(json!({"type": "object"}))?,
+        OutputFormat::JsonSchema(text) => {
+            let schema =
+                serde_json::from_str(text).map_err(|error| format!("the schema is not JSON: {error}"))?;
+            json_schema(schema)?
+        }
+        OutputFormat::Regex(pattern) => {
+            check_brackets(pattern)?;
+            TopLevelGrammar::from_regex(pattern)
+        }
+        OutputFormat::Choice(choices) => {
+            let quoted: Vec<String> = choices
+                .iter()
+                .map(|choice| Value::from(choice.as_str()).to_string())
+                .collect();
+            TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+        }
+        OutputFormat::Lark(text) => {
+            check_brackets(text)?;
+            TopLevelGrammar::from_lark(text.clone())
+        }
+    })
+}
+
+fn json_schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
+    let fields = schema.as_object_mut().ok_or("a schema must be an object")?;
+    // The compiler's own switches are not for clients: they could make it lenient.
+    fields.insert(
+        "x-guidance".to_owned(),
+        json!({"whitespace_pattern": JSON_WHITE_SPACE}),
+    );
+    Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+fn check_brackets(text: &str) -> Result<(), String> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > BRACKETS_MAX {
+            return Err(format!("more than {BRACKETS_MAX} brackets are open at once"));
+        }
+    }
+    Ok(())
+}
+
+/// A matcher at its start. Its first mask is made here, where it harms nobody if that takes long.
+fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+    let mut matcher = Matcher::new(factory.create_parser(grammar));
+    let mask = matcher.compute_mask();
+    if let Some(error) = matcher.get_error() {
+        return Err(error);
+    }
+    match mask {
+        Ok(mask) if !mask.is_zero() => Ok(matcher),
+        _ => Err("no text is of that format".to_owned()),
+    }
+}
