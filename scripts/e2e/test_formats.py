@@ -14,7 +14,7 @@ pytestmark = pytest.mark.models(*CHAT_MODELS)
 SCHEMAS = {
     "flat": {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer"},
+        "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer", "minimum": 0, "maximum": 99999999},
                        "capital": {"type": "boolean"}},
         "required": ["city", "population", "capital"], "additionalProperties": False,
     },

@@ -4,6 +4,7 @@
 //! time and work, away from the engine's thread. What was compiled is kept for the next request that asks for the same.
 
 mod follow;
+mod schema;
 mod vocabulary;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -187,6 +188,7 @@ fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
 }
 
 fn json_schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
+    schema::drop_unknown_formats(&mut schema);
     let fields = schema.as_object_mut().ok_or("a schema must be an object")?;
     // The compiler's own switches are not for clients: they could make it lenient.
     fields.insert(

@@ -1,0 +1,63 @@
+"""Five hundred JSON schemas: each compiles in time or is refused with a reason, and what is finished is valid."""
+import concurrent.futures
+import json
+import time
+
+import httpx2
+import jsonschema
+import pytest
+from conftest import SCRIPTS
+from lib import schemas
+
+pytestmark = pytest.mark.models("smollm2")
+
+PACKAGED, GENERATED = 280, 220
+SEED = 20261126
+TOKENS = 320
+# Of the request, which compiles within two seconds and then makes its tokens beside seven others.
+SECONDS_MAX = 60
+BYTES_MAX = 131072
+CLIENTS = 8
+# What a regular expression can hold: it does not know that 1900 had no 29 February.
+FORMATS = jsonschema.FormatChecker(["email", "ipv4", "uuid"])
+
+
+def cases():
+    """Every so-manieth packaged schema, from the smallest to the largest, then those that are made."""
+    packaged = schemas.packaged(SCRIPTS.parent / ".cache" / "schemas")
+    step = len(packaged) / PACKAGED
+    return [packaged[int(at * step)] for at in range(PACKAGED)] + list(schemas.generated(SEED, GENERATED))
+
+
+def judge(served, name, text):
+    """What became of a schema: "valid", "cut" or "refused"; anything else fails."""
+    body = {"model": served.model, "messages": [{"role": "user", "content": "Give an example."}], "max_tokens": TOKENS,
+            "temperature": 0.8, "seed": SEED, "structured_outputs": {"json": text}}
+    began = time.monotonic()
+    answer = httpx2.post(f"{served.server.root}/v1/chat/completions", json=body, timeout=SECONDS_MAX)
+    assert time.monotonic() - began < SECONDS_MAX, name
+    if answer.status_code == 400:
+        error = answer.json()["error"]
+        assert error["param"].startswith("structured_outputs") and error["message"], name
+        assert len(text) <= BYTES_MAX or "bytes" in error["message"], (name, error)
+        return "refused"
+    assert answer.status_code == 200, (name, answer.text)
+    choice = answer.json()["choices"][0]
+    if choice["finish_reason"] == "length":
+        return "cut"
+    value, schema = json.loads(choice["message"]["content"]), json.loads(text)
+    jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(
+        schema, format_checker=FORMATS).validate(value)
+    return "valid"
+
+
+def test_schemas(served, record_property):
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        outcomes = list(pool.map(lambda case: judge(served, *case), cases()))
+    counts = {outcome: outcomes.count(outcome) for outcome in ("valid", "cut", "refused")}
+    record_property("schemas", counts)
+    print(counts)
+    assert len(outcomes) == PACKAGED + GENERATED
+    assert counts["valid"] >= 150, counts
+    assert outcomes[PACKAGED:].count("refused") == 0, "every schema that is made here can be followed"
+    assert served.client.models.list().data[0].id == served.model, "and the server lives"
