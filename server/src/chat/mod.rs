@@ -114,8 +114,12 @@ pub fn conversation_tokens(
         return Err(ApiError::invalid("messages", "no_chat_template", message));
     };
     check_bytes("messages", conversation.content_bytes(), limits)?;
+    // Where an answer goes on with the last message, a mark that no client can know tells where its content ends.
+    let mark = conversation
+        .continue_final_message
+        .then(|| uuid::Uuid::new_v4().simple().to_string());
     let input = RenderInput {
-        messages: &conversation.template_messages(),
+        messages: &conversation.template_messages(mark.as_deref().unwrap_or_default()),
         tools: None,
         documents: None,
         add_generation_prompt: conversation.add_generation_prompt,
@@ -123,13 +127,36 @@ pub fn conversation_tokens(
         now_s: unix_now(),
     };
     // These errors quote the template at most, never the conversation.
-    let segments = template
+    let mut segments = template
         .render(&input)
         .map_err(|error| ApiError::invalid("messages", "chat_template_error", error.to_string()))?;
+    if let Some(mark) = mark {
+        cut_at(&mut segments, &mark)?;
+    }
     let bytes = segments.iter().map(|segment| segment.as_str().len()).sum();
     check_bytes("messages", bytes, limits)?;
     let segments: Vec<Segment<'_>> = segments.iter().map(OwnedSegment::as_segment).collect();
     encode("messages", &segments, false, model, tokens_max)
+}
+
+/// Cuts off what a template writes from the mark on, which stands behind the last message's content.
+fn cut_at(segments: &mut Vec<OwnedSegment>, mark: &str) -> Result<()> {
+    let text: String = segments.iter().map(OwnedSegment::as_str).collect();
+    let Some(mut left) = text.find(mark) else {
+        let message = "this model's chat template rewrites the last message, which so can't be continued";
+        return Err(ApiError::invalid(
+            "continue_final_message",
+            "chat_template_error",
+            message,
+        ));
+    };
+    segments.retain_mut(|segment| {
+        let (OwnedSegment::Text(text) | OwnedSegment::Markup(text)) = segment;
+        text.truncate(left.min(text.len()));
+        left -= text.len();
+        !text.is_empty()
+    });
+    Ok(())
 }
 
 /// Tokenizes plain text; what looks like a special token in it stays text.

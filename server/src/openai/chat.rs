@@ -14,6 +14,7 @@ type Result<T> = std::result::Result<T, ApiError>;
 const OWN: &[&str] = &[
     "add_generation_prompt",
     "chat_template_kwargs",
+    "continue_final_message",
     "echo",
     "logprobs",
     "max_completion_tokens",
@@ -43,6 +44,8 @@ pub struct ChatRequest {
 pub struct Conversation {
     pub messages: Vec<Message>,
     pub add_generation_prompt: bool,
+    /// The answer goes on with the last message, which is the assistant's and has content.
+    pub continue_final_message: bool,
     pub template_kwargs: Map<String, Value>,
 }
 
@@ -82,9 +85,16 @@ impl ChatRequest {
 impl Conversation {
     /// Takes the fields that make up the prompt.
     pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+        let messages = messages(object.require("messages")?, limits)?;
+        let continues = object.boolean("continue_final_message")?.unwrap_or(false);
+        let generation_prompt = object.boolean("add_generation_prompt")?;
+        if continues {
+            check_continues(&messages, generation_prompt)?;
+        }
         Ok(Self {
-            messages: messages(object.require("messages")?, limits)?,
-            add_generation_prompt: object.boolean("add_generation_prompt")?.unwrap_or(true),
+            messages,
+            add_generation_prompt: generation_prompt.unwrap_or(!continues),
+            continue_final_message: continues,
             template_kwargs: template_kwargs(object)?,
         })
     }
@@ -94,19 +104,37 @@ impl Conversation {
         self.messages.iter().map(|message| message.content.len()).sum()
     }
 
-    /// The messages as a chat template sees them.
-    pub fn template_messages(&self) -> Value {
-        let message = |message: &Message| {
+    /// The messages as a chat template sees them, with `mark` behind the content of the last.
+    pub fn template_messages(&self, mark: &str) -> Value {
+        let message = |(at, message): (usize, &Message)| {
             let mut fields = Map::new();
+            let mark = if at + 1 == self.messages.len() { mark } else { "" };
             fields.insert("role".to_owned(), Value::from(message.role));
-            fields.insert("content".to_owned(), Value::from(message.content.as_str()));
+            fields.insert(
+                "content".to_owned(),
+                Value::from(format!("{}{mark}", message.content)),
+            );
             if let Some(name) = &message.name {
                 fields.insert("name".to_owned(), Value::from(name.as_str()));
             }
             Value::Object(fields)
         };
-        self.messages.iter().map(message).collect()
+        self.messages.iter().enumerate().map(message).collect()
     }
+}
+
+fn check_continues(messages: &[Message], generation_prompt: Option<bool>) -> Result<()> {
+    const PARAM: &str = "continue_final_message";
+    if generation_prompt == Some(true) {
+        let message = "`continue_final_message` can't be combined with `add_generation_prompt`";
+        return Err(ApiError::invalid(PARAM, "invalid_value", message));
+    }
+    let continues = |message: &Message| message.role == "assistant" && !message.content.trim().is_empty();
+    if messages.last().is_some_and(continues) {
+        return Ok(());
+    }
+    let message = "`continue_final_message` needs a last message of the role \"assistant\" that has content";
+    Err(ApiError::invalid(PARAM, "invalid_value", message))
 }
 
 fn refuse_tools(object: &mut Object<'_>) -> Result<()> {

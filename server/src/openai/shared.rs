@@ -50,7 +50,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "bad_words",
     "cache_salt",
     "chat_template",
-    "continue_final_message",
     "documents",
     "dry_multiplier",
     "function_call",

@@ -42,20 +42,13 @@ impl TokenizeRequest {
             "add_generation_prompt",
             "add_special_tokens",
             "chat_template_kwargs",
+            "continue_final_message",
             "messages",
             "model",
             "prompt",
             "return_token_strs",
         ];
-        object.finish(
-            &known,
-            &[
-                "chat_template",
-                "continue_final_message",
-                "mm_processor_kwargs",
-                "tools",
-            ],
-        )?;
+        object.finish(&known, &["chat_template", "mm_processor_kwargs", "tools"])?;
         Ok(Self {
             model,
             source,

@@ -279,3 +279,62 @@ async fn metadata_is_accepted() {
     let answer = server.chat(fields).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
+
+#[tokio::test]
+async fn an_answer_may_continue_the_last_message() {
+    let server = TestServer::start(&[]).await;
+    let messages =
+        json!([{"role": "user", "content": "Say hello"}, {"role": "assistant", "content": "Hell "}]);
+    let fields = json!({
+        "messages": messages, "continue_final_message": true, "return_token_ids": true, "max_tokens": 3
+    });
+    let answer = server.chat(fields.clone()).await.json();
+    let prompt = server
+        .post("/detokenize", json!({"tokens": answer["prompt_token_ids"]}))
+        .await
+        .json()["prompt"]
+        .clone();
+    assert_eq!(
+        prompt,
+        "<|im_start|>user\nSay hello<|im_end|>\n<|im_start|>assistant\nHell "
+    );
+    let tokenized = server
+        .post(
+            "/tokenize",
+            json!({"messages": messages, "continue_final_message": true}),
+        )
+        .await;
+    assert_eq!(tokenized.json()["tokens"], answer["prompt_token_ids"]);
+    let end = json!([{"role": "assistant", "content": "end"}]);
+    let tokens = server
+        .post(
+            "/tokenize",
+            json!({"messages": end, "continue_final_message": true, "return_token_strs": true}),
+        )
+        .await
+        .json();
+    assert_eq!(
+        tokens["count"],
+        1 + "assistant\nend".len(),
+        "not the end of <|im_end|>: {tokens}"
+    );
+    for (more, param) in [
+        (json!({"add_generation_prompt": true}), "continue_final_message"),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}]}),
+            "continue_final_message",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": " "}]}),
+            "continue_final_message",
+        ),
+        (json!({"continue_final_message": 1}), "continue_final_message"),
+    ] {
+        let answer = server.chat(merged(fields.clone(), more.clone())).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{more}"
+        );
+    }
+}
