@@ -30,7 +30,7 @@ def cases():
 
 
 def judge(served, name, text):
-    """What became of a schema: "valid", "cut" or "refused"; anything else fails."""
+    """What became of a schema: "valid", "cut", "refused" or "stuck", too complex on the way; anything else fails."""
     body = {"model": served.model, "messages": [{"role": "user", "content": "Give an example."}], "max_tokens": TOKENS,
             "temperature": 0.8, "seed": SEED, "structured_outputs": {"json": text}}
     began = time.monotonic()
@@ -38,6 +38,8 @@ def judge(served, name, text):
     assert time.monotonic() - began < SECONDS_MAX, name
     if answer.status_code == 400:
         error = answer.json()["error"]
+        if error["code"] == "format_stuck":
+            return "stuck"
         assert error["param"].startswith("structured_outputs") and error["message"], name
         assert len(text) <= BYTES_MAX or "bytes" in error["message"], (name, error)
         return "refused"
@@ -54,10 +56,10 @@ def judge(served, name, text):
 def test_schemas(served, record_property):
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         outcomes = list(pool.map(lambda case: judge(served, *case), cases()))
-    counts = {outcome: outcomes.count(outcome) for outcome in ("valid", "cut", "refused")}
+    counts = {outcome: outcomes.count(outcome) for outcome in ("valid", "cut", "refused", "stuck")}
     record_property("schemas", counts)
     print(counts)
     assert len(outcomes) == PACKAGED + GENERATED
     assert counts["valid"] >= 150, counts
-    assert outcomes[PACKAGED:].count("refused") == 0, "every schema that is made here can be followed"
+    assert not {"refused", "stuck"} & set(outcomes[PACKAGED:]), "every schema that is made here can be followed"
     assert served.client.models.list().data[0].id == served.model, "and the server lives"

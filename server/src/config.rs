@@ -273,7 +273,7 @@ pub struct RequestArgs {
     #[arg(long, env = "REMPART_GRAMMAR_TIMEOUT_MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub grammar_timeout_ms: u64,
     /// Compiled formats that are kept for the next request
-    #[arg(long, env = "REMPART_GRAMMARS_MAX", default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=4096))]
+    #[arg(long, env = "REMPART_GRAMMARS_MAX", default_value_t = 32, value_parser = clap::value_parser!(u16).range(0..=4096))]
     pub grammars_max: u16,
 }
 

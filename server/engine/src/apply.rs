@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
-use crate::constraint::{Advance, Then};
+use crate::constraint::{Advance, Then, TokenMask};
 use crate::request::{Event, Finish, Output, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
@@ -110,7 +110,9 @@ impl Scheduler {
             .chain(sampled.first())
             .any(|answer| !answer.is_valid())
         {
-            return self.end(row.seq, Finish::Failed);
+            let allowed = self.sequence(row.seq).allowed.as_ref();
+            let stuck = allowed.is_some_and(TokenMask::is_empty) && answers.iter().all(Sampled::is_valid);
+            return self.end(row.seq, if stuck { Finish::Stuck } else { Finish::Failed });
         }
         self.publish(row.seq);
         self.score(row.seq, answers);
@@ -232,7 +234,7 @@ impl Scheduler {
         match then {
             Then::More => {}
             Then::Nothing => self.end(seq, Finish::Complete),
-            Then::Failure => self.end(seq, Finish::Failed),
+            Then::Failure => self.end(seq, Finish::Stuck),
         }
     }
 

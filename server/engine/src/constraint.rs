@@ -15,7 +15,7 @@ pub trait Grammar: Debug + Send + Sync {
 /// One sequence's place in a language.
 pub trait Constraint: Debug + Send {
     /// The tokens that may come next, with those that end a text where it may end. None at all ends the sequence with
-    /// [`Finish::Failed`](crate::Finish::Failed).
+    /// [`Finish::Stuck`](crate::Finish::Stuck).
     fn allowed(&mut self) -> TokenMask;
 
     /// Goes on by a token that was allowed. With `force`, also by every token that is then the only one, until there is a
@@ -38,7 +38,7 @@ pub enum Then {
     More,
     /// Nothing: the text is complete.
     Nothing,
-    /// The token was none of the language, or its next place is too costly to find.
+    /// Its next place is too costly to find, or the token was none of the language: [`Finish::Stuck`](crate::Finish::Stuck).
     Failure,
 }
 
@@ -83,6 +83,11 @@ impl TokenMask {
     pub fn allows(&self, token: Token) -> bool {
         let word = self.0.get(token as usize / WORD);
         word.is_some_and(|word| word >> (token as usize % WORD) & 1 == 1)
+    }
+
+    /// Whether it holds none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
     }
 
     /// Excludes the other tokens from logits `[vocab]`.

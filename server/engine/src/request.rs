@@ -142,6 +142,8 @@ impl Sampled {
 pub enum Finish {
     /// The grammar allows nothing more.
     Complete,
+    /// The grammar has a next place, but no token leads there, or it is too costly to find.
+    Stuck,
     /// This stop token was chosen. It is not part of the text, and no [`Event::Token`] carries it.
     Stop(Token),
     /// `max_tokens` were made, or the context is full.

@@ -79,6 +79,7 @@ impl Generation {
             requests,
             echoes,
             rules,
+            format: _,
         } = prepared;
         let mut choices = Vec::new();
         let mut prompts = Vec::new();
@@ -215,6 +216,7 @@ impl Generation {
             Finish::Complete => "stop",
             Finish::Length => "length",
             Finish::Deadline => return Err(ApiError::deadline()),
+            Finish::Stuck => return Err(ApiError::format_stuck()),
             Finish::Aborted | Finish::Failed => return Err(ApiError::internal()),
         };
         if piece.stopped {

@@ -4,7 +4,7 @@
 pub mod assemble;
 pub mod generation;
 
-use rempart_engine::{Request, SamplingParams, SharedGrammar, StopRules};
+use rempart_engine::{Request, SamplingParams, StopRules};
 use rempart_text::{OwnedSegment, RenderInput, Segment};
 
 use crate::config::RequestLimits;
@@ -13,6 +13,7 @@ use crate::http::models::unix_now;
 use crate::model::Model;
 use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
+use crate::openai::format::AskedFormat;
 use crate::openai::shared::Common;
 
 /// A prompt of up to so many contexts is counted exactly when it is refused.
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub requests: Vec<Request>,
     /// Per request: the text to repeat before its answers.
     pub echoes: Vec<Option<String>>,
+    /// What every answer must be; its grammar is not in the requests yet.
+    pub format: Option<AskedFormat>,
     pub rules: Rules,
 }
 
@@ -50,14 +53,18 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let prompt = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let grammar = grammar(common, model, limits)?;
-    let requests = vec![Request {
-        grammar,
-        ..engine_request(common, model, prompt, max_tokens, request.logprobs)
-    }];
+    check_format(common)?;
+    let requests = vec![engine_request(
+        common,
+        model,
+        prompt,
+        max_tokens,
+        request.logprobs,
+    )];
     Ok(Prepared {
         requests,
         echoes: vec![None],
+        format: common.format.clone(),
         rules: Rules {
             token_ids: request.return_token_ids,
             ..rules(common, request.logprobs)
@@ -75,7 +82,7 @@ pub fn prepare_completion(
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
     let default = request.max_tokens.is_none().then_some(MAX_TOKENS_DEFAULT);
-    let grammar = grammar(common, model, limits)?;
+    check_format(common)?;
     let (mut requests, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &request.prompts {
         let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
@@ -89,12 +96,12 @@ pub fn prepare_completion(
         });
         let mut prepared = engine_request(common, model, tokens, max_tokens, request.logprobs);
         prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
-        prepared.grammar.clone_from(&grammar);
         requests.push(prepared);
     }
     Ok(Prepared {
         requests,
         echoes,
+        format: common.format.clone(),
         rules: Rules {
             token_ids: request.return_token_ids,
             ..rules(common, request.logprobs)
@@ -296,12 +303,11 @@ fn check_min_tokens(common: &Common, max_tokens: usize) -> Result<()> {
     Err(ApiError::invalid("min_tokens", "out_of_range", message))
 }
 
-/// The grammar of the format that was asked for.
-fn grammar(common: &Common, model: &Model, limits: &RequestLimits) -> Result<Option<SharedGrammar>> {
+/// An answer ends where its format does.
+fn check_format(common: &Common) -> Result<()> {
     let Some(asked) = &common.format else {
-        return Ok(None);
+        return Ok(());
     };
-    // An answer ends where its format does.
     for (set, param) in [
         (common.min_tokens > 0, "min_tokens"),
         (common.ignore_eos, "ignore_eos"),
@@ -311,7 +317,7 @@ fn grammar(common: &Common, model: &Model, limits: &RequestLimits) -> Result<Opt
             return Err(ApiError::invalid(param, "invalid_value", message));
         }
     }
-    model.grammars.compile(asked, limits).map(Some)
+    Ok(())
 }
 
 fn engine_request(

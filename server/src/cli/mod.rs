@@ -6,6 +6,7 @@ mod serve;
 use clap::{Parser, Subcommand};
 
 use crate::config::{LogArgs, PullArgs, ServeArgs};
+use crate::grammar::check;
 use crate::telemetry;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -24,12 +25,17 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model, or go on with an interrupted fetch; every byte is checked
     Pull(Box<PullArgs>),
+    /// Try a format, in the child of a server
+    #[command(hide = true)]
+    CheckFormat,
 }
 
 /// Runs the command that was typed.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::init(&cli.log)?;
     match cli.command {
+        Command::CheckFormat if check::run() => Ok(()),
+        Command::CheckFormat => anyhow::bail!("the format can't be followed"),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
     }

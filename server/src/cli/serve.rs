@@ -124,6 +124,7 @@ fn start(
             served.tokenizer.clone(),
             served.vocab_size,
             served.eos_tokens.clone(),
+            std::env::current_exe().context("finding this program")?,
         ),
         tokenizer: served.tokenizer,
         chat_template: served.chat_template,

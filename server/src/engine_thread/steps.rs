@@ -308,7 +308,7 @@ impl Live {
                     Finish::Length => Ended::Length,
                     Finish::Aborted if sequence.stop_sent => Ended::Stop,
                     Finish::Aborted | Finish::Deadline => Ended::Abort,
-                    Finish::Failed => Ended::Error,
+                    Finish::Stuck | Finish::Failed => Ended::Error,
                 };
                 let since = |at: Instant| (at - self.arrived).as_secs_f64();
                 metrics.finished(&Finished {

@@ -1,18 +1,21 @@
 //! Answers that follow a format: what a client asked for, compiled for the model's vocabulary and followed token by token.
 //!
-//! Compiling belongs to `llguidance` (an Earley parser over a lexer of regular expressions; Moskal et al.), under limits of
-//! time and work, away from the engine's thread. What was compiled is kept for the next request that asks for the same.
+//! Compiling belongs to `llguidance` (an Earley parser over a lexer of regular expressions; Moskal et al.): first in a process
+//! of its own, where it may take what it takes, then here, away from the engine's thread. What was compiled is kept for the
+//! next request that asks for the same.
 
+pub mod check;
 mod follow;
 mod schema;
 mod vocabulary;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
 use llguidance::{Matcher, ParserFactory};
 use rempart_engine::SharedGrammar;
@@ -26,16 +29,19 @@ use follow::Compiled;
 use vocabulary::Vocabulary;
 
 /// Formats that are compiled at one time. Those that took too long for their client still count until they end.
-const COMPILING_MAX: usize = 8;
+pub const COMPILING_MAX: usize = 4;
 /// When a client may try again if they are too many.
 const RETRY_AFTER_S: u64 = 2;
-/// Stack of the thread that compiles: parsers of formats recurse.
-const STACK_BYTES: usize = 16 << 20;
 /// Open brackets in each other, in a regular expression or a grammar.
 const BRACKETS_MAX: usize = 100;
-/// Work on the lexer, and states of it, for one format: some 20 ms and 20 MB.
+/// Work on the lexer to begin with, and its states, of up to 5 kB each.
 const LEXER_FUEL_MAX: u64 = 1_000_000;
-const LEXER_STATES_MAX: usize = 20_000;
+const LEXER_STATES_MAX: usize = 4_000;
+/// Work on one mask, on the engine's thread, where every sequence waits for it: of the lexer and of the parser.
+const MASK_FUEL_MAX: u64 = 50_000;
+const MASK_ITEMS_MAX: usize = 2_000;
+/// Ways in which a text may be read at one place.
+const ROW_ITEMS_MAX: usize = 500;
 /// White space between two parts of JSON: enough for deep indentation, and an end to a model that writes nothing else.
 const JSON_WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 /// Characters of what the compiler says that a client is told.
@@ -51,12 +57,15 @@ pub struct Grammars {
     /// The latest used comes first.
     compiled: Mutex<Vec<(OutputFormat, SharedGrammar)>>,
     compiling: Arc<AtomicUsize>,
+    /// The program that tries formats.
+    program: PathBuf,
 }
 
 impl Grammars {
-    /// `eos_tokens` end an answer; `vocab_size` is that of the logits.
-    pub fn new(tokenizer: Tokenizer, vocab_size: usize, eos_tokens: Vec<u32>) -> Self {
+    /// `eos_tokens` end an answer; `vocab_size` is that of the logits; `program` is this server's, which tries formats.
+    pub fn new(tokenizer: Tokenizer, vocab_size: usize, eos_tokens: Vec<u32>, program: PathBuf) -> Self {
         Self {
+            program,
             tokenizer,
             vocab_size,
             eos_tokens,
@@ -81,7 +90,8 @@ impl Grammars {
         Ok(grammar)
     }
 
-    fn find(&self, format: &OutputFormat) -> Option<SharedGrammar> {
+    /// The grammar of a format that is compiled already.
+    pub fn find(&self, format: &OutputFormat) -> Option<SharedGrammar> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let at = compiled.iter().position(|(known, _)| known == format)?;
         compiled[..=at].rotate_right(1);
@@ -93,6 +103,11 @@ impl Grammars {
         let grammar = source(&asked.format).map_err(refuse)?;
         let factory = self.factory().ok_or_else(ApiError::internal)?;
         let slot = Slot::take(&self.compiling).ok_or_else(busy)?;
+        let told = |why: String| {
+            let why: String = why.chars().take(MESSAGE_MAX).collect();
+            refuse(format!("`{}` can't be followed: {why}", asked.param))
+        };
+        check::in_child(&self.program, &asked.format, limits.grammar_timeout).map_err(told)?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(|| compile(&factory, grammar)));
@@ -102,17 +117,13 @@ impl Grammars {
         };
         let builder = thread::Builder::new()
             .name("grammar".to_owned())
-            .stack_size(STACK_BYTES);
+            .stack_size(check::STACK_BYTES);
         builder.spawn(work).map_err(|_| busy())?;
         match receiver.recv_timeout(limits.grammar_timeout) {
             Ok(Ok(matcher)) => Ok(Compiled::new(matcher)),
-            Ok(Err(why)) => {
-                let why: String = why.chars().take(MESSAGE_MAX).collect();
-                Err(refuse(format!("`{}` can't be followed: {why}", asked.param)))
-            }
-            Err(_) => Err(refuse(format!(
-                "`{}` takes longer to compile than the limit of {} ms",
-                asked.param,
+            Ok(Err(why)) => Err(told(why)),
+            Err(_) => Err(told(format!(
+                "it takes longer than the limit of {} ms",
                 limits.grammar_timeout.as_millis()
             ))),
         }
@@ -122,21 +133,31 @@ impl Grammars {
         let make = || {
             let vocabulary = Vocabulary::new(self.tokenizer.clone(), self.vocab_size, &self.eos_tokens)?;
             let environment: TokEnv = Arc::new(vocabulary);
-            let can = InferenceCapabilities {
-                ff_tokens: true,
-                ..InferenceCapabilities::default()
-            };
-            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-            let mut factory = ParserFactory::new(&environment, can, &slices).ok()?;
-            let limits = factory.quiet().limits_mut();
-            limits.initial_lexer_fuel = LEXER_FUEL_MAX;
-            limits.max_lexer_states = LEXER_STATES_MAX;
-            // What a model wrote so far belongs in no message.
-            limits.verbose_errors = false;
-            Some(Arc::new(factory))
+            factory(&environment).map(Arc::new)
         };
         self.factory.get_or_init(make).clone()
     }
+}
+
+/// A compiler for a vocabulary.
+fn factory(environment: &TokEnv) -> Option<ParserFactory> {
+    let can = InferenceCapabilities {
+        ff_tokens: true,
+        ..InferenceCapabilities::default()
+    };
+    let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+    let mut factory = ParserFactory::new(environment, can, &slices).ok()?;
+    *factory.quiet().limits_mut() = ParserLimits {
+        initial_lexer_fuel: LEXER_FUEL_MAX,
+        max_lexer_states: LEXER_STATES_MAX,
+        step_lexer_fuel: MASK_FUEL_MAX,
+        step_max_items: MASK_ITEMS_MAX,
+        max_items_in_row: ROW_ITEMS_MAX,
+        // What a model wrote so far belongs in no message.
+        verbose_errors: false,
+        ..ParserLimits::default()
+    };
+    Some(factory)
 }
 
 fn busy() -> ApiError {
@@ -174,14 +195,23 @@ fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
             TopLevelGrammar::from_regex(pattern)
         }
         OutputFormat::Choice(choices) => {
+            // JSON leaves one control character as it is, which Lark does not take.
             let quoted: Vec<String> = choices
                 .iter()
-                .map(|choice| Value::from(choice.as_str()).to_string())
+                .map(|choice| {
+                    Value::from(choice.as_str())
+                        .to_string()
+                        .replace('\u{7f}', "\\u007f")
+                })
                 .collect();
             TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
         }
         OutputFormat::Lark(text) => {
             check_brackets(text)?;
+            // They would reach the compiler's own switches.
+            if let Some(directive) = ["%json", "%llguidance"].iter().find(|word| text.contains(**word)) {
+                return Err(format!("{directive} is not supported"));
+            }
             TopLevelGrammar::from_lark(text.clone())
         }
     })

@@ -30,7 +30,7 @@ pub async fn chat_completions(
     let model = app.model()?;
     let body = limits::read_json(&app, request).await?;
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
-    let (prepared, stream) = app
+    let (mut prepared, stream) = app
         .preparation
         .run(move || {
             let request = ChatRequest::parse(&bytes, &request_limits)?;
@@ -39,6 +39,7 @@ pub async fn chat_completions(
         })
         .await?;
     drop(body);
+    app.follow_format(&model, &mut prepared).await?;
     let (logprobs, token_ids) = (prepared.rules.logprobs.is_some(), prepared.rules.token_ids);
     let generation =
         Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;

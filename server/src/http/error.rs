@@ -274,6 +274,16 @@ impl ApiError {
         )
     }
 
+    /// 400: an answer came to a place of its format that it can't leave.
+    pub fn format_stuck() -> Self {
+        let message = "the format that was asked for leads to a place that no token of this model continues, or that is too \
+                       complex to follow: simplify it";
+        Self {
+            param: None,
+            ..Self::invalid("response_format", "format_stuck", message)
+        }
+    }
+
     /// 500: our fault.
     pub fn internal() -> Self {
         let message = "The server failed while it worked on this request";

@@ -11,7 +11,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::App;
 use super::error::ApiError;
-use crate::config::HttpSettings;
 use crate::metrics::{Metrics, Rejection};
 
 /// What a client is told to wait when a limit of the HTTP side is reached, in seconds: these queues drain in less.
@@ -99,12 +98,10 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    pub fn new(http: &HttpSettings, metrics: Metrics) -> Self {
+    pub fn new(running: usize, waiting: usize, metrics: Metrics) -> Self {
         Self {
-            running: Arc::new(Semaphore::new(
-                http.prepare_concurrency.min(Semaphore::MAX_PERMITS),
-            )),
-            waiting: Semaphore::new(http.prepare_queue_max.min(Semaphore::MAX_PERMITS)),
+            running: Arc::new(Semaphore::new(running.min(Semaphore::MAX_PERMITS))),
+            waiting: Semaphore::new(waiting.min(Semaphore::MAX_PERMITS)),
             metrics,
         }
     }

@@ -23,8 +23,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+use crate::chat::Prepared;
 use crate::config::{HttpSettings, RequestLimits};
 use crate::engine_thread::Timing;
+use crate::grammar::COMPILING_MAX;
 use crate::metrics::{Metrics, Rejection};
 use crate::model::Model;
 use crate::shutdown::{Phase, Shutdown};
@@ -40,6 +42,8 @@ pub struct App {
     pub shutdown: Shutdown,
     model: OnceLock<Arc<Model>>,
     preparation: Preparation,
+    /// Formats wait for their compiler apart from it: no prompt waits for them.
+    compilation: Preparation,
     /// Bytes of bodies that may still be read.
     bodies: Semaphore,
 }
@@ -49,7 +53,8 @@ pub type AppState = Arc<App>;
 impl App {
     pub fn new(http: HttpSettings, limits: RequestLimits, metrics: Metrics, shutdown: Shutdown) -> Self {
         Self {
-            preparation: Preparation::new(&http, metrics.clone()),
+            preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
+            compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
             bodies: Semaphore::new(http.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             model: OnceLock::new(),
             http,
@@ -70,6 +75,24 @@ impl App {
             .get()
             .cloned()
             .ok_or_else(|| ApiError::not_ready("the model is loading"))
+    }
+
+    /// Gives prepared requests the grammar of the format that was asked for, compiled now if it is a new one.
+    async fn follow_format(&self, model: &Arc<Model>, prepared: &mut Prepared) -> Result<(), ApiError> {
+        let Some(asked) = prepared.format.take() else {
+            return Ok(());
+        };
+        let grammar = if let Some(known) = model.grammars.find(&asked.format) {
+            known
+        } else {
+            let (model, limits) = (Arc::clone(model), self.limits.clone());
+            let compile = move || model.grammars.compile(&asked, &limits);
+            self.compilation.run(compile).await?
+        };
+        for request in &mut prepared.requests {
+            request.grammar = Some(grammar.clone());
+        }
+        Ok(())
     }
 
     /// The times of a request that arrived then.

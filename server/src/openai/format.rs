@@ -1,5 +1,6 @@
 //! `response_format` and `structured_outputs`: the form that an answer must have.
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::config::RequestLimits;
@@ -9,7 +10,7 @@ use crate::openai::json::{self, Object};
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// What every answer must be, from its first character to its last.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OutputFormat {
     /// Any JSON object.
     JsonObject,

@@ -274,3 +274,58 @@ async fn what_takes_too_long_is_refused_in_time() {
     assert!(answer.body.contains("limit of 1 ms"), "{}", answer.body);
     assert!(began.elapsed() < Duration::from_secs(20));
 }
+
+/// What made the compiler recurse until its stack was full, compute and allocate without end, or follow every reading of a
+/// text: each is refused in time, and the server lives.
+#[tokio::test]
+async fn hostile_formats_harm_nobody() {
+    let server = TestServer::start(&[]).await;
+    let outputs = |fields: Value| json!({"structured_outputs": fields});
+    let rules: Vec<String> = (0..5400).map(|i| format!("r{i}: r{}", i + 1)).collect();
+    let rules = rules.join("\n");
+    let chain: serde_json::Map<String, Value> = (0..2000)
+        .map(|i| {
+            (
+                i.to_string(),
+                json!({"prefixItems": [{"$ref": format!("#/$defs/{}", i + 1)}]}),
+            )
+        })
+        .chain([("2000".to_owned(), json!({"type": "null"}))])
+        .collect();
+    for (fields, refused) in [
+        (
+            json!({"grammar": format!("start: r0\n{rules}\nr5400: \"a\"")}),
+            false,
+        ),
+        (json!({"json": {"$ref": "#/$defs/0", "$defs": chain}}), false),
+        (
+            json!({"json": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}}),
+            true,
+        ),
+        (json!({"regex": "a?".repeat(60_000)}), true),
+        (json!({"grammar": "start: start start | /./"}), false),
+        (json!({"grammar": "start: \"A\" %json {\"not\": {}}"}), true),
+        (json!({"grammar": "start: \"a\" start"}), true),
+        (json!({"choice": ["a\u{7f}b"]}), false),
+    ] {
+        let began = Instant::now();
+        let answer = server.chat(base(outputs(fields.clone()))).await;
+        let text = fields.to_string();
+        let shown = &text[..text.len().min(80)];
+        if refused {
+            assert_eq!(answer.status, 400, "{shown}: {}", answer.body);
+        } else {
+            assert!(
+                [200, 400].contains(&answer.status.as_u16()),
+                "{shown}: {}",
+                answer.body
+            );
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{shown}");
+        assert_eq!(
+            server.chat(base(json!({"max_tokens": 1}))).await.status,
+            200,
+            "after {shown}"
+        );
+    }
+}

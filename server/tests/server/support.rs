@@ -191,7 +191,7 @@ pub(crate) fn settings(arguments: &[&str]) -> Settings {
     let all = ["rempart", "serve", "test-model"].iter().chain(arguments);
     match Cli::try_parse_from(all).unwrap().command {
         Command::Serve(args) => args.check().unwrap(),
-        Command::Pull(_) => unreachable!("the arguments say serve"),
+        Command::Pull(_) | Command::CheckFormat => unreachable!("the arguments say serve"),
     }
 }
 
@@ -270,7 +270,12 @@ impl TestServer {
         let template = ChatTemplate::new(TEMPLATE, tokenizer.special_tokens()).unwrap();
         state.serve_model(Model {
             names: vec!["test-model".to_owned(), "alias".to_owned()],
-            grammars: Grammars::new(tokenizer.clone(), VOCAB, vec![IM_END]),
+            grammars: Grammars::new(
+                tokenizer.clone(),
+                VOCAB,
+                vec![IM_END],
+                env!("CARGO_BIN_EXE_rempart").into(),
+            ),
             tokenizer,
             chat_template: Some(template),
             context_length: CONTEXT,

@@ -74,6 +74,8 @@ summary! {
     stopped,
     /// Sequences whose grammar allowed nothing more.
     completed,
+    /// Sequences whose grammar had no token to go on with.
+    stuck,
     full_length,
     aborted,
     expired,

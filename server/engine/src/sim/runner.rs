@@ -102,8 +102,8 @@ impl FakeModel {
             ..row
         };
         let (tokens, finish) = self.complete(request, hash, &row, context_max);
-        if finish == Finish::Failed && tokens.is_empty() {
-            return failed;
+        if matches!(finish, Finish::Failed | Finish::Stuck) && tokens.is_empty() {
+            return Alone { finish, ..failed };
         }
         Alone {
             scores,
@@ -137,7 +137,8 @@ impl FakeModel {
             let chosen = forced.pop_front();
             let token = chosen.unwrap_or_else(|| self.answer(hash, &row).token);
             if token == Sampled::invalid().token {
-                return (output, Finish::Failed);
+                let stuck = allowed.is_some_and(|allowed| allowed.is_empty());
+                return (output, if stuck { Finish::Stuck } else { Finish::Failed });
             }
             if !early && stop.tokens.contains(&token) {
                 return (output, Finish::Stop(token));

@@ -362,6 +362,7 @@ impl World {
         let in_failed_step = self.engine.runner().rows.iter().any(|row| row.seq == rank.seq);
         let (count, allowed) = match finish {
             Finish::Stop(_) => (&mut self.summary.stopped, regular),
+            Finish::Stuck => (&mut self.summary.stuck, regular),
             Finish::Complete => (&mut self.summary.completed, regular),
             Finish::Length => (&mut self.summary.full_length, regular),
             Finish::Aborted => (&mut self.summary.aborted, client.aborted),

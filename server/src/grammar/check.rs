@@ -1,0 +1,136 @@
+//! A trial of a format in a process of its own. Formats come from strangers, and some make their compiler recurse, compute or
+//! allocate without end, which nothing inside a process can stop: the trial is ended by the system, and only what passes it is
+//! compiled here.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+use rlimit::Resource;
+
+use super::{compile, factory, source};
+use crate::openai::format::OutputFormat;
+
+/// The command of the binary that a trial runs.
+pub const COMMAND: &str = "check-format";
+/// Address space of a trial: most of it is the program and the stack.
+const MEMORY_MAX: u64 = 384 << 20;
+/// Seconds of processor time, should whoever waits for a trial be gone.
+const PROCESSOR_S_MAX: u64 = 60;
+/// Stack of the thread that compiles: parsers of formats recurse.
+pub(super) const STACK_BYTES: usize = 64 << 20;
+/// Between two looks at whether a trial is over.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Compiles a format in a child process, within a time.
+///
+/// # Errors
+/// Says why it can't be followed.
+pub(super) fn in_child(program: &Path, format: &OutputFormat, timeout: Duration) -> Result<(), String> {
+    let failed = |_| "its trial can't be run".to_owned();
+    let mut child = Command::new(program)
+        .arg(COMMAND)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let ended = feed(&mut child, format).and_then(|()| wait(&mut child, timeout));
+    // Of a child that has ended, or is about to, this does nothing.
+    let _ = child.kill();
+    let _ = child.wait();
+    let status = ended.map_err(failed)?;
+    let Some(status) = status else {
+        return Err(format!(
+            "it takes longer than the limit of {} ms",
+            timeout.as_millis()
+        ));
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let mut why = String::new();
+    let told = child.stdout.take().map(|mut out| out.read_to_string(&mut why));
+    match (status.code(), told) {
+        (Some(_), Some(Ok(_))) if !why.is_empty() => Err(why),
+        _ => Err("it is too complex".to_owned()),
+    }
+}
+
+fn feed(child: &mut Child, format: &OutputFormat) -> std::io::Result<()> {
+    let text = serde_json::to_vec(format).map_err(std::io::Error::other)?;
+    // Dropped at the end: the child reads until then.
+    let mut input = child.stdin.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+    input.write_all(&text)
+}
+
+/// `None` where it takes too long. What it says fits the pipe.
+fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + timeout;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= end {
+            return Ok(None);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// The trial itself, in the child: reads a format and says what is wrong with it, if anything is. Returns whether all is
+/// well.
+pub fn run() -> bool {
+    let limited = rlimit::setrlimit(Resource::AS, MEMORY_MAX, MEMORY_MAX)
+        .and_then(|()| rlimit::setrlimit(Resource::CPU, PROCESSOR_S_MAX, PROCESSOR_S_MAX))
+        .and_then(|()| rlimit::setrlimit(Resource::CORE, 0, 0));
+    let mut text = Vec::new();
+    let read = std::io::stdin().read_to_end(&mut text);
+    let (Ok(()), Ok(_), Ok(format)) = (limited, read, serde_json::from_slice(&text)) else {
+        return false;
+    };
+    let work = move || trial(&format);
+    let builder = thread::Builder::new().stack_size(STACK_BYTES);
+    let joined = builder.spawn(work).map(thread::JoinHandle::join);
+    let Ok(Ok(result)) = joined else {
+        return false;
+    };
+    if let Err(why) = &result {
+        let _nobody_listens = std::io::stdout().write_all(why.as_bytes());
+    }
+    result.is_ok()
+}
+
+fn trial(format: &OutputFormat) -> Result<(), String> {
+    let environment: TokEnv = Arc::new(Bytes::new());
+    let factory = factory(&environment).ok_or("its trial can't be run")?;
+    compile(&factory, source(format)?).map(|_| ())
+}
+
+/// A vocabulary of a token for each byte: what a format costs to compile hardly depends on it.
+struct Bytes(TokTrie);
+
+impl Bytes {
+    const EOS: TokenId = 256;
+
+    fn new() -> Self {
+        let mut words: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+        words.push(b"\xff<eos>".to_vec());
+        Self(TokTrie::from(&TokRxInfo::new(Self::EOS + 1, Self::EOS), &words))
+    }
+}
+
+impl TokenizerEnv for Bytes {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        bytes.iter().map(|byte| TokenId::from(*byte)).collect()
+    }
+}
