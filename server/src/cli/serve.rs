@@ -1,5 +1,6 @@
 //! `rempart serve`: from settings to a running server, and to its end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -95,6 +96,14 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
     Ok(())
 }
 
+/// This program, even if an upgrade replaces or removes its file.
+fn this_program() -> anyhow::Result<PathBuf> {
+    if cfg!(target_os = "linux") {
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    std::env::current_exe().context("finding this program")
+}
+
 fn start(
     served: ServedModel,
     settings: &Settings,
@@ -124,7 +133,7 @@ fn start(
             served.tokenizer.clone(),
             served.vocab_size,
             served.eos_tokens.clone(),
-            std::env::current_exe().context("finding this program")?,
+            this_program()?,
         ),
         tokenizer: served.tokenizer,
         chat_template: served.chat_template,

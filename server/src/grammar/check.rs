@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use rlimit::Resource;
 
-use super::{compile, factory, source};
+use super::{MESSAGE_MAX, compile, factory, source};
 use crate::openai::format::OutputFormat;
 
 /// The command of the binary that a trial runs.
@@ -21,44 +21,50 @@ pub const COMMAND: &str = "check-format";
 const MEMORY_MAX: u64 = 384 << 20;
 /// Seconds of processor time, should whoever waits for a trial be gone.
 const PROCESSOR_S_MAX: u64 = 60;
-/// Stack of the thread that compiles: parsers of formats recurse.
+/// Stack of the thread that compiles: parsers of formats recurse. A trial has half of what follows it.
 pub(super) const STACK_BYTES: usize = 64 << 20;
+const TRIAL_STACK_BYTES: usize = STACK_BYTES / 2;
 /// Between two looks at whether a trial is over.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What came of a trial.
+pub(super) enum Trial {
+    Passed,
+    /// Why the format can't be followed.
+    Refused(String),
+}
 
 /// Compiles a format in a child process, within a time.
 ///
 /// # Errors
-/// Says why it can't be followed.
-pub(super) fn in_child(program: &Path, format: &OutputFormat, timeout: Duration) -> Result<(), String> {
-    let failed = |_| "its trial can't be run".to_owned();
+/// Where the trial itself can't be run.
+pub(super) fn in_child(program: &Path, format: &OutputFormat, timeout: Duration) -> std::io::Result<Trial> {
+    let end = Instant::now() + timeout;
     let mut child = Command::new(program)
         .arg(COMMAND)
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
-    let ended = feed(&mut child, format).and_then(|()| wait(&mut child, timeout));
-    // Of a child that has ended, or is about to, this does nothing.
+        .spawn()?;
+    let ended = feed(&mut child, format).and_then(|()| wait(&mut child, end));
+    // Of a child that has ended this does nothing.
     let _ = child.kill();
     let _ = child.wait();
-    let status = ended.map_err(failed)?;
-    let Some(status) = status else {
-        return Err(format!(
+    let mut why = String::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_string(&mut why)?;
+    }
+    match ended?.map(|status| status.code()) {
+        None => Ok(Trial::Refused(format!(
             "it takes longer than the limit of {} ms",
             timeout.as_millis()
-        ));
-    };
-    if status.success() {
-        return Ok(());
-    }
-    let mut why = String::new();
-    let told = child.stdout.take().map(|mut out| out.read_to_string(&mut why));
-    match (status.code(), told) {
-        (Some(_), Some(Ok(_))) if !why.is_empty() => Err(why),
-        _ => Err("it is too complex".to_owned()),
+        ))),
+        Some(Some(0)) => Ok(Trial::Passed),
+        Some(Some(_)) if !why.is_empty() => Ok(Trial::Refused(why)),
+        // Ended by a signal: no memory, no stack, no time.
+        Some(None) => Ok(Trial::Refused("it is too complex".to_owned())),
+        Some(Some(code)) => Err(std::io::Error::other(format!("a trial ended with status {code}"))),
     }
 }
 
@@ -70,8 +76,7 @@ fn feed(child: &mut Child, format: &OutputFormat) -> std::io::Result<()> {
 }
 
 /// `None` where it takes too long. What it says fits the pipe.
-fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let end = Instant::now() + timeout;
+fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
@@ -79,7 +84,7 @@ fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStat
         if Instant::now() >= end {
             return Ok(None);
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -95,27 +100,29 @@ pub fn run() -> bool {
         return false;
     };
     let work = move || trial(&format);
-    let builder = thread::Builder::new().stack_size(STACK_BYTES);
+    let builder = thread::Builder::new().stack_size(TRIAL_STACK_BYTES);
     let joined = builder.spawn(work).map(thread::JoinHandle::join);
     let Ok(Ok(result)) = joined else {
         return false;
     };
     if let Err(why) = &result {
+        // No more than a pipe holds, as nobody reads before the end.
+        let why: String = why.chars().take(MESSAGE_MAX).collect();
         let _nobody_listens = std::io::stdout().write_all(why.as_bytes());
     }
     result.is_ok()
 }
 
 fn trial(format: &OutputFormat) -> Result<(), String> {
-    let environment: TokEnv = Arc::new(Bytes::new());
+    let environment: TokEnv = Arc::new(ByteVocabulary::new());
     let factory = factory(&environment).ok_or("its trial can't be run")?;
     compile(&factory, source(format)?).map(|_| ())
 }
 
 /// A vocabulary of a token for each byte: what a format costs to compile hardly depends on it.
-struct Bytes(TokTrie);
+struct ByteVocabulary(TokTrie);
 
-impl Bytes {
+impl ByteVocabulary {
     const EOS: TokenId = 256;
 
     fn new() -> Self {
@@ -125,7 +132,7 @@ impl Bytes {
     }
 }
 
-impl TokenizerEnv for Bytes {
+impl TokenizerEnv for ByteVocabulary {
     fn tok_trie(&self) -> &TokTrie {
         &self.0
     }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use llguidance::Matcher;
 use rempart_engine::{Advance, Constraint, Grammar, Then, Token, TokenMask};
 
-/// A grammar at its start.
+/// A grammar at its start; locked, as threads may share a matcher only so.
 pub(super) struct Compiled(Mutex<Matcher>);
 
 impl Compiled {
@@ -23,9 +23,9 @@ impl fmt::Debug for Compiled {
 
 impl Grammar for Compiled {
     fn start(&self) -> Box<dyn Constraint> {
-        // Sharing the lexer's states with all others: they are the same for all, and a copy can take a second.
+        // With a lexer of its own: what is left of a shared one's limits would depend on all who used it before.
         let start = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Box::new(Follower(start.clone()))
+        Box::new(Follower(start.deep_clone()))
     }
 }
 

@@ -25,11 +25,12 @@ use serde_json::{Value, json};
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::format::{AskedFormat, OutputFormat};
+use check::Trial;
 use follow::Compiled;
 use vocabulary::Vocabulary;
 
 /// Formats that are compiled at one time. Those that took too long for their client still count until they end.
-pub const COMPILING_MAX: usize = 4;
+pub const COMPILING_MAX: usize = 2;
 /// When a client may try again if they are too many.
 const RETRY_AFTER_S: u64 = 2;
 /// Open brackets in each other, in a regular expression or a grammar.
@@ -84,6 +85,10 @@ impl Grammars {
             return Ok(found);
         }
         let grammar = SharedGrammar(Arc::new(self.build(asked, limits)?));
+        // Another request may have asked for the same meanwhile.
+        if let Some(found) = self.find(&asked.format) {
+            return Ok(found);
+        }
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         compiled.insert(0, (asked.format.clone(), grammar.clone()));
         compiled.truncate(limits.grammars_max);
@@ -107,7 +112,14 @@ impl Grammars {
             let why: String = why.chars().take(MESSAGE_MAX).collect();
             refuse(format!("`{}` can't be followed: {why}", asked.param))
         };
-        check::in_child(&self.program, &asked.format, limits.grammar_timeout).map_err(told)?;
+        match check::in_child(&self.program, &asked.format, limits.grammar_timeout) {
+            Ok(Trial::Passed) => {}
+            Ok(Trial::Refused(why)) => return Err(told(why)),
+            Err(error) => {
+                tracing::error!(%error, "formats can't be tried");
+                return Err(ApiError::internal());
+            }
+        }
         let (sender, receiver) = mpsc::sync_channel(1);
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(|| compile(&factory, grammar)));
@@ -248,7 +260,12 @@ fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher,
     let mut matcher = Matcher::new(factory.create_parser(grammar));
     let mask = matcher.compute_mask();
     if let Some(error) = matcher.get_error() {
-        return Err(error);
+        // The text of a panic is for its maker.
+        return Err(if error.starts_with("panic") {
+            "its compiler failed".to_owned()
+        } else {
+            error
+        });
     }
     match mask {
         Ok(mask) if !mask.is_zero() => Ok(matcher),

@@ -28,18 +28,32 @@ const FORMATS: [&str; 19] = [
 /// Keys whose values are data, not schemas.
 const DATA: [&str; 5] = ["const", "default", "enum", "example", "examples"];
 
+/// Keys whose values have schemas under names of the author's.
+const NAMED: [&str; 5] = [
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+    "patternProperties",
+    "properties",
+];
+
 /// Drops formats that JSON Schema does not define, such as "int64" and "password": by the specification they are
 /// notes, and the compiler refuses what it does not know.
 pub(super) fn drop_unknown_formats(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
-            // A property of that name has a schema, not a string.
             let unknown = |format: &Value| format.as_str().is_some_and(|format| !FORMATS.contains(&format));
             if fields.get("format").is_some_and(unknown) {
                 fields.shift_remove("format");
             }
-            let schemas = fields.iter_mut().filter(|(key, _)| !DATA.contains(&key.as_str()));
-            schemas.for_each(|(_, part)| drop_unknown_formats(part));
+            for (key, part) in fields.iter_mut().filter(|(key, _)| !DATA.contains(&key.as_str())) {
+                match part {
+                    Value::Object(named) if NAMED.contains(&key.as_str()) => {
+                        named.values_mut().for_each(drop_unknown_formats);
+                    }
+                    _ => drop_unknown_formats(part),
+                }
+            }
         }
         Value::Array(parts) => parts.iter_mut().for_each(drop_unknown_formats),
         _ => {}
@@ -57,6 +71,7 @@ mod tests {
         let mut schema = json!({
             "properties": {
                 "format": {"type": "integer", "format": "int64"},
+                "default": {"format": "password", "enum": ["a"]},
                 "day": {"format": "date", "default": {"format": "own"}},
                 "list": {"items": [{"format": "password"}], "const": {"format": "kept"}}
             },
@@ -66,6 +81,7 @@ mod tests {
         let expected = json!({
             "properties": {
                 "format": {"type": "integer"},
+                "default": {"enum": ["a"]},
                 "day": {"format": "date", "default": {"format": "own"}},
                 "list": {"items": [{}], "const": {"format": "kept"}}
             },

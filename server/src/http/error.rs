@@ -276,8 +276,8 @@ impl ApiError {
 
     /// 400: an answer came to a place of its format that it can't leave.
     pub fn format_stuck() -> Self {
-        let message = "the format that was asked for leads to a place that no token of this model continues, or that is too \
-                       complex to follow: simplify it";
+        let message = "the format that was asked for leads to a place that no token of this model continues, or that is more \
+                       complex than this server follows: simplify it";
         Self {
             param: None,
             ..Self::invalid("response_format", "format_stuck", message)

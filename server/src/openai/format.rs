@@ -169,5 +169,14 @@ fn choices(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Vec<Str
         within(&text, &path, limits)?;
         Ok(text)
     };
-    items.iter().enumerate().map(choice).collect()
+    let choices: Vec<String> = items.iter().enumerate().map(choice).collect::<Result<_>>()?;
+    let (bytes, limit) = (
+        choices.iter().map(String::len).sum::<usize>(),
+        limits.format_bytes_max,
+    );
+    if bytes > limit {
+        let message = format!("`{path}` has {bytes} bytes, but the limit is {limit}");
+        return Err(ApiError::invalid(path, "out_of_range", message));
+    }
+    Ok(choices)
 }
