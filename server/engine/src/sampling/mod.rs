@@ -1,8 +1,8 @@
 //! From a row of logits to a token.
 //!
 //! In this order, as vLLM's sampler: log-probabilities of the raw logits; `logit_bias`; penalties (repetition over
-//! prompt and output, then frequency and presence over the output); banned tokens, and those that are not allowed; temperature; `min_p`; `top_k`;
-//! `top_p`; the draw. Every filter keeps the best tokens by (logit, then lowest token), so ties never depend on how
+//! prompt and output, then frequency and presence over the output); banned tokens, and those that a grammar does not
+//! allow; temperature; `min_p`; `top_k`; `top_p`; the draw. Every filter keeps the best tokens by (logit, then lowest token), so ties never depend on how
 //! they were found, and `top_p` works on what the filters before it left, renormalised. The draw walks the tokens in
 //! order of their ids to a point given by [`crate::rng::uniform`] of seed and position.
 //!
