@@ -266,6 +266,12 @@ pub struct RequestArgs {
     /// Bytes of a schema, regular expression, grammar or choice that an answer must follow
     #[arg(long, env = "REMPART_FORMAT_BYTES_MAX", default_value = "131072")]
     pub format_bytes_max: NonZeroUsize,
+    /// Functions in `tools`, and calls in a message
+    #[arg(long, env = "REMPART_TOOLS_MAX", default_value = "128")]
+    pub tools_max: NonZeroUsize,
+    /// Bytes of `tools`
+    #[arg(long, env = "REMPART_TOOLS_BYTES_MAX", default_value = "524288")]
+    pub tools_bytes_max: NonZeroUsize,
     /// Choices of `structured_outputs`
     #[arg(long, env = "REMPART_FORMAT_CHOICES_MAX", default_value = "1024")]
     pub format_choices_max: NonZeroUsize,
@@ -349,6 +355,8 @@ pub struct RequestLimits {
     pub stop_bytes_max: usize,
     pub stop_tokens_max: usize,
     pub logit_bias_max: usize,
+    pub tools_max: usize,
+    pub tools_bytes_max: usize,
     pub format_bytes_max: usize,
     pub format_choices_max: usize,
     pub grammar_timeout: Duration,
@@ -460,6 +468,8 @@ impl RequestArgs {
             stop_bytes_max: self.stop_bytes_max.get(),
             stop_tokens_max: self.stop_tokens_max.get(),
             logit_bias_max: self.logit_bias_max.get(),
+            tools_max: self.tools_max.get(),
+            tools_bytes_max: self.tools_bytes_max.get(),
             format_bytes_max: self.format_bytes_max.get(),
             format_choices_max: self.format_choices_max.get(),
             grammar_timeout: Duration::from_millis(self.grammar_timeout_ms),

@@ -1,7 +1,8 @@
 //! The model as the HTTP side sees it.
 
-use rempart_text::{ChatTemplate, Tokenizer};
+use rempart_text::Tokenizer;
 
+use crate::chat::template::Chat;
 use crate::engine_thread::EngineHandle;
 use crate::grammar::Grammars;
 use crate::http::error::ApiError;
@@ -12,7 +13,7 @@ pub struct Model {
     pub names: Vec<String>,
     pub tokenizer: Tokenizer,
     /// `None` for a base model: it completes, and cannot chat.
-    pub chat_template: Option<ChatTemplate>,
+    pub chat: Option<Chat>,
     /// Tokens of prompt and answer together.
     pub context_length: usize,
     pub vocab_size: usize,

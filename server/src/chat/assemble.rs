@@ -1,10 +1,10 @@
-//! One choice's text out of its tokens: whole characters only, up to the first stop string, with the likelihoods of
-//! exactly the tokens that the text shows.
+//! What one choice says out of its tokens: whole characters only, the parts told apart, content up to the first stop string,
+//! with the likelihoods of exactly the tokens that were told.
 
 use std::collections::VecDeque;
 
 use rempart_engine::{Logprob, Sampled};
-use rempart_text::{Detokenizer, StopMatcher, StopOutcome, Tokenizer};
+use rempart_text::{Detokenizer, Part, Reader, StopMatcher, StopOutcome, Tokenizer};
 
 use super::Rules;
 
@@ -19,43 +19,88 @@ pub struct Entry {
     pub offset: usize,
 }
 
+/// Something that a choice says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    Content(String),
+    Reasoning(String),
+    /// The choice's call of this number begins.
+    Call {
+        index: usize,
+        id: String,
+        name: String,
+    },
+    /// More arguments of a call.
+    Arguments {
+        index: usize,
+        text: String,
+    },
+}
+
 /// What one event adds to a choice.
 #[derive(Debug, Default)]
 pub struct Piece {
-    pub text: String,
+    pub said: Vec<Said>,
     pub entries: Vec<Entry>,
-    /// A stop string was found: the text is complete.
+    /// A stop string was found: the choice is complete.
     pub stopped: bool,
 }
 
-/// The state of one choice's text.
+impl Piece {
+    /// Whether there is nothing to tell.
+    pub fn is_silent(&self) -> bool {
+        self.said.is_empty() && self.entries.is_empty() && !self.stopped
+    }
+}
+
+/// The state of one choice.
 pub struct Assembler {
     vocab_size: usize,
     detokenizer: Detokenizer,
+    reader: Reader,
     matcher: StopMatcher,
     logprobs: bool,
-    /// Tokens still to come before a stop string may end the text.
+    short_ids: bool,
+    /// Tokens still to come before a stop string may end the content.
     unstoppable: usize,
-    /// Tokens whose text may still be held back by the matcher.
+    /// Tokens whose text may still be held back.
     held: VecDeque<Entry>,
-    /// Characters the detokenizer gave, and of these the ones the matcher let through.
+    /// Characters the detokenizer gave, and of these the ones that were told or passed over.
     given: usize,
-    shown: usize,
+    told: usize,
+    calls: usize,
+    reasoning_tokens: usize,
 }
 
 impl Assembler {
     /// `offset`: characters of echoed prompt before this text.
     pub fn new(tokenizer: &Tokenizer, rules: &Rules, offset: usize) -> Result<Self, rempart_text::Error> {
+        let reading = &rules.reading;
+        let detokenizer = Detokenizer::continuing(tokenizer, rules.skip_special_tokens);
         Ok(Self {
             vocab_size: tokenizer.vocab_size(),
-            detokenizer: Detokenizer::continuing(tokenizer, rules.skip_special_tokens),
+            detokenizer: detokenizer.showing(reading.shown.clone()),
+            reader: Reader::new(reading.reasoning, reading.calls.clone(), reading.begun),
             matcher: StopMatcher::new(rules.stops.clone(), rules.include_stop)?,
             logprobs: rules.logprobs.is_some(),
+            short_ids: reading.short_ids,
             unstoppable: rules.min_tokens,
             held: VecDeque::new(),
             given: offset,
-            shown: offset,
+            told: offset,
+            calls: 0,
+            reasoning_tokens: 0,
         })
+    }
+
+    /// Calls that were begun.
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
+    /// Tokens of the reasoning, with its markers.
+    pub fn reasoning_tokens(&self) -> usize {
+        self.reasoning_tokens
     }
 
     /// Adds a token.
@@ -74,48 +119,110 @@ impl Assembler {
         if sampled.token as usize >= self.vocab_size {
             return Ok(Piece::default());
         }
+        let reasoned = self.reader.is_reasoning();
         let text = self.detokenizer.push(sampled.token)?;
-        Ok(self.text(&text))
+        let piece = self.text(&text);
+        self.reasoning_tokens += usize::from(reasoned || self.reader.is_reasoning());
+        Ok(piece)
     }
 
-    /// Ends the text: gives out what was held back.
+    /// Ends the choice: gives out what was held back.
     pub fn finish(&mut self) -> Piece {
         let tail = self.detokenizer.finish();
         let mut piece = self.text(&tail);
         if !piece.stopped {
-            let rest = self.matcher.finish();
-            self.shown += rest.chars().count();
-            piece.text.push_str(&rest);
+            let parts = self.reader.finish();
+            self.parts(parts, &mut piece);
+        }
+        if !piece.stopped {
+            self.release(&mut piece.said);
             piece.entries.extend(self.held.drain(..));
         }
         piece
     }
 
     fn text(&mut self, text: &str) -> Piece {
-        if text.is_empty() {
-            return Piece::default();
+        let mut piece = Piece::default();
+        if !text.is_empty() {
+            self.given += text.chars().count();
+            let parts = self.reader.push(text);
+            self.parts(parts, &mut piece);
         }
-        self.given += text.chars().count();
-        let (text, stopped) = if self.unstoppable > 0 {
-            (self.matcher.pass(text), false)
-        } else {
-            match self.matcher.push(text) {
-                StopOutcome::Text(text) => (text, false),
-                StopOutcome::Stopped { text, .. } => (text, true),
+        piece
+    }
+
+    fn parts(&mut self, parts: Vec<Part>, piece: &mut Piece) {
+        for part in parts {
+            if piece.stopped {
+                break;
             }
-        };
-        self.shown += text.chars().count();
-        let visible = self
-            .held
-            .iter()
-            .take_while(|entry| entry.offset < self.shown)
-            .count();
-        let entries = self.held.drain(..visible).collect();
-        Piece {
-            text,
-            entries,
-            stopped,
+            let Part::Content(text) = part else {
+                self.release(&mut piece.said);
+                self.other_part(part, &mut piece.said);
+                continue;
+            };
+            let (text, stopped) = if self.unstoppable > 0 {
+                (self.matcher.pass(&text), false)
+            } else {
+                match self.matcher.push(&text) {
+                    StopOutcome::Text(text) => (text, false),
+                    StopOutcome::Stopped { text, .. } => (text, true),
+                }
+            };
+            self.content(text, &mut piece.said);
+            piece.stopped = stopped;
         }
+        let visible = self.held.iter().take_while(|entry| entry.offset < self.told);
+        let visible = visible.count();
+        piece.entries.extend(self.held.drain(..visible));
+    }
+
+    /// A part in which stop strings mean nothing.
+    fn other_part(&mut self, part: Part, said: &mut Vec<Said>) {
+        match part {
+            Part::Content(_) => {}
+            Part::Syntax(chars) => self.told += chars,
+            Part::Reasoning(text) => {
+                self.told += text.chars().count();
+                said.push(Said::Reasoning(text));
+            }
+            Part::Call(name) => {
+                said.push(Said::Call {
+                    index: self.calls,
+                    id: new_id(self.short_ids),
+                    name,
+                });
+                self.calls += 1;
+            }
+            Part::Arguments(text) => {
+                self.told += text.chars().count();
+                let index = self.calls.saturating_sub(1);
+                said.push(Said::Arguments { index, text });
+            }
+        }
+    }
+
+    /// Gives out what the beginning of a stop string held back.
+    fn release(&mut self, said: &mut Vec<Said>) {
+        let text = self.matcher.finish();
+        self.content(text, said);
+    }
+
+    fn content(&mut self, text: String, said: &mut Vec<Said>) {
+        if !text.is_empty() {
+            self.told += text.chars().count();
+            said.push(Said::Content(text));
+        }
+    }
+}
+
+/// An identifier for a call: nine letters and digits where a chat template takes no other.
+fn new_id(short: bool) -> String {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    if short {
+        unique[..9].to_owned()
+    } else {
+        format!("call_{unique}")
     }
 }
 

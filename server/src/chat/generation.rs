@@ -8,7 +8,7 @@ use rempart_engine::{AddError, Event, Finish};
 use tokio::time::{Sleep, sleep_until};
 use tracing::Span;
 
-use super::assemble::{Assembler, Entry, Piece, prompt_entries};
+use super::assemble::{Assembler, Entry, Piece, Said, prompt_entries};
 use super::{Prepared, Rules};
 use crate::engine_thread::{NeverQueued, StreamEvent, SubmitError, Timing, TokenStream};
 use crate::http::error::ApiError;
@@ -22,7 +22,7 @@ pub struct Update {
     pub choice: usize,
     /// Whether it is the choice's first.
     pub first: bool,
-    pub text: String,
+    pub said: Vec<Said>,
     pub entries: Vec<Entry>,
     /// The prompt's tokens, with the choice's first update, and the tokens made since its last; empty unless asked for.
     pub prompt_tokens: Vec<u32>,
@@ -80,6 +80,7 @@ impl Generation {
             echoes,
             rules,
             format: _,
+            thinking: _,
         } = prepared;
         let mut choices = Vec::new();
         let mut prompts = Vec::new();
@@ -135,7 +136,11 @@ impl Generation {
     pub fn usage(&self) -> Usage {
         let prompt = self.prompts.iter().map(|prompt| prompt.len).sum();
         let cached = self.prompts.iter().filter_map(|prompt| prompt.cached).sum();
-        Usage::new(prompt, self.completion_tokens, cached)
+        let reasoning = self
+            .choices
+            .iter()
+            .map(|choice| choice.assembler.reasoning_tokens());
+        Usage::new(prompt, self.completion_tokens, cached, reasoning.sum())
     }
 
     /// The next update, or `None` after the last choice has finished.
@@ -191,9 +196,8 @@ impl Generation {
                 if piece.stopped {
                     self.stream.stop(at);
                 }
-                let silent = piece.text.is_empty() && piece.entries.is_empty() && reason.is_none();
                 let begun = self.choices[at].begun;
-                Ok((!silent || !begun).then(|| self.told(at, piece, reason)))
+                Ok((!piece.is_silent() || !begun).then(|| self.told(at, piece, reason)))
             }
             Event::Finished(finish) => self.finished(at, finish).map(Some),
         }
@@ -223,7 +227,7 @@ impl Generation {
             return Ok(self.told(at, piece, Some(reason)));
         }
         let rest = choice.assembler.finish();
-        piece.text.push_str(&rest.text);
+        piece.said.extend(rest.said);
         piece.entries.extend(rest.entries);
         let reason = if rest.stopped { "stop" } else { reason };
         Ok(self.told(at, piece, Some(reason)))
@@ -240,8 +244,14 @@ impl Generation {
         let prompt = at * self.prompts.len() / self.choices.len();
         let choice = &mut self.choices[at];
         let first = !std::mem::replace(&mut choice.begun, true);
-        let mut text = choice.echo.take().unwrap_or_default();
-        text.push_str(&piece.text);
+        let mut said: Vec<Said> = choice.echo.take().map(Said::Content).into_iter().collect();
+        said.extend(piece.said);
+        // An answer that ends by itself and has calls ends for their results.
+        let called = choice.assembler.calls() > 0;
+        let finish_reason = match finish_reason {
+            Some("stop") if called => Some("tool_calls"),
+            other => other,
+        };
         if finish_reason.is_some() {
             choice.finished = true;
             self.open -= 1;
@@ -249,7 +259,7 @@ impl Generation {
         Update {
             choice: at,
             first,
-            text,
+            said,
             entries: piece.entries,
             prompt_tokens: if first && self.rules.token_ids {
                 self.prompts[prompt].tokens.clone()

@@ -3,6 +3,8 @@
 
 pub mod assemble;
 pub mod generation;
+pub mod plan;
+pub mod template;
 
 use rempart_engine::{Request, SamplingParams, StopRules};
 use rempart_text::{OwnedSegment, RenderInput, Segment};
@@ -15,6 +17,9 @@ use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
 use crate::openai::format::AskedFormat;
 use crate::openai::shared::Common;
+use crate::openai::tools::Tools;
+use plan::{Reading, Thinking};
+use template::Chat;
 
 /// A prompt of up to so many contexts is counted exactly when it is refused.
 const COUNTED_CONTEXTS: usize = 2;
@@ -28,6 +33,8 @@ pub struct Prepared {
     pub echoes: Vec<Option<String>>,
     /// What every answer must be; its grammar is not in the requests yet.
     pub format: Option<AskedFormat>,
+    /// What reasoning in front of it is held to.
+    pub thinking: Option<Thinking>,
     pub rules: Rules,
 }
 
@@ -43,6 +50,7 @@ pub struct Rules {
     pub logprobs: Option<u32>,
     /// Whether the tokens themselves are told beside their text.
     pub token_ids: bool,
+    pub reading: Reading,
 }
 
 /// Prepares `/v1/chat/completions`.
@@ -50,10 +58,22 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let common = &request.common;
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
-    let prompt = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
+    let Conversation { tools, reasoning, .. } = &request.conversation;
+    let chat = chat_of(model)?;
+    let (text, prompt) = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    check_format(common)?;
+    let reading = Reading::new(chat, &text, tools.is_some());
+    let format = match tools {
+        Some(tools) => {
+            let content = common.format.as_ref().map(|asked| &asked.format);
+            Some(plan::calls(tools, &chat.dialect, content))
+        }
+        None => common.format.clone(),
+    };
+    check_format(common, format.as_ref())?;
+    let (_, budget) = plan::reasoning(*reasoning, chat)?;
+    let thinking = Thinking::plan(chat, &reading, budget, format.as_ref().map(|asked| &asked.format))?;
     let requests = vec![engine_request(
         common,
         model,
@@ -64,9 +84,11 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     Ok(Prepared {
         requests,
         echoes: vec![None],
-        format: common.format.clone(),
+        format,
+        thinking,
         rules: Rules {
             token_ids: request.return_token_ids,
+            reading,
             ..rules(common, request.logprobs)
         },
     })
@@ -82,7 +104,7 @@ pub fn prepare_completion(
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
     let default = request.max_tokens.is_none().then_some(MAX_TOKENS_DEFAULT);
-    check_format(common)?;
+    check_format(common, common.format.as_ref())?;
     let (mut requests, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &request.prompts {
         let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
@@ -102,6 +124,7 @@ pub fn prepare_completion(
         requests,
         echoes,
         format: common.format.clone(),
+        thinking: None,
         rules: Rules {
             token_ids: request.return_token_ids,
             ..rules(common, request.logprobs)
@@ -109,41 +132,52 @@ pub fn prepare_completion(
     })
 }
 
-/// Renders a conversation with the model's template and tokenizes it.
+fn chat_of(model: &Model) -> Result<&Chat> {
+    model.chat.as_ref().ok_or_else(|| {
+        let message = "this model has no chat template: use /v1/completions";
+        ApiError::invalid("messages", "no_chat_template", message)
+    })
+}
+
+/// Renders a conversation with the model's template and tokenizes it: the prompt as text and as tokens.
 pub fn conversation_tokens(
     conversation: &Conversation,
     model: &Model,
     limits: &RequestLimits,
     tokens_max: usize,
-) -> Result<Vec<u32>> {
-    let Some(template) = &model.chat_template else {
-        let message = "this model has no chat template: use /v1/completions";
-        return Err(ApiError::invalid("messages", "no_chat_template", message));
-    };
+) -> Result<(String, Vec<u32>)> {
+    let chat = chat_of(model)?;
     check_bytes("messages", conversation.content_bytes(), limits)?;
     // Where an answer goes on with the last message, a mark that no client can know tells where its content ends.
     let mark = conversation
         .continue_final_message
         .then(|| uuid::Uuid::new_v4().simple().to_string());
+    let messages = conversation.template_messages(mark.as_deref().unwrap_or_default());
+    let tools = conversation.tools.as_ref().map(Tools::template_tools);
+    let (messages, tools) = chat.dialect.conversation(messages, tools);
+    let (mut kwargs, _) = plan::reasoning(conversation.reasoning, chat)?;
+    kwargs.extend(conversation.template_kwargs.clone());
     let input = RenderInput {
-        messages: &conversation.template_messages(mark.as_deref().unwrap_or_default()),
-        tools: None,
+        messages: &messages,
+        tools: tools.as_ref(),
         documents: None,
         add_generation_prompt: conversation.add_generation_prompt,
-        kwargs: conversation.template_kwargs.clone(),
+        kwargs,
         now_s: unix_now(),
     };
     // These errors quote the template at most, never the conversation.
-    let mut segments = template
+    let mut segments = chat
+        .template
         .render(&input)
         .map_err(|error| ApiError::invalid("messages", "chat_template_error", error.to_string()))?;
     if let Some(mark) = mark {
         cut_at(&mut segments, &mark)?;
     }
-    let bytes = segments.iter().map(|segment| segment.as_str().len()).sum();
-    check_bytes("messages", bytes, limits)?;
+    let text: String = segments.iter().map(OwnedSegment::as_str).collect();
+    check_bytes("messages", text.len(), limits)?;
     let segments: Vec<Segment<'_>> = segments.iter().map(OwnedSegment::as_segment).collect();
-    encode("messages", &segments, false, model, tokens_max)
+    let tokens = encode("messages", &segments, false, model, tokens_max)?;
+    Ok((text, tokens))
 }
 
 /// Cuts off what a template writes from the mark on, which stands behind the last message's content.
@@ -304,8 +338,8 @@ fn check_min_tokens(common: &Common, max_tokens: usize) -> Result<()> {
 }
 
 /// An answer ends where its format does.
-fn check_format(common: &Common) -> Result<()> {
-    let Some(asked) = &common.format else {
+fn check_format(common: &Common, asked: Option<&AskedFormat>) -> Result<()> {
+    let Some(asked) = asked else {
         return Ok(());
     };
     for (set, param) in [
@@ -370,5 +404,6 @@ fn rules(common: &Common, logprobs: Option<u32>) -> Rules {
         skip_special_tokens: common.skip_special_tokens,
         logprobs,
         token_ids: false,
+        reading: Reading::default(),
     }
 }

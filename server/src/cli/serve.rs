@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 
+use crate::chat::template::Chat;
 use crate::config::{ServeArgs, Settings};
 use crate::grammar::Grammars;
 use crate::http::{self, App, AppState};
@@ -127,6 +128,9 @@ fn start(
         settings.engine.itl_target,
     )
     .context("starting the engine thread")?;
+    let chat = served
+        .chat_template
+        .map(|template| Chat::new(template, &served.tokenizer, &served.eos_tokens));
     let model = Model {
         names,
         grammars: Grammars::new(
@@ -136,7 +140,7 @@ fn start(
             this_program()?,
         ),
         tokenizer: served.tokenizer,
-        chat_template: served.chat_template,
+        chat,
         context_length: served.context_length,
         vocab_size: served.vocab_size,
         eos_tokens: served.eos_tokens,

@@ -4,9 +4,11 @@
 //! of its own, where it may take what it takes, then here, away from the engine's thread. What was compiled is kept for the
 //! next request that asks for the same.
 
+mod calls;
 pub mod check;
 mod follow;
 mod schema;
+mod thinking;
 mod vocabulary;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +24,7 @@ use rempart_engine::SharedGrammar;
 use rempart_text::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::chat::plan::Thinking;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::format::{AskedFormat, OutputFormat};
@@ -48,6 +51,20 @@ const JSON_WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 /// Characters of what the compiler says that a client is told.
 const MESSAGE_MAX: usize = 300;
 
+/// The code of the error for a format that can't be followed.
+const INVALID: &str = "invalid_format";
+
+/// A grammar, or why there is none.
+type Known = Result<SharedGrammar, String>;
+
+/// Why a format was not compiled.
+enum Failure {
+    Refused(String),
+    Late,
+    /// It is not the format's fault.
+    Server(ApiError),
+}
+
 /// The formats of one model.
 pub struct Grammars {
     tokenizer: Tokenizer,
@@ -56,7 +73,7 @@ pub struct Grammars {
     /// Made for the first request that needs it: it holds the vocabulary once more.
     factory: OnceLock<Option<Arc<ParserFactory>>>,
     /// The latest used comes first.
-    compiled: Mutex<Vec<(OutputFormat, SharedGrammar)>>,
+    compiled: Mutex<Vec<(OutputFormat, Known)>>,
     compiling: Arc<AtomicUsize>,
     /// The program that tries formats.
     program: PathBuf,
@@ -76,48 +93,86 @@ impl Grammars {
         }
     }
 
-    /// The grammar of a format. Blocks for as long as compiling may take.
+    /// The grammar of a format, or of its fallback. Blocks for as long as compiling may take.
     ///
     /// # Errors
     /// 400 with the reason where there is no such grammar or it takes too long, 503 where too many are being compiled.
     pub fn compile(&self, asked: &AskedFormat, limits: &RequestLimits) -> Result<SharedGrammar, ApiError> {
-        if let Some(found) = self.find(&asked.format) {
-            return Ok(found);
+        match (
+            self.compile_one(&asked.format, asked.param, limits),
+            &asked.fallback,
+        ) {
+            (Err(error), Some(fallback)) if error.code == Some(INVALID) => {
+                self.compile_one(fallback, asked.param, limits)
+            }
+            (result, _) => result,
         }
-        let grammar = SharedGrammar(Arc::new(self.build(asked, limits)?));
-        // Another request may have asked for the same meanwhile.
-        if let Some(found) = self.find(&asked.format) {
-            return Ok(found);
-        }
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        compiled.insert(0, (asked.format.clone(), grammar.clone()));
-        compiled.truncate(limits.grammars_max);
-        Ok(grammar)
     }
 
     /// The grammar of a format that is compiled already.
     pub fn find(&self, format: &OutputFormat) -> Option<SharedGrammar> {
+        self.known(format)?.ok()
+    }
+
+    /// The grammar of reasoning in front of an answer.
+    pub fn reasoned(&self, thinking: Thinking, answer: Option<SharedGrammar>) -> SharedGrammar {
+        thinking::reasoned(thinking, self.vocab_size, &self.eos_tokens, answer)
+    }
+
+    /// What came of a format before.
+    fn known(&self, format: &OutputFormat) -> Option<Known> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let at = compiled.iter().position(|(known, _)| known == format)?;
         compiled[..=at].rotate_right(1);
         Some(compiled[0].1.clone())
     }
 
-    fn build(&self, asked: &AskedFormat, limits: &RequestLimits) -> Result<Compiled, ApiError> {
-        let refuse = |message: String| ApiError::invalid(asked.param, "invalid_format", message);
-        let grammar = source(&asked.format).map_err(refuse)?;
-        let factory = self.factory().ok_or_else(ApiError::internal)?;
-        let slot = Slot::take(&self.compiling).ok_or_else(busy)?;
-        let told = |why: String| {
+    fn compile_one(
+        &self,
+        format: &OutputFormat,
+        param: &'static str,
+        limits: &RequestLimits,
+    ) -> Result<SharedGrammar, ApiError> {
+        let refuse = |why: String| {
             let why: String = why.chars().take(MESSAGE_MAX).collect();
-            refuse(format!("`{}` can't be followed: {why}", asked.param))
+            ApiError::invalid(param, INVALID, format!("`{param}` can't be followed: {why}"))
         };
-        match check::in_child(&self.program, &asked.format, limits.grammar_timeout) {
+        if let Some(known) = self.known(format) {
+            return known.map_err(refuse);
+        }
+        let result = match self.build(format, limits) {
+            Ok(compiled) => Ok(SharedGrammar(Arc::new(compiled))),
+            Err(Failure::Refused(why)) => Err(why),
+            // Another time it may be quicker.
+            Err(Failure::Late) => {
+                let limit = limits.grammar_timeout.as_millis();
+                return Err(refuse(format!("it takes longer than the limit of {limit} ms")));
+            }
+            Err(Failure::Server(error)) => return Err(error),
+        };
+        // Another request may have asked for the same meanwhile.
+        if let Some(known) = self.known(format) {
+            return known.map_err(refuse);
+        }
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.insert(0, (format.clone(), result.clone()));
+        compiled.truncate(limits.grammars_max);
+        result.map_err(refuse)
+    }
+
+    fn build(&self, format: &OutputFormat, limits: &RequestLimits) -> Result<Compiled, Failure> {
+        let grammar = source(format, &|text| self.tokenizer.markup(text)).map_err(Failure::Refused)?;
+        let factory = self
+            .factory()
+            .ok_or_else(|| Failure::Server(ApiError::internal()))?;
+        let slot = Slot::take(&self.compiling).ok_or_else(|| Failure::Server(busy()))?;
+        match check::in_child(&self.program, format, limits.grammar_timeout) {
             Ok(Trial::Passed) => {}
-            Ok(Trial::Refused(why)) => return Err(told(why)),
+            Ok(Trial::Refused(why)) => return Err(Failure::Refused(why)),
+            Ok(Trial::Late) => return Err(Failure::Late),
             Err(error) => {
                 tracing::error!(%error, "formats can't be tried");
-                return Err(ApiError::internal());
+                return Err(Failure::Server(ApiError::internal()));
             }
         }
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -130,14 +185,11 @@ impl Grammars {
         let builder = thread::Builder::new()
             .name("grammar".to_owned())
             .stack_size(check::STACK_BYTES);
-        builder.spawn(work).map_err(|_| busy())?;
+        builder.spawn(work).map_err(|_| Failure::Server(busy()))?;
         match receiver.recv_timeout(limits.grammar_timeout) {
             Ok(Ok(matcher)) => Ok(Compiled::new(matcher)),
-            Ok(Err(why)) => Err(told(why)),
-            Err(_) => Err(told(format!(
-                "it takes longer than the limit of {} ms",
-                limits.grammar_timeout.as_millis()
-            ))),
+            Ok(Err(why)) => Err(Failure::Refused(why)),
+            Err(_) => Err(Failure::Late),
         }
     }
 
@@ -193,8 +245,8 @@ impl Drop for Slot {
     }
 }
 
-/// A format in the compiler's terms.
-fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
+/// A format in the compiler's terms. `split` is what a vocabulary makes of markup.
+fn source(format: &OutputFormat, split: calls::Split<'_>) -> Result<TopLevelGrammar, String> {
     Ok(match format {
         OutputFormat::JsonObject => json_schema(json!({"type": "object"}))?,
         OutputFormat::JsonSchema(text) => {
@@ -207,15 +259,7 @@ fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
             TopLevelGrammar::from_regex(pattern)
         }
         OutputFormat::Choice(choices) => {
-            // JSON leaves one control character as it is, which Lark does not take.
-            let quoted: Vec<String> = choices
-                .iter()
-                .map(|choice| {
-                    Value::from(choice.as_str())
-                        .to_string()
-                        .replace('\u{7f}', "\\u007f")
-                })
-                .collect();
+            let quoted: Vec<String> = choices.iter().map(|choice| calls::quoted(choice)).collect();
             TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
         }
         OutputFormat::Lark(text) => {
@@ -226,10 +270,16 @@ fn source(format: &OutputFormat) -> Result<TopLevelGrammar, String> {
             }
             TopLevelGrammar::from_lark(text.clone())
         }
+        OutputFormat::Calls(format) => calls::grammar(format, split)?,
     })
 }
 
-fn json_schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
+fn json_schema(schema: Value) -> Result<TopLevelGrammar, String> {
+    Ok(TopLevelGrammar::from_json_schema(prepared_schema(schema)?))
+}
+
+/// A schema as the compiler is given it.
+fn prepared_schema(mut schema: Value) -> Result<Value, String> {
     schema::drop_unknown_formats(&mut schema);
     let fields = schema.as_object_mut().ok_or("a schema must be an object")?;
     // The compiler's own switches are not for clients: they could make it lenient.
@@ -237,7 +287,7 @@ fn json_schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
         "x-guidance".to_owned(),
         json!({"whitespace_pattern": JSON_WHITE_SPACE}),
     );
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(schema)
 }
 
 fn check_brackets(text: &str) -> Result<(), String> {

@@ -9,13 +9,13 @@ use rempart_engine::Logprob;
 
 use super::error::ApiError;
 use super::{AppState, Arrived, limits, sse};
-use crate::chat::assemble::Entry;
+use crate::chat::assemble::{Entry, Said};
 use crate::chat::generation::{Generation, Update};
-use crate::chat::prepare_chat;
+use crate::chat::{Rules, prepare_chat};
 use crate::model::Model;
 use crate::openai::chat::{
-    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprob, ChatLogprobs,
-    ChatRequest, Delta, TokenLogprob,
+    AssistantMessage, CalledFunction, CalledFunctionDelta, ChatChoice, ChatChunk, ChatChunkChoice,
+    ChatCompletion, ChatLogprob, ChatLogprobs, ChatRequest, Delta, TokenLogprob, ToolCall, ToolCallDelta,
 };
 use crate::openai::shared::{ChunkUsage, FINGERPRINT, Usage};
 
@@ -40,10 +40,8 @@ pub async fn chat_completions(
         .await?;
     drop(body);
     app.follow_format(&model, &mut prepared).await?;
-    let (logprobs, token_ids) = (prepared.rules.logprobs.is_some(), prepared.rules.token_ids);
-    let generation =
-        Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;
-    let answer = Answer::new(model, logprobs, token_ids);
+    let answer = Answer::new(Arc::clone(&model), &prepared.rules);
+    let generation = Generation::start(model, prepared, app.timing(arrived.0), &app.shutdown).await?;
     match stream {
         Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
         None => answer.whole(generation).await,
@@ -57,17 +55,20 @@ struct Answer {
     created: i64,
     logprobs: bool,
     token_ids: bool,
+    /// Whether it may have calls, and so no content.
+    calls: bool,
 }
 
 impl Answer {
-    fn new(model: Arc<Model>, logprobs: bool, token_ids: bool) -> Self {
+    fn new(model: Arc<Model>, rules: &Rules) -> Self {
         let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
         Self {
             model,
             id,
             created: super::models::unix_now(),
-            logprobs,
-            token_ids,
+            logprobs: rules.logprobs.is_some(),
+            token_ids: rules.token_ids,
+            calls: rules.reading.calls.is_some(),
         }
     }
 
@@ -82,7 +83,10 @@ impl Answer {
                 prompt_token_ids = Some(update.prompt_tokens);
             }
             let choice = &mut choices[update.choice];
-            choice.message.content.push_str(&update.text);
+            update
+                .said
+                .into_iter()
+                .for_each(|said| add(&mut choice.message, said));
             choice.finish_reason = update.finish_reason.unwrap_or(choice.finish_reason);
             if let Some(ids) = &mut choice.token_ids {
                 ids.extend(&update.tokens);
@@ -94,6 +98,12 @@ impl Answer {
                         .iter()
                         .map(|entry| chat_logprob(&self.model, entry)),
                 );
+            }
+        }
+        for choice in &mut choices {
+            // Nothing at all was said: an empty answer, and not a missing one.
+            if choice.message.tool_calls.is_empty() {
+                choice.message.content.get_or_insert_default();
             }
         }
         let completion = ChatCompletion {
@@ -114,8 +124,10 @@ impl Answer {
             index,
             message: AssistantMessage {
                 role: "assistant",
-                content: String::new(),
+                content: None,
                 refusal: None,
+                reasoning_content: None,
+                tool_calls: Vec::new(),
             },
             logprobs: self.logprobs.then(ChatLogprobs::default),
             finish_reason: "stop",
@@ -151,10 +163,10 @@ impl sse::Chunks for Answer {
         let Update {
             choice: index,
             first,
-            text,
+            said,
             entries,
             prompt_tokens,
-            tokens,
+            mut tokens,
             finish_reason,
         } = update;
         let plain = |delta| ChatChunkChoice {
@@ -168,33 +180,32 @@ impl sse::Chunks for Answer {
         if first {
             let delta = Delta {
                 role: Some("assistant"),
-                content: Some(String::new()),
+                content: (!self.calls).then(String::new),
+                ..Delta::default()
             };
             let prompt = self.token_ids.then_some(prompt_tokens);
             chunks.push(self.chunk_with(vec![plain(delta)], usage, prompt));
         }
+        let mut deltas: Vec<Delta> = said.into_iter().map(delta).collect();
         // Tokens whose text is still held back, or that have none, come with an empty text.
-        if !text.is_empty() || !entries.is_empty() || !tokens.is_empty() {
-            let content = entries
-                .iter()
-                .map(|entry| chat_logprob(&self.model, entry))
-                .collect();
-            let logprobs = self.logprobs.then_some(ChatLogprobs {
-                content,
+        if deltas.is_empty() && (!entries.is_empty() || !tokens.is_empty()) {
+            deltas.push(delta(Said::Content(String::new())));
+        }
+        let mut content: Vec<ChatLogprob> = entries
+            .iter()
+            .map(|entry| chat_logprob(&self.model, entry))
+            .collect();
+        for delta in deltas {
+            let logprobs = self.logprobs.then(|| ChatLogprobs {
+                content: std::mem::take(&mut content),
                 refusal: None,
             });
-            let delta = Delta {
-                role: None,
-                content: Some(text),
+            let choice = ChatChunkChoice {
+                logprobs,
+                token_ids: self.token_ids.then(|| std::mem::take(&mut tokens)),
+                ..plain(delta)
             };
-            chunks.push(self.chunk(
-                vec![ChatChunkChoice {
-                    logprobs,
-                    token_ids: self.token_ids.then_some(tokens),
-                    ..plain(delta)
-                }],
-                usage,
-            ));
+            chunks.push(self.chunk(vec![choice], usage));
         }
         if finish_reason.is_some() {
             let last = ChatChunkChoice {
@@ -208,6 +219,51 @@ impl sse::Chunks for Answer {
 
     fn usage(&mut self, usage: Usage) -> String {
         self.chunk(Vec::new(), ChunkUsage::Told(usage))
+    }
+}
+
+/// Adds to a message what was said.
+fn add(message: &mut AssistantMessage, said: Said) {
+    match said {
+        Said::Content(text) => message.content.get_or_insert_default().push_str(&text),
+        Said::Reasoning(text) => message.reasoning_content.get_or_insert_default().push_str(&text),
+        Said::Call { id, name, .. } => message.tool_calls.push(ToolCall {
+            id,
+            kind: "function",
+            function: CalledFunction {
+                name,
+                arguments: String::new(),
+            },
+        }),
+        Said::Arguments { index, text } => {
+            if let Some(call) = message.tool_calls.get_mut(index) {
+                call.function.arguments.push_str(&text);
+            }
+        }
+    }
+}
+
+fn delta(said: Said) -> Delta {
+    let call = |index, id: Option<String>, name, arguments| Delta {
+        tool_calls: Some([ToolCallDelta {
+            index,
+            kind: id.is_some().then_some("function"),
+            id,
+            function: CalledFunctionDelta { name, arguments },
+        }]),
+        ..Delta::default()
+    };
+    match said {
+        Said::Content(text) => Delta {
+            content: Some(text),
+            ..Delta::default()
+        },
+        Said::Reasoning(text) => Delta {
+            reasoning_content: Some(text),
+            ..Delta::default()
+        },
+        Said::Call { index, id, name } => call(index, Some(id), Some(name), String::new()),
+        Said::Arguments { index, text } => call(index, None, None, text),
     }
 }
 

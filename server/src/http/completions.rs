@@ -10,7 +10,7 @@ use axum::{Extension, Json};
 use super::chat::finite;
 use super::error::ApiError;
 use super::{AppState, Arrived, limits, sse};
-use crate::chat::assemble::Entry;
+use crate::chat::assemble::{Entry, Said};
 use crate::chat::generation::{Generation, Update};
 use crate::chat::prepare_completion;
 use crate::model::Model;
@@ -80,7 +80,7 @@ impl Answer {
         let mut choices: Vec<CompletionChoice> = (0..generation.choices()).map(empty).collect();
         while let Some(update) = generation.next().await? {
             let choice = &mut choices[update.choice];
-            choice.text.push_str(&update.text);
+            choice.text.push_str(&text_of(update.said));
             choice.finish_reason = update.finish_reason;
             if let Some(logprobs) = &mut choice.logprobs {
                 append(logprobs, &self.model, &update.entries);
@@ -124,13 +124,14 @@ impl sse::Chunks for Answer {
     fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String> {
         let Update {
             choice: index,
-            text,
+            said,
             entries,
             prompt_tokens,
             tokens,
             finish_reason,
             ..
         } = update;
+        let text = text_of(said);
         let told = !tokens.is_empty() || !prompt_tokens.is_empty();
         if text.is_empty() && entries.is_empty() && finish_reason.is_none() && !told {
             return Vec::new();
@@ -156,6 +157,15 @@ impl sse::Chunks for Answer {
     fn usage(&mut self, usage: Usage) -> String {
         self.chunk(Vec::new(), ChunkUsage::Told(usage))
     }
+}
+
+/// A completion has nothing but content.
+fn text_of(said: Vec<Said>) -> String {
+    let text = |said| match said {
+        Said::Content(text) => text,
+        Said::Reasoning(_) | Said::Call { .. } | Said::Arguments { .. } => String::new(),
+    };
+    said.into_iter().map(text).collect()
 }
 
 fn append(logprobs: &mut CompletionLogprobs, model: &Model, entries: &[Entry]) {

@@ -77,20 +77,23 @@ impl App {
             .ok_or_else(|| ApiError::not_ready("the model is loading"))
     }
 
-    /// Gives prepared requests the grammar of the format that was asked for, compiled now if it is a new one.
+    /// Gives prepared requests the grammar of the format that was asked for, compiled now if it is a new one, behind what
+    /// holds reasoning to its limits.
     async fn follow_format(&self, model: &Arc<Model>, prepared: &mut Prepared) -> Result<(), ApiError> {
-        let Some(asked) = prepared.format.take() else {
-            return Ok(());
-        };
-        let grammar = if let Some(known) = model.grammars.find(&asked.format) {
-            known
-        } else {
-            let (model, limits) = (Arc::clone(model), self.limits.clone());
-            let compile = move || model.grammars.compile(&asked, &limits);
-            self.compilation.run(compile).await?
-        };
+        let mut grammar = None;
+        if let Some(asked) = prepared.format.take() {
+            grammar = model.grammars.find(&asked.format);
+            if grammar.is_none() {
+                let (model, limits) = (Arc::clone(model), self.limits.clone());
+                let compile = move || model.grammars.compile(&asked, &limits);
+                grammar = Some(self.compilation.run(compile).await?);
+            }
+        }
+        if let Some(thinking) = prepared.thinking {
+            grammar = Some(model.grammars.reasoned(thinking, grammar));
+        }
         for request in &mut prepared.requests {
-            request.grammar = Some(grammar.clone());
+            request.grammar.clone_from(&grammar);
         }
         Ok(())
     }

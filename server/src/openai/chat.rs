@@ -1,13 +1,15 @@
 //! `/v1/chat/completions` on the wire.
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
+use crate::openai::messages::{self, Message};
+use crate::openai::reasoning::{self, Reasoning};
 use crate::openai::shared::{self, ChunkUsage, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
+use crate::openai::tools::{self, Tools};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -21,8 +23,6 @@ const OWN: &[&str] = &[
     "messages",
     "modalities",
     "return_token_ids",
-    "tool_choice",
-    "tools",
     "top_logprobs",
 ];
 
@@ -47,20 +47,14 @@ pub struct Conversation {
     /// The answer goes on with the last message, which is the assistant's and has content.
     pub continue_final_message: bool,
     pub template_kwargs: Map<String, Value>,
-}
-
-/// One message; its content is plain text, the parts of a list joined by line feeds.
-pub struct Message {
-    pub role: &'static str,
-    pub name: Option<String>,
-    pub content: String,
+    pub tools: Option<Tools>,
+    pub reasoning: Reasoning,
 }
 
 impl ChatRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
-        refuse_tools(&mut object)?;
         refuse_modalities(&mut object)?;
         let max_completion_tokens = object.count("max_completion_tokens", 1..=TOKENS_MAX)?;
         let mut common = Common::read(&mut object, limits, 1)?;
@@ -75,7 +69,14 @@ impl ChatRequest {
             return Err(ApiError::unsupported("echo"));
         }
         object.finish(
-            &[OWN, shared::COMMON, shared::METADATA].concat(),
+            &[
+                OWN,
+                tools::NAMES,
+                reasoning::NAMES,
+                shared::COMMON,
+                shared::METADATA,
+            ]
+            .concat(),
             shared::UNSUPPORTED,
         )?;
         Ok(request)
@@ -85,48 +86,47 @@ impl ChatRequest {
 impl Conversation {
     /// Takes the fields that make up the prompt.
     pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
-        let messages = messages(object.require("messages")?, limits)?;
+        let messages = messages::read(object.require("messages")?, limits)?;
+        let tools = Tools::read(object, limits)?;
         let continues = object.boolean("continue_final_message")?.unwrap_or(false);
         let generation_prompt = object.boolean("add_generation_prompt")?;
         if continues {
-            check_continues(&messages, generation_prompt)?;
+            check_continues(&messages, generation_prompt, tools.is_some())?;
         }
         Ok(Self {
             messages,
             add_generation_prompt: generation_prompt.unwrap_or(!continues),
             continue_final_message: continues,
             template_kwargs: template_kwargs(object)?,
+            tools,
+            reasoning: Reasoning::read(object)?,
         })
     }
 
     /// Bytes of text that the client sent.
     pub fn content_bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.content.len()).sum()
+        self.messages.iter().map(Message::bytes).sum()
     }
 
     /// The messages as a chat template sees them, with `mark` behind the content of the last.
-    pub fn template_messages(&self, mark: &str) -> Value {
-        let message = |(at, message): (usize, &Message)| {
-            let mut fields = Map::new();
-            let mark = if at + 1 == self.messages.len() { mark } else { "" };
-            fields.insert("role".to_owned(), Value::from(message.role));
-            fields.insert(
-                "content".to_owned(),
-                Value::from(format!("{}{mark}", message.content)),
-            );
-            if let Some(name) = &message.name {
-                fields.insert("name".to_owned(), Value::from(name.as_str()));
-            }
-            Value::Object(fields)
-        };
-        self.messages.iter().enumerate().map(message).collect()
+    pub fn template_messages(&self, mark: &str) -> Vec<Value> {
+        let last = self.messages.len() - 1;
+        let mark_of = |at| if at == last { mark } else { "" };
+        let messages = self.messages.iter().enumerate();
+        messages
+            .map(|(at, message)| message.template_message(mark_of(at)))
+            .collect()
     }
 }
 
-fn check_continues(messages: &[Message], generation_prompt: Option<bool>) -> Result<()> {
+fn check_continues(messages: &[Message], generation_prompt: Option<bool>, tools: bool) -> Result<()> {
     const PARAM: &str = "continue_final_message";
     if generation_prompt == Some(true) {
         let message = "`continue_final_message` can't be combined with `add_generation_prompt`";
+        return Err(ApiError::invalid(PARAM, "invalid_value", message));
+    }
+    if tools {
+        let message = "`continue_final_message` can't be combined with `tools`";
         return Err(ApiError::invalid(PARAM, "invalid_value", message));
     }
     let continues = |message: &Message| message.role == "assistant" && !message.content.trim().is_empty();
@@ -135,20 +135,6 @@ fn check_continues(messages: &[Message], generation_prompt: Option<bool>) -> Res
     }
     let message = "`continue_final_message` needs a last message of the role \"assistant\" that has content";
     Err(ApiError::invalid(PARAM, "invalid_value", message))
-}
-
-fn refuse_tools(object: &mut Object<'_>) -> Result<()> {
-    if object.take("tools").is_some_and(|raw| !is_empty_array(raw)) {
-        return Err(ApiError::unsupported("tools"));
-    }
-    match object.take("tool_choice") {
-        Some(raw) if raw.get() != "\"none\"" => Err(ApiError::unsupported("tool_choice")),
-        _ => Ok(()),
-    }
-}
-
-fn is_empty_array(raw: &RawValue) -> bool {
-    serde_json::from_str::<[(); 0]>(raw.get()).is_ok()
 }
 
 fn refuse_modalities(object: &mut Object<'_>) -> Result<()> {
@@ -188,102 +174,6 @@ fn template_kwargs(object: &mut Object<'_>) -> Result<Map<String, Value>> {
     Ok(kwargs)
 }
 
-fn messages(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Message>> {
-    let items = json::array(raw, "messages", limits.messages_max)?;
-    if items.is_empty() {
-        let message = "`messages` must hold at least one message";
-        return Err(ApiError::invalid("messages", "empty_array", message));
-    }
-    items
-        .iter()
-        .enumerate()
-        .map(|(at, raw)| message(raw, &format!("messages[{at}]"), limits))
-        .collect()
-}
-
-fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message> {
-    const UNSUPPORTED: &[&str] = &[
-        "audio",
-        "function_call",
-        "prefix",
-        "reasoning",
-        "reasoning_content",
-        "tool_call_id",
-        "tool_calls",
-    ];
-    // What OpenAI's SDKs send back when a client returns an answer to the history.
-    const ECHOED: &[&str] = &["annotations", "refusal"];
-    let mut object = Object::from_raw(raw, path)?;
-    let role = object.require_choice(
-        "role",
-        &["system", "developer", "user", "assistant", "tool", "function"],
-    )?;
-    let role = match role {
-        "tool" | "function" => return Err(ApiError::unsupported(object.path("role"))),
-        // The newer name for the same thing; chat templates know only the older one.
-        "developer" => "system",
-        other => other,
-    };
-    let name = object.string("name")?;
-    for field in ECHOED {
-        object.take(field);
-    }
-    let content_path = object.path("content");
-    let content = object.take("content");
-    if object.take("tool_calls").is_some_and(|raw| !is_empty_array(raw)) {
-        return Err(ApiError::unsupported(object.path("tool_calls")));
-    }
-    let content = match content {
-        Some(raw) => content_text(raw, &content_path, limits)?,
-        None if role == "assistant" => String::new(),
-        None => return Err(object.missing("content")),
-    };
-    object.finish(
-        &["role", "content", "name", "annotations", "refusal"],
-        UNSUPPORTED,
-    )?;
-    Ok(Message { role, name, content })
-}
-
-fn content_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<String> {
-    if raw.get().starts_with('"') {
-        return json::typed(raw, path, "a string or an array of text parts");
-    }
-    if !raw.get().starts_with('[') {
-        let message = format!("`{path}` must be a string or an array of text parts");
-        return Err(ApiError::invalid(path, "invalid_type", message));
-    }
-    let parts = json::array(raw, path, limits.content_parts_max)?;
-    let texts: Result<Vec<String>> = parts
-        .iter()
-        .enumerate()
-        .map(|(at, raw)| part_text(raw, &format!("{path}[{at}]")))
-        .collect();
-    Ok(texts?.join("\n"))
-}
-
-fn part_text(raw: &RawValue, path: &str) -> Result<String> {
-    let mut part = Object::from_raw(raw, path)?;
-    let kind = part.string("type")?;
-    match kind.as_deref() {
-        Some("text") => {
-            let text = json::typed(part.require("text")?, &part.path("text"), "a string")?;
-            part.finish(&["type", "text"], &["cache_control"])?;
-            Ok(text)
-        }
-        Some("image_url" | "input_audio" | "audio_url" | "video_url" | "file" | "refusal") => {
-            let path = part.path("type");
-            let message = format!("`{path}`: only text parts are supported by this server");
-            Err(ApiError::invalid(path, "unsupported_parameter", message))
-        }
-        _ => {
-            let path = part.path("type");
-            let message = format!("`{path}` must be \"text\"");
-            Err(ApiError::invalid(path, "invalid_value", message))
-        }
-    }
-}
-
 /// A whole answer.
 #[derive(Serialize)]
 pub struct ChatCompletion {
@@ -313,8 +203,29 @@ pub struct ChatChoice {
 #[derive(Serialize)]
 pub struct AssistantMessage {
     pub role: &'static str,
-    pub content: String,
+    /// `null` where there is nothing but calls.
+    pub content: Option<String>,
     pub refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A call that the model made.
+#[derive(Serialize)]
+pub struct ToolCall {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub function: CalledFunction,
+}
+
+#[derive(Serialize)]
+pub struct CalledFunction {
+    pub name: String,
+    /// JSON, as the model wrote it.
+    pub arguments: String,
 }
 
 /// The token likelihoods of a choice, or of one chunk of it.
@@ -372,4 +283,26 @@ pub struct Delta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[ToolCallDelta; 1]>,
+}
+
+/// The beginning of a call, or more of its arguments.
+#[derive(Serialize)]
+pub struct ToolCallDelta {
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: CalledFunctionDelta,
+}
+
+#[derive(Serialize)]
+pub struct CalledFunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }

@@ -1,5 +1,6 @@
 //! `response_format` and `structured_outputs`: the form that an answer must have.
 
+use rempart_text::CallSyntax;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -22,6 +23,22 @@ pub enum OutputFormat {
     Choice(Vec<String>),
     /// Text of a grammar in Lark's notation.
     Lark(String),
+    /// Calls of functions, and what may stand beside them.
+    Calls(Box<CallFormat>),
+}
+
+/// Answers that may call functions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallFormat {
+    pub syntax: CallSyntax,
+    /// Names with the schemas of their arguments.
+    pub functions: Vec<(String, String)>,
+    /// Whether an answer must be calls.
+    pub required: bool,
+    /// Whether it may have several.
+    pub parallel: bool,
+    /// What an answer without calls must be.
+    pub content: Option<OutputFormat>,
 }
 
 /// A format, and the parameter that asked for it.
@@ -29,6 +46,8 @@ pub enum OutputFormat {
 pub struct AskedFormat {
     pub format: OutputFormat,
     pub param: &'static str,
+    /// What is followed where `format` can't be.
+    pub fallback: Option<OutputFormat>,
 }
 
 /// Names that [`read`] takes.
@@ -69,6 +88,7 @@ fn response_format(raw: &RawValue, limits: &RequestLimits) -> Result<Option<Aske
     Ok(format.map(|format| AskedFormat {
         format,
         param: "response_format",
+        fallback: None,
     }))
 }
 
@@ -154,6 +174,7 @@ fn structured_outputs(raw: &RawValue, limits: &RequestLimits) -> Result<Option<A
     Ok(formats.pop().map(|format| AskedFormat {
         format,
         param: "structured_outputs",
+        fallback: None,
     }))
 }
 

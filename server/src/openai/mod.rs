@@ -7,5 +7,8 @@ pub mod chat;
 pub mod completions;
 pub mod format;
 pub mod json;
+pub mod messages;
+pub mod reasoning;
 pub mod shared;
 pub mod tokenize;
+pub mod tools;

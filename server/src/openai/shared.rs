@@ -32,7 +32,6 @@ pub const TOKEN: RangeInclusive<i64> = 0..=(u32::MAX as i64);
 pub const METADATA: &[&str] = &[
     "metadata",
     "moderation",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -69,7 +68,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "prompt_embeds",
     "prompt_logprobs",
     "reasoning",
-    "reasoning_effort",
     "request_id",
     "return_tokens_as_token_ids",
     "suffix",
@@ -326,11 +324,17 @@ pub struct Usage {
     pub completion_tokens: usize,
     pub total_tokens: usize,
     pub prompt_tokens_details: PromptTokensDetails,
+    pub completion_tokens_details: CompletionTokensDetails,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PromptTokensDetails {
     pub cached_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CompletionTokensDetails {
+    pub reasoning_tokens: usize,
 }
 
 /// What a chunk of a stream says of the usage.
@@ -359,12 +363,19 @@ impl Serialize for ChunkUsage {
 }
 
 impl Usage {
-    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
+    /// `reasoning_tokens` are among those of the completion.
+    pub fn new(
+        prompt_tokens: usize,
+        completion_tokens: usize,
+        cached_tokens: usize,
+        reasoning_tokens: usize,
+    ) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens },
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::http::error::ApiError;
 use crate::openai::chat::Conversation;
 use crate::openai::json::{self, Object};
 use crate::openai::shared;
+use crate::openai::tools;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -48,7 +49,8 @@ impl TokenizeRequest {
             "prompt",
             "return_token_strs",
         ];
-        object.finish(&known, &["chat_template", "mm_processor_kwargs", "tools"])?;
+        let known = [&known, tools::NAMES, &["reasoning_effort"]].concat();
+        object.finish(&known, &["chat_template", "mm_processor_kwargs"])?;
         Ok(Self {
             model,
             source,

@@ -14,6 +14,8 @@ mod errors;
 mod formats;
 mod numbers;
 mod others;
+mod reasoning;
 mod sockets;
 mod support;
 mod text;
+mod tools;

@@ -47,7 +47,7 @@ async fn tokens_and_back() {
     );
     assert_eq!(answer["token_strs"], json!(null));
     assert_eq!(
-        server.post("/detokenize", json!({"tokens": [259]})).await.status,
+        server.post("/detokenize", json!({"tokens": [261]})).await.status,
         400
     );
     assert_eq!(

@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use clap::Parser as _;
 use http_body_util::BodyExt as _;
+use rempart::chat::template::Chat;
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
 use rempart::engine_thread;
@@ -19,18 +20,26 @@ use rempart::model::Model;
 use rempart::shutdown::Shutdown;
 use rempart::warm_up::warm_up;
 use rempart_engine::{Batch, Engine, EngineConfig, ModelRunner, SampleRow, Sampled, sampling};
-use rempart_text::{ChatTemplate, GgufVocab, Tokenizer};
+use rempart_text::{ChatTemplate, GgufVocab, Segment, Tokenizer};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 /// What the model says to everything, one token for each byte, before it ends.
 pub(crate) const SCRIPT: &str = "Hello, wörld. One two three.";
 pub(crate) const IM_END: u32 = 258;
-pub(crate) const VOCAB: usize = 259;
+pub(crate) const VOCAB: usize = 261;
 pub(crate) const CONTEXT: usize = 256;
+/// Tells of functions take more than that.
+const LONG_CONTEXT: usize = 4096;
 
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A template of a model that reasons before it answers.
+pub(crate) const REASONING_TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+    {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n\
+    {% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
 
 /// Strings into the running model.
 #[derive(Default)]
@@ -90,20 +99,23 @@ impl Controls {
     }
 }
 
-/// Says [`SCRIPT`], then ends; with end-of-sequence ignored, begins again.
-struct ScriptedRunner(Arc<Controls>);
+/// Says its script, then ends; with end-of-sequence ignored, begins again.
+struct ScriptedRunner {
+    controls: Arc<Controls>,
+    script: Vec<u32>,
+}
 
 impl ModelRunner for ScriptedRunner {
     type Logits = ();
     type Error = String;
 
     fn forward(&mut self, batch: &Batch) -> Result<(), String> {
-        self.0.pass();
-        self.0.rows.store(batch.rows.len(), Ordering::Relaxed);
-        let ms = self.0.token_ms.load(Ordering::Relaxed) * batch.tokens.len();
+        self.controls.pass();
+        self.controls.rows.store(batch.rows.len(), Ordering::Relaxed);
+        let ms = self.controls.token_ms.load(Ordering::Relaxed) * batch.tokens.len();
         std::thread::sleep(Duration::from_millis(ms as u64));
-        assert!(!Controls::due(&self.0.panic), "the test asked for it");
-        if Controls::due(&self.0.fail) {
+        assert!(!Controls::due(&self.controls.panic), "the test asked for it");
+        if Controls::due(&self.controls.fail) {
             Err("the test asked for it".to_owned())
         } else {
             Ok(())
@@ -112,9 +124,8 @@ impl ModelRunner for ScriptedRunner {
 
     fn sample(&mut self, (): (), rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
         let sample = |row: &SampleRow<'_>| {
-            let script = SCRIPT.as_bytes();
-            let at = row.output.len() % (script.len() + 1);
-            let next = script.get(at).map_or(IM_END, |byte| u32::from(*byte));
+            let at = row.output.len() % (self.script.len() + 1);
+            let next = self.script.get(at).copied().unwrap_or(IM_END);
             let mut logits: Vec<f32> = (0..VOCAB).map(|token| -(token as f32) / 64.0).collect();
             logits[next as usize] = 12.0;
             sampling::sample(&mut logits, row)
@@ -212,8 +223,12 @@ pub(crate) fn tokenizer() -> Tokenizer {
     // A byte-level vocabulary must have a merge; this one, of the bytes 0 and 1, meets no text here.
     let merged = [tokens[0].clone(), tokens[1].clone()];
     tokens.extend([merged.concat()]);
-    tokens.extend(["<|im_start|>".to_owned(), "<|im_end|>".to_owned()]);
-    let kind = |token: usize| if token < 257 { 1 } else { 3 };
+    tokens.extend(["<|im_start|>", "<|im_end|>", "<think>", "</think>"].map(str::to_owned));
+    let kind = |token: usize| match token {
+        0..257 => 1,
+        257 | 258 => 3,
+        _ => 4,
+    };
     Tokenizer::from_gguf(&GgufVocab {
         model: "gpt2".to_owned(),
         pre: Some("gpt-2".to_owned()),
@@ -234,8 +249,19 @@ impl TestServer {
         server
     }
 
+    /// A server over a model that says something else, with a template of its own.
+    pub(crate) async fn saying(template: Option<&str>, script: &str, arguments: &[&str]) -> Self {
+        let server = Self::scripted(template.unwrap_or(TEMPLATE), script, LONG_CONTEXT, arguments);
+        warm_up(&server.app).await.unwrap();
+        server
+    }
+
     /// A server that has not made a token yet.
     pub(crate) fn cold(arguments: &[&str]) -> Self {
+        Self::scripted(TEMPLATE, SCRIPT, CONTEXT, arguments)
+    }
+
+    fn scripted(template: &str, script: &str, context: usize, arguments: &[&str]) -> Self {
         let Settings {
             engine,
             http,
@@ -250,13 +276,17 @@ impl TestServer {
             queue_requests_max: engine.queue_requests_max,
             queue_tokens_max: engine.queue_tokens_max,
             speculative_tokens: engine.speculative_tokens,
-            context_max: CONTEXT,
+            context_max: context,
             prefix_cache: engine.prefix_cache,
             cache_secret: 0,
         };
         let metrics = Metrics::new().unwrap();
         let controls = Arc::new(Controls::default());
-        let runner = ScriptedRunner(Arc::clone(&controls));
+        let tokenizer = tokenizer();
+        let runner = ScriptedRunner {
+            controls: Arc::clone(&controls),
+            script: tokenizer.encode(&[Segment::Markup(script)], false).unwrap(),
+        };
         let (handle, _join) = engine_thread::spawn(
             Engine::new(runner, config),
             config,
@@ -266,8 +296,8 @@ impl TestServer {
         )
         .unwrap();
         let state = Arc::new(App::new(http, request, metrics, Shutdown::default()));
-        let tokenizer = tokenizer();
-        let template = ChatTemplate::new(TEMPLATE, tokenizer.special_tokens()).unwrap();
+        let template = ChatTemplate::new(template, tokenizer.special_tokens()).unwrap();
+        let chat = Chat::new(template, &tokenizer, &[IM_END]);
         state.serve_model(Model {
             names: vec!["test-model".to_owned(), "alias".to_owned()],
             grammars: Grammars::new(
@@ -277,8 +307,8 @@ impl TestServer {
                 env!("CARGO_BIN_EXE_rempart").into(),
             ),
             tokenizer,
-            chat_template: Some(template),
-            context_length: CONTEXT,
+            chat: Some(chat),
+            context_length: context,
             vocab_size: VOCAB,
             eos_tokens: vec![IM_END],
             created: 1_700_000_000,

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use rempart::chat::Rules;
-use rempart::chat::assemble::Assembler;
+use rempart::chat::assemble::{Assembler, Piece, Said};
+use rempart::chat::plan::Reading;
 use rempart::openai::chat::ChatRequest;
 use rempart::openai::completions::CompletionRequest;
 use rempart_engine::{Logprobs, Sampled};
@@ -25,6 +26,14 @@ fn expected(bytes: &[u8], stops: &[String], min: usize) -> (String, bool) {
     }
 }
 
+fn content(piece: &Piece) -> String {
+    let text = |said: &Said| match said {
+        Said::Content(text) => text.clone(),
+        other => panic!("nothing else is said: {other:?}"),
+    };
+    piece.said.iter().map(text).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -43,13 +52,14 @@ proptest! {
             skip_special_tokens: true,
             logprobs: Some(0),
             token_ids: false,
+            reading: Reading::default(),
         };
         let mut assembler = Assembler::new(&tokenizer(), &rules, 0).unwrap();
         let (mut shown, mut entries, mut stopped) = (String::new(), Vec::new(), false);
         for byte in bytes {
             let logprob = Some(Logprobs { chosen: -1.0, top: Vec::new() });
             let piece = assembler.token(Sampled { token: u32::from(*byte), logprob }).unwrap();
-            shown.push_str(&piece.text);
+            shown.push_str(&content(&piece));
             entries.extend(piece.entries);
             stopped = piece.stopped;
             if stopped {
@@ -58,7 +68,7 @@ proptest! {
         }
         if !stopped {
             let piece = assembler.finish();
-            shown.push_str(&piece.text);
+            shown.push_str(&content(&piece));
             entries.extend(piece.entries);
             stopped = piece.stopped;
         }

@@ -7,6 +7,8 @@ use crate::{Error, Tokenizer};
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are shown nevertheless.
+    shown: Vec<u32>,
     lead: Lead,
     /// The bytes of a character that is not complete yet: at most three.
     pending: Vec<u8>,
@@ -53,6 +55,7 @@ impl Detokenizer {
         Self {
             tokenizer: tokenizer.clone(),
             skip_special,
+            shown: Vec::new(),
             lead: tokenizer.lead(),
             pending: Vec::new(),
         }
@@ -66,6 +69,12 @@ impl Detokenizer {
         }
     }
 
+    /// Shows these special tokens, whatever becomes of others.
+    #[must_use]
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
+    }
+
     /// The text that `id` completes; may be empty.
     ///
     /// # Errors
@@ -77,7 +86,7 @@ impl Detokenizer {
                 size: self.tokenizer.vocab_size(),
             });
         }
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.shown.contains(&id) {
             return Ok(String::new());
         }
         // An id inside the vocabulary without a token (a hole, as padded vocabularies have) decodes to nothing.

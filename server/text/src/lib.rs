@@ -1,18 +1,25 @@
-//! Text to tokens and back: tokenizers, the streaming detokenizer, stop strings and chat templates. No input or output.
+//! Text to tokens and back: tokenizers, the streaming detokenizer, stop strings, chat templates, and the parts of
+//! answers. No input or output.
 //!
 //! Two kinds of text never mix here: [`Segment::Markup`] comes from the model's own template and may name control
 //! tokens, [`Segment::Text`] comes from a client and never yields one, however it is spelt.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod detokenizer;
 mod error;
+mod markup;
 mod stop;
 mod template;
 mod tokenizer;
 mod vocab;
 
+pub use answer::{
+    ArgumentsForm, CallSyntax, Dialect, EffortArgument, Part, Reader, ReasoningMarkers, ToolSupport,
+};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
+pub use markup::Markup;
 pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, OwnedSegment, RenderInput, SpecialTokens};
 pub use tokenizer::{KNOWN_PRE_TOKENIZERS, Tokenizer};

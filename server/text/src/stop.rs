@@ -119,8 +119,9 @@ impl StopMatcher {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// The text ended without a stop: what was held back.
+    /// The text ended without a stop, or is interrupted: what was held back. A stop string has to begin anew.
     pub fn finish(&mut self) -> String {
+        self.stops.iter_mut().for_each(|stop| stop.matched = 0);
         std::mem::take(&mut self.held)
     }
 

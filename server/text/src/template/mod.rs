@@ -129,6 +129,11 @@ impl ChatTemplate {
         })
     }
 
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Renders the prompt. Joined, the segments are the text that `transformers` renders.
     ///
     /// # Errors

@@ -1,0 +1,70 @@
+//! `reasoning_effort` and `thinking_token_budget`: how much a model may think before it answers.
+
+use crate::http::error::ApiError;
+use crate::openai::json::Object;
+use crate::openai::shared::TOKENS_MAX;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// Names that [`Reasoning::read`] takes.
+pub const NAMES: &[&str] = &["reasoning_effort", "thinking_token_budget"];
+
+/// OpenAI's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    XHigh,
+}
+
+impl Effort {
+    const ALL: [(&'static str, Self); 6] = [
+        ("none", Self::None),
+        ("minimal", Self::Minimal),
+        ("low", Self::Low),
+        ("medium", Self::Medium),
+        ("high", Self::High),
+        ("xhigh", Self::XHigh),
+    ];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, effort)| *effort == self);
+        found.map_or("", |(name, _)| name)
+    }
+
+    /// Tokens of thought, for a model whose template knows no effort; `None` for as many as it likes.
+    pub fn budget(self) -> Option<usize> {
+        match self {
+            Self::None => Some(0),
+            Self::Minimal => Some(256),
+            Self::Low => Some(1024),
+            Self::Medium => Some(4096),
+            Self::High | Self::XHigh => None,
+        }
+    }
+}
+
+/// What a client asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reasoning {
+    pub effort: Option<Effort>,
+    /// Tokens after which the reasoning is closed.
+    pub budget: Option<usize>,
+}
+
+impl Reasoning {
+    /// Takes both parameters.
+    pub fn read(object: &mut Object<'_>) -> Result<Self> {
+        let words = Effort::ALL.map(|(name, _)| name);
+        let effort = object.choice("reasoning_effort", &words)?;
+        let known = Effort::ALL.iter().find(|(name, _)| Some(*name) == effort);
+        Ok(Self {
+            effort: known.map(|(_, effort)| *effort),
+            budget: object.count("thinking_token_budget", 0..=TOKENS_MAX)?,
+        })
+    }
+}

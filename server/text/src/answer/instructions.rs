@@ -1,0 +1,88 @@
+//! What a model is told of functions where its template cannot do it.
+
+use serde_json::{Value, json};
+
+use super::calls::CallSyntax;
+use super::dialect::arguments_of;
+
+/// Tells of the functions, and how to call them.
+fn text(tools: &Value, calls: &CallSyntax) -> String {
+    let functions = tools.as_array().into_iter().flatten();
+    let lines: Vec<String> = functions.map(|tool| tool["function"].to_string()).collect();
+    format!(
+        "You can call these functions, each described by one line of JSON:\n{}\n\nTo call a function, write:\n{}\nThen end \
+         your answer: the result is given to you. Call a function only where it helps; otherwise answer as usual.",
+        lines.join("\n"),
+        calls.write("NAME", "{\"PARAMETER\": VALUE}"),
+    )
+}
+
+/// Puts the instructions into the system message, which is made if there is none.
+pub(super) fn into_system(messages: &mut Vec<Value>, tools: &Value, calls: &CallSyntax) {
+    let text = text(tools, calls);
+    let system = |message: &Value| message["role"] == "system";
+    match messages.first_mut().filter(|message| system(message)) {
+        Some(message) => append(message, &text),
+        None => messages.insert(0, json!({"role": "system", "content": text})),
+    }
+}
+
+/// Puts the instructions in front of the first message of the user, for templates that take no system message.
+pub(super) fn into_user(messages: &mut [Value], tools: &Value, calls: &CallSyntax) {
+    let text = text(tools, calls);
+    let mut users = messages.iter_mut().filter(|message| message["role"] == "user");
+    if let Some(message) = users.next() {
+        let said = message["content"].as_str().unwrap_or_default();
+        message["content"] = format!("{text}\n\n{said}").into();
+    }
+}
+
+/// Writes calls and their results as the text of ordinary messages, for templates that know neither.
+pub(super) fn spell_out(messages: Vec<Value>, calls: &CallSyntax) -> Vec<Value> {
+    let mut told: Vec<Value> = Vec::with_capacity(messages.len());
+    for mut message in messages {
+        if let Some(made) = message
+            .as_object_mut()
+            .and_then(|fields| fields.remove("tool_calls"))
+        {
+            let gap = calls.repeats.as_deref().unwrap_or("\n");
+            let texts: Vec<String> = made
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|call| {
+                    let function = &call["function"];
+                    calls.write(
+                        function["name"].as_str().unwrap_or_default(),
+                        &arguments_of(function),
+                    )
+                })
+                .collect();
+            append(&mut message, &texts.join(gap));
+        }
+        if message["role"] == "tool" {
+            let result = message["content"].as_str().unwrap_or_default();
+            let text = format!("<tool_response>\n{result}\n</tool_response>");
+            // Results of one answer's calls are one message: templates want roles to alternate.
+            match told
+                .last_mut()
+                .filter(|last| last["role"] == "user" && last["result"] == true)
+            {
+                Some(last) => append(last, &text),
+                None => told.push(json!({"role": "user", "content": text, "result": true})),
+            }
+            continue;
+        }
+        told.push(message);
+    }
+    for message in &mut told {
+        message.as_object_mut().map(|fields| fields.remove("result"));
+    }
+    told
+}
+
+fn append(message: &mut Value, text: &str) {
+    let said = message["content"].as_str().unwrap_or_default();
+    let gap = if said.is_empty() { "" } else { "\n\n" };
+    message["content"] = format!("{said}{gap}{text}").into();
+}

@@ -1,0 +1,452 @@
+//! Reads an answer as it arrives.
+
+use super::calls::{CallSyntax, Head, Tail};
+use super::object::ObjectScanner;
+use super::reasoning::ReasoningMarkers;
+
+/// White space that is dropped in front of a marker, bytes: a model that writes more of it means it.
+const BLANKS_MAX: usize = 64;
+
+/// Something that an answer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Reasoning(String),
+    Content(String),
+    /// A function of this name is called; its arguments follow.
+    Call(String),
+    /// More of the arguments of the latest call, as the model wrote them.
+    Arguments(String),
+    /// So many characters of syntax, which say nothing.
+    Syntax(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing but white space so far: reasoning may begin.
+    Start,
+    Reasoning,
+    /// A span of reasoning or a call was before: white space is dropped.
+    Lead,
+    /// Where a call without a tag would begin.
+    Anchor,
+    Content,
+    /// A call's tag was read, or the list goes on.
+    Head {
+        first: bool,
+    },
+    Arguments(ObjectScanner),
+    Tail,
+}
+
+/// Tells the parts of one answer apart. What it gives does not depend on the pieces that the text came in, but for where
+/// a part is cut in two.
+#[derive(Debug)]
+pub struct Reader {
+    reasoning: Option<ReasoningMarkers>,
+    calls: Option<CallSyntax>,
+    state: State,
+    /// Whether white space is dropped that comes next in the reasoning.
+    reasoning_begins: bool,
+    /// Text that is not understood yet.
+    held: String,
+}
+
+impl Reader {
+    /// `begun`: the prompt ends in a span of reasoning.
+    pub fn new(reasoning: Option<ReasoningMarkers>, calls: Option<CallSyntax>, begun: bool) -> Self {
+        let mut reader = Self {
+            reasoning,
+            calls,
+            state: State::Start,
+            reasoning_begins: true,
+            held: String::new(),
+        };
+        if reasoning.is_none() {
+            reader.state = reader.answer();
+        } else if begun {
+            reader.state = State::Reasoning;
+        }
+        reader
+    }
+
+    /// Whether what comes next belongs to the reasoning, as far as is known.
+    pub fn is_reasoning(&self) -> bool {
+        self.state == State::Reasoning
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, piece: &str) -> Vec<Part> {
+        self.held.push_str(piece);
+        let mut parts = Vec::new();
+        while !self.held.is_empty() && self.step(&mut parts) {}
+        parts
+    }
+
+    /// The text has ended: what was held back. A call that was cut off before its arguments is content.
+    pub fn finish(&mut self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let length = self.held.len();
+        match self.state {
+            State::Reasoning => self.give(length, Part::Reasoning, &mut parts),
+            State::Arguments(_) => self.give(length, Part::Arguments, &mut parts),
+            State::Tail | State::Lead => self.skip(length, &mut parts),
+            State::Start | State::Anchor | State::Content | State::Head { .. } => {
+                self.give(length, Part::Content, &mut parts);
+            }
+        }
+        parts
+    }
+
+    /// The state in front of what is no reasoning.
+    fn answer(&self) -> State {
+        match &self.calls {
+            Some(calls) if calls.trigger().is_none() => State::Anchor,
+            _ => State::Content,
+        }
+    }
+
+    /// Understands something of what is held; false if more text is needed.
+    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+        match self.state {
+            State::Start => self.start(parts),
+            State::Reasoning => self.reason(parts),
+            State::Lead => {
+                self.skip_blanks(parts);
+                self.state = if self.held.is_empty() {
+                    State::Lead
+                } else {
+                    self.answer()
+                };
+                true
+            }
+            State::Anchor => self.anchor(),
+            State::Content => self.content(parts),
+            State::Head { first } => self.head(first, parts),
+            State::Arguments(scanner) => self.arguments(scanner, parts),
+            State::Tail => self.tail(parts),
+        }
+    }
+
+    fn start(&mut self, parts: &mut Vec<Part>) -> bool {
+        let open = self.reasoning.map_or("", |markers| markers.open);
+        let text = self.held.trim_start();
+        let blanks = self.held.len() - text.len();
+        if blanks <= BLANKS_MAX {
+            if text.starts_with(open) {
+                self.skip(blanks + open.len(), parts);
+                self.state = State::Reasoning;
+                return true;
+            }
+            if open.starts_with(text) {
+                return false;
+            }
+        }
+        self.state = self.answer();
+        true
+    }
+
+    fn reason(&mut self, parts: &mut Vec<Part>) -> bool {
+        let close = self.reasoning.map_or("", |markers| markers.close);
+        if self.reasoning_begins {
+            self.skip_blanks(parts);
+            self.reasoning_begins = self.held.is_empty();
+        }
+        let found = self.give_until(close, Part::Reasoning, parts);
+        if found {
+            self.skip_blanks(parts);
+            self.skip(close.len(), parts);
+            self.state = State::Lead;
+        }
+        found
+    }
+
+    fn anchor(&mut self) -> bool {
+        match self.calls.as_ref().map(|calls| calls.head(&self.held, true)) {
+            Some(Head::Incomplete) => return false,
+            Some(Head::Call(..)) => self.state = State::Head { first: true },
+            Some(Head::Other) | None => {
+                self.calls = None;
+                self.state = State::Content;
+            }
+        }
+        true
+    }
+
+    fn content(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(trigger) = self.calls.as_ref().and_then(CallSyntax::trigger) else {
+            self.give(self.held.len(), Part::Content, parts);
+            return false;
+        };
+        let trigger = trigger.to_owned();
+        let found = self.give_until(&trigger, Part::Content, parts);
+        if found {
+            self.state = State::Head { first: true };
+        }
+        found
+    }
+
+    fn head(&mut self, first: bool, parts: &mut Vec<Part>) -> bool {
+        let Some(calls) = &self.calls else {
+            return false;
+        };
+        let tag = calls.trigger().filter(|_| first);
+        let blanks = tag.and_then(|tag| self.held.find(tag)).unwrap_or(0);
+        match calls.head(&self.held[blanks..], first) {
+            Head::Incomplete => return false,
+            Head::Call(length, name) => {
+                let name = name.to_owned();
+                self.skip(blanks + length, parts);
+                parts.push(Part::Call(name));
+                self.state = State::Arguments(ObjectScanner::default());
+            }
+            // A grammar keeps this from happening; without one, it is content, the tag included.
+            Head::Other => {
+                self.give(blanks + tag.map_or(0, str::len), Part::Content, parts);
+                self.state = State::Content;
+            }
+        }
+        true
+    }
+
+    fn arguments(&mut self, mut scanner: ObjectScanner, parts: &mut Vec<Part>) -> bool {
+        let end = scanner.scan(&self.held);
+        self.give(end.unwrap_or(self.held.len()), Part::Arguments, parts);
+        self.state = end.map_or(State::Arguments(scanner), |_| State::Tail);
+        true
+    }
+
+    fn tail(&mut self, parts: &mut Vec<Part>) -> bool {
+        let (length, state) = match self.calls.as_ref().map(|calls| calls.tail(&self.held)) {
+            Some(Tail::Incomplete) => return false,
+            Some(Tail::Next(length)) => (length, State::Head { first: false }),
+            Some(Tail::End(length)) => (length, State::Lead),
+            None => (0, State::Lead),
+        };
+        self.skip(length, parts);
+        self.state = state;
+        true
+    }
+
+    /// Gives what comes before a marker and the white space in front of it. Whether the marker is there; if not, what could
+    /// become it is held.
+    fn give_until(&mut self, marker: &str, part: fn(String) -> Part, parts: &mut Vec<Part>) -> bool {
+        let found = self.held.find(marker);
+        let end = found.unwrap_or_else(|| self.held.len() - begun(&self.held, marker));
+        self.give(end - blanks_at_end(&self.held[..end]), part, parts);
+        found.is_some()
+    }
+
+    fn give(&mut self, length: usize, part: fn(String) -> Part, parts: &mut Vec<Part>) {
+        if length > 0 {
+            parts.push(part(self.held.drain(..length).collect()));
+        }
+    }
+
+    fn skip(&mut self, length: usize, parts: &mut Vec<Part>) {
+        if length > 0 {
+            parts.push(Part::Syntax(self.held.drain(..length).as_str().chars().count()));
+        }
+    }
+
+    fn skip_blanks(&mut self, parts: &mut Vec<Part>) {
+        self.skip(self.held.len() - self.held.trim_start().len(), parts);
+    }
+}
+
+/// Bytes at the end of a text that are the beginning of a marker, and not the whole of it.
+fn begun(text: &str, marker: &str) -> usize {
+    let lengths = (1..marker.len())
+        .rev()
+        .filter(|length| marker.is_char_boundary(*length));
+    let mut begun = lengths.filter(|length| text.ends_with(&marker[..*length]));
+    begun.next().unwrap_or(0)
+}
+
+/// Bytes of white space at the end of a text, up to [`BLANKS_MAX`].
+fn blanks_at_end(text: &str) -> usize {
+    let blanks = text.len() - text.trim_end().len();
+    let mut kept = blanks.min(BLANKS_MAX);
+    while !text.is_char_boundary(text.len() - kept) {
+        kept -= 1;
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const THINK: ReasoningMarkers = ReasoningMarkers {
+        open: "<think>",
+        close: "</think>",
+    };
+
+    fn tagged() -> CallSyntax {
+        CallSyntax::generic()
+    }
+
+    fn list() -> CallSyntax {
+        let (begin, between) = ("[TOOL_CALLS][{\"name\": \"", "}, {\"name\": \"");
+        CallSyntax::new(begin, "\", \"arguments\": ", Some(between), "}]")
+    }
+
+    fn bare() -> CallSyntax {
+        CallSyntax::new("{\"name\": \"", "\", \"parameters\": ", None, "}")
+    }
+
+    /// Neighbours of one kind joined, syntax left out.
+    fn joined(parts: impl IntoIterator<Item = Part>) -> Vec<Part> {
+        let mut all: Vec<Part> = Vec::new();
+        for part in parts {
+            match (all.last_mut(), part) {
+                (_, Part::Syntax(_)) => {}
+                (Some(Part::Reasoning(text)), Part::Reasoning(more))
+                | (Some(Part::Content(text)), Part::Content(more))
+                | (Some(Part::Arguments(text)), Part::Arguments(more)) => text.push_str(&more),
+                (_, part) => all.push(part),
+            }
+        }
+        all
+    }
+
+    fn read(mut reader: Reader, pieces: &[&str]) -> Vec<Part> {
+        let mut parts: Vec<Part> = pieces.iter().flat_map(|piece| reader.push(piece)).collect();
+        parts.extend(reader.finish());
+        joined(parts)
+    }
+
+    fn content(text: &str) -> Part {
+        Part::Content(text.to_owned())
+    }
+
+    fn call(name: &str, arguments: &str) -> [Part; 2] {
+        [Part::Call(name.to_owned()), Part::Arguments(arguments.to_owned())]
+    }
+
+    #[test]
+    fn content_calls_and_content() {
+        let text = "Let me see.\n\n<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": \"}\"}}\n</tool_call>\n<tool_call>\n\
+                    {\"name\": \"b\", \"arguments\": {}}\n</tool_call>\n And so <on>. \n";
+        let parts = read(Reader::new(None, Some(tagged()), false), &[text]);
+        let mut expected = vec![content("Let me see.")];
+        expected.extend(call("a", "{\"x\": \"}\"}"));
+        expected.extend(call("b", "{}"));
+        expected.push(content("And so <on>. \n"));
+        assert_eq!(parts, expected);
+    }
+
+    #[test]
+    fn a_list_and_a_bare_call() {
+        let text = "[TOOL_CALLS][{\"name\": \"a\", \"arguments\": {}}, {\"name\": \"b\", \"arguments\": {\"c\": [1]}}]";
+        let parts = read(Reader::new(None, Some(list()), false), &[text]);
+        assert_eq!(parts, [call("a", "{}"), call("b", "{\"c\": [1]}")].concat());
+        let text = "{\"name\": \"a\", \"parameters\": {\"q\": \"{\"}}";
+        assert_eq!(
+            read(Reader::new(None, Some(bare()), false), &[text]),
+            call("a", "{\"q\": \"{\"}")
+        );
+        for text in [
+            "{\"name\": 3}",
+            " {\"name\": \"a\", \"parameters\": {}}",
+            "",
+            "\n",
+        ] {
+            let parts = read(Reader::new(None, Some(bare()), false), &[text]);
+            let whole: Vec<Part> = (!text.is_empty()).then(|| content(text)).into_iter().collect();
+            assert_eq!(parts, whole);
+        }
+    }
+
+    #[test]
+    fn reasoning_is_apart() {
+        let reasoning = |text: &str| Part::Reasoning(text.to_owned());
+        let reader = |begun| Reader::new(Some(THINK), Some(tagged()), begun);
+        let text = "<think>\nHm, <tool_call>?\n</think>\n\nYes.";
+        let expected = [reasoning("Hm, <tool_call>?"), content("Yes.")];
+        assert_eq!(read(reader(false), &[text]), expected);
+        assert_eq!(read(reader(true), &[&text["<think>".len()..]]), expected);
+        assert_eq!(
+            read(reader(false), &["<think>\n\n</think>\n\nYes."]),
+            [content("Yes.")]
+        );
+        assert_eq!(
+            read(reader(false), &["  Yes <think>."]),
+            [content("  Yes <think>.")]
+        );
+        assert_eq!(read(reader(true), &["Hm. "]), [reasoning("Hm. ")]);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_not_lost() {
+        let text = "Well.\n\n<tool_call>\n{\"name\": \"a\", \"argu";
+        let read = |text: &str| read(Reader::new(None, Some(tagged()), false), &[text]);
+        assert_eq!(read(text), [content(text)]);
+        assert_eq!(read("Well <tool"), [content("Well <tool")]);
+        assert_eq!(
+            read("A  <tool_call> is a tag"),
+            [content("A  <tool_call> is a tag")]
+        );
+        let arguments = "<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": ";
+        assert_eq!(read(arguments), call("a", "{\"x\": "));
+        assert_eq!(read(&format!("{arguments}1}}}}\n</too")), call("a", "{\"x\": 1}"));
+    }
+
+    /// Texts of what markers are made of.
+    fn texts() -> impl Strategy<Value = String> {
+        let words = [
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "\n",
+            " ",
+            "<",
+            "{\"name\": \"",
+            "ab",
+            "\", \"arguments\": ",
+            "{\"k\": \"}\"}",
+            "}\n</tool_call>",
+            "[TOOL_CALLS][{\"name\": \"",
+            "}, {\"name\": \"",
+            "}]",
+            "é",
+            "{}",
+            "\", \"parameters\": ",
+            "                                  ",
+        ];
+        prop::collection::vec(prop::sample::select(words.to_vec()), 0..24).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        /// Pieces change nothing, and every character is in exactly one part.
+        #[test]
+        fn pieces_change_nothing(text in texts(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
+            let mut borders: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            borders.extend([0, text.len()]);
+            borders.retain(|border| text.is_char_boundary(*border));
+            borders.sort_unstable();
+            let pieces: Vec<&str> = borders.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            for calls in [None, Some(tagged()), Some(list()), Some(bare())] {
+                for (reasoning, begun) in [(None, false), (Some(THINK), false), (Some(THINK), true)] {
+                    let reader = || Reader::new(reasoning, calls.clone(), begun);
+                    prop_assert_eq!(read(reader(), &pieces), read(reader(), &[&text]));
+                    let mut whole = reader();
+                    let mut parts = whole.push(&text);
+                    parts.extend(whole.finish());
+                    let chars: usize = parts.iter().map(chars).sum();
+                    prop_assert_eq!(chars, text.chars().count());
+                }
+            }
+        }
+    }
+
+    fn chars(part: &Part) -> usize {
+        match part {
+            Part::Reasoning(text) | Part::Content(text) | Part::Arguments(text) => text.chars().count(),
+            // A name stands in the syntax around it.
+            Part::Call(_) => 0,
+            Part::Syntax(chars) => *chars,
+        }
+    }
+}
