@@ -63,7 +63,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let (text, prompt) = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let reading = Reading::new(chat, &text, tools.is_some());
+    let reading = Reading::new(chat, &text, tools.as_ref());
     let format = match tools {
         Some(tools) => {
             let content = common.format.as_ref().map(|asked| &asked.format);

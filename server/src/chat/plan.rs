@@ -17,7 +17,8 @@ pub struct Reading {
     pub reasoning: Option<ReasoningMarkers>,
     /// Whether the prompt ends in a span of reasoning.
     pub begun: bool,
-    pub calls: Option<CallSyntax>,
+    /// How calls are written, and the names of the functions that may be called.
+    pub calls: Option<(CallSyntax, Vec<String>)>,
     /// Control tokens that the above are made of.
     pub shown: Vec<u32>,
     /// Whether identifiers of calls must be short.
@@ -26,16 +27,19 @@ pub struct Reading {
 
 impl Reading {
     /// Of an answer to a prompt, where functions may be called or not.
-    pub fn new(chat: &Chat, prompt: &str, calls: bool) -> Self {
+    pub fn new(chat: &Chat, prompt: &str, tools: Option<&Tools>) -> Self {
         let dialect = &chat.dialect;
         let mut shown = chat.reasoning_tokens.clone();
-        if calls {
+        if tools.is_some() {
             shown.extend(&chat.call_tokens);
         }
         Self {
             reasoning: dialect.reasoning,
             begun: dialect.reasoning.is_some_and(|markers| markers.begun_by(prompt)),
-            calls: calls.then(|| dialect.calls.clone()),
+            calls: tools.map(|tools| {
+                let names = tools.called().map(|function| function.name.clone());
+                (dialect.calls.clone(), names.collect())
+            }),
             shown,
             short_ids: dialect.short_ids,
         }
@@ -130,10 +134,10 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
 /// The format of answers that may call functions, and otherwise follow `content`.
 pub fn calls(tools: &Tools, dialect: &Dialect, content: Option<&OutputFormat>) -> AskedFormat {
     let format = |schema: &dyn Fn(&Value) -> String| {
-        let functions = tools.callable.iter().map(|at| &tools.functions[*at]);
         OutputFormat::Calls(Box::new(CallFormat {
             syntax: dialect.calls.clone(),
-            functions: functions
+            functions: tools
+                .called()
                 .map(|function| (function.name.clone(), schema(&function.parameters)))
                 .collect(),
             required: tools.required,
@@ -142,8 +146,7 @@ pub fn calls(tools: &Tools, dialect: &Dialect, content: Option<&OutputFormat>) -
         }))
     };
     // Where nobody asked for more, a schema that can't be followed must not stop a conversation.
-    let callable = || tools.callable.iter().map(|at| &tools.functions[*at]);
-    let lenient = !tools.required && callable().all(|function| !function.strict) && content.is_none();
+    let lenient = !tools.required && content.is_none() && tools.called().all(|function| !function.strict);
     AskedFormat {
         format: format(&|schema| schema.to_string()),
         param: "tools",

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
-use rempart_text::Markup;
+use rempart_text::{CallSyntax, Markup};
 use serde_json::Value;
 
 use super::{prepared_schema, source};
@@ -22,8 +22,7 @@ pub(super) fn grammar(format: &CallFormat, split: Split<'_>) -> Result<TopLevelG
         split,
         text: String::new(),
     };
-    rules.start();
-    rules.calls()?;
+    rules.write()?;
     let mut grammars = vec![GrammarWithLexer {
         lark_grammar: Some(rules.text),
         ..GrammarWithLexer::default()
@@ -48,72 +47,108 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// What an answer is made of. A rule `list` has what follows a list's tag, `lists` all of several lists.
-    fn start(&mut self) {
+    /// Rules named `list` have what follows a list's tag, `lists` all of several lists.
+    fn write(&mut self) -> Result<(), String> {
         let syntax = &self.format.syntax;
-        let tag = syntax.trigger();
-        let tag_literal = tag.map_or_else(String::new, |tag| self.literal(tag));
-        let several = self
-            .format
-            .parallel
-            .then_some(syntax.repeats.as_deref())
-            .flatten();
-        let again = several.map_or_else(String::new, |gap| {
-            format!("({} {tag_literal} list)*", self.literal(gap))
-        });
-        let lists = format!("lists: {tag_literal} list {again}\n");
-        let start = match (self.format.required, &self.format.content, tag) {
-            (true, ..) => format!("start: lists\n{lists}"),
-            (false, Some(_), _) => format!("start: lists | @{CONTENT}\n{lists}"),
-            (false, None, Some(tag)) => self.anywhere(tag, several.is_some()),
-            (false, None, None) => {
-                let other = differing(&syntax.begin);
-                format!("start: lists | other?\n{lists}other: /{other}/\n")
+        let tag = syntax.trigger().unwrap_or_default();
+        self.list("list", syntax, &syntax.begin[tag.len()..], false);
+        if self.format.required || self.format.content.is_some() {
+            self.lists(tag);
+        } else {
+            self.free();
+        }
+        for (at, (_, schema)) in self.format.functions.iter().enumerate() {
+            let schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+            let _ = writeln!(self.text, "arguments_{at}: %json {}", prepared_schema(schema)?);
+        }
+        Ok(())
+    }
+
+    /// Calls, or what an answer without them must be.
+    fn lists(&mut self, tag: &str) {
+        let tag = self.literal(tag);
+        let start = if self.format.required {
+            "lists".to_owned()
+        } else {
+            format!("lists | @{CONTENT}")
+        };
+        let again = self
+            .repeats(&self.format.syntax)
+            .map_or_else(String::new, |gap| format!("({} {tag} list)*", self.literal(gap)));
+        let _ = write!(self.text, "start: {start}\nlists: {tag} list {again}\n");
+    }
+
+    /// Text in which a tag, wherever it comes, begins a list; and a call without a tag, if that is what it begins with.
+    fn free(&mut self) {
+        let syntax = &self.format.syntax;
+        let mut start = match syntax.trigger() {
+            Some(_) if self.repeats(syntax).is_some() => "call* tail".to_owned(),
+            Some(_) => "call | tail".to_owned(),
+            None => "tail".to_owned(),
+        };
+        if let Some(tag) = syntax.trigger() {
+            let call = match (self.split)(tag).as_slice() {
+                // Text never yields a control token.
+                [Markup::Control(token)] => format!("call: tail <[{token}]> list\n"),
+                _ => format!("call: head list\nhead[lazy]: /(.|\\n)*{}/\n", escaped(tag)),
+            };
+            self.text.push_str(&call);
+        }
+        if let Some(bare) = syntax.bare() {
+            self.list("bare", &bare, &bare.begin, true);
+            let again = self.repeats(&bare).map(|gap| self.literal(gap));
+            if let Some(gap) = again {
+                // Behind the first, a call is the only thing that can follow.
+                self.list("again", &bare, &bare.begin, false);
+                start = format!("bare ({gap} again)* | {start}");
+            } else {
+                start = format!("bare | {start}");
             }
-        };
-        self.text.push_str(&start);
+        }
+        let _ = write!(self.text, "start: {start}\ntail: /(.|\\n)*/\n");
     }
 
-    /// Text in which a tag, wherever it comes, begins a list.
-    fn anywhere(&self, tag: &str, several: bool) -> String {
-        let start = if several { "call* tail" } else { "call | tail" };
-        let call = match (self.split)(tag).as_slice() {
-            // Text never yields a control token.
-            [Markup::Control(token)] => format!("call: tail <[{token}]> list\n"),
-            _ => format!("call: head list\nhead[lazy]: /(.|\\n)*{}/\n", escaped(tag)),
-        };
-        format!("start: {start}\n{call}tail: /(.|\\n)*/\n")
+    /// What separates lists, if there may be several.
+    fn repeats<'s>(&self, syntax: &'s CallSyntax) -> Option<&'s str> {
+        syntax.repeats.as_deref().filter(|_| self.format.parallel)
     }
 
-    /// The calls of a list.
-    fn calls(&mut self) -> Result<(), String> {
-        let syntax = &self.format.syntax;
-        let begin = &syntax.begin[syntax.trigger().map_or(0, str::len)..];
-        let end = self.literal(&syntax.end);
-        let names = |prefix: &str| -> String {
-            let names: Vec<String> = (0..self.format.functions.len())
-                .map(|at| format!("{prefix}_{at}"))
+    /// A rule for a list of calls that begins with `begin`. If that is `lazy`, it begins one as soon as it is read, whatever
+    /// else it could be.
+    fn list(&mut self, rule: &str, syntax: &CallSyntax, begin: &str, lazy: bool) {
+        let functions = &self.format.functions;
+        let any = |part: &str| -> String {
+            let names: Vec<String> = (0..functions.len())
+                .map(|at| format!("{rule}_{part}_{at}"))
                 .collect();
             names.join(" | ")
         };
         let between = syntax.between.as_deref().filter(|_| self.format.parallel);
-        let mut text = match between {
-            Some(_) => format!("list: first further* {end}\nfurther: {}\n", names("further")),
-            None => format!("list: first {end}\n"),
-        };
-        let _ = writeln!(text, "first: {}", names("first"));
-        for (at, (name, schema)) in self.format.functions.iter().enumerate() {
-            let head = self.literal(&[begin, name, &syntax.middle].concat());
-            let _ = writeln!(text, "first_{at}: {head} arguments_{at}");
+        let further = between
+            .map_or("", |_| "further*")
+            .replace("further", &format!("{rule}_further"));
+        let mut text = format!(
+            "{rule}: ({}) {further} {}\n",
+            any("first"),
+            self.literal(&syntax.end)
+        );
+        if between.is_some() {
+            let _ = writeln!(text, "{rule}_further: {}", any("further"));
+        }
+        for (at, (name, _)) in functions.iter().enumerate() {
+            let head = [begin, name, &syntax.middle].concat();
+            if lazy {
+                let _ = writeln!(text, "{rule}_head_{at}[lazy]: /{}/", escaped(&head));
+                let _ = writeln!(text, "{rule}_first_{at}: {rule}_head_{at} arguments_{at}");
+            } else {
+                let _ = writeln!(text, "{rule}_first_{at}: {} arguments_{at}", self.literal(&head));
+            }
             if let Some(between) = between {
                 let head = self.literal(&[between, name, &syntax.middle].concat());
-                let _ = writeln!(text, "further_{at}: {head} arguments_{at}");
+                let _ = writeln!(text, "{rule}_further_{at}: {head} arguments_{at}");
             }
-            let schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
-            let _ = writeln!(text, "arguments_{at}: %json {}", prepared_schema(schema)?);
         }
         self.text.push_str(&text);
-        Ok(())
     }
 
     /// Markup as it must stand.
@@ -147,28 +182,12 @@ fn escaped(text: &str) -> String {
         .collect()
 }
 
-/// A regular expression of texts, at least one character long, that do not begin as `text` does to its end.
-fn differing(text: &str) -> String {
-    let mut ways: Vec<String> = Vec::new();
-    let mut begun = String::new();
-    for character in text.chars() {
-        let class = escaped(&character.to_string());
-        ways.push(format!("{begun}[^{class}](.|\\n)*"));
-        begun.push_str(&class);
-        ways.push(begun.clone());
-    }
-    // The whole of it is where a call begins.
-    ways.pop();
-    ways.join("|")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn texts_that_differ() {
-        assert_eq!(differing("{\""), "[^\\{](.|\\n)*|\\{|\\{[^\"](.|\\n)*");
+    fn what_means_something_is_escaped() {
         assert_eq!(escaped("<a>\n/]"), "<a>\\n\\/\\]");
     }
 }

@@ -68,6 +68,11 @@ impl Tools {
         }))
     }
 
+    /// The functions that may be called.
+    pub fn called(&self) -> impl Iterator<Item = &Function> {
+        self.callable.iter().map(|at| &self.functions[*at])
+    }
+
     /// The functions as chat templates know them.
     pub fn template_tools(&self) -> Value {
         let tool = |function: &Function| {

@@ -163,6 +163,34 @@ async fn a_model_calls_in_its_answer() {
     );
 }
 
+/// As small models do it.
+#[tokio::test]
+async fn a_call_without_its_tags_is_one_if_the_function_is_known() {
+    let call = |name: &str| format!("{{\"name\": \"{name}\", \"arguments\": {{\"city\": \"Bob\"}}}}");
+    for (script, made) in [
+        (call("weather"), 1),
+        (format!("{}\n{}", call("weather"), call("weather")), 2),
+        (call("Ada"), 0),
+        (format!("So: {}", call("weather")), 0),
+    ] {
+        let server = TestServer::saying(None, &script, &[]).await;
+        let (message, reason) = both(
+            &server,
+            json!({"tools": tools(), "temperature": 0, "max_tokens": 200}),
+        )
+        .await;
+        assert_eq!(
+            message["calls"].as_array().unwrap().len(),
+            made,
+            "{script}: {message}"
+        );
+        assert_eq!(reason, if made > 0 { "tool_calls" } else { "stop" });
+        if made == 0 {
+            assert_eq!(message["content"], script);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_need_not_call() {
     let server = TestServer::saying(None, SCRIPT, &[]).await;

@@ -75,9 +75,27 @@ impl CallSyntax {
         (!tag.contains(['{', '"'])).then_some(tag)
     }
 
-    /// Whether one answer may hold more than one call.
-    pub fn parallel(&self) -> bool {
-        self.between.is_some() || self.repeats.is_some()
+    /// The syntax of calls that an answer begins with: this one, if it has no tag; or, where there is JSON inside the tags,
+    /// this one without them, as small models often leave them out. It may be text as well: only a known function's name
+    /// makes it a call.
+    pub fn bare(&self) -> Option<Self> {
+        let Some(tag) = self.trigger() else {
+            return Some(self.clone());
+        };
+        let begin = self.begin[tag.len()..].trim_start();
+        let json = begin.starts_with(['{', '[']) && self.middle.trim_end().ends_with(':');
+        // What closes the JSON comes before the tag that closes the list, which may end with a bracket, too.
+        let end = self
+            .end
+            .find(|character| !matches!(character, '}' | ']'))
+            .unwrap_or(self.end.len());
+        (json && end > 0).then(|| Self {
+            begin: begin.to_owned(),
+            middle: self.middle.clone(),
+            between: self.between.clone(),
+            end: self.end[..end].to_owned(),
+            repeats: self.between.is_none().then(|| "\n".to_owned()),
+        })
     }
 
     /// A call as the model would write it alone.
@@ -160,7 +178,15 @@ mod tests {
         assert_eq!(list().trigger(), Some("[TOOL_CALLS]"));
         assert_eq!(list().repeats, None);
         let bare = CallSyntax::new("{\"name\": \"", "\", \"parameters\": ", None, "}");
-        assert_eq!((bare.trigger(), bare.parallel()), (None, false));
+        assert_eq!((bare.trigger(), bare.bare()), (None, Some(bare.clone())));
+        let bare = generic.bare().unwrap();
+        assert_eq!(
+            (bare.write("f", "{}"), bare.trigger()),
+            ("{\"name\": \"f\", \"arguments\": {}}".to_owned(), None)
+        );
+        let bare = list().bare().unwrap();
+        assert_eq!(bare.write("f", "{}"), "[{\"name\": \"f\", \"arguments\": {}}]");
+        assert_eq!(CallSyntax::new("[TOOL_CALLS]", "[ARGS]", None, "").bare(), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ enum State {
     /// A span of reasoning or a call was before: white space is dropped.
     Lead,
     /// Where a call without a tag would begin.
-    Anchor,
+    Bare,
     Content,
     /// A call's tag was read, or the list goes on.
     Head {
@@ -38,12 +38,21 @@ enum State {
     Tail,
 }
 
+/// The calls that an answer may have.
+#[derive(Debug)]
+struct Calls {
+    syntax: CallSyntax,
+    /// The syntax of those at its beginning, until something else came.
+    bare: Option<CallSyntax>,
+    names: Vec<String>,
+}
+
 /// Tells the parts of one answer apart. What it gives does not depend on the pieces that the text came in, but for where
 /// a part is cut in two.
 #[derive(Debug)]
 pub struct Reader {
     reasoning: Option<ReasoningMarkers>,
-    calls: Option<CallSyntax>,
+    calls: Option<Calls>,
     state: State,
     /// Whether white space is dropped that comes next in the reasoning.
     reasoning_begins: bool,
@@ -52,11 +61,19 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// `begun`: the prompt ends in a span of reasoning.
-    pub fn new(reasoning: Option<ReasoningMarkers>, calls: Option<CallSyntax>, begun: bool) -> Self {
+    /// `calls`: how calls are written, and the names of the functions. `begun`: the prompt ends in a span of reasoning.
+    pub fn new(
+        reasoning: Option<ReasoningMarkers>,
+        calls: Option<(CallSyntax, Vec<String>)>,
+        begun: bool,
+    ) -> Self {
         let mut reader = Self {
             reasoning,
-            calls,
+            calls: calls.map(|(syntax, names)| Calls {
+                bare: syntax.bare(),
+                syntax,
+                names,
+            }),
             state: State::Start,
             reasoning_begins: true,
             held: String::new(),
@@ -82,27 +99,23 @@ impl Reader {
         parts
     }
 
-    /// The text has ended: what was held back. A call that was cut off before its arguments is content.
+    /// The text has ended: what was held back. Of a call that was cut off before its arguments there is nothing to tell.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let length = self.held.len();
         match self.state {
             State::Reasoning => self.give(length, Part::Reasoning, &mut parts),
             State::Arguments(_) => self.give(length, Part::Arguments, &mut parts),
-            State::Tail | State::Lead => self.skip(length, &mut parts),
-            State::Start | State::Anchor | State::Content | State::Head { .. } => {
-                self.give(length, Part::Content, &mut parts);
-            }
+            State::Head { .. } | State::Tail | State::Lead => self.skip(length, &mut parts),
+            State::Start | State::Bare | State::Content => self.give(length, Part::Content, &mut parts),
         }
         parts
     }
 
     /// The state in front of what is no reasoning.
     fn answer(&self) -> State {
-        match &self.calls {
-            Some(calls) if calls.trigger().is_none() => State::Anchor,
-            _ => State::Content,
-        }
+        let bare = self.calls.as_ref().and_then(|calls| calls.bare.as_ref());
+        bare.map_or(State::Content, |_| State::Bare)
     }
 
     /// Understands something of what is held; false if more text is needed.
@@ -119,7 +132,7 @@ impl Reader {
                 };
                 true
             }
-            State::Anchor => self.anchor(),
+            State::Bare => self.bare(),
             State::Content => self.content(parts),
             State::Head { first } => self.head(first, parts),
             State::Arguments(scanner) => self.arguments(scanner, parts),
@@ -160,12 +173,20 @@ impl Reader {
         found
     }
 
-    fn anchor(&mut self) -> bool {
-        match self.calls.as_ref().map(|calls| calls.head(&self.held, true)) {
+    fn bare(&mut self) -> bool {
+        let Some(calls) = &mut self.calls else {
+            return false;
+        };
+        let found = calls.bare.as_ref().map(|bare| bare.head(&self.held, true));
+        match found {
             Some(Head::Incomplete) => return false,
-            Some(Head::Call(..)) => self.state = State::Head { first: true },
-            Some(Head::Other) | None => {
-                self.calls = None;
+            Some(Head::Call(_, name)) if calls.names.iter().any(|known| known == name) => {
+                // From here on there are only such calls.
+                calls.syntax = calls.bare.clone().unwrap_or_else(|| calls.syntax.clone());
+                self.state = State::Head { first: true };
+            }
+            _ => {
+                calls.bare = None;
                 self.state = State::Content;
             }
         }
@@ -173,7 +194,7 @@ impl Reader {
     }
 
     fn content(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Some(trigger) = self.calls.as_ref().and_then(CallSyntax::trigger) else {
+        let Some(trigger) = self.calls.as_ref().and_then(|calls| calls.syntax.trigger()) else {
             self.give(self.held.len(), Part::Content, parts);
             return false;
         };
@@ -189,9 +210,9 @@ impl Reader {
         let Some(calls) = &self.calls else {
             return false;
         };
-        let tag = calls.trigger().filter(|_| first);
+        let tag = calls.syntax.trigger().filter(|_| first);
         let blanks = tag.and_then(|tag| self.held.find(tag)).unwrap_or(0);
-        match calls.head(&self.held[blanks..], first) {
+        match calls.syntax.head(&self.held[blanks..], first) {
             Head::Incomplete => return false,
             Head::Call(length, name) => {
                 let name = name.to_owned();
@@ -216,7 +237,7 @@ impl Reader {
     }
 
     fn tail(&mut self, parts: &mut Vec<Part>) -> bool {
-        let (length, state) = match self.calls.as_ref().map(|calls| calls.tail(&self.held)) {
+        let (length, state) = match self.calls.as_ref().map(|calls| calls.syntax.tail(&self.held)) {
             Some(Tail::Incomplete) => return false,
             Some(Tail::Next(length)) => (length, State::Head { first: false }),
             Some(Tail::End(length)) => (length, State::Lead),
@@ -283,6 +304,10 @@ mod tests {
         close: "</think>",
     };
 
+    fn known(syntax: CallSyntax) -> (CallSyntax, Vec<String>) {
+        (syntax, vec!["a".to_owned(), "b".to_owned()])
+    }
+
     fn tagged() -> CallSyntax {
         CallSyntax::generic()
     }
@@ -329,7 +354,7 @@ mod tests {
     fn content_calls_and_content() {
         let text = "Let me see.\n\n<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": \"}\"}}\n</tool_call>\n<tool_call>\n\
                     {\"name\": \"b\", \"arguments\": {}}\n</tool_call>\n And so <on>. \n";
-        let parts = read(Reader::new(None, Some(tagged()), false), &[text]);
+        let parts = read(Reader::new(None, Some(known(tagged())), false), &[text]);
         let mut expected = vec![content("Let me see.")];
         expected.extend(call("a", "{\"x\": \"}\"}"));
         expected.extend(call("b", "{}"));
@@ -340,11 +365,11 @@ mod tests {
     #[test]
     fn a_list_and_a_bare_call() {
         let text = "[TOOL_CALLS][{\"name\": \"a\", \"arguments\": {}}, {\"name\": \"b\", \"arguments\": {\"c\": [1]}}]";
-        let parts = read(Reader::new(None, Some(list()), false), &[text]);
+        let parts = read(Reader::new(None, Some(known(list())), false), &[text]);
         assert_eq!(parts, [call("a", "{}"), call("b", "{\"c\": [1]}")].concat());
         let text = "{\"name\": \"a\", \"parameters\": {\"q\": \"{\"}}";
         assert_eq!(
-            read(Reader::new(None, Some(bare()), false), &[text]),
+            read(Reader::new(None, Some(known(bare())), false), &[text]),
             call("a", "{\"q\": \"{\"}")
         );
         for text in [
@@ -353,16 +378,35 @@ mod tests {
             "",
             "\n",
         ] {
-            let parts = read(Reader::new(None, Some(bare()), false), &[text]);
+            let parts = read(Reader::new(None, Some(known(bare())), false), &[text]);
             let whole: Vec<Part> = (!text.is_empty()).then(|| content(text)).into_iter().collect();
             assert_eq!(parts, whole);
         }
     }
 
+    /// Small models leave out the tags; only a known name makes it a call.
+    #[test]
+    fn calls_without_tags() {
+        let read = |text: &str| read(Reader::new(None, Some(known(tagged())), false), &[text]);
+        let one = "{\"name\": \"a\", \"arguments\": {\"x\": 1}}";
+        assert_eq!(read(one), call("a", "{\"x\": 1}"));
+        let two = format!("{one}\n{}", one.replace("\"a\"", "\"b\""));
+        assert_eq!(
+            read(&two),
+            [call("a", "{\"x\": 1}"), call("b", "{\"x\": 1}")].concat()
+        );
+        let other = one.replace("\"a\"", "\"Ada\"");
+        assert_eq!(read(&other), [content(&other)]);
+        assert_eq!(read(&format!("So: {one}")), [content(&format!("So: {one}"))]);
+        let list_text = "[{\"name\": \"a\", \"arguments\": {}}, {\"name\": \"b\", \"arguments\": {}}]";
+        let parts = self::read(Reader::new(None, Some(known(list())), false), &[list_text]);
+        assert_eq!(parts, [call("a", "{}"), call("b", "{}")].concat());
+    }
+
     #[test]
     fn reasoning_is_apart() {
         let reasoning = |text: &str| Part::Reasoning(text.to_owned());
-        let reader = |begun| Reader::new(Some(THINK), Some(tagged()), begun);
+        let reader = |begun| Reader::new(Some(THINK), Some(known(tagged())), begun);
         let text = "<think>\nHm, <tool_call>?\n</think>\n\nYes.";
         let expected = [reasoning("Hm, <tool_call>?"), content("Yes.")];
         assert_eq!(read(reader(false), &[text]), expected);
@@ -381,8 +425,8 @@ mod tests {
     #[test]
     fn what_was_cut_off_is_not_lost() {
         let text = "Well.\n\n<tool_call>\n{\"name\": \"a\", \"argu";
-        let read = |text: &str| read(Reader::new(None, Some(tagged()), false), &[text]);
-        assert_eq!(read(text), [content(text)]);
+        let read = |text: &str| read(Reader::new(None, Some(known(tagged())), false), &[text]);
+        assert_eq!(read(text), [content("Well.")]);
         assert_eq!(read("Well <tool"), [content("Well <tool")]);
         assert_eq!(
             read("A  <tool_call> is a tag"),
@@ -427,7 +471,7 @@ mod tests {
             borders.retain(|border| text.is_char_boundary(*border));
             borders.sort_unstable();
             let pieces: Vec<&str> = borders.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
-            for calls in [None, Some(tagged()), Some(list()), Some(bare())] {
+            for calls in [None, Some(known(tagged())), Some(known(list())), Some(known(bare()))] {
                 for (reasoning, begun) in [(None, false), (Some(THINK), false), (Some(THINK), true)] {
                     let reader = || Reader::new(reasoning, calls.clone(), begun);
                     prop_assert_eq!(read(reader(), &pieces), read(reader(), &[&text]));
