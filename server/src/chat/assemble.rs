@@ -42,14 +42,14 @@ pub enum Said {
 pub struct Piece {
     pub said: Vec<Said>,
     pub entries: Vec<Entry>,
-    /// A stop string was found: the choice is complete.
-    pub stopped: bool,
+    /// The stop string that was found, by its number: the choice is complete.
+    pub stop: Option<usize>,
 }
 
 impl Piece {
     /// Whether there is nothing to tell.
     pub fn is_silent(&self) -> bool {
-        self.said.is_empty() && self.entries.is_empty() && !self.stopped
+        self.said.is_empty() && self.entries.is_empty() && self.stop.is_none()
     }
 }
 
@@ -130,11 +130,11 @@ impl Assembler {
     pub fn finish(&mut self) -> Piece {
         let tail = self.detokenizer.finish();
         let mut piece = self.text(&tail);
-        if !piece.stopped {
+        if piece.stop.is_none() {
             let parts = self.reader.finish();
             self.parts(parts, &mut piece);
         }
-        if !piece.stopped {
+        if piece.stop.is_none() {
             self.release(&mut piece.said);
             piece.entries.extend(self.held.drain(..));
         }
@@ -153,7 +153,7 @@ impl Assembler {
 
     fn parts(&mut self, parts: Vec<Part>, piece: &mut Piece) {
         for part in parts {
-            if piece.stopped {
+            if piece.stop.is_some() {
                 break;
             }
             let Part::Content(text) = part else {
@@ -161,16 +161,16 @@ impl Assembler {
                 self.other_part(part, &mut piece.said);
                 continue;
             };
-            let (text, stopped) = if self.unstoppable > 0 {
-                (self.matcher.pass(&text), false)
+            let (text, stop) = if self.unstoppable > 0 {
+                (self.matcher.pass(&text), None)
             } else {
                 match self.matcher.push(&text) {
-                    StopOutcome::Text(text) => (text, false),
-                    StopOutcome::Stopped { text, .. } => (text, true),
+                    StopOutcome::Text(text) => (text, None),
+                    StopOutcome::Stopped { text, index } => (text, Some(index)),
                 }
             };
             self.content(text, &mut piece.said);
-            piece.stopped = stopped;
+            piece.stop = stop;
         }
         let visible = self.held.iter().take_while(|entry| entry.offset < self.told);
         let visible = visible.count();

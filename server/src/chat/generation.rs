@@ -28,6 +28,8 @@ pub struct Update {
     pub prompt_tokens: Vec<u32>,
     pub tokens: Vec<u32>,
     pub finish_reason: Option<&'static str>,
+    /// The stop string that ended it, by its number.
+    pub stop: Option<usize>,
 }
 
 /// The choices of one HTTP request. Dropping it stops whatever still runs.
@@ -192,8 +194,8 @@ impl Generation {
                     .assembler
                     .token(sampled)
                     .map_err(|_| undecodable())?;
-                let reason = piece.stopped.then_some("stop");
-                if piece.stopped {
+                let reason = piece.stop.map(|_| "stop");
+                if piece.stop.is_some() {
                     self.stream.stop(at);
                 }
                 let begun = self.choices[at].begun;
@@ -223,13 +225,14 @@ impl Generation {
             Finish::Stuck => return Err(ApiError::format_stuck()),
             Finish::Aborted | Finish::Failed => return Err(ApiError::internal()),
         };
-        if piece.stopped {
+        if piece.stop.is_some() {
             return Ok(self.told(at, piece, Some(reason)));
         }
         let rest = choice.assembler.finish();
         piece.said.extend(rest.said);
         piece.entries.extend(rest.entries);
-        let reason = if rest.stopped { "stop" } else { reason };
+        piece.stop = rest.stop;
+        let reason = rest.stop.map_or(reason, |_| "stop");
         Ok(self.told(at, piece, Some(reason)))
     }
 
@@ -268,6 +271,7 @@ impl Generation {
             },
             tokens: std::mem::take(&mut choice.tokens),
             finish_reason,
+            stop: piece.stop,
         }
     }
 }

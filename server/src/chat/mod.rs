@@ -2,6 +2,7 @@
 //! validated again.
 
 pub mod assemble;
+pub mod blocks;
 pub mod generation;
 pub mod plan;
 pub mod template;

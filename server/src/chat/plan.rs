@@ -104,6 +104,9 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
         ));
     }
     let Some(effort) = asked.effort else {
+        if let (true, EffortArgument::Switch(switch)) = (asked.off_if_possible, chat.dialect.effort) {
+            arguments.insert(switch.to_owned(), false.into());
+        }
         return Ok((arguments, budget));
     };
     let reasons = chat.dialect.reasoning.is_some();

@@ -8,16 +8,18 @@ use axum::{Extension, Json};
 use rempart_engine::Logprob;
 
 use super::error::ApiError;
-use super::{AppState, Arrived, limits, sse};
+use super::sse::{Chunk, Chunks};
+use super::{AppState, Arrived, generate, sse};
 use crate::chat::assemble::{Entry, Said};
 use crate::chat::generation::{Generation, Update};
 use crate::chat::{Rules, prepare_chat};
+use crate::config::RequestLimits;
 use crate::model::Model;
 use crate::openai::chat::{
     AssistantMessage, CalledFunction, CalledFunctionDelta, ChatChoice, ChatChunk, ChatChunkChoice,
     ChatCompletion, ChatLogprob, ChatLogprobs, ChatRequest, Delta, TokenLogprob, ToolCall, ToolCallDelta,
 };
-use crate::openai::shared::{ChunkUsage, FINGERPRINT, Usage};
+use crate::openai::shared::{ChunkUsage, FINGERPRINT, StreamOptions, Usage};
 
 /// JSON has no minus infinity; OpenAI writes this for what a model rules out.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -27,25 +29,17 @@ pub async fn chat_completions(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let model = app.model()?;
-    let body = limits::read_json(&app, request).await?;
-    let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
-    let (mut prepared, stream) = app
-        .preparation
-        .run(move || {
-            let request = ChatRequest::parse(&bytes, &request_limits)?;
-            let prepared = prepare_chat(&request, &prepared_for, &request_limits)?;
-            Ok((prepared, request.common.stream))
-        })
-        .await?;
-    drop(body);
-    app.follow_format(&model, &mut prepared).await?;
-    let answer = Answer::new(Arc::clone(&model), &prepared.rules);
-    let generation = Generation::start(model, prepared, app.timing(arrived.0), &app.shutdown).await?;
-    match stream {
-        Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
-        None => answer.whole(generation).await,
-    }
+    let prepare = |body: &[u8], model: &Model, limits: &RequestLimits| {
+        let request = ChatRequest::parse(body, limits)?;
+        let prepared = prepare_chat(&request, model, limits)?;
+        Ok((prepared, request.common.stream))
+    };
+    let (started, stream) = generate::start(&app, arrived.0, request, prepare).await?;
+    let answer = Answer::new(started.model, &started.rules, stream);
+    Ok(match stream {
+        Some(_) => sse::respond(started.generation, answer, app.http.keep_alive),
+        None => answer.whole(started.generation).await?,
+    })
 }
 
 /// What all parts of one answer share.
@@ -57,10 +51,11 @@ struct Answer {
     token_ids: bool,
     /// Whether it may have calls, and so no content.
     calls: bool,
+    options: StreamOptions,
 }
 
 impl Answer {
-    fn new(model: Arc<Model>, rules: &Rules) -> Self {
+    fn new(model: Arc<Model>, rules: &Rules, stream: Option<StreamOptions>) -> Self {
         let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
         Self {
             model,
@@ -69,6 +64,7 @@ impl Answer {
             logprobs: rules.logprobs.is_some(),
             token_ids: rules.token_ids,
             calls: rules.reading.calls.is_some(),
+            options: stream.unwrap_or_default(),
         }
     }
 
@@ -135,7 +131,7 @@ impl Answer {
         }
     }
 
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: ChunkUsage) -> String {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: ChunkUsage) -> Chunk {
         self.chunk_with(choices, usage, None)
     }
 
@@ -144,8 +140,8 @@ impl Answer {
         choices: Vec<ChatChunkChoice>,
         usage: ChunkUsage,
         prompt_token_ids: Option<Vec<u32>>,
-    ) -> String {
-        sse::encode(&ChatChunk {
+    ) -> Chunk {
+        Chunk::of(&ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
             created: self.created,
@@ -158,8 +154,9 @@ impl Answer {
     }
 }
 
-impl sse::Chunks for Answer {
-    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String> {
+impl Chunks for Answer {
+    fn update(&mut self, update: Update, usage: Usage) -> Vec<Chunk> {
+        let usage = self.options.chunk_usage(usage);
         let Update {
             choice: index,
             first,
@@ -168,6 +165,7 @@ impl sse::Chunks for Answer {
             prompt_tokens,
             mut tokens,
             finish_reason,
+            stop: _,
         } = update;
         let plain = |delta| ChatChunkChoice {
             index,
@@ -217,8 +215,13 @@ impl sse::Chunks for Answer {
         chunks
     }
 
-    fn usage(&mut self, usage: Usage) -> String {
-        self.chunk(Vec::new(), ChunkUsage::Told(usage))
+    fn end(&mut self, usage: Usage) -> Vec<Chunk> {
+        let told = || self.chunk(Vec::new(), ChunkUsage::Told(usage));
+        sse::done(self.options.include_usage.then(told))
+    }
+
+    fn fail(&mut self, error: &ApiError) -> Vec<Chunk> {
+        vec![Chunk::of(&error.body())]
     }
 }
 

@@ -9,42 +9,34 @@ use axum::{Extension, Json};
 
 use super::chat::finite;
 use super::error::ApiError;
-use super::{AppState, Arrived, limits, sse};
+use super::sse::{Chunk, Chunks};
+use super::{AppState, Arrived, generate, sse};
 use crate::chat::assemble::{Entry, Said};
 use crate::chat::generation::{Generation, Update};
-use crate::chat::prepare_completion;
+use crate::chat::{Rules, prepare_completion};
+use crate::config::RequestLimits;
 use crate::model::Model;
 use crate::openai::completions::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest,
 };
-use crate::openai::shared::{ChunkUsage, FINGERPRINT, Usage};
+use crate::openai::shared::{ChunkUsage, FINGERPRINT, StreamOptions, Usage};
 
 pub async fn completions(
     State(app): State<AppState>,
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let model = app.model()?;
-    let body = limits::read_json(&app, request).await?;
-    let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
-    let (mut prepared, stream) = app
-        .preparation
-        .run(move || {
-            let request = CompletionRequest::parse(&bytes, &request_limits)?;
-            let prepared = prepare_completion(&request, &prepared_for, &request_limits)?;
-            Ok((prepared, request.common.stream))
-        })
-        .await?;
-    drop(body);
-    app.follow_format(&model, &mut prepared).await?;
-    let (logprobs, token_ids) = (prepared.rules.logprobs.is_some(), prepared.rules.token_ids);
-    let generation =
-        Generation::start(Arc::clone(&model), prepared, app.timing(arrived.0), &app.shutdown).await?;
-    let answer = Answer::new(model, logprobs, token_ids);
-    match stream {
-        Some(options) => Ok(sse::respond(generation, answer, options, app.http.keep_alive)),
-        None => answer.whole(generation).await,
-    }
+    let prepare = |body: &[u8], model: &Model, limits: &RequestLimits| {
+        let request = CompletionRequest::parse(body, limits)?;
+        let prepared = prepare_completion(&request, model, limits)?;
+        Ok((prepared, request.common.stream))
+    };
+    let (started, stream) = generate::start(&app, arrived.0, request, prepare).await?;
+    let answer = Answer::new(started.model, &started.rules, stream);
+    Ok(match stream {
+        Some(_) => sse::respond(started.generation, answer, app.http.keep_alive),
+        None => answer.whole(started.generation).await?,
+    })
 }
 
 /// What all parts of one answer share.
@@ -54,17 +46,19 @@ struct Answer {
     created: i64,
     logprobs: bool,
     token_ids: bool,
+    options: StreamOptions,
 }
 
 impl Answer {
-    fn new(model: Arc<Model>, logprobs: bool, token_ids: bool) -> Self {
+    fn new(model: Arc<Model>, rules: &Rules, stream: Option<StreamOptions>) -> Self {
         let id = format!("cmpl-{}", uuid::Uuid::new_v4().simple());
         Self {
             model,
             id,
             created: super::models::unix_now(),
-            logprobs,
-            token_ids,
+            logprobs: rules.logprobs.is_some(),
+            token_ids: rules.token_ids,
+            options: stream.unwrap_or_default(),
         }
     }
 
@@ -107,8 +101,8 @@ impl Answer {
         Ok(Json(completion).into_response())
     }
 
-    fn chunk(&self, choices: Vec<CompletionChoice>, usage: ChunkUsage) -> String {
-        sse::encode(&CompletionChunk {
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: ChunkUsage) -> Chunk {
+        Chunk::of(&CompletionChunk {
             id: &self.id,
             object: "text_completion",
             created: self.created,
@@ -120,8 +114,9 @@ impl Answer {
     }
 }
 
-impl sse::Chunks for Answer {
-    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String> {
+impl Chunks for Answer {
+    fn update(&mut self, update: Update, usage: Usage) -> Vec<Chunk> {
+        let usage = self.options.chunk_usage(usage);
         let Update {
             choice: index,
             said,
@@ -154,8 +149,13 @@ impl sse::Chunks for Answer {
         )]
     }
 
-    fn usage(&mut self, usage: Usage) -> String {
-        self.chunk(Vec::new(), ChunkUsage::Told(usage))
+    fn end(&mut self, usage: Usage) -> Vec<Chunk> {
+        let told = || self.chunk(Vec::new(), ChunkUsage::Told(usage));
+        sse::done(self.options.include_usage.then(told))
+    }
+
+    fn fail(&mut self, error: &ApiError) -> Vec<Chunk> {
+        vec![Chunk::of(&error.body())]
     }
 }
 

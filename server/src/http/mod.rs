@@ -4,9 +4,11 @@ pub mod accept;
 pub mod chat;
 pub mod completions;
 pub mod error;
+mod generate;
 pub mod head;
 pub mod health;
 pub mod limits;
+pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod sse;
@@ -112,6 +114,8 @@ pub fn app(state: AppState) -> Router {
     let inference = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(Arc::clone(&state), refuse_while_draining));

@@ -11,41 +11,61 @@ use serde::Serialize;
 
 use super::error::ApiError;
 use crate::chat::generation::{Generation, Update};
-use crate::openai::shared::{ChunkUsage, StreamOptions, Usage};
+use crate::openai::shared::Usage;
 
-/// Turns updates into the chunks of an endpoint.
+/// One event: its data as JSON, and its name where clients go by names.
+pub struct Chunk {
+    pub event: Option<&'static str>,
+    pub data: String,
+}
+
+impl Chunk {
+    /// An event without a name.
+    pub fn of<T: Serialize>(data: &T) -> Self {
+        Self {
+            event: None,
+            data: encode(data),
+        }
+    }
+
+    /// An event with a name.
+    pub fn named<T: Serialize>(event: &'static str, data: &T) -> Self {
+        Self {
+            event: Some(event),
+            ..Self::of(data)
+        }
+    }
+}
+
+/// Turns updates into the events of an endpoint. `usage` is always what was used so far.
 pub trait Chunks: Send + 'static {
-    /// The chunks for one update, as JSON. `usage` is as told so far, if chunks are to carry it.
-    fn update(&mut self, update: Update, usage: ChunkUsage) -> Vec<String>;
-    /// The chunk without choices that carries the usage.
-    fn usage(&mut self, usage: Usage) -> String;
+    /// The events for one update.
+    fn update(&mut self, update: Update, usage: Usage) -> Vec<Chunk>;
+    /// The events behind the last update.
+    fn end(&mut self, usage: Usage) -> Vec<Chunk>;
+    /// The events that end a stream early.
+    fn fail(&mut self, error: &ApiError) -> Vec<Chunk>;
 }
 
 struct Streaming<C> {
     generation: Generation,
     chunks: C,
-    options: StreamOptions,
-    queue: VecDeque<String>,
+    queue: VecDeque<Chunk>,
     ended: bool,
 }
 
-/// Streams a generation: its chunks, the usage if asked for, and `[DONE]`; or an error object, and the end.
-pub fn respond<C: Chunks>(
-    generation: Generation,
-    chunks: C,
-    options: StreamOptions,
-    keep_alive: Duration,
-) -> Response {
+/// Streams a generation to its end, or to the error that ends it.
+pub fn respond<C: Chunks>(generation: Generation, chunks: C, keep_alive: Duration) -> Response {
     let streaming = Streaming {
         generation,
         chunks,
-        options,
         queue: VecDeque::new(),
         ended: false,
     };
     let events = futures::stream::unfold(streaming, |mut streaming| async move {
-        let next = streaming.next().await?;
-        Some((Ok::<_, Infallible>(Event::default().data(next)), streaming))
+        let Chunk { event, data } = streaming.next().await?;
+        let named = event.map_or_else(Event::default, |name| Event::default().event(name));
+        Some((Ok::<_, Infallible>(named.data(data)), streaming))
     });
     let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
@@ -58,7 +78,7 @@ pub fn respond<C: Chunks>(
 }
 
 impl<C: Chunks> Streaming<C> {
-    async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<Chunk> {
         loop {
             if let Some(next) = self.queue.pop_front() {
                 return Some(next);
@@ -66,36 +86,32 @@ impl<C: Chunks> Streaming<C> {
             if self.ended {
                 return None;
             }
-            match self.generation.next().await {
-                Ok(Some(update)) => {
-                    let usage = self.chunk_usage();
-                    self.queue.extend(self.chunks.update(update, usage));
-                }
+            let next = self.generation.next().await;
+            let usage = self.generation.usage();
+            let chunks = match next {
+                Ok(Some(update)) => self.chunks.update(update, usage),
                 Ok(None) => {
-                    if self.options.include_usage {
-                        self.queue.push_back(self.chunks.usage(self.generation.usage()));
-                    }
-                    self.queue.push_back("[DONE]".to_owned());
                     self.ended = true;
+                    self.chunks.end(usage)
                 }
                 Err(error) => {
                     tracing::warn!(code = error.code, "a stream ended early");
-                    self.queue.push_back(encode(&error.body()));
                     self.ended = true;
+                    self.chunks.fail(&error)
                 }
-            }
+            };
+            self.queue.extend(chunks);
         }
     }
+}
 
-    fn chunk_usage(&self) -> ChunkUsage {
-        if self.options.continuous_usage {
-            ChunkUsage::Told(self.generation.usage())
-        } else if self.options.include_usage {
-            ChunkUsage::Later
-        } else {
-            ChunkUsage::Absent
-        }
-    }
+/// The end of a stream of OpenAI's older endpoints: the usage if asked for, and a mark.
+pub fn done(usage: Option<Chunk>) -> Vec<Chunk> {
+    let mark = Chunk {
+        event: None,
+        data: "[DONE]".to_owned(),
+    };
+    usage.into_iter().chain([mark]).collect()
 }
 
 /// A chunk as JSON.

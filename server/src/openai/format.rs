@@ -105,6 +105,11 @@ fn named_schema(raw: &RawValue, limits: &RequestLimits) -> Result<String> {
     Ok(schema)
 }
 
+/// The format of a schema found at `path`.
+pub fn schema(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<OutputFormat> {
+    Ok(OutputFormat::JsonSchema(schema_text(raw, path, limits)?))
+}
+
 fn schema_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<String> {
     if !raw.get().starts_with('{') {
         let message = format!("`{path}` must be an object");

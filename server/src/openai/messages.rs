@@ -24,6 +24,18 @@ pub struct Message {
 }
 
 impl Message {
+    /// One that only says something.
+    pub fn plain(role: &'static str, content: String) -> Self {
+        Self {
+            role,
+            name: None,
+            content,
+            reasoning: None,
+            calls: Vec::new(),
+            call_id: None,
+        }
+    }
+
     /// Bytes of text that the client sent.
     pub fn bytes(&self) -> usize {
         let calls = self
@@ -93,12 +105,8 @@ fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message
     let content_path = object.path("content");
     let content = object.take("content");
     let mut message = Message {
-        role,
         name,
-        content: String::new(),
-        reasoning: None,
-        calls: Vec::new(),
-        call_id: None,
+        ..Message::plain(role, String::new())
     };
     match role {
         "assistant" => assistant_fields(&mut object, &mut message, limits)?,

@@ -54,6 +54,8 @@ pub struct Reasoning {
     pub effort: Option<Effort>,
     /// Tokens after which the reasoning is closed.
     pub budget: Option<usize>,
+    /// Whether a model that can do without should not reason.
+    pub off_if_possible: bool,
 }
 
 impl Reasoning {
@@ -65,6 +67,7 @@ impl Reasoning {
         Ok(Self {
             effort: known.map(|(_, effort)| *effort),
             budget: object.count("thinking_token_budget", 0..=TOKENS_MAX)?,
+            off_if_possible: false,
         })
     }
 }

@@ -147,7 +147,38 @@ pub struct StreamOptions {
     pub continuous_usage: bool,
 }
 
+impl StreamOptions {
+    /// What a chunk says of the usage so far.
+    pub fn chunk_usage(self, usage: Usage) -> ChunkUsage {
+        if self.continuous_usage {
+            ChunkUsage::Told(usage)
+        } else if self.include_usage {
+            ChunkUsage::Later
+        } else {
+            ChunkUsage::Absent
+        }
+    }
+}
+
 impl Common {
+    /// Of a request that asks for nothing special.
+    pub fn new(model: String) -> Self {
+        Self {
+            model,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            include_stop: false,
+            skip_special_tokens: true,
+            n: 1,
+            format: None,
+            stream: None,
+        }
+    }
+
     /// Takes the shared parameters. `tokens_min` is the least that `max_tokens` may be.
     pub fn read(object: &mut Object<'_>, limits: &RequestLimits, tokens_min: usize) -> Result<Self> {
         for name in METADATA {
@@ -170,7 +201,7 @@ impl Common {
             sampling,
             max_tokens,
             min_tokens,
-            stop: stop_strings(object, limits)?,
+            stop: stop_strings(object.take("stop"), "stop", limits)?,
             stop_token_ids: stop_token_ids(object, limits)?,
             ignore_eos: object.boolean("ignore_eos")?.unwrap_or(false),
             include_stop: object.boolean("include_stop_str_in_output")?.unwrap_or(false),
@@ -179,6 +210,22 @@ impl Common {
             n: object.count("n", 1..=limits.choices_max)?.unwrap_or(1),
             stream: streamed.then(|| options.unwrap_or_default()),
         })
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
     }
 }
 
@@ -229,22 +276,24 @@ fn stream_options(object: &mut Object<'_>) -> Result<Option<StreamOptions>> {
     Ok(Some(read))
 }
 
-fn stop_strings(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<String>> {
-    let Some(raw) = object.take("stop") else {
+/// A stop string or several, found at `name`, at most as many and as long as the limits say.
+pub fn stop_strings(raw: Option<&RawValue>, name: &str, limits: &RequestLimits) -> Result<Vec<String>> {
+    let Some(raw) = raw else {
         return Ok(Vec::new());
     };
-    let stops: Vec<String> = if raw.get().starts_with('"') {
-        vec![json::typed(raw, "stop", "a string or an array of strings")?]
+    let single = raw.get().starts_with('"');
+    let stops: Vec<String> = if single {
+        vec![json::typed(raw, name, "a string or an array of strings")?]
     } else {
-        json::array(raw, "stop", limits.stops_max)?;
-        json::typed(raw, "stop", "a string or an array of strings")?
+        json::array(raw, name, limits.stops_max)?;
+        json::typed(raw, name, "a string or an array of strings")?
     };
     for (at, stop) in stops.iter().enumerate() {
         if stop.is_empty() || stop.len() > limits.stop_bytes_max {
-            let path = if raw.get().starts_with('"') {
-                "stop".to_owned()
+            let path = if single {
+                name.to_owned()
             } else {
-                format!("stop[{at}]")
+                format!("{name}[{at}]")
             };
             let message = format!("`{path}` must have between 1 and {} bytes", limits.stop_bytes_max);
             return Err(ApiError::invalid(path, "out_of_range", message));

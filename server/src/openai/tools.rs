@@ -12,7 +12,7 @@ type Result<T> = std::result::Result<T, ApiError>;
 /// Names that [`Tools::read`] takes.
 pub const NAMES: &[&str] = &["parallel_tool_calls", "tool_choice", "tools"];
 /// Bytes of a function's name.
-const NAME_BYTES_MAX: usize = 64;
+const NAME_BYTES_MAX: usize = 128;
 
 /// What may be called.
 #[derive(Clone, Debug)]
@@ -45,22 +45,26 @@ impl Tools {
             .take("tools")
             .map(|raw| functions(raw, limits))
             .transpose()?;
-        let functions = functions.unwrap_or_default();
-        let choice = object.take("tool_choice");
+        let choice = Choice::read(object.take("tool_choice"), limits)?;
         let parallel = object.boolean("parallel_tool_calls")?.unwrap_or(true);
+        Self::new(functions.unwrap_or_default(), choice, parallel)
+    }
+
+    /// What a choice among functions comes to; `None` where nothing may be called.
+    pub fn new(functions: Vec<Function>, choice: Choice, parallel: bool) -> Result<Option<Self>> {
         if functions.is_empty() {
             return match choice {
-                Some(raw) if !matches!(raw.get(), "\"none\"" | "\"auto\"") => {
+                Choice::None | Choice::Auto => Ok(None),
+                Choice::Required | Choice::Named(_) | Choice::Allowed(..) => {
                     let message = "`tool_choice` needs `tools`";
                     Err(ApiError::invalid("tool_choice", "invalid_value", message))
                 }
-                _ => Ok(None),
             };
         }
-        let Some((callable, required)) = Choice::read(choice, limits)?.of(&functions)? else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
+        // Who names a function wants that one call.
+        let parallel = parallel && !matches!(choice, Choice::Named(_));
+        let chosen = choice.of(&functions)?;
+        Ok(chosen.map(|(callable, required)| Self {
             functions,
             callable,
             required,
@@ -89,24 +93,34 @@ impl Tools {
 
 fn functions(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Function>> {
     let items = json::array(raw, "tools", limits.tools_max)?;
+    let function = |(at, raw): (usize, &&RawValue)| tool(raw, &format!("tools[{at}]"), limits);
+    let functions: Vec<Function> = items.iter().enumerate().map(function).collect::<Result<_>>()?;
+    check_functions(&functions, raw, limits, "function.name")?;
+    Ok(functions)
+}
+
+/// Refuses functions that are too large together, and names that are bad or not the only one of their kind. `name` is where
+/// a tool has it.
+pub fn check_functions(
+    functions: &[Function],
+    raw: &RawValue,
+    limits: &RequestLimits,
+    name: &str,
+) -> Result<()> {
     let (bytes, limit) = (raw.get().len(), limits.tools_bytes_max);
     if bytes > limit {
         let message = format!("`tools` has {bytes} bytes, but the limit is {limit}");
         return Err(ApiError::invalid("tools", "out_of_range", message));
     }
-    let functions: Vec<Function> = items
-        .iter()
-        .enumerate()
-        .map(|(at, raw)| tool(raw, &format!("tools[{at}]"), limits))
-        .collect::<Result<_>>()?;
     for (at, function) in functions.iter().enumerate() {
+        let path = format!("tools[{at}].{name}");
+        check_name(&function.name, &path)?;
         if functions[..at].iter().any(|other| other.name == function.name) {
-            let path = format!("tools[{at}].function.name");
             let message = format!("`{path}` is the name of another function in `tools`");
             return Err(ApiError::invalid(path, "invalid_value", message));
         }
     }
-    Ok(functions)
+    Ok(())
 }
 
 fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> {
@@ -116,10 +130,8 @@ fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> 
     let function = tool.require("function")?;
     tool.finish(&["type", "function"], &["cache_control"])?;
     let mut fields = Object::from_raw(function, &path)?;
-    let name: String = json::typed(fields.require("name")?, &fields.path("name"), "a string")?;
-    check_name(&name, &fields.path("name"))?;
     let read = Function {
-        name,
+        name: json::typed(fields.require("name")?, &fields.path("name"), "a string")?,
         description: fields.string("description")?,
         strict: fields.boolean("strict")?.unwrap_or(false),
         parameters: match fields.take("parameters") {
@@ -142,7 +154,7 @@ fn check_name(name: &str, path: &str) -> Result<()> {
 }
 
 /// A schema of an object's.
-fn parameters(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Value> {
+pub fn parameters(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Value> {
     let mut schema: Value = json::typed(raw, path, "a schema")?;
     let (bytes, limit) = (raw.get().len(), limits.format_bytes_max);
     if bytes > limit {
@@ -163,7 +175,7 @@ fn parameters(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Valu
 }
 
 /// What a client wants to be called.
-enum Choice {
+pub enum Choice {
     None,
     Auto,
     Required,
@@ -282,15 +294,20 @@ impl PastCall {
         let path = call.path("function");
         let mut function = Object::from_raw(call.require("function")?, &path)?;
         call.finish(&["id", "type", "index", "function"], &[])?;
-        let name: String = json::typed(function.require("name")?, &function.path("name"), "a string")?;
-        check_name(&name, &function.path("name"))?;
+        let name = json::typed(function.require("name")?, &function.path("name"), "a string")?;
         let arguments = function.string("arguments")?.unwrap_or_default();
-        let path = function.path("arguments");
+        let (name_path, path) = (function.path("name"), function.path("arguments"));
         function.finish(&["name", "arguments"], &[])?;
+        Self::new(id, (name, &name_path), (arguments, &path))
+    }
+
+    /// Of a name and a JSON object as text, each with where it stands.
+    pub fn new(id: String, name: (String, &str), arguments: (String, &str)) -> Result<Self> {
+        check_name(&name.0, name.1)?;
         Ok(Self {
             id,
-            name,
-            arguments: arguments_object(arguments, &path)?,
+            name: name.0,
+            arguments: arguments_object(arguments.0, arguments.1)?,
         })
     }
 
@@ -309,6 +326,6 @@ fn arguments_object(arguments: String, path: &str) -> Result<String> {
     if let Ok(Value::Object(_)) = serde_json::from_str(&arguments) {
         return Ok(arguments);
     }
-    let message = format!("`{path}` must be a JSON object as text");
+    let message = format!("`{path}` must be a JSON object");
     Err(ApiError::invalid(path, "invalid_value", message))
 }

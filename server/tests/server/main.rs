@@ -12,6 +12,7 @@ mod completions;
 mod engine;
 mod errors;
 mod formats;
+mod messages;
 mod numbers;
 mod others;
 mod reasoning;

@@ -61,7 +61,7 @@ proptest! {
             let piece = assembler.token(Sampled { token: u32::from(*byte), logprob }).unwrap();
             shown.push_str(&content(&piece));
             entries.extend(piece.entries);
-            stopped = piece.stopped;
+            stopped = piece.stop.is_some();
             if stopped {
                 break;
             }
@@ -70,7 +70,7 @@ proptest! {
             let piece = assembler.finish();
             shown.push_str(&content(&piece));
             entries.extend(piece.entries);
-            stopped = piece.stopped;
+            stopped = piece.stop.is_some();
         }
         prop_assert_eq!((shown.clone(), stopped), expected(bytes, &stops, min_tokens));
         let told: Vec<u8> = entries.iter().map(|entry| entry.token as u8).collect();

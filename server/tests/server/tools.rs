@@ -329,7 +329,7 @@ fn bad_tools() -> Vec<(Value, &'static str)> {
             "tools[0].function.name",
         ),
         (
-            json!({"tools": tool(json!({"name": "x".repeat(65)}))}),
+            json!({"tools": tool(json!({"name": "x".repeat(129)}))}),
             "tools[0].function.name",
         ),
         (

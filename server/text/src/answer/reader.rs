@@ -45,6 +45,8 @@ struct Calls {
     /// The syntax of those at its beginning, until something else came.
     bare: Option<CallSyntax>,
     names: Vec<String>,
+    /// Whether any was made.
+    made: bool,
 }
 
 /// Tells the parts of one answer apart. What it gives does not depend on the pieces that the text came in, but for where
@@ -73,6 +75,7 @@ impl Reader {
                 bare: syntax.bare(),
                 syntax,
                 names,
+                made: false,
             }),
             state: State::Start,
             reasoning_begins: true,
@@ -103,6 +106,12 @@ impl Reader {
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let length = self.held.len();
+        // The beginning of one more tag, behind a call.
+        let calls = self.calls.as_ref().filter(|calls| calls.made);
+        let tag = calls.and_then(|calls| calls.syntax.trigger());
+        if tag.is_some_and(|tag| tag.starts_with(&self.held)) {
+            self.state = State::Tail;
+        }
         match self.state {
             State::Reasoning => self.give(length, Part::Reasoning, &mut parts),
             State::Arguments(_) => self.give(length, Part::Arguments, &mut parts),
@@ -207,22 +216,24 @@ impl Reader {
     }
 
     fn head(&mut self, first: bool, parts: &mut Vec<Part>) -> bool {
-        let Some(calls) = &self.calls else {
+        let Some(calls) = &mut self.calls else {
             return false;
         };
         let tag = calls.syntax.trigger().filter(|_| first);
         let blanks = tag.and_then(|tag| self.held.find(tag)).unwrap_or(0);
+        let tag = tag.map_or(0, str::len);
         match calls.syntax.head(&self.held[blanks..], first) {
             Head::Incomplete => return false,
             Head::Call(length, name) => {
                 let name = name.to_owned();
+                calls.made = true;
                 self.skip(blanks + length, parts);
                 parts.push(Part::Call(name));
                 self.state = State::Arguments(ObjectScanner::default());
             }
             // A grammar keeps this from happening; without one, it is content, the tag included.
             Head::Other => {
-                self.give(blanks + tag.map_or(0, str::len), Part::Content, parts);
+                self.give(blanks + tag, Part::Content, parts);
                 self.state = State::Content;
             }
         }
@@ -434,7 +445,13 @@ mod tests {
         );
         let arguments = "<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": ";
         assert_eq!(read(arguments), call("a", "{\"x\": "));
-        assert_eq!(read(&format!("{arguments}1}}}}\n</too")), call("a", "{\"x\": 1}"));
+        for cut in [
+            "}}\n</too",
+            "}}\n</tool_call>\n<tool",
+            "}}\n</tool_call>\n<tool_call>\n{\"na",
+        ] {
+            assert_eq!(read(&format!("{arguments}1{cut}")), call("a", "{\"x\": 1}"));
+        }
     }
 
     /// Texts of what markers are made of.
