@@ -4,6 +4,7 @@
 mod choices;
 mod hosts;
 mod pull;
+mod request;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -17,6 +18,7 @@ use thiserror::Error;
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
+pub use request::{RequestArgs, RequestLimits};
 
 /// Why a configuration cannot work.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -229,60 +231,6 @@ pub struct HttpArgs {
     pub prepare_queue_max: NonZeroUsize,
 }
 
-/// Limits of a single request.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Request")]
-pub struct RequestArgs {
-    /// Levels of nesting in a JSON body
-    #[arg(long, env = "REMPART_JSON_DEPTH_MAX", default_value_t = 64, value_parser = clap::value_parser!(u8).range(8..=100))]
-    pub json_depth_max: u8,
-    /// Bytes of prompt, checked before it is tokenized
-    #[arg(long, env = "REMPART_PROMPT_BYTES_MAX", default_value = "4194304")]
-    pub prompt_bytes_max: NonZeroUsize,
-    /// Messages of a conversation
-    #[arg(long, env = "REMPART_MESSAGES_MAX", default_value = "4096")]
-    pub messages_max: NonZeroUsize,
-    /// Text parts of one message
-    #[arg(long, env = "REMPART_CONTENT_PARTS_MAX", default_value = "1024")]
-    pub content_parts_max: NonZeroUsize,
-    /// The largest `n`
-    #[arg(long, env = "REMPART_CHOICES_MAX", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=128))]
-    pub choices_max: u8,
-    /// Prompts of one completion request, and prompts times `n`
-    #[arg(long, env = "REMPART_PROMPTS_MAX", default_value = "64")]
-    pub prompts_max: NonZeroUsize,
-    /// Stop strings
-    #[arg(long, env = "REMPART_STOPS_MAX", default_value = "16")]
-    pub stops_max: NonZeroUsize,
-    /// Bytes of one stop string
-    #[arg(long, env = "REMPART_STOP_BYTES_MAX", default_value = "512")]
-    pub stop_bytes_max: NonZeroUsize,
-    /// Entries of `stop_token_ids`
-    #[arg(long, env = "REMPART_STOP_TOKENS_MAX", default_value = "128")]
-    pub stop_tokens_max: NonZeroUsize,
-    /// Entries of `logit_bias`
-    #[arg(long, env = "REMPART_LOGIT_BIAS_MAX", default_value = "1024")]
-    pub logit_bias_max: NonZeroUsize,
-    /// Bytes of a schema, regular expression, grammar or choice that an answer must follow
-    #[arg(long, env = "REMPART_FORMAT_BYTES_MAX", default_value = "131072")]
-    pub format_bytes_max: NonZeroUsize,
-    /// Functions in `tools`, and calls in a message
-    #[arg(long, env = "REMPART_TOOLS_MAX", default_value = "128")]
-    pub tools_max: NonZeroUsize,
-    /// Bytes of `tools`
-    #[arg(long, env = "REMPART_TOOLS_BYTES_MAX", default_value = "524288")]
-    pub tools_bytes_max: NonZeroUsize,
-    /// Choices of `structured_outputs`
-    #[arg(long, env = "REMPART_FORMAT_CHOICES_MAX", default_value = "1024")]
-    pub format_choices_max: NonZeroUsize,
-    /// Milliseconds that compiling one of these may take; longer gets a 400
-    #[arg(long, env = "REMPART_GRAMMAR_TIMEOUT_MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pub grammar_timeout_ms: u64,
-    /// Compiled formats that are kept for the next request
-    #[arg(long, env = "REMPART_GRAMMARS_MAX", default_value_t = 32, value_parser = clap::value_parser!(u16).range(0..=4096))]
-    pub grammars_max: u16,
-}
-
 /// What the server runs with, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -340,27 +288,6 @@ pub struct HttpSettings {
     pub drain_timeout: Duration,
     pub prepare_concurrency: usize,
     pub prepare_queue_max: usize,
-}
-
-/// What a request may ask for, on any model.
-#[derive(Debug, Clone)]
-pub struct RequestLimits {
-    pub json_depth_max: usize,
-    pub prompt_bytes_max: usize,
-    pub messages_max: usize,
-    pub content_parts_max: usize,
-    pub choices_max: usize,
-    pub prompts_max: usize,
-    pub stops_max: usize,
-    pub stop_bytes_max: usize,
-    pub stop_tokens_max: usize,
-    pub logit_bias_max: usize,
-    pub tools_max: usize,
-    pub tools_bytes_max: usize,
-    pub format_bytes_max: usize,
-    pub format_choices_max: usize,
-    pub grammar_timeout: Duration,
-    pub grammars_max: usize,
 }
 
 impl ServeArgs {
@@ -452,29 +379,6 @@ impl HttpArgs {
             prepare_concurrency: self.prepare_concurrency.map_or_else(cores, NonZeroUsize::get),
             prepare_queue_max: self.prepare_queue_max.get(),
         })
-    }
-}
-
-impl RequestArgs {
-    fn limits(self) -> RequestLimits {
-        RequestLimits {
-            json_depth_max: usize::from(self.json_depth_max),
-            prompt_bytes_max: self.prompt_bytes_max.get(),
-            messages_max: self.messages_max.get(),
-            content_parts_max: self.content_parts_max.get(),
-            choices_max: usize::from(self.choices_max),
-            prompts_max: self.prompts_max.get(),
-            stops_max: self.stops_max.get(),
-            stop_bytes_max: self.stop_bytes_max.get(),
-            stop_tokens_max: self.stop_tokens_max.get(),
-            logit_bias_max: self.logit_bias_max.get(),
-            tools_max: self.tools_max.get(),
-            tools_bytes_max: self.tools_bytes_max.get(),
-            format_bytes_max: self.format_bytes_max.get(),
-            format_choices_max: self.format_choices_max.get(),
-            grammar_timeout: Duration::from_millis(self.grammar_timeout_ms),
-            grammars_max: usize::from(self.grammars_max),
-        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model;
 pub mod openai;
 mod process;
+pub mod response_store;
 mod runner;
 pub mod served_model;
 pub mod shutdown;

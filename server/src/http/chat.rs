@@ -270,7 +270,7 @@ fn delta(said: Said) -> Delta {
     }
 }
 
-fn chat_logprob(model: &Model, entry: &Entry) -> ChatLogprob {
+pub(super) fn chat_logprob(model: &Model, entry: &Entry) -> ChatLogprob {
     let top = |top: &Logprob| token_logprob(model, top.token, top.logprob);
     ChatLogprob {
         token: token_logprob(model, entry.token, entry.logprob.unwrap_or(0.0)),

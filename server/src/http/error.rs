@@ -284,6 +284,23 @@ impl ApiError {
         }
     }
 
+    /// 404, or 400 where a parameter names it: an answer that is not kept, or not any more.
+    pub fn response_not_found(param: Option<&str>) -> Self {
+        let message = "No response of this id is kept: it may have passed its retention, which the operator sets by \
+                       --responses-retention-s";
+        let status = param.map_or(StatusCode::NOT_FOUND, |_| StatusCode::BAD_REQUEST);
+        let error = Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("response_not_found"),
+            message,
+        );
+        Self {
+            param: param.map(str::to_owned),
+            ..error
+        }
+    }
+
     /// 500: our fault.
     pub fn internal() -> Self {
         let message = "The server failed while it worked on this request";

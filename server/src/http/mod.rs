@@ -11,11 +11,12 @@ pub mod limits;
 pub mod messages;
 pub mod models;
 pub mod observe;
+pub mod responses;
 pub mod sse;
 pub mod timeout_io;
 pub mod tokenize;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -31,6 +32,7 @@ use crate::engine_thread::Timing;
 use crate::grammar::COMPILING_MAX;
 use crate::metrics::{Metrics, Rejection};
 use crate::model::Model;
+use crate::response_store::ResponseStore;
 use crate::shutdown::{Phase, Shutdown};
 use error::ApiError;
 use limits::Preparation;
@@ -48,6 +50,7 @@ pub struct App {
     compilation: Preparation,
     /// Bytes of bodies that may still be read.
     bodies: Semaphore,
+    responses: Mutex<ResponseStore>,
 }
 
 pub type AppState = Arc<App>;
@@ -58,6 +61,10 @@ impl App {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
             bodies: Semaphore::new(http.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
+            responses: Mutex::new(ResponseStore::new(
+                limits.responses_retention,
+                limits.responses_bytes_max,
+            )),
             model: OnceLock::new(),
             http,
             limits,
@@ -77,6 +84,11 @@ impl App {
             .get()
             .cloned()
             .ok_or_else(|| ApiError::not_ready("the model is loading"))
+    }
+
+    /// The answers that are kept. Never held over a wait.
+    fn responses(&self) -> MutexGuard<'_, ResponseStore> {
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives prepared requests the grammar of the format that was asked for, compiled now if it is a new one, behind what
@@ -116,11 +128,18 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/messages", post(messages::messages))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(Arc::clone(&state), refuse_while_draining));
     Router::new()
         .merge(inference)
+        .route(
+            "/v1/responses/{id}",
+            get(responses::retrieve).delete(responses::delete),
+        )
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/livez", get(health::livez))
@@ -144,15 +163,18 @@ async fn refuse_while_draining(State(app): State<AppState>, request: Request, ne
     next.run(request).await
 }
 
-/// How often histograms are folded.
+/// How often histograms are folded, and kept answers looked through.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Keeps the metrics small until the process ends.
+/// Keeps the metrics small, and answers no longer than they may be, until the process ends.
 pub async fn upkeep(app: AppState) {
     let mut tick = tokio::time::interval(UPKEEP);
     loop {
         tokio::select! {
-            _ = tick.tick() => app.metrics.upkeep(),
+            _ = tick.tick() => {
+                app.metrics.upkeep();
+                app.responses().expire(Instant::now());
+            }
             () = app.shutdown.reached(Phase::Closing) => return,
         }
     }

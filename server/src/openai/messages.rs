@@ -11,6 +11,7 @@ use crate::openai::tools::PastCall;
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// One message; its content is plain text, the parts of a list joined by line feeds.
+#[derive(Clone)]
 pub struct Message {
     pub role: &'static str,
     pub name: Option<String>,

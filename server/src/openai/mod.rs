@@ -9,6 +9,7 @@ pub mod format;
 pub mod json;
 pub mod messages;
 pub mod reasoning;
+pub mod responses;
 pub mod shared;
 pub mod tokenize;
 pub mod tools;

@@ -30,6 +30,14 @@ impl Effort {
         ("xhigh", Self::XHigh),
     ];
 
+    /// Takes a field that is one of the words.
+    pub fn read(object: &mut Object<'_>, name: &str) -> Result<Option<Self>> {
+        let words = Self::ALL.map(|(word, _)| word);
+        let word = object.choice(name, &words)?;
+        let known = Self::ALL.iter().find(|(known, _)| Some(*known) == word);
+        Ok(known.map(|(_, effort)| *effort))
+    }
+
     /// The word.
     pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(_, effort)| *effort == self);
@@ -61,11 +69,8 @@ pub struct Reasoning {
 impl Reasoning {
     /// Takes both parameters.
     pub fn read(object: &mut Object<'_>) -> Result<Self> {
-        let words = Effort::ALL.map(|(name, _)| name);
-        let effort = object.choice("reasoning_effort", &words)?;
-        let known = Effort::ALL.iter().find(|(name, _)| Some(*name) == effort);
         Ok(Self {
-            effort: known.map(|(_, effort)| *effort),
+            effort: Effort::read(object, "reasoning_effort")?,
             budget: object.count("thinking_token_budget", 0..=TOKENS_MAX)?,
             off_if_possible: false,
         })

@@ -191,15 +191,7 @@ impl Choice {
             return Ok(Self::Auto);
         };
         if !raw.get().starts_with('{') {
-            return match raw.get() {
-                "\"none\"" => Ok(Self::None),
-                "\"auto\"" => Ok(Self::Auto),
-                "\"required\"" => Ok(Self::Required),
-                _ => {
-                    let message = "`tool_choice` must be \"none\", \"auto\", \"required\" or an object";
-                    Err(ApiError::invalid(PATH, "invalid_value", message))
-                }
-            };
+            return Self::word(raw);
         }
         let mut object = Object::from_raw(raw, PATH)?;
         let kind = object.require_choice("type", &["function", "allowed_tools"])?;
@@ -221,6 +213,19 @@ impl Choice {
         };
         object.finish(&["type", kind], &[])?;
         Ok(choice)
+    }
+
+    /// One of the words.
+    pub fn word(raw: &RawValue) -> Result<Self> {
+        match raw.get() {
+            "\"none\"" => Ok(Self::None),
+            "\"auto\"" => Ok(Self::Auto),
+            "\"required\"" => Ok(Self::Required),
+            _ => {
+                let message = "`tool_choice` must be \"none\", \"auto\", \"required\" or an object";
+                Err(ApiError::invalid("tool_choice", "invalid_value", message))
+            }
+        }
     }
 
     /// The functions that may be called, and whether one must be; `None` if none may.

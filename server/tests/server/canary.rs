@@ -51,9 +51,16 @@ async fn speak(server: &TestServer) -> Vec<String> {
         json!({"messages": [{"role": "user", "content": CANARY.repeat(40)}]}),
         json!({"messages": [{"role": "user", "content": [{"type": CANARY}]}]}),
         json!({"logit_bias": {CANARY: 1}}),
+        json!({"tools": [{"type": "function", "function": {"name": CANARY, "description": CANARY}}], "max_tokens": 9}),
+        json!({"tools": [{"type": "function", "function": {"name": format!("{CANARY} ")}}]}),
+        json!({"tools": [{"name": CANARY, "input_schema": {"pattern": CANARY}}], "tool_choice": {"type": CANARY}}),
+        json!({"messages": [{"role": "assistant", "tool_calls": [
+            {"id": CANARY, "function": {"name": CANARY, "arguments": CANARY}}
+        ]}]}),
+        json!({"previous_response_id": CANARY}),
         json!({format!("{CANARY} "): 1}),
     ] {
-        let message = json!({"messages": [{"role": "user", "content": CANARY}], "model": "test-model"});
+        let message = json!({"max_tokens": 40, "messages": [{"role": "user", "content": CANARY}], "model": "test-model"});
         bodies.push(merged(message, fields).to_string());
     }
     bodies.push(format!("{{\"messages\": {CANARY}"));
@@ -61,12 +68,13 @@ async fn speak(server: &TestServer) -> Vec<String> {
     let mut answers = Vec::new();
     for body in bodies {
         answers.push(server.post_text("/v1/chat/completions", &body).await.body);
-        answers.push(
-            server
-                .post_text("/v1/completions", &body.replace("messages", "prompt"))
-                .await
-                .body,
-        );
+        let completion = body.replace("messages", "prompt");
+        answers.push(server.post_text("/v1/completions", &completion).await.body);
+        answers.push(server.post_text("/v1/messages", &body).await.body);
+        let response = body.replace("messages", "input");
+        let answer = server.post_text("/v1/responses", &response).await;
+        // Who is answered is told what they asked for; an error repeats nothing.
+        answers.extend((answer.status != 200).then_some(answer.body));
     }
     server
         .controls

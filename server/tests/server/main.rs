@@ -16,6 +16,7 @@ mod messages;
 mod numbers;
 mod others;
 mod reasoning;
+mod responses;
 mod sockets;
 mod support;
 mod text;

@@ -1,0 +1,93 @@
+//! `/v1/responses`: answers made of items, which may be kept for a later request to go on from.
+
+mod answer;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde_json::json;
+
+use super::error::ApiError;
+use super::{AppState, Arrived, generate, limits, sse};
+use crate::chat::{conversation_tokens, prepare_chat};
+use crate::config::RequestLimits;
+use crate::model::Model;
+use crate::openai::responses::ResponsesRequest;
+use answer::Answer;
+
+pub async fn create(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let state = Arc::clone(&app);
+    let prepare = move |body: &[u8], model: &Model, limits: &RequestLimits| {
+        let request = parse(&state, body, limits)?;
+        let keeps = state.responses().keeps();
+        if request.store == Some(true) && !keeps {
+            let message =
+                "`store` can't be true: this server keeps no responses (--responses-retention-s is 0)";
+            return Err(ApiError::invalid("store", "unsupported_parameter", message));
+        }
+        let prepared = prepare_chat(&request.chat, model, limits)?;
+        Ok((prepared, (request, keeps)))
+    };
+    let (started, (request, keeps)) = generate::start(&app, arrived.0, request, prepare).await?;
+    let stream = request.chat.common.stream.is_some();
+    let store = request.store.unwrap_or(keeps).then(|| Arc::clone(&app));
+    let answer = Answer::new(started.model, request, store);
+    Ok(if stream {
+        sse::respond(started.generation, answer, app.http.keep_alive)
+    } else {
+        answer.whole(started.generation).await?
+    })
+}
+
+pub async fn input_tokens(State(app): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let model = app.model()?;
+    let body = limits::read_json(&app, request).await?;
+    let (bytes, state, model) = (body.bytes.clone(), Arc::clone(&app), Arc::clone(&model));
+    let work = move || {
+        let request = parse(&state, &bytes, &state.limits)?.chat;
+        model.check_name(&request.common.model)?;
+        conversation_tokens(&request.conversation, &model, &state.limits, usize::MAX)
+    };
+    let (_, tokens) = app.preparation.run(work).await?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})).into_response())
+}
+
+fn parse(app: &AppState, body: &[u8], limits: &RequestLimits) -> Result<ResponsesRequest, ApiError> {
+    ResponsesRequest::parse(body, limits, |id| {
+        let mut kept = app.responses();
+        let found = kept.get(id, Instant::now())?;
+        Some((found.messages.clone(), found.items.clone()))
+    })
+}
+
+pub async fn retrieve(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let mut kept = app.responses();
+    let found = kept
+        .get(&id, Instant::now())
+        .ok_or_else(|| ApiError::response_not_found(None))?;
+    Ok(Json(&found.response).into_response())
+}
+
+pub async fn input_items(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let mut kept = app.responses();
+    let found = kept
+        .get(&id, Instant::now())
+        .ok_or_else(|| ApiError::response_not_found(None))?;
+    // The newest comes first, as with OpenAI.
+    let items: Vec<_> = found.items.iter().rev().collect();
+    Ok(Json(json!({"object": "list", "data": items, "has_more": false})).into_response())
+}
+
+pub async fn delete(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    if !app.responses().delete(&id, Instant::now()) {
+        return Err(ApiError::response_not_found(None));
+    }
+    Ok(Json(json!({"id": id, "object": "response", "deleted": true})).into_response())
+}

@@ -1,0 +1,154 @@
+//! Answers of `/v1/responses` that are kept for a while, in memory only, so that a later request may go on from them.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::openai::messages::Message;
+
+/// An answer, and the conversation up to and including it.
+#[derive(Clone)]
+pub struct Stored {
+    pub id: String,
+    /// As it was answered.
+    pub response: Value,
+    /// What the model was told and said, without instructions.
+    pub messages: Vec<Message>,
+    /// What clients sent, as items.
+    pub items: Vec<Value>,
+}
+
+impl Stored {
+    /// About how much memory it takes.
+    fn bytes(&self) -> usize {
+        let messages: usize = self.messages.iter().map(Message::bytes).sum();
+        let items = self.items.iter().map(size).sum::<usize>();
+        self.id.len() + size(&self.response) + messages + items
+    }
+}
+
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => size_of::<Value>() + text.len(),
+        Value::Array(items) => size_of::<Value>() + items.iter().map(size).sum::<usize>(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| name.len() + size(value));
+            size_of::<Value>() + fields.sum::<usize>()
+        }
+        _ => size_of::<Value>(),
+    }
+}
+
+/// The kept answers. Time is an argument.
+pub struct ResponseStore {
+    retention: Duration,
+    bytes_max: usize,
+    bytes: usize,
+    /// The oldest comes first.
+    kept: VecDeque<(Instant, usize, Stored)>,
+}
+
+impl ResponseStore {
+    /// With a retention of zero nothing is kept.
+    pub fn new(retention: Duration, bytes_max: usize) -> Self {
+        Self {
+            retention,
+            bytes_max,
+            bytes: 0,
+            kept: VecDeque::new(),
+        }
+    }
+
+    /// Whether anything is kept at all.
+    pub fn keeps(&self) -> bool {
+        !self.retention.is_zero()
+    }
+
+    /// Keeps an answer, and forgets as many of the oldest as there is no room for.
+    pub fn put(&mut self, stored: Stored, now: Instant) {
+        self.expire(now);
+        let bytes = stored.bytes();
+        if !self.keeps() || bytes > self.bytes_max {
+            return;
+        }
+        while self.bytes + bytes > self.bytes_max {
+            let Some((_, freed, _)) = self.kept.pop_front() else {
+                break;
+            };
+            self.bytes -= freed;
+        }
+        self.bytes += bytes;
+        self.kept.push_back((now, bytes, stored));
+    }
+
+    /// A kept answer.
+    pub fn get(&mut self, id: &str, now: Instant) -> Option<&Stored> {
+        self.expire(now);
+        let found = self.kept.iter().find(|(_, _, stored)| stored.id == id);
+        found.map(|(_, _, stored)| stored)
+    }
+
+    /// Forgets an answer; whether there was one.
+    pub fn delete(&mut self, id: &str, now: Instant) -> bool {
+        self.expire(now);
+        let at = self.kept.iter().position(|(_, _, stored)| stored.id == id);
+        let removed = at.and_then(|at| self.kept.remove(at));
+        self.bytes -= removed.as_ref().map_or(0, |(_, bytes, _)| *bytes);
+        removed.is_some()
+    }
+
+    /// Forgets what has passed its retention.
+    pub fn expire(&mut self, now: Instant) {
+        let passed = |since: &Instant| now.saturating_duration_since(*since) >= self.retention;
+        while self.kept.front().is_some_and(|(since, _, _)| passed(since)) {
+            self.bytes -= self.kept.pop_front().map_or(0, |(_, bytes, _)| bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(id: &str, bytes: usize) -> Stored {
+        Stored {
+            id: id.to_owned(),
+            response: Value::Null,
+            messages: vec![Message::plain("user", "x".repeat(bytes))],
+            items: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn answers_pass_with_time_and_by_room() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let mut store = ResponseStore::new(10 * second, 1000);
+        store.put(stored("a", 400), start);
+        store.put(stored("b", 400), start + second);
+        assert!(store.get("a", start + 9 * second).is_some());
+        assert!(store.get("a", start + 10 * second).is_none());
+        store.put(stored("c", 400), start + 10 * second);
+        store.put(stored("d", 400), start + 10 * second);
+        assert!(store.get("b", start + 10 * second).is_none(), "no room");
+        store.put(stored("e", 2000), start + 10 * second);
+        assert!(
+            store.get("e", start + 10 * second).is_none(),
+            "more than there is room for"
+        );
+        assert!(store.delete("c", start + 10 * second));
+        assert!(!store.delete("c", start + 10 * second));
+        assert!(store.get("d", start + 10 * second).is_some());
+        store.expire(start + 20 * second);
+        assert_eq!((store.bytes, store.kept.len()), (0, 0));
+    }
+
+    #[test]
+    fn without_retention_nothing_is_kept() {
+        let now = Instant::now();
+        let mut store = ResponseStore::new(Duration::ZERO, 1000);
+        store.put(stored("a", 1), now);
+        assert!(store.get("a", now).is_none());
+    }
+}
