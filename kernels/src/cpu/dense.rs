@@ -185,6 +185,12 @@ impl Kernels {
         each_row(norm.weight.len(), out, |_, row| self.norm_row(norm, row));
     }
 
+    /// `activation(x)` in place.
+    pub(crate) fn activate(&self, activation: Activation, row: &mut [f32]) {
+        // SAFETY: the table runs on this processor.
+        unsafe { (self.activate)(activation, row) }
+    }
+
     fn norm_row(&self, norm: LayerNorm<'_>, row: &mut [f32]) {
         // SAFETY: the table runs on this processor.
         unsafe { (self.layer_norm)(row, norm.weight, norm.bias, norm.eps) }

@@ -15,7 +15,7 @@ mod rope;
 
 pub use bidirectional::{BidirectionalOptions, bidirectional_attention};
 pub use dense::{Around, dense, feed_forward, layer_norm};
-pub use edit::edit;
+pub use edit::{activate, edit};
 pub use embed::embed;
 pub use kv_cache::{KvCache, KvDtype, write_kv};
 pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};
