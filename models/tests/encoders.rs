@@ -163,6 +163,13 @@ fn tasks_are_what_the_files_say() {
     assert!(!LoadedEncoder::is_one(Path::new(env!("CARGO_MANIFEST_DIR"))));
 }
 
+/// A thread of its own runs each model.
+#[test]
+fn a_loaded_encoder_moves_to_its_thread() {
+    fn moves<T: Send>() {}
+    moves::<LoadedEncoder>();
+}
+
 #[test]
 fn batches_that_cannot_be_are_refused() {
     let model = load("bert", Precision::F32);

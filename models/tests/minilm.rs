@@ -1,4 +1,4 @@
-//! A real encoder against sentence-transformers (scripts/fixtures/encoders_minilm.py): 200 texts of 1 to 256 tokens, alone
+//! A real encoder against sentence-transformers (`scripts/fixtures/encoders_minilm.py`): 200 texts of 1 to 256 tokens, alone
 //! and all together. Needs `python3 scripts/models.py fetch minilm`.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -67,7 +67,6 @@ fn compare(precision: Precision) {
         assert_eq!(&alone[0], vector, "text {i} alone and among all");
         least = least.min(cosine(vector, &halves(&fixture.vectors[i])));
     }
-    println!("{precision:?}: least cosine {least}");
     assert!(least >= COSINE_MIN, "{precision:?}: a cosine of {least}");
 }
 

@@ -97,7 +97,7 @@ impl BidirectionalJob<'_> {
         for (i, position) in seen.clone().enumerate() {
             let key = &self.k.row(chunk.tokens.start + position)[start..][..d];
             let panel = &mut scratch.keys[i / PANEL * d * PANEL..][..d * PANEL];
-            for (line, key) in panel.chunks_exact_mut(PANEL).zip(key) {
+            for (line, key) in panel.as_chunks_mut::<PANEL>().0.iter_mut().zip(key) {
                 line[i % PANEL] = *key;
             }
         }

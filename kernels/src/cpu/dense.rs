@@ -137,7 +137,7 @@ impl Kernels {
         };
         self.each_block(inputs, rows, |rows, operand, _| {
             // SAFETY: blocks do not overlap.
-            unsafe { self.finish_block(&pass, rows, operand, finish, out) }
+            unsafe { self.finish_block(layer, rows, operand, finish, out) }
         });
     }
 
@@ -176,7 +176,7 @@ impl Kernels {
                 ..operand
             };
             // SAFETY: blocks do not overlap.
-            unsafe { self.finish_block(&second, rows, operand, finish, out) }
+            unsafe { self.finish_block(layers.down, rows, operand, finish, out) }
         });
     }
 
@@ -240,29 +240,40 @@ impl Kernels {
         }
     }
 
+    /// Writes whole rows of `out`: a layer's results, the residual added, normalised.
+    ///
     /// # Safety
     /// No other thread may write these rows.
     unsafe fn finish_block(
         &self,
-        pass: &Pass<'_>,
+        layer: DenseLayer<'_>,
         rows: Range<usize>,
         operand: Operand<'_>,
         finish: &DenseFinish<'_>,
         out: &Output<'_>,
     ) {
-        let weight = pass.layer.weight;
+        let (width, whole) = (layer.weight.rows(), layer.weight.rows() / PANEL);
         // SAFETY: the caller's promise.
+        let block = unsafe { out.slice(rows.start * width, rows.len() * width) };
+        if operand.n > 0 {
+            for panel in 0..whole {
+                let out = &mut block[panel * PANEL..];
+                self.panel_product(&layer, panel, operand, PanelOut { out, stride: width });
+            }
+        }
+        // SAFETY: the block is no longer borrowed; the rest is the caller's promise.
         unsafe {
-            self.write_rows(
-                pass,
-                rows.start,
-                operand,
-                0..weight.panels(),
-                (finish.residual, out),
-            );
-            if let Some(norm) = finish.norm {
-                for row in rows {
-                    self.norm_row(norm, out.row(row, weight.rows()));
+            let rest = whole..layer.weight.panels();
+            self.write_rows(&Pass::from(layer), rows.start, operand, rest, (None, out));
+            for row in rows {
+                let to = out.row(row, width);
+                if let Some(residual) = finish.residual {
+                    for (to, residual) in to.iter_mut().zip(&residual[row * width..]) {
+                        *to += residual;
+                    }
+                }
+                if let Some(norm) = finish.norm {
+                    self.norm_row(norm, to);
                 }
             }
         }
@@ -317,29 +328,39 @@ impl Kernels {
         }
     }
 
+    /// A panel's sums for all rows of an operand, which has some.
+    fn panel_product(
+        &self,
+        layer: &DenseLayer<'_>,
+        panel: usize,
+        operand: Operand<'_>,
+        mut to: PanelOut<'_>,
+    ) {
+        let mut start = [0.0; PANEL];
+        for (start, bias) in start.iter_mut().zip(layer.bias.iter().skip(panel * PANEL)) {
+            *start = *bias;
+        }
+        let job = PanelJob {
+            precision: operand.precision,
+            x: operand.rows,
+            stride: operand.words,
+            n: operand.n,
+            panel: layer.weight.panel(panel),
+            start: Some(&start),
+        };
+        // SAFETY: the table runs on this processor.
+        unsafe { (self.panel)(&job, &mut to) }
+    }
+
     /// One panel's results for all rows of an operand.
     fn sums(&self, pass: &Pass<'_>, panel: usize, operand: Operand<'_>, [sums, gates]: &mut [Vec<f32>; 2]) {
         let product = |layer: &DenseLayer<'_>, out: &mut Vec<f32>| {
             out.resize(operand.n * PANEL, 0.0);
-            let mut start = [0.0; PANEL];
-            for (start, bias) in start.iter_mut().zip(layer.bias.iter().skip(panel * PANEL)) {
-                *start = *bias;
-            }
-            let job = PanelJob {
-                precision: operand.precision,
-                x: operand.rows,
-                stride: operand.words,
-                n: operand.n,
-                panel: layer.weight.panel(panel),
-                start: Some(&start),
-            };
-            // SAFETY: the table runs on this processor.
-            unsafe { (self.panel)(&job, &mut PanelOut { out, stride: PANEL }) }
+            self.panel_product(layer, panel, operand, PanelOut { out, stride: PANEL });
         };
         product(&pass.layer, sums);
         if let Some(activation) = pass.activation {
-            // SAFETY: as above.
-            unsafe { (self.activate)(activation, sums) }
+            self.activate(activation, sums);
         }
         if let Some(gate) = &pass.gate {
             product(gate, gates);

@@ -11,6 +11,7 @@ mod modules;
 mod pooling;
 
 use candle_core::Tensor;
+use rempart_kernels::pool;
 
 pub(crate) use config::EncoderConfig;
 pub(crate) use embeddings::Embeddings;
@@ -22,9 +23,9 @@ use crate::{Error, Result, layers::LayerNorm};
 use head::Head;
 use pooling::Projection;
 
-/// Tokens computed at once: what lies between two operations stays in the caches, and memory is bounded whatever a batch
-/// holds. A longer sequence is computed alone.
-const TOKENS_AT_ONCE: usize = 2048;
+/// Tokens computed at once for each thread: what lies between two operations stays in the caches, and memory is bounded
+/// whatever a batch holds. A longer sequence is computed alone.
+const TOKENS_PER_THREAD: usize = 512;
 
 /// Some sequences, flat.
 #[derive(Clone, Copy, Debug, Default)]
@@ -169,7 +170,7 @@ impl LoadedEncoder {
         })
     }
 
-    /// Calls `work` with whole sequences of the batch, about [`TOKENS_AT_ONCE`] at a time.
+    /// Calls `work` with whole sequences of the batch, about [`TOKENS_PER_THREAD`] for each thread at a time.
     fn each_part(
         &self,
         batch: &EncoderBatch<'_>,
@@ -178,8 +179,9 @@ impl LoadedEncoder {
         self.check(batch)?;
         let mut results = Vec::with_capacity(batch.lengths.len());
         let (mut tokens, mut first) = (0..0, 0);
+        let at_once = TOKENS_PER_THREAD * pool::threads();
         for (i, len) in batch.lengths.iter().enumerate() {
-            let full = tokens.len() + len > TOKENS_AT_ONCE;
+            let full = tokens.len() + len > at_once;
             if full && !tokens.is_empty() {
                 results.extend(work(&batch.part(tokens.clone(), first..i))?);
                 (tokens, first) = (tokens.end..tokens.end, i);
