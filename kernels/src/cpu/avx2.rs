@@ -49,7 +49,7 @@ static KERNELS: Kernels = Kernels {
     panel,
     activate,
     layer_norm,
-    softmax,
+    exponentials,
 };
 
 /// The table, where the processor has the instructions.
@@ -242,6 +242,6 @@ unsafe fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn softmax(row: &mut [f32], scale: f32) {
-    rows::softmax::<Avx2>(row, scale);
+unsafe fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    rows::exponentials::<Avx2>(row, scale)
 }

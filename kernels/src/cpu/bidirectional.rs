@@ -47,6 +47,8 @@ struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     scores: Vec<f32>,
+    /// What each query's results are multiplied by.
+    shares: Vec<f32>,
     sums: Vec<f32>,
 }
 
@@ -171,6 +173,7 @@ impl Kernels {
             // SAFETY: the table runs on this processor.
             unsafe { (self.panel)(&product, &mut PanelOut { out, stride }) }
         }
+        scratch.shares.clear();
         for (i, scores) in scratch.scores.chunks_exact_mut(stride).enumerate() {
             let query = queries.start + i;
             let own = job.visible(&(query..query + 1), len);
@@ -178,7 +181,8 @@ impl Kernels {
             scores[..own.start].fill(0.0);
             scores[own.end..].fill(0.0);
             // SAFETY: as above.
-            unsafe { (self.softmax)(&mut scores[own], job.scale) }
+            let sum = unsafe { (self.exponentials)(&mut scores[own], job.scale) };
+            scratch.shares.push(1.0 / sum);
         }
         scratch.sums.resize(n * PANEL, 0.0);
         for (panel, at) in (0..d).step_by(PANEL).enumerate() {
@@ -199,10 +203,13 @@ impl Kernels {
                     stride: PANEL,
                 };
                 (self.panel)(&product, &mut { sums });
-                for (i, sums) in scratch.sums.chunks_exact(PANEL).enumerate() {
+                let rows = scratch.sums.chunks_exact(PANEL).zip(&scratch.shares);
+                for (i, (sums, share)) in rows.enumerate() {
                     let row = chunk.tokens.start + queries.start + i;
                     let out = job.out.slice(row * job.q.width + column + at, width);
-                    out.copy_from_slice(&sums[..width]);
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = sum * share;
+                    }
                 }
             }
         }

@@ -106,8 +106,8 @@ pub struct Kernels {
     activate: unsafe fn(Activation, &mut [f32]),
     /// Layer normalisation of a row in place: weight, bias or nothing, epsilon.
     layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
-    /// The softmax of a row in place, whose elements are multiplied by a positive number first.
-    softmax: unsafe fn(&mut [f32], f32),
+    /// The exponentials of a row, multiplied by a positive number, less its largest element, in place; returns their sum.
+    exponentials: unsafe fn(&mut [f32], f32) -> f32,
 }
 
 /// Finds a table where this processor runs it.

@@ -47,7 +47,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     panel,
     activate,
     layer_norm,
-    softmax,
+    exponentials,
 };
 
 struct Neon;
@@ -203,6 +203,6 @@ unsafe fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     rows::layer_norm::<Neon>(row, weight, bias, eps);
 }
 
-unsafe fn softmax(row: &mut [f32], scale: f32) {
-    rows::softmax::<Neon>(row, scale);
+unsafe fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    rows::exponentials::<Neon>(row, scale)
 }

@@ -108,16 +108,6 @@ impl<S: Simd> Map<S> for Exponential<S> {
     }
 }
 
-struct Times<S: Simd>(S::V);
-
-impl<S: Simd> Map<S> for Times<S> {
-    #[inline(always)]
-    unsafe fn of(&mut self, x: S::V, _: usize) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { S::mul(x, self.0) }
-    }
-}
-
 /// Elements `at..` of a slice as a vector, zeros behind its end.
 ///
 /// # Safety
@@ -205,14 +195,15 @@ pub(super) unsafe fn layer_norm<S: Simd>(row: &mut [f32], weight: &[f32], bias: 
     }
 }
 
-/// `exp(scale * x)` divided by its sum over the row, in place, for a positive scale.
+/// The exponentials of `scale * x` less its largest over the row, in place, for a positive scale; returns their sum, which is
+/// what a softmax divides them by.
 ///
 /// # Safety
 /// As for [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn softmax<S: Simd>(row: &mut [f32], scale: f32) {
+pub(super) unsafe fn exponentials<S: Simd>(row: &mut [f32], scale: f32) -> f32 {
     if row.is_empty() {
-        return;
+        return 0.0;
     }
     let full = row.len() - row.len() % S::LANES;
     // SAFETY: places are below the length.
@@ -234,6 +225,6 @@ pub(super) unsafe fn softmax<S: Simd>(row: &mut [f32], scale: f32) {
         for e in &row[full..] {
             total += e;
         }
-        map::<S>(row, &mut Times::<S>(S::splat(1.0 / total)));
+        total
     }
 }

@@ -25,7 +25,7 @@ use pooling::Projection;
 
 /// Tokens computed at once for each thread: what lies between two operations stays in the caches, and memory is bounded
 /// whatever a batch holds. A longer sequence is computed alone.
-const TOKENS_PER_THREAD: usize = 512;
+const TOKENS_PER_THREAD: usize = 256;
 
 /// Some sequences, flat.
 #[derive(Clone, Copy, Debug, Default)]
