@@ -6,6 +6,7 @@
 //! surrounds it.
 
 pub mod cpu;
+mod dense;
 mod error;
 mod format;
 mod matrix;
@@ -14,6 +15,7 @@ mod packed;
 pub mod pool;
 mod weight;
 
+pub use dense::{Dense, Precision};
 pub use error::Error;
 pub use format::Format;
 pub use matrix::Matrix;

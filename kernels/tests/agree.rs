@@ -188,11 +188,14 @@ proptest! {
         let mut rng = Rng(seed);
         let gate = (rng.tensor(&[n]) * f64::from(size)).unwrap();
         let up = rng.tensor(&[n]);
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
             let exact: Vec<f64> = values(&gate).iter().zip(values(&up)).map(|(&g, u)| {
                 let g = f64::from(g);
                 let activated = match activation {
                     Activation::Silu => g / (1.0 + (-g).exp()),
+                    // Its values are tables' in tests/encoder.rs.
+                    Activation::Gelu => unreachable!(),
+                    Activation::Relu => g.max(0.0),
                     Activation::GeluTanh => {
                         0.5 * g * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (g + 0.044_715 * g.powi(3))).tanh())
                     }
@@ -397,7 +400,7 @@ fn extreme_activations_stay_finite() {
     let gate = Tensor::new(&[-1e6_f32, -1000.0, -90.0, 0.0, 90.0, 1000.0, 1e10], &Device::Cpu).unwrap();
     let up = Tensor::ones(7, candle_core::DType::F32, &Device::Cpu).unwrap();
     each_table(|table| {
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
             let out = values(&gated(&gate, &up, activation));
             assert!(
                 out[..4].iter().all(|x| x.abs() < 1e-30),

@@ -22,6 +22,12 @@ pub enum Error {
     /// A model family this version does not know.
     #[error("architecture '{0}' is not supported; known are llama, mistral, qwen2, qwen3 and gemma3")]
     UnsupportedArchitecture(String),
+    /// An encoder family this version does not know.
+    #[error("encoder '{0}' is not supported; known are bert, roberta, xlm-roberta, camembert and modernbert")]
+    UnsupportedEncoder(String),
+    /// A batch that the model cannot take.
+    #[error("{0}")]
+    Input(String),
     /// A file cannot be read.
     #[error("{path}: {source}")]
     Io {

@@ -1,27 +1,33 @@
-//! Weights in, logits out: checkpoint loaders, the layers models share, and one short file per architecture.
+//! Weights in, logits or embeddings out: checkpoint loaders, the layers models share, and one short file per architecture.
 //!
 //! A model is defined once; whether its weights come from GGUF or safetensors, and how they are quantised, is known
 //! to [`weights`] and to the kernels alone.
 
+mod bert;
 mod config;
 mod decoder;
+mod encoder;
 mod error;
 mod gemma3;
 mod kv_cache;
 mod layers;
 mod llama;
 mod load;
+mod modernbert;
 mod plan;
 mod qwen2;
 mod qwen3;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
+pub use encoder::{
+    EncoderBatch, EncoderOptions, LoadedEncoder, Pooling, ScoreActivation, Task, load_encoder,
+};
 pub use error::{Error, Result};
 pub use kv_cache::KvCache;
 pub use load::{LoadOptions, ModelFiles, TextSource};
 pub use plan::{MemoryPlan, PlanRequest};
-pub use rempart_kernels::{KvDtype, op::AttentionRow};
+pub use rempart_kernels::{KvDtype, Precision, op::AttentionRow};
 
 use candle_core::Tensor;
 

@@ -157,7 +157,7 @@ fn open_safetensors(dir: &Path) -> Result<ModelFiles> {
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let io = |source| Error::Io {
         path: path.display().to_string(),
         source,
@@ -170,7 +170,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(io)
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     if path.exists() {
         read(path).map(Some)
     } else {

@@ -35,7 +35,7 @@ use std::{
 };
 
 use super::{
-    Kernels,
+    Kernels, avx512_bf16,
     avx512_codes::signed_codes,
     avx512_vnni::{self, Vnni, store},
     operand::HEIGHT_MAX,
@@ -52,7 +52,7 @@ const ROWS: usize = 2 * HEIGHT_MAX;
 static KERNELS: Kernels = Kernels {
     name: "amx",
     linear_packed,
-    ..avx512_vnni::KERNELS
+    ..avx512_bf16::KERNELS
 };
 
 static EMULATED: Kernels = Kernels {
@@ -64,7 +64,7 @@ static EMULATED: Kernels = Kernels {
 /// The table, where the processor has the instructions, the system grants their registers, and they do what they should.
 pub(super) fn detect() -> Option<&'static Kernels> {
     static USABLE: OnceLock<bool> = OnceLock::new();
-    let usable = || avx512_vnni::detect().is_some() && granted() && agrees();
+    let usable = || avx512_bf16::detect().is_some() && granted() && agrees();
     USABLE.get_or_init(usable).then_some(&KERNELS)
 }
 

@@ -27,10 +27,12 @@ use super::{
     jobs::{AttentionJob, LinearJob, Tile},
     operand::{OperandBlock, round_row},
     packed::{PackedJob, panels},
+    panel::{self, Floats, PanelJob, PanelOut, Widened},
+    rows,
     simd::Simd,
     vector,
 };
-use crate::{Format, op::Activation, op::RopeStyle};
+use crate::{Format, Precision, dense::PANEL, op::Activation, op::RopeStyle};
 
 static KERNELS: Kernels = Kernels {
     name: "avx2",
@@ -42,6 +44,12 @@ static KERNELS: Kernels = Kernels {
     rms_norm,
     rope,
     gated,
+    bf16_words: 2,
+    operand,
+    panel,
+    activate,
+    layer_norm,
+    exponentials,
 };
 
 /// The table, where the processor has the instructions.
@@ -58,6 +66,7 @@ impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const BATCH: usize = 3;
+    const TILE: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -75,6 +84,12 @@ impl Simd for Avx2 {
     unsafe fn load_bf16(from: *const bf16) -> __m256 {
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u32) -> [__m256; 2] {
+        let pairs = _mm256_loadu_si256(from.cast());
+        let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+        [_mm256_slli_epi32::<16>(pairs), upper].map(|v| _mm256_castsi256_ps(v))
     }
     #[inline(always)]
     unsafe fn unsigned_bytes(from: *const u8, i: usize) -> __m256 {
@@ -200,4 +215,33 @@ unsafe fn rope(style: RopeStyle, x: &[f32], angles: (&[f32], &[f32]), out: &mut 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     vector::gated::<Avx2>(activation, gate, up, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn operand(x: &[f32], to: &mut [u32]) {
+    panel::rounded(x, to);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn panel(job: &PanelJob<'_>, to: &mut PanelOut<'_>) {
+    const V: usize = PANEL / Avx2::LANES;
+    match job.precision {
+        Precision::Bf16 => panel::panel::<Avx2, Widened, V>(job, to),
+        Precision::F32 => panel::panel::<Avx2, Floats, V>(job, to),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn activate(activation: Activation, row: &mut [f32]) {
+    rows::activate_row::<Avx2>(activation, row);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    rows::layer_norm::<Avx2>(row, weight, bias, eps);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    rows::exponentials::<Avx2>(row, scale)
 }

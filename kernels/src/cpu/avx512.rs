@@ -27,10 +27,12 @@ use super::{
     jobs::{AttentionJob, LinearJob, Tile},
     operand::{DIGIT_MAX, DIGITS_MAX, Digits, OperandBlock, factor_of},
     packed::{PackedJob, panels},
+    panel::{self, Floats, PanelJob, PanelOut, Widened},
+    rows,
     simd::Simd,
     vector,
 };
-use crate::{Format, op::Activation, op::RopeStyle, packed::GROUP};
+use crate::{Format, Precision, dense::PANEL, op::Activation, op::RopeStyle, packed::GROUP};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512",
@@ -42,6 +44,12 @@ pub(super) static KERNELS: Kernels = Kernels {
     rms_norm,
     rope,
     gated,
+    bf16_words: 2,
+    operand,
+    panel,
+    activate,
+    layer_norm,
+    exponentials,
 };
 
 /// The table, where the processor has the instructions.
@@ -62,6 +70,7 @@ impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
     const BATCH: usize = 6;
+    const TILE: usize = 12;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -79,6 +88,12 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(from: *const bf16) -> __m512 {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u32) -> [__m512; 2] {
+        let pairs = _mm512_loadu_si512(from.cast());
+        let upper = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+        [_mm512_slli_epi32::<16>(pairs), upper].map(|v| _mm512_castsi512_ps(v))
     }
     #[inline(always)]
     unsafe fn unsigned_bytes(from: *const u8, i: usize) -> __m512 {
@@ -319,4 +334,33 @@ unsafe fn rope(style: RopeStyle, x: &[f32], angles: (&[f32], &[f32]), out: &mut 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     vector::gated::<Avx512>(activation, gate, up, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn operand(x: &[f32], to: &mut [u32]) {
+    panel::rounded(x, to);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn panel(job: &PanelJob<'_>, to: &mut PanelOut<'_>) {
+    const V: usize = PANEL / Avx512::LANES;
+    match job.precision {
+        Precision::Bf16 => panel::panel::<Avx512, Widened, V>(job, to),
+        Precision::F32 => panel::panel::<Avx512, Floats, V>(job, to),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn activate(activation: Activation, row: &mut [f32]) {
+    rows::activate_row::<Avx512>(activation, row);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    rows::layer_norm::<Avx512>(row, weight, bias, eps);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    rows::exponentials::<Avx512>(row, scale)
 }

@@ -41,7 +41,7 @@ impl<'a, T> Output<'a, T> {
     }
 
     /// The same buffer, for another job on other elements of it.
-    pub(super) fn share(&self) -> Output<'_, T> {
+    pub(crate) fn share(&self) -> Output<'_, T> {
         Output {
             start: self.start,
             len: self.len,
@@ -394,7 +394,7 @@ thread_local! {
 }
 
 /// Calls `kernel` for each row of `width` elements of `out`.
-fn each_row(width: usize, out: &Output<'_>, kernel: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn each_row(width: usize, out: &Output<'_>, kernel: impl Fn(usize, &mut [f32]) + Sync) {
     let (len, rows) = (out.len(), out.len().checked_div(width).unwrap_or(0));
     assert!(
         len == rows * width,

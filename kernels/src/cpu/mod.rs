@@ -14,13 +14,17 @@ mod avx2_packed;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
 mod avx512_codes;
 #[cfg(target_arch = "x86_64")]
 mod avx512_decode;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+mod bidirectional;
 #[cfg(target_arch = "x86_64")]
 mod blocks;
+mod dense;
 mod dequantize;
 mod jobs;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -29,9 +33,15 @@ mod neon;
 mod neon_dotprod;
 mod operand;
 mod packed;
+mod panel;
 mod peak;
 mod product;
 mod records;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
+mod rows;
 pub(crate) mod scalar;
 mod simd;
 mod stored;
@@ -43,11 +53,16 @@ mod vector;
 
 use std::{cell::Cell, ops::Range, sync::OnceLock};
 
+pub(crate) use bidirectional::BidirectionalJob;
+pub(crate) use dense::DenseFinish;
+pub(crate) use dense::Inputs;
+pub use dense::{DenseLayer, FeedForwardLayers, LayerNorm};
 pub(crate) use dequantize::{f16, scale_min};
 pub(crate) use jobs::{Angles, AttentionJob, Output, StridedRows, filled};
 use jobs::{LinearJob, Tile};
 use operand::OperandBlock;
 use packed::PackedJob;
+use panel::{PanelJob, PanelOut};
 pub use peak::Peak;
 pub(crate) use product::{Factor, Finish, Norm, Product};
 
@@ -81,6 +96,18 @@ pub struct Kernels {
     rope: RopeKernel,
     /// `activation(gate) * up` for slices of one length.
     gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+    /// Words that two activations rounded to bf16 take: one where instructions read pairs.
+    bf16_words: usize,
+    /// Rounds an even number of activations to bf16, `bf16_words` for two.
+    operand: unsafe fn(&[f32], &mut [u32]),
+    /// The products of rows with a panel of 32 outputs.
+    panel: unsafe fn(&PanelJob<'_>, &mut PanelOut<'_>),
+    /// `activation(x)` in place.
+    activate: unsafe fn(Activation, &mut [f32]),
+    /// Layer normalisation of a row in place: weight, bias or nothing, epsilon.
+    layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    /// The exponentials of a row, multiplied by a positive number, less its largest element, in place; returns their sum.
+    exponentials: unsafe fn(&mut [f32], f32) -> f32,
 }
 
 /// Finds a table where this processor runs it.
@@ -90,6 +117,8 @@ type Detect = fn() -> Option<&'static Kernels>;
 const TABLES: &[(&str, Detect)] = &[
     #[cfg(target_arch = "x86_64")]
     ("amx", amx::detect),
+    #[cfg(target_arch = "x86_64")]
+    ("avx512-bf16", avx512_bf16::detect),
     #[cfg(target_arch = "x86_64")]
     ("avx512-vnni", avx512_vnni::detect),
     #[cfg(target_arch = "x86_64")]

@@ -25,10 +25,12 @@ use super::{
     jobs::{AttentionJob, LinearJob, Tile},
     operand::round_row,
     packed::{PackedJob, Plain, panels},
+    panel::{self, Floats, PanelJob, PanelOut, Widened},
+    rows,
     simd::Simd,
     vector,
 };
-use crate::{Format, op::Activation, op::RopeStyle};
+use crate::{Format, Precision, dense::PANEL, op::Activation, op::RopeStyle};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "neon",
@@ -40,6 +42,12 @@ pub(super) static KERNELS: Kernels = Kernels {
     rms_norm,
     rope,
     gated,
+    bf16_words: 2,
+    operand: panel::rounded,
+    panel,
+    activate,
+    layer_norm,
+    exponentials,
 };
 
 struct Neon;
@@ -48,6 +56,7 @@ impl Simd for Neon {
     type V = float32x4_t;
     const LANES: usize = 4;
     const BATCH: usize = 6;
+    const TILE: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -66,6 +75,15 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> float32x4_t {
         vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u32) -> [float32x4_t; 2] {
+        let pairs = vld1q_u32(from);
+        let upper = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
+        [
+            vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)),
+            vreinterpretq_f32_u32(upper),
+        ]
     }
     #[inline(always)]
     unsafe fn unsigned_bytes(from: *const u8, i: usize) -> float32x4_t {
@@ -167,4 +185,24 @@ fn rope(style: RopeStyle, x: &[f32], angles: (&[f32], &[f32]), out: &mut [f32]) 
 
 unsafe fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     vector::gated::<Neon>(activation, gate, up, out);
+}
+
+unsafe fn panel(job: &PanelJob<'_>, to: &mut PanelOut<'_>) {
+    const V: usize = PANEL / Neon::LANES;
+    match job.precision {
+        Precision::Bf16 => panel::panel::<Neon, Widened, V>(job, to),
+        Precision::F32 => panel::panel::<Neon, Floats, V>(job, to),
+    }
+}
+
+unsafe fn activate(activation: Activation, row: &mut [f32]) {
+    rows::activate_row::<Neon>(activation, row);
+}
+
+unsafe fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    rows::layer_norm::<Neon>(row, weight, bias, eps);
+}
+
+unsafe fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    rows::exponentials::<Neon>(row, scale)
 }

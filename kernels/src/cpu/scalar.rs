@@ -1,12 +1,16 @@
 //! The plain kernels: the specification that every other table is tested against.
 
-use std::ops::Range;
+use std::{
+    f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI},
+    ops::Range,
+};
 
 use super::{
     Kernels, dequantize,
     jobs::{AttentionJob, LinearJob, Tile},
     operand::round_row,
     packed::{PackedJob, Plain, panels},
+    panel,
     stored::{Cache, Cells, KEY_GROUP},
 };
 use crate::{Format, op::Activation, op::RopeStyle};
@@ -21,6 +25,12 @@ pub(super) static KERNELS: Kernels = Kernels {
     rms_norm,
     rope,
     gated,
+    bf16_words: 2,
+    operand: panel::rounded,
+    panel: panel::plain,
+    activate,
+    layer_norm,
+    exponentials,
 };
 
 pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -82,12 +92,53 @@ fn rope(style: RopeStyle, x: &[f32], (cos, sin): (&[f32], &[f32]), out: &mut [f3
 
 fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, &x), up) in out.iter_mut().zip(gate).zip(up) {
-        let activated = match activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh()),
-        };
-        *out = activated * up;
+        *out = activated(activation, x) * up;
     }
+}
+
+fn activated(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => (0.5 * f64::from(x) * (1.0 + erf(f64::from(x) * FRAC_1_SQRT_2))) as f32,
+        Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh()),
+        Activation::Relu => x.max(0.0),
+    }
+}
+
+/// The error function, to eight digits: its Taylor series, and 1 where that has no more digits to give.
+fn erf(x: f64) -> f64 {
+    if x.is_nan() || x.abs() > 4.2 {
+        return if x.is_nan() { x } else { x.signum() };
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..100 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    FRAC_2_SQRT_PI * sum
+}
+
+fn activate(activation: Activation, row: &mut [f32]) {
+    for x in row {
+        *x = activated(activation, *x);
+    }
+}
+
+fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let mean = row.iter().sum::<f32>() / row.len() as f32;
+    let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / row.len() as f32;
+    let scale = 1.0 / (variance + eps).sqrt();
+    for (i, x) in row.iter_mut().enumerate() {
+        *x = (*x - mean) * scale * weight[i] + bias.get(i).copied().unwrap_or(0.0);
+    }
+}
+
+fn exponentials(row: &mut [f32], scale: f32) -> f32 {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for x in &mut *row {
+        *x = (scale * (*x - most)).exp();
+    }
+    row.iter().sum()
 }
 
 /// # Safety

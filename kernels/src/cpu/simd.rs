@@ -15,12 +15,17 @@ pub(crate) trait Simd {
     /// Activation rows of a tile: with four weight rows, as many sums as the registers hold.
     const BATCH: usize;
 
+    /// Activation rows of a tile of a panel: with 32 outputs, as many sums as the registers hold, at most 12.
+    const TILE: usize;
+
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     /// The first `len < LANES` lanes; the others are zero.
     unsafe fn load_first(from: *const f32, len: usize) -> Self::V;
     /// `LANES` numbers, widened.
     unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// `LANES` pairs of bf16, widened: the lower halves of their words, then the upper ones.
+    unsafe fn load_pairs(from: *const u32) -> [Self::V; 2];
     /// Byte `i` of each of `LANES` runs of four, without a sign.
     unsafe fn unsigned_bytes(from: *const u8, i: usize) -> Self::V;
     /// As [`Simd::unsigned_bytes`] with a sign.

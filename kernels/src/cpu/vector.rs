@@ -213,7 +213,7 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
 /// # Safety
 /// As for [`Simd`].
 #[inline(always)]
-unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
+pub(super) unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         match activation {
@@ -224,7 +224,35 @@ unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
                 let twice = S::mul(S::splat(2.0 * super::scalar::SQRT_2_OVER_PI), S::mul(x, cubic));
                 S::mul(x, sigmoid::<S>(twice))
             }
+            Activation::Gelu => gelu::<S>(x),
+            Activation::Relu => S::max(x, S::splat(0.0)),
         }
+    }
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`, the error function to 1.5e-7 by formula 7.1.26 of Abramowitz and Stegun.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        let magnitude = S::mul(
+            S::max(x, S::sub(zero, x)),
+            S::splat(std::f32::consts::FRAC_1_SQRT_2),
+        );
+        let t = S::div(one, S::fma(magnitude, S::splat(0.327_591_1), one));
+        let mut p = S::splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = S::fma(p, t, S::splat(c));
+        }
+        // 1 - erf(|x| / sqrt(2)): half of x times this is missing from a positive x, and is all there is of a negative one.
+        let square = S::mul(S::sub(zero, magnitude), magnitude);
+        let tail = S::mul(S::mul(p, t), exp::<S>(square));
+        let half = S::mul(S::mul(S::splat(0.5), x), tail);
+        S::sub(S::max(x, zero), S::max(half, S::sub(zero, half)))
     }
 }
 

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 
-use super::contiguous_mut;
+use super::{Activation, contiguous_mut};
+use crate::cpu;
 
 /// Calls `work` with the elements of a contiguous `f32` tensor on the CPU, which it may change: a copy of logits for each
 /// step would cost as much as sampling from them.
@@ -38,4 +39,9 @@ impl<W: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Edit<W, R> {
         self.result.set(self.work.take().map(|work| work(elements)));
         Ok(())
     }
+}
+
+/// Applies an activation to each element of a contiguous `f32` tensor on the CPU, in place.
+pub fn activate(tensor: &Tensor, activation: Activation) -> Result<()> {
+    edit(tensor, |elements| cpu::best().activate(activation, elements))
 }

@@ -3,6 +3,8 @@
 //! Every operation checks shapes, types, devices and indices and reports what is wrong with them as a
 //! [`candle_core::Error`]; none reads or writes outside its arguments, whatever they are.
 
+mod bidirectional;
+mod dense;
 mod edit;
 mod embed;
 mod kv_cache;
@@ -11,7 +13,9 @@ mod product;
 mod rms_norm;
 mod rope;
 
-pub use edit::edit;
+pub use bidirectional::{BidirectionalOptions, bidirectional_attention};
+pub use dense::{Around, dense, feed_forward, layer_norm};
+pub use edit::{activate, edit};
 pub use embed::embed;
 pub use kv_cache::{KvCache, KvDtype, write_kv};
 pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};
@@ -19,7 +23,7 @@ pub use product::{Activation, InputNorm, Projection, gated_projections, linear, 
 pub use rms_norm::{rms_norm, rms_norm_add};
 pub use rope::{RopeOptions, RopeStyle, rope};
 
-pub use crate::cpu::KEY_GROUP;
+pub use crate::cpu::{DenseLayer, FeedForwardLayers, KEY_GROUP, LayerNorm};
 
 use crate::cpu::StridedRows;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
@@ -64,7 +68,8 @@ fn rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<Stride
         bail!("{op}: the tensor must be [n, width], it is {:?}", layout.shape())
     };
     let len = if n == 0 { 0 } else { (n - 1) * stride + width };
-    let start = layout.start_offset();
+    // A part without rows may begin behind the end.
+    let start = if n == 0 { 0 } else { layout.start_offset() };
     match all.get(start..start + len) {
         Some(elements) if step == 1 || width <= 1 => Ok(StridedRows {
             elements,

@@ -13,8 +13,12 @@ use crate::{
 pub enum Activation {
     /// `x / (1 + exp(-x))`
     Silu,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))` (arXiv:1606.08415).
+    Gelu,
     /// GELU by its tanh approximation.
     GeluTanh,
+    /// `max(x, 0)`
+    Relu,
 }
 
 /// A weight matrix and its bias.

@@ -6,7 +6,7 @@ use memmap2::MmapMut;
 
 /// Zeroed bytes that start at a page, and so at a line.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// None where there are no bytes.
     pages: Option<MmapMut>,
 }
@@ -14,7 +14,7 @@ pub(super) struct Memory {
 impl Memory {
     /// Pages that the threads which write them fault in side by side. Where the system has no such memory this ends the
     /// process, as an allocation would.
-    pub(super) fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         if len == 0 {
             return Self::default();
         }
@@ -33,5 +33,16 @@ impl Memory {
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         self.pages.as_deref_mut().unwrap_or_default()
+    }
+
+    /// All whole words.
+    pub(crate) fn words(&self) -> &[u32] {
+        // SAFETY: any four bytes are a word; they start at a page, so none is left out in front.
+        unsafe { self.bytes().align_to().1 }
+    }
+
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above.
+        unsafe { self.bytes_mut().align_to_mut().1 }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod unpack;
 use std::sync::Arc;
 
 use crate::{Format, Matrix};
-use memory::Memory;
+pub(crate) use memory::Memory;
 pub use pack::Pages;
 pub(crate) use pack::Resident;
 

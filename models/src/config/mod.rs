@@ -206,7 +206,7 @@ impl ModelConfig {
 }
 
 impl RopeConfig {
-    fn validate(&self, file: &str) -> Result<()> {
+    pub(crate) fn validate(&self, file: &str) -> Result<()> {
         if !(self.theta.is_finite() && self.theta >= 1.0) {
             return Err(Error::config(
                 file,

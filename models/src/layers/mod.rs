@@ -2,6 +2,7 @@
 
 mod attention;
 mod balance;
+mod dense;
 mod linear;
 mod mlp;
 mod norm;
@@ -9,6 +10,7 @@ mod pre_norm;
 mod rope;
 
 pub(crate) use attention::{Attention, AttentionOptions};
+pub(crate) use dense::{DenseLinear, LayerNorm, find_root};
 pub(crate) use linear::{Embedding, Linear};
 pub(crate) use mlp::GatedMlp;
 pub(crate) use norm::RmsNorm;

@@ -94,9 +94,7 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// It is missing, or is not `[length]`.
     pub fn vector(&self, length: usize) -> Result<Vec<f32>, Error> {
-        let name = self.join("weight");
-        let tensor = self.checkpoint.tensor(&name)?;
-        self.numbers(&name, tensor, length)
+        self.numbers_of("weight", length)
     }
 
     /// As [`Weights::vector`], or `None` where there is no `.weight`.
@@ -113,6 +111,16 @@ impl<'a> Weights<'a> {
     /// It is not `[length]`.
     pub fn bias(&self, length: usize) -> Result<Option<Vec<f32>>, Error> {
         self.optional(&self.join("bias"), length)
+    }
+
+    /// The tensor `name` here as `length` numbers, whatever the format.
+    ///
+    /// # Errors
+    /// It is missing, or is not `[length]`.
+    pub fn numbers_of(&self, name: &str, length: usize) -> Result<Vec<f32>, Error> {
+        let name = self.join(name);
+        let tensor = self.checkpoint.tensor(&name)?;
+        self.numbers(&name, tensor, length)
     }
 
     /// The tensor `name` here as its file holds it, for shapes that no other method knows.

@@ -22,7 +22,7 @@ pub use error::Error;
 pub use markup::Markup;
 pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, OwnedSegment, RenderInput, SpecialTokens};
-pub use tokenizer::{KNOWN_PRE_TOKENIZERS, Tokenizer};
+pub use tokenizer::{Encoded, KNOWN_PRE_TOKENIZERS, Limit, Tokenizer};
 pub use vocab::GgufVocab;
 
 /// A piece of a prompt, by who wrote it.

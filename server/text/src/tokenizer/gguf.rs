@@ -9,6 +9,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::added::{Added, AddedTokens};
+use super::around::Around;
 use super::pieces::{Decoding, Pieces};
 use super::pipeline::{CratePipeline, Pipeline};
 use super::scored::Scored;
@@ -78,14 +79,18 @@ pub(super) fn load(vocab: &GgufVocab) -> Result<Inner, Error> {
     let own = (types.iter().zip(&vocab.tokens))
         .filter(|(kind, _)| is_spelt(**kind))
         .map(|(_, token)| token.as_str());
-    let one = |wanted: bool, id: Option<u32>| id.filter(|_| wanted).into_iter().collect();
+    let one = |wanted: bool, id: Option<u32>| -> Vec<u32> { id.filter(|_| wanted).into_iter().collect() };
+    let prefix = one(vocab.add_bos.unwrap_or(adds_bos), vocab.bos);
+    let suffix = one(vocab.add_eos.unwrap_or(false), vocab.eos);
     Ok(Inner {
         token_bytes_max: pipeline.token_bytes_max(own, &added, ToOwned::to_owned),
         added: AddedTokens::new(added, vocab.tokens.len(), vocab.unknown, ToOwned::to_owned)?,
         pipeline,
         pieces,
-        prefix: one(vocab.add_bos.unwrap_or(adds_bos), vocab.bos),
-        suffix: one(vocab.add_eos.unwrap_or(false), vocab.eos),
+        alone: Around::single(&prefix, &suffix),
+        pair: None,
+        prefix,
+        suffix,
         roles: Roles {
             bos: vocab.bos,
             eos: vocab.eos,

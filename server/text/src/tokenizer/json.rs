@@ -11,6 +11,7 @@ use tokenizers::{
 };
 
 use super::added::{Added, AddedTokens};
+use super::around::Around;
 use super::pieces::{Decoding, Pieces};
 use super::pipeline::{CratePipeline, Pipeline};
 use super::{Inner, Roles, check_id};
@@ -72,11 +73,11 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
     let decoding = Decoding::of(tokenizer.get_decoder())?;
     let pieces = pieces(model, &ids, &added, &decoding)?;
     let (prefix, suffix) = surroundings(tokenizer.get_post_processor())?;
-    if let Some(id) = prefix
-        .iter()
-        .chain(&suffix)
-        .find(|id| **id as usize >= pieces.len())
-    {
+    let processor = tokenizer.get_post_processor();
+    let alone = Around::seen(processor, 1)?.unwrap_or_else(|| Around::single(&prefix, &suffix));
+    let pair = Around::seen(processor, 2)?;
+    let of_pair = pair.iter().flat_map(Around::ids);
+    if let Some(id) = alone.ids().chain(of_pair).find(|id| *id as usize >= pieces.len()) {
         return Err(Error::Load(format!(
             "the post-processor adds token {id}, which is not in the vocabulary"
         )));
@@ -97,6 +98,8 @@ pub(super) fn load(bytes: &[u8]) -> Result<Inner, Error> {
         pieces,
         prefix,
         suffix,
+        alone,
+        pair,
         roles,
         pipeline,
     })

@@ -5,6 +5,7 @@
 //! scores, because GGUF stores no merges for it; and decoding, because a stream needs the bytes of each token.
 
 mod added;
+mod around;
 mod bound;
 mod cuts;
 mod gguf;
@@ -17,11 +18,13 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+pub use around::{Encoded, Limit};
 pub use gguf::KNOWN_PRE_TOKENIZERS;
 
 use crate::detokenizer::Lead;
 use crate::{Detokenizer, Error, GgufVocab, Segment, SpecialTokens};
 use added::AddedTokens;
+use around::Around;
 use pieces::Pieces;
 use pipeline::Pipeline;
 
@@ -55,6 +58,9 @@ struct Inner {
     /// What `add_special` puts before and after the text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    /// What is around a text alone, and around a pair where the file says.
+    alone: Around,
+    pair: Option<Around>,
     roles: Roles,
 }
 
@@ -137,6 +143,52 @@ impl Tokenizer {
             ids.extend_from_slice(&self.0.suffix);
         }
         Ok(ids)
+    }
+
+    /// A client's text with what the model expects around it and the types of all tokens: what encoders take.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`]; more tokens than the limit are an error unless it cuts them off.
+    pub fn encode_text(&self, text: &str, limit: Limit) -> Result<Encoded, Error> {
+        self.encode_around(&self.0.alone, &[text], limit)
+    }
+
+    /// A pair of clients' texts, such as a question and a passage, likewise.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_text`]; [`Error::Unsupported`] if the tokenizer does not say how pairs are put together.
+    pub fn encode_pair(&self, first: &str, second: &str, limit: Limit) -> Result<Encoded, Error> {
+        let around = self.0.pair.as_ref();
+        let around =
+            around.ok_or_else(|| Error::Unsupported("it does not say what is around a pair".to_owned()))?;
+        self.encode_around(around, &[first, second], limit)
+    }
+
+    fn encode_around(&self, around: &Around, texts: &[&str], limit: Limit) -> Result<Encoded, Error> {
+        let specials = around.specials();
+        let Some(max) = limit.tokens_max().checked_sub(specials) else {
+            return Err(Error::TooLong { at_least: specials });
+        };
+        let (mut encoded, mut count) = (Vec::new(), 0);
+        for text in texts {
+            let left = match limit {
+                Limit::Refuse(_) => max - count,
+                Limit::Truncate(_) => usize::MAX,
+            };
+            let all = |at_least: usize| at_least.saturating_add(count + specials);
+            let ids =
+                self.encode_within(&[Segment::Text(text)], false, left)
+                    .map_err(|error| match error {
+                        Error::TooLong { at_least } => Error::TooLong {
+                            at_least: all(at_least),
+                        },
+                        other => other,
+                    })?;
+            count += ids.len();
+            encoded.push(ids);
+        }
+        around::truncate(&mut encoded, max);
+        Ok(around.join(&encoded))
     }
 
     /// The fewest tokens that the segments can have, by the length of what clients wrote in them.

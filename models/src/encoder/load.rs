@@ -1,0 +1,90 @@
+//! From a directory to an encoder that runs.
+
+use std::path::Path;
+
+use rempart_kernels::Precision;
+
+use super::{
+    Encoder, LoadedEncoder, Task,
+    config::{EncoderConfig, Family, Purpose},
+    head::{Head, ScoreActivation},
+    modules::Modules,
+};
+use crate::{
+    Error, Result, bert,
+    load::read,
+    modernbert,
+    weights::{Checkpoint, Progress, Weights},
+};
+
+/// How to load an encoder.
+#[derive(Default)]
+pub struct EncoderOptions<'a> {
+    /// How products round weights and their inputs.
+    pub precision: Precision,
+    /// Called with bytes read so far and bytes in all, as the weights come into memory.
+    pub progress: Option<&'a dyn Fn(u64, u64)>,
+}
+
+impl LoadedEncoder {
+    /// Whether a directory's `config.json` names a family that [`load_encoder`] knows.
+    pub fn is_one(dir: &Path) -> bool {
+        read(&dir.join("config.json")).is_ok_and(|config| EncoderConfig::is_encoder(&config))
+    }
+}
+
+/// Loads a directory with `config.json`, safetensors and, where they are, sentence-transformers' files, which say how hidden
+/// states become embeddings; without them it is their mean, not normalised. A model for sequence classification gives
+/// scores instead.
+///
+/// # Errors
+/// When a file is missing, malformed, or of an architecture or with a module that is not supported.
+pub fn load_encoder(dir: &Path, options: &EncoderOptions<'_>) -> Result<LoadedEncoder> {
+    let config = EncoderConfig::from_json(&read(&dir.join("config.json"))?)?;
+    let checkpoint = Checkpoint::open_safetensors(dir)?;
+    let weights = checkpoint.weights().with_progress(Progress(options.progress));
+    let (mut head, mut projection) = (None, None);
+    let mut tokens_max = config.tokens_max();
+    let task = match config.purpose {
+        Purpose::Classify(labels) => {
+            head = Some(Head::load(&config, labels, &weights)?);
+            let activation = ScoreActivation::of(config.score_activation.as_deref(), labels)?;
+            Task::Rank { labels, activation }
+        }
+        Purpose::Body => {
+            let modules = Modules::read(dir, config.hidden_size)?;
+            tokens_max = modules.tokens_max.unwrap_or(tokens_max).min(tokens_max);
+            projection = modules.projection;
+            Task::Embed {
+                pooling: modules.pooling,
+                normalize: modules.normalize,
+                dimensions: modules.dimensions,
+            }
+        }
+    };
+    if tokens_max == 0 {
+        return Err(Error::config("sentence_bert_config.json", "max_seq_length is 0"));
+    }
+    let encoder = build(&config, &weights, options.precision)?;
+    if let Some(progress) = options.progress {
+        progress(checkpoint.total_bytes(), checkpoint.total_bytes());
+    }
+    checkpoint.check_unchanged()?;
+    Ok(LoadedEncoder {
+        task,
+        tokens_max,
+        vocab_size: config.vocab_size,
+        encoder,
+        hidden_size: config.hidden_size,
+        head,
+        projection,
+    })
+}
+
+/// The registry: one arm per family.
+fn build(config: &EncoderConfig, weights: &Weights<'_>, precision: Precision) -> Result<Encoder> {
+    match config.family {
+        Family::Bert | Family::Roberta => bert::load(config, weights, precision),
+        Family::ModernBert => modernbert::load(config, weights, precision),
+    }
+}

@@ -1,0 +1,239 @@
+//! Encoders: a batch of texts' tokens in; embeddings, or scores of classes, out.
+//!
+//! Sequences of a batch lie behind one another without padding: products run over all tokens at once, and attention stays
+//! within each sequence. What a sequence gets is the same bits alone and in any batch.
+
+mod config;
+mod embeddings;
+mod head;
+mod load;
+mod modules;
+mod pooling;
+
+use candle_core::Tensor;
+use rempart_kernels::pool;
+
+pub(crate) use config::EncoderConfig;
+pub(crate) use embeddings::Embeddings;
+pub use head::ScoreActivation;
+pub use load::{EncoderOptions, load_encoder};
+pub use pooling::Pooling;
+
+use crate::{Error, Result, layers::LayerNorm};
+use head::Head;
+use pooling::Projection;
+
+/// Tokens computed at once for each thread: what lies between two operations stays in the caches, and memory is bounded
+/// whatever a batch holds. A longer sequence is computed alone.
+const TOKENS_PER_THREAD: usize = 256;
+
+/// Some sequences, flat.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EncoderBatch<'a> {
+    /// Token ids of all sequences, those that the tokenizer puts around a text included, `[tokens]`.
+    pub tokens: &'a [u32],
+    /// Which part of a pair each token belongs to, `[tokens]`; empty where all are of the first.
+    pub token_types: &'a [u32],
+    /// Tokens of each sequence, each at least 1; they add up to `tokens`.
+    pub lengths: &'a [usize],
+}
+
+/// One transformer block.
+pub(crate) trait Layer: Send {
+    /// `x` `[n, hidden]` to `[n, hidden]`; `positions` `[n]` are those within each sequence.
+    fn forward(&self, x: &Tensor, batch: &EncoderBatch<'_>, positions: &[u32]) -> Result<Tensor>;
+}
+
+/// An encoder without a head.
+pub(crate) struct Encoder {
+    embeddings: Embeddings,
+    layers: Vec<Box<dyn Layer>>,
+    final_norm: Option<LayerNorm>,
+    tokens_max: usize,
+}
+
+/// What a model gives for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Task {
+    /// A vector.
+    Embed {
+        /// How a sequence's hidden states become one.
+        pooling: Pooling,
+        /// Whether vectors have length 1.
+        normalize: bool,
+        /// Elements of a vector.
+        dimensions: usize,
+    },
+    /// A score for each of some classes: of a pair's relevance, where there is one.
+    Rank {
+        /// Classes.
+        labels: usize,
+        /// What is applied to logits.
+        activation: ScoreActivation,
+    },
+}
+
+/// An encoder with its head, and what its files say of its use.
+pub struct LoadedEncoder {
+    /// What it gives.
+    pub task: Task,
+    /// Most tokens of a sequence, those around the text included.
+    pub tokens_max: usize,
+    /// Token ids lie below this.
+    pub vocab_size: usize,
+    encoder: Encoder,
+    hidden_size: usize,
+    head: Option<Head>,
+    projection: Option<Projection>,
+}
+
+impl Encoder {
+    pub(crate) fn new(
+        config: &EncoderConfig,
+        embeddings: Embeddings,
+        layers: Vec<Box<dyn Layer>>,
+        final_norm: Option<LayerNorm>,
+    ) -> Self {
+        Self {
+            embeddings,
+            layers,
+            final_norm,
+            tokens_max: config.tokens_max(),
+        }
+    }
+
+    /// Hidden states `[tokens, hidden]` of a batch that was checked.
+    fn forward(&self, batch: &EncoderBatch<'_>) -> Result<Tensor> {
+        let positions: Vec<u32> = batch.lengths.iter().flat_map(|&len| 0..len as u32).collect();
+        let mut x = self.embeddings.forward(batch, &positions)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, batch, &positions)?;
+        }
+        match &self.final_norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        }
+    }
+}
+
+impl LoadedEncoder {
+    /// The last layer's hidden states, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When lengths do not add up, a sequence is empty or too long, or an id or a type lies outside its table.
+    pub fn forward(&self, batch: &EncoderBatch<'_>) -> Result<Tensor> {
+        self.check(batch)?;
+        self.encoder.forward(batch)
+    }
+
+    /// A vector for each sequence, pooled, projected and normalised as the model's files say.
+    ///
+    /// # Errors
+    /// As [`LoadedEncoder::forward`], and for a model that gives scores.
+    pub fn embed(&self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>> {
+        let Task::Embed {
+            pooling, normalize, ..
+        } = self.task
+        else {
+            return Err(Error::Input("the model gives scores, not embeddings".into()));
+        };
+        self.each_part(batch, |part| {
+            let hidden = self.encoder.forward(part)?;
+            let mut vectors = pooling::pool(pooling, &hidden, part.lengths)?;
+            if let Some(projection) = &self.projection {
+                vectors = projection.forward(&vectors)?;
+            }
+            if normalize {
+                for vector in &mut vectors {
+                    pooling::normalize(vector);
+                }
+            }
+            Ok(vectors)
+        })
+    }
+
+    /// Scores of all classes for each sequence, activated as the model's files say.
+    ///
+    /// # Errors
+    /// As [`LoadedEncoder::forward`], and for a model that gives embeddings.
+    pub fn score(&self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>> {
+        let (Task::Rank { activation, .. }, Some(head)) = (self.task, &self.head) else {
+            return Err(Error::Input("the model gives embeddings, not scores".into()));
+        };
+        self.each_part(batch, |part| {
+            let hidden = self.encoder.forward(part)?;
+            let mut scores = head.forward(&hidden, part.lengths)?;
+            for scores in &mut scores {
+                activation.apply(scores);
+            }
+            Ok(scores)
+        })
+    }
+
+    /// Calls `work` with whole sequences of the batch, about [`TOKENS_PER_THREAD`] for each thread at a time.
+    fn each_part(
+        &self,
+        batch: &EncoderBatch<'_>,
+        work: impl Fn(&EncoderBatch<'_>) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.check(batch)?;
+        let mut results = Vec::with_capacity(batch.lengths.len());
+        let (mut tokens, mut first) = (0..0, 0);
+        let at_once = TOKENS_PER_THREAD * pool::threads();
+        for (i, len) in batch.lengths.iter().enumerate() {
+            let full = tokens.len() + len > at_once;
+            if full && !tokens.is_empty() {
+                results.extend(work(&batch.part(tokens.clone(), first..i))?);
+                (tokens, first) = (tokens.end..tokens.end, i);
+            }
+            tokens.end += len;
+        }
+        if !tokens.is_empty() {
+            results.extend(work(&batch.part(tokens, first..batch.lengths.len()))?);
+        }
+        Ok(results)
+    }
+
+    fn check(&self, batch: &EncoderBatch<'_>) -> Result<()> {
+        let refuse = |message: String| Err(Error::Input(message));
+        let (tokens, types) = (batch.tokens.len(), batch.token_types.len());
+        let total = batch
+            .lengths
+            .iter()
+            .try_fold(0_usize, |sum, &len| sum.checked_add(len));
+        if total != Some(tokens) {
+            return refuse(format!("{tokens} tokens, and lengths that do not add up to them"));
+        }
+        if types != 0 && types != tokens {
+            return refuse(format!("{tokens} tokens and {types} token types"));
+        }
+        let max = self.tokens_max.min(self.encoder.tokens_max);
+        match batch.lengths.iter().position(|&len| len == 0 || len > max) {
+            Some(i) => refuse(format!(
+                "sequence {i} has {} tokens; it must be 1 to {max}",
+                batch.lengths[i]
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+}
+
+impl<'a> EncoderBatch<'a> {
+    fn part(&self, tokens: std::ops::Range<usize>, sequences: std::ops::Range<usize>) -> Self {
+        let token_types: &'a [u32] = if self.token_types.is_empty() {
+            &[]
+        } else {
+            &self.token_types[tokens.clone()]
+        };
+        Self {
+            tokens: &self.tokens[tokens],
+            token_types,
+            lengths: &self.lengths[sequences],
+        }
+    }
+}
