@@ -159,3 +159,25 @@ fn gguf_metadata_say_nothing_of_pairs() {
         Err(Error::Unsupported(_))
     ));
 }
+
+/// A million bytes of any kind are cut to a few tokens, in time that grows no faster than they do.
+#[test]
+fn long_texts_are_cut_in_linear_time() {
+    for bytes in [minilm(), unigram()] {
+        let tokenizer = Tokenizer::from_json(&bytes).unwrap();
+        for piece in ["a", "ab ", "é", "e\u{301}", "中", "\u{fffd}", "\u{200b}", "[CLS]"] {
+            let seconds = |len: usize| {
+                let text = piece.repeat(len / piece.len());
+                let start = std::time::Instant::now();
+                let encoded = tokenizer.encode_text(&text, Limit::Truncate(16)).unwrap();
+                assert!(encoded.ids.len() <= 16);
+                start.elapsed().as_secs_f64()
+            };
+            let (short, long) = (seconds(100_000), seconds(1_000_000));
+            assert!(
+                long < 60.0 * short.max(0.01),
+                "{piece:?}: {short} s, then {long} s"
+            );
+        }
+    }
+}
