@@ -84,12 +84,18 @@ pub struct LogArgs {
 /// Options of `rempart serve`, as typed.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// The model: a name of the catalogue, a GGUF file, or a directory with safetensors
-    #[arg(env = "REMPART_MODEL")]
-    pub model: String,
+    /// The model: a name of the catalogue, a GGUF file, or a directory with safetensors. Beside one that generates text, any
+    /// number of encoders, for embeddings and ranking
+    #[arg(
+        env = "REMPART_MODEL",
+        value_name = "MODEL",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub models: Vec<String>,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Name that clients ask for; give it again for further names [default: the model's own]
+    /// Name that clients ask for the model that generates by; give it again for further names [default: the model's own]
     #[arg(
         long,
         env = "REMPART_SERVED_MODEL_NAME",
@@ -171,6 +177,9 @@ pub struct EngineArgs {
     /// Prompt tokens that may wait
     #[arg(long, env = "REMPART_QUEUE_TOKENS_MAX", default_value = "1048576")]
     pub queue_tokens_max: NonZeroUsize,
+    /// Tokens that an encoder computes at once; other models wait as long
+    #[arg(long, env = "REMPART_ENCODER_BATCH_TOKENS_MAX", default_value = "1024")]
+    pub encoder_batch_tokens_max: NonZeroUsize,
     /// Compute every prompt from its first token, even if an earlier one began the same
     #[arg(long, env = "REMPART_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,
@@ -242,8 +251,8 @@ pub struct Settings {
 
 #[derive(Debug, Clone)]
 pub struct ModelSettings {
-    /// A catalogue name, a file or a directory.
-    pub model: String,
+    /// Catalogue names, files or directories.
+    pub models: Vec<String>,
     /// The folder of pulled models.
     pub store: PathBuf,
     /// Empty: the model's own name.
@@ -267,6 +276,7 @@ pub struct EngineSettings {
     pub speculative_tokens: usize,
     pub queue_requests_max: usize,
     pub queue_tokens_max: usize,
+    pub encoder_batch_tokens_max: usize,
     pub prefix_cache: bool,
     pub stall_timeout: Duration,
 }
@@ -304,7 +314,7 @@ impl ServeArgs {
         };
         let threads = self.threads.map(|n| at_most("--threads", n, THREADS_MAX));
         let model = ModelSettings {
-            model: self.model,
+            models: self.models,
             store: self.store.path(),
             served_names: self.served_model_name,
             device: self.device,
@@ -347,6 +357,7 @@ impl EngineArgs {
                 QUEUE_REQUESTS_LIMIT,
             )?,
             queue_tokens_max: self.queue_tokens_max.get(),
+            encoder_batch_tokens_max: self.encoder_batch_tokens_max.get(),
             prefix_cache: !self.no_prefix_cache,
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
         })

@@ -2,6 +2,8 @@
 //!
 //! Labels take values from short lists only, so the number of series is bounded.
 
+mod encoder;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 use rempart_engine::{EngineConfig, StepReport};
 
 use crate::process;
+pub use encoder::EncoderMetrics;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
 const FIRST_TOKEN_S: &[f64] = &[
@@ -57,6 +60,7 @@ const HISTOGRAMS: &[(&str, &[f64])] = &[
     ("vllm:request_params_n", CHOICES),
     ("vllm:iteration_tokens_total", STEP_TOKENS),
     ("rempart_step_duration_seconds", STEP_S),
+    ("rempart_encoder_batch_duration_seconds", STEP_S),
     ("rempart_prepare_duration_seconds", HTTP_S),
     ("http_request_duration_seconds", HTTP_S),
 ];

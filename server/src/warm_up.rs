@@ -1,11 +1,17 @@
 //! The proof behind a green `/readyz`: one token, made by the model through the way every request takes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rempart_engine::{Event, Finish, Request, SamplingParams, StopRules};
 
+use rempart_text::Encoded;
+
+use crate::encoder::EncoderModel;
 use crate::http::AppState;
+
+/// For one token, on any machine.
+const ENCODER_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Generates one token and, if that works, marks the engine ready.
 pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
@@ -53,4 +59,18 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
         "ready"
     );
     Ok(())
+}
+
+/// Encodes one token, so that the first client waits for nothing.
+pub async fn warm_up_encoder(encoder: &EncoderModel) -> anyhow::Result<()> {
+    let sequence = Encoded {
+        ids: vec![0],
+        type_ids: vec![0],
+    };
+    let deadline = Instant::now() + ENCODER_DEADLINE;
+    let result = encoder.engine.run(vec![sequence], deadline).await;
+    match result {
+        Ok(_) => Ok(()),
+        Err(_) => bail!("{} failed at its first token", encoder.name),
+    }
 }

@@ -34,7 +34,7 @@ impl LoadedEncoder {
 }
 
 /// Loads a directory with `config.json`, safetensors and, where they are, sentence-transformers' files, which say how hidden
-/// states become embeddings; without them it is their mean, not normalised. A model for sequence classification gives
+/// states become embeddings; without them it is their mean, of length 1. A model for sequence classification gives
 /// scores instead.
 ///
 /// # Errors

@@ -73,6 +73,8 @@ impl Modules {
         }
         let file = dir.join("modules.json");
         let Some(bytes) = read_optional(&file)? else {
+            // Nothing says that lengths mean anything, and clients expect vectors of length 1.
+            all.normalize = true;
             return Ok(all);
         };
         let modules: Vec<Module> = parse(&file, &bytes)?;

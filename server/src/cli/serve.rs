@@ -8,13 +8,17 @@ use tokio::net::TcpListener;
 
 use crate::chat::template::Chat;
 use crate::config::{ServeArgs, Settings};
+use crate::encoder::EncoderModel;
+use crate::encoder_thread::EncoderLimits;
+use crate::engine_thread::Pace;
 use crate::grammar::Grammars;
-use crate::http::{self, App, AppState};
+use crate::http::{self, App, AppState, Models};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::served_model::{self, ServedModel};
+use crate::served_model::{self, ServedEncoder, ServedModel};
 use crate::shutdown::{Phase, Shutdown};
-use crate::{engine_thread, warm_up};
+use crate::turns::Turns;
+use crate::{encoder_thread, engine_thread, warm_up};
 
 /// Serves until a signal, or a fault of the engine, ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -78,10 +82,23 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
         loaded = loading => loaded.context("loading the model panicked")??,
         () = app.shutdown.reached(Phase::Draining) => return Ok(()),
     };
+    let turns = Turns::default();
+    let mut models = Models::default();
+    for encoder in served.encoders {
+        let encoder = start_encoder(encoder, &settings, app, &turns)?;
+        warm_up::warm_up_encoder(&encoder).await?;
+        models.encoders.push(Arc::new(encoder));
+    }
+    let Some(generator) = served.generator else {
+        app.serve_models(models);
+        app.shutdown.reached(Phase::Closing).await;
+        return Ok(());
+    };
     // The thread lives as long as the process: the app, which holds a handle on it, does.
-    let (model, _engine) = start(served, &settings, app)?;
+    let (model, _engine) = start(generator, &settings, app, turns)?;
     let handle = model.engine.clone();
-    app.serve_model(model);
+    models.generator = Some(Arc::new(model));
+    app.serve_models(models);
     let watched = tokio::select! {
         warmed = warm_up::warm_up(app) => match warmed {
             Ok(()) => tokio::select! {
@@ -97,6 +114,36 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
     Ok(())
 }
 
+fn start_encoder(
+    served: ServedEncoder,
+    settings: &Settings,
+    app: &AppState,
+    turns: &Turns,
+) -> anyhow::Result<EncoderModel> {
+    let (task, tokens_max, vocab_size) = (
+        served.encoder.task,
+        served.encoder.tokens_max,
+        served.encoder.vocab_size,
+    );
+    let limits = EncoderLimits {
+        batch_tokens_max: settings.engine.encoder_batch_tokens_max,
+        queue_requests_max: settings.engine.queue_requests_max,
+        queue_tokens_max: settings.engine.queue_tokens_max,
+    };
+    let metrics = app.metrics.encoder(&served.name);
+    let engine = encoder_thread::spawn(served.encoder, limits, turns.clone(), metrics)
+        .context("starting an encoder's thread")?;
+    Ok(EncoderModel {
+        name: served.name,
+        tokenizer: served.tokenizer,
+        task,
+        tokens_max,
+        vocab_size,
+        created: served.created,
+        engine,
+    })
+}
+
 /// This program, even if an upgrade replaces or removes its file.
 fn this_program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") {
@@ -109,6 +156,7 @@ fn start(
     served: ServedModel,
     settings: &Settings,
     app: &AppState,
+    turns: Turns,
 ) -> anyhow::Result<(Model, std::thread::JoinHandle<()>)> {
     let names = match settings.model.served_names.as_slice() {
         [] => vec![served.id.clone()],
@@ -124,8 +172,11 @@ fn start(
         engine,
         served.engine_config,
         metrics,
-        settings.engine.stall_timeout,
-        settings.engine.itl_target,
+        Pace {
+            stall_timeout: settings.engine.stall_timeout,
+            itl_target: settings.engine.itl_target,
+            turns,
+        },
     )
     .context("starting the engine thread")?;
     let chat = served

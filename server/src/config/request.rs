@@ -27,6 +27,9 @@ pub struct RequestArgs {
     /// Prompts of one completion request, and prompts times `n`
     #[arg(long, env = "REMPART_PROMPTS_MAX", default_value = "64")]
     pub prompts_max: NonZeroUsize,
+    /// Inputs of `/v1/embeddings`, documents of `/v1/rerank`, and pairs of `/v1/score`
+    #[arg(long, env = "REMPART_INPUTS_MAX", default_value = "2048")]
+    pub inputs_max: NonZeroUsize,
     /// Stop strings
     #[arg(long, env = "REMPART_STOPS_MAX", default_value = "16")]
     pub stops_max: NonZeroUsize,
@@ -74,6 +77,7 @@ pub struct RequestLimits {
     pub content_parts_max: usize,
     pub choices_max: usize,
     pub prompts_max: usize,
+    pub inputs_max: usize,
     pub stops_max: usize,
     pub stop_bytes_max: usize,
     pub stop_tokens_max: usize,
@@ -97,6 +101,7 @@ impl RequestArgs {
             content_parts_max: self.content_parts_max.get(),
             choices_max: usize::from(self.choices_max),
             prompts_max: self.prompts_max.get(),
+            inputs_max: self.inputs_max.get(),
             stops_max: self.stops_max.get(),
             stop_bytes_max: self.stop_bytes_max.get(),
             stop_tokens_max: self.stop_tokens_max.get(),

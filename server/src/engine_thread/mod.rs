@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{ModelMetrics, Rejection};
+use crate::turns::Turns;
 use budget::Budget;
 use progress::Progress;
 use steps::Steps;
@@ -100,23 +101,32 @@ impl TokenStream {
     }
 }
 
-/// Starts the thread. It is joined through the returned [`JoinHandle`]. With a target for the inter-token latency the
-/// engine computes prompts in chunks that leave decoding streams on time.
+/// How the thread works.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// Without progress for so long, with work waiting, it is not healthy.
+    pub stall_timeout: Duration,
+    /// With a target for the inter-token latency prompts are computed in chunks that leave decoding streams on time.
+    pub itl_target: Option<Duration>,
+    pub turns: Turns,
+}
+
+/// Starts the thread. It is joined through the returned [`JoinHandle`].
 pub fn spawn<R>(
     engine: Engine<R>,
     config: EngineConfig,
     metrics: ModelMetrics,
-    stall_timeout: Duration,
-    itl_target: Option<Duration>,
+    pace: Pace,
 ) -> std::io::Result<(EngineHandle, JoinHandle<()>)>
 where
     R: ModelRunner + Send + 'static,
 {
     let (sender, inbox) = sync_channel(config.queue_requests_max);
-    let progress = Arc::new(Progress::new(stall_timeout));
+    let progress = Arc::new(Progress::new(pace.stall_timeout));
     let metrics = Arc::new(metrics);
-    let budget = Budget::new(itl_target, config.step_tokens_max);
-    let mut steps = Steps::new(engine, inbox, Arc::clone(&progress), Arc::clone(&metrics), budget);
+    let budget = Budget::new(pace.itl_target, config.step_tokens_max);
+    let (shared, turns) = (Arc::clone(&progress), pace.turns);
+    let mut steps = Steps::new(engine, inbox, shared, Arc::clone(&metrics), budget, turns);
     let watched = Arc::clone(&progress);
     let run = move || {
         if catch_unwind(AssertUnwindSafe(|| steps.run())).is_err() {

@@ -14,6 +14,7 @@ use super::budget::{Budget, Work};
 use super::progress::Progress;
 use super::{StreamEvent, Submission};
 use crate::metrics::{Ended, Finished, ModelMetrics};
+use crate::turns::Turns;
 
 /// Failed steps within [`FAILURES_WINDOW`] after which the thread gives up.
 const FAILURES_MAX: usize = 3;
@@ -37,6 +38,8 @@ pub(super) struct Steps<R> {
     next_id: u64,
     failures: VecDeque<Instant>,
     finished: VecDeque<Instant>,
+    /// Other models compute between two steps.
+    turns: Turns,
 }
 
 /// A request that has not ended.
@@ -70,8 +73,10 @@ impl<R: ModelRunner> Steps<R> {
         progress: Arc<Progress>,
         metrics: Arc<ModelMetrics>,
         budget: Budget,
+        turns: Turns,
     ) -> Self {
         Self {
+            turns,
             engine,
             inbox,
             progress,
@@ -177,9 +182,11 @@ impl<R: ModelRunner> Steps<R> {
         let prefill = self.budget.prefill(self.engine.stats().decoding);
         self.engine.limit_prefill(prefill);
         self.metrics.prefill_budget(prefill);
+        let turn = self.turns.wait();
         let began = Instant::now();
         let now_ms = self.progress.clock_ms(began);
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.step(now_ms)));
+        drop(turn);
         match result {
             Ok(Ok(report)) => {
                 // Guesses cost more than a prompt's tokens, as each passes through the output head.

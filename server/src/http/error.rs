@@ -284,6 +284,14 @@ impl ApiError {
         }
     }
 
+    /// 400: an encoder's input has more tokens than it takes, at least so many.
+    pub fn input_too_long(param: &str, limit: usize, at_least: usize) -> Self {
+        let message = format!(
+            "`{param}` has at least {at_least} tokens, but this model takes {limit}; `truncate_prompt_tokens` cuts it"
+        );
+        Self::invalid(param, "context_length_exceeded", message)
+    }
+
     /// 404, or 400 where a parameter names it: an answer that is not kept, or not any more.
     pub fn response_not_found(param: Option<&str>) -> Self {
         let message = "No response of this id is kept: it may have passed its retention, which the operator sets by \

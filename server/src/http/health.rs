@@ -19,9 +19,8 @@ struct Status {
 
 /// Alive: the process should not be restarted, however busy it is.
 pub async fn livez(State(app): State<AppState>) -> Response {
-    let failed = app
-        .model()
-        .is_ok_and(|model| model.engine.health() == Health::Failed);
+    let generator = app.models().ok().and_then(|models| models.generator.as_ref());
+    let failed = generator.is_some_and(|model| model.engine.health() == Health::Failed);
     answer(failed.then(|| "the engine has stopped".to_owned()), "alive")
 }
 
@@ -34,9 +33,14 @@ fn not_ready(app: &AppState) -> Option<String> {
     if app.shutdown.phase() > Phase::Running {
         return Some("the server is shutting down".to_owned());
     }
-    let Ok(model) = app.model() else {
-        return Some("the model is loading".to_owned());
+    let Ok(models) = app.models() else {
+        return Some("the models are loading".to_owned());
     };
+    let failed = models.encoders.iter().find(|encoder| encoder.engine.has_failed());
+    if let Some(encoder) = failed {
+        return Some(format!("the encoder {} failed at its last batch", encoder.name));
+    }
+    let model = models.generator.as_ref()?;
     match model.engine.health() {
         Health::Ready => None,
         Health::Warming => Some("no token was made yet".to_owned()),

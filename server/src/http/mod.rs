@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 mod generate;
 pub mod head;
@@ -11,6 +12,7 @@ pub mod limits;
 pub mod messages;
 pub mod models;
 pub mod observe;
+pub mod rank;
 pub mod responses;
 pub mod sse;
 pub mod timeout_io;
@@ -28,6 +30,7 @@ use tokio::sync::Semaphore;
 
 use crate::chat::Prepared;
 use crate::config::{HttpSettings, RequestLimits};
+use crate::encoder::EncoderModel;
 use crate::engine_thread::Timing;
 use crate::grammar::COMPILING_MAX;
 use crate::metrics::{Metrics, Rejection};
@@ -38,13 +41,20 @@ use error::ApiError;
 use limits::Preparation;
 use observe::Arrived;
 
-/// What every handler can reach. The model is absent while it loads.
+/// What a process serves.
+#[derive(Default)]
+pub struct Models {
+    pub generator: Option<Arc<Model>>,
+    pub encoders: Vec<Arc<EncoderModel>>,
+}
+
+/// What every handler can reach. The models are absent while they load.
 pub struct App {
     pub http: HttpSettings,
     pub limits: RequestLimits,
     pub metrics: Metrics,
     pub shutdown: Shutdown,
-    model: OnceLock<Arc<Model>>,
+    models: OnceLock<Models>,
     preparation: Preparation,
     /// Formats wait for their compiler apart from it: no prompt waits for them.
     compilation: Preparation,
@@ -65,7 +75,7 @@ impl App {
                 limits.responses_retention,
                 limits.responses_bytes_max,
             )),
-            model: OnceLock::new(),
+            models: OnceLock::new(),
             http,
             limits,
             metrics,
@@ -73,17 +83,38 @@ impl App {
         }
     }
 
-    /// Puts the loaded model into service. Only the first call does.
-    pub fn serve_model(&self, model: Model) -> bool {
-        self.model.set(Arc::new(model)).is_ok()
+    /// Puts the loaded models into service. Only the first call does.
+    pub fn serve_models(&self, models: Models) -> bool {
+        self.models.set(models).is_ok()
     }
 
-    /// The model, or what to tell a client that is too early.
+    /// All models, or what to tell a client that is too early.
+    pub fn models(&self) -> Result<&Models, ApiError> {
+        let models = self.models.get();
+        models.ok_or_else(|| ApiError::not_ready("the models are loading"))
+    }
+
+    /// The model that generates text.
     pub fn model(&self) -> Result<Arc<Model>, ApiError> {
-        self.model
-            .get()
-            .cloned()
-            .ok_or_else(|| ApiError::not_ready("the model is loading"))
+        self.models()?.generator.clone().ok_or_else(|| {
+            let message = "no model of this server generates text";
+            ApiError::invalid("model", "model_not_supported", message)
+        })
+    }
+
+    /// The encoder of a name.
+    pub fn encoder(&self, name: &str) -> Result<Arc<EncoderModel>, ApiError> {
+        let models = self.models()?;
+        if let Some(found) = models.encoders.iter().find(|encoder| encoder.name == name) {
+            return Ok(Arc::clone(found));
+        }
+        match &models.generator {
+            Some(model) if model.check_name(name).is_ok() => {
+                let message = "this model generates text: it neither embeds nor ranks";
+                Err(ApiError::invalid("model", "model_not_supported", message))
+            }
+            _ => Err(ApiError::model_not_found(name)),
+        }
     }
 
     /// The answers that are kept. Never held over a wait.
@@ -130,6 +161,12 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rank::rerank))
+        .route("/rerank", post(rank::rerank))
+        .route("/v2/rerank", post(rank::rerank_v2))
+        .route("/v1/score", post(rank::score))
+        .route("/score", post(rank::score))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(Arc::clone(&state), refuse_while_draining));

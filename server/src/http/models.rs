@@ -7,9 +7,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
-use super::AppState;
 use super::error::ApiError;
-use crate::model::Model;
+use super::{AppState, Models};
 
 #[derive(Serialize)]
 pub struct ModelList {
@@ -29,8 +28,7 @@ pub struct ModelCard {
 }
 
 pub async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let model = app.model()?;
-    let data = model.names.iter().map(|name| card(&model, name)).collect();
+    let data = cards(app.models()?);
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -38,24 +36,32 @@ pub async fn retrieve(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
-    let model = app.model()?;
+    let cards = cards(app.models()?);
     // What is no UTF-8 names no model.
     let Ok(Path(id)) = id else {
         return Err(ApiError::model_not_found(""));
     };
-    model.check_name(&id)?;
-    Ok(Json(card(&model, &id)))
+    let found = cards.into_iter().find(|card| card.id == id);
+    found.map(Json).ok_or_else(|| ApiError::model_not_found(&id))
 }
 
-fn card(model: &Model, name: &str) -> ModelCard {
-    ModelCard {
+fn cards(models: &Models) -> Vec<ModelCard> {
+    let card = |name: &str, root: &str, created, max_model_len| ModelCard {
         id: name.to_owned(),
         object: "model",
-        created: model.created,
+        created,
         owned_by: "rempart",
-        root: model.id().to_owned(),
-        max_model_len: model.context_length,
-    }
+        root: root.to_owned(),
+        max_model_len,
+    };
+    let generator = models.generator.iter().flat_map(|model| {
+        let names = model.names.iter();
+        names.map(|name| card(name, model.id(), model.created, model.context_length))
+    });
+    let encoders = models.encoders.iter();
+    generator
+        .chain(encoders.map(|model| card(&model.name, &model.name, model.created, model.tokens_max)))
+        .collect()
 }
 
 /// Now, in seconds since 1970.

@@ -5,9 +5,11 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod format;
 pub mod json;
 pub mod messages;
+pub mod rank;
 pub mod reasoning;
 pub mod responses;
 pub mod shared;

@@ -1,4 +1,4 @@
-//! From settings to a model that can be served: find, verify, plan memory, load.
+//! From settings to models that can be served: find, verify, plan memory, load.
 
 mod memory;
 mod text;
@@ -12,8 +12,11 @@ use anyhow::{Context as _, bail};
 use rempart_engine::EngineConfig;
 use rempart_hub::manifest::Manifest;
 use rempart_hub::progress::Terminal;
+use rempart_hub::store::ModelPath;
 use rempart_kernels::cpu;
-use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model, ModelFiles, PlanRequest};
+use rempart_models::{
+    EncoderOptions, KvCache, LoadOptions, LoadedEncoder, MemoryPlan, Model, ModelFiles, PlanRequest,
+};
 use rempart_text::{ChatTemplate, Tokenizer};
 
 use crate::config::{Activations, Device, EngineSettings, KvDtype, ModelSettings, Settings};
@@ -39,22 +42,112 @@ pub struct ServedModel {
     pub created: i64,
 }
 
-/// Finds the configured model, checks its files against their manifest, plans memory and loads it.
+/// An encoder with everything the server needs to know of it.
+pub struct ServedEncoder {
+    pub name: String,
+    pub encoder: LoadedEncoder,
+    pub tokenizer: Tokenizer,
+    /// When its files were written, Unix time in seconds.
+    pub created: i64,
+}
+
+/// All that a process serves.
+#[derive(Default)]
+pub struct ServedModels {
+    pub generator: Option<ServedModel>,
+    pub encoders: Vec<ServedEncoder>,
+}
+
+/// Finds the configured models, checks their files against their manifests, plans memory and loads them.
 ///
 /// # Errors
 /// Says what is wrong with which file or setting, and what to do.
-pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModel> {
+pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModels> {
     if settings.model.device == Device::Cuda {
         bail!("--device cuda: this version computes on the CPU only; use --device cpu or auto");
     }
-    let found = rempart_hub::store::resolve(store, &settings.model.model)?;
-    verify(&found.dir)?;
     let threads = settings
         .model
         .threads
         .unwrap_or_else(rempart_kernels::pool::default_threads);
     rempart_kernels::pool::init(threads);
     choose_kernels(settings.model.kernels.as_deref())?;
+    let mut all = ServedModels::default();
+    let mut generators = Vec::new();
+    for name in &settings.model.models {
+        let found = rempart_hub::store::resolve(store, name)?;
+        verify(&found.dir)?;
+        // What they take is then no longer free, and the plan of the one that generates counts with that.
+        if LoadedEncoder::is_one(&found.path) {
+            all.encoders.push(encoder(found)?);
+        } else {
+            generators.push(found);
+        }
+    }
+    if let [first, second, ..] = generators.as_slice() {
+        bail!(
+            "{} and {} both generate text: this version serves one such model, beside any number of encoders; start \
+             another process for the other",
+            first.name,
+            second.name
+        );
+    }
+    all.generator = generators
+        .pop()
+        .map(|found| generator(settings, found))
+        .transpose()?;
+    let mut names: Vec<&str> = all.encoders.iter().map(|encoder| encoder.name.as_str()).collect();
+    names.extend(all.generator.iter().map(|model| model.id.as_str()));
+    names.sort_unstable();
+    if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("two models have the name {name}");
+    }
+    Ok(all)
+}
+
+fn encoder(found: ModelPath) -> anyhow::Result<ServedEncoder> {
+    let started = Instant::now();
+    let loading = || format!("loading {}", found.path.display());
+    let json = found.path.join("tokenizer.json");
+    let json = std::fs::read(&json).with_context(|| format!("reading {}", json.display()))?;
+    let tokenizer = Tokenizer::from_json(&json)
+        .context("tokenizer.json")
+        .with_context(loading)?;
+    let bar = loading_bar();
+    let progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let encoder = rempart_models::load_encoder(
+        &found.path,
+        &EncoderOptions {
+            progress: Some(&progress),
+            ..EncoderOptions::default()
+        },
+    );
+    bar.finish_and_clear();
+    let encoder = encoder.with_context(loading)?;
+    if tokenizer.vocab_size() > encoder.vocab_size {
+        bail!(
+            "{}: the tokenizer has {} tokens, the model's embedding {} rows: these files do not belong together",
+            found.path.display(),
+            tokenizer.vocab_size(),
+            encoder.vocab_size
+        );
+    }
+    tracing::info!(
+        model = %found.name, task = ?encoder.task, tokens_max = encoder.tokens_max,
+        seconds = started.elapsed().as_secs_f32(), "an encoder is loaded"
+    );
+    Ok(ServedEncoder {
+        created: created(&found.path),
+        name: found.name,
+        encoder,
+        tokenizer,
+    })
+}
+
+fn generator(settings: &Settings, found: ModelPath) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
     let files = ModelFiles::open(&found.path).with_context(loading)?;
@@ -126,9 +219,7 @@ fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Resu
         Activations::Int8 => rempart_kernels::Activations::Int8,
         Activations::Int16 => rempart_kernels::Activations::Int16,
     };
-    let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")
-        .expect("the template is a constant. This is a bug.");
-    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let bar = loading_bar();
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
         bar.set_position(done);
@@ -139,6 +230,12 @@ fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Resu
     });
     bar.finish_and_clear();
     model
+}
+
+fn loading_bar() -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}")
+        .expect("the template is a constant. This is a bug.");
+    indicatif::ProgressBar::new(0).with_style(style)
 }
 
 /// The memory plan and the context length. A context that nobody asked for is halved until it fits.

@@ -9,6 +9,7 @@ mod canary;
 mod chat;
 mod cli;
 mod completions;
+mod encoders;
 mod engine;
 mod errors;
 mod formats;

@@ -1,0 +1,178 @@
+//! An encoder as the HTTP side sees it: texts in; vectors, or scores of pairs, out.
+
+use rempart_models::Task;
+use rempart_text::{Encoded, Limit, Segment, Tokenizer};
+
+use crate::chat::check_bytes;
+use crate::config::RequestLimits;
+use crate::encoder_thread::EncoderHandle;
+use crate::http::error::ApiError;
+use crate::openai::embeddings::{Input, Truncate};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// A loaded encoder and the thread that runs it. After loading nothing in it changes.
+pub struct EncoderModel {
+    /// What clients ask for.
+    pub name: String,
+    pub tokenizer: Tokenizer,
+    pub task: Task,
+    /// Tokens of a text, those around it included.
+    pub tokens_max: usize,
+    pub vocab_size: usize,
+    /// Unix time in seconds.
+    pub created: i64,
+    pub engine: EncoderHandle,
+}
+
+impl EncoderModel {
+    /// Elements of its vectors; refused for a model that gives scores.
+    pub fn dimensions(&self) -> Result<usize> {
+        match self.task {
+            Task::Embed { dimensions, .. } => Ok(dimensions),
+            Task::Rank { .. } => {
+                let message = "this model scores pairs of texts: use /v1/rerank or /v1/score";
+                Err(ApiError::invalid("model", "model_not_supported", message))
+            }
+        }
+    }
+
+    /// Makes tokens of a text found at `path`.
+    pub fn encode(
+        &self,
+        input: &Input,
+        path: &str,
+        truncate: Option<Truncate>,
+        limits: &RequestLimits,
+    ) -> Result<Encoded> {
+        let limit = self.limit(truncate);
+        match input {
+            Input::Text(text) => {
+                check_bytes(path, text.len(), limits)?;
+                self.encoded(self.tokenizer.encode_text(text, limit), path)
+            }
+            Input::Tokens(tokens) => {
+                if tokens.iter().any(|token| *token as usize >= self.vocab_size) {
+                    let message = format!(
+                        "`{path}` holds a token number outside 0 to {}",
+                        self.vocab_size - 1
+                    );
+                    return Err(ApiError::invalid(path, "out_of_range", message));
+                }
+                let mut ids = tokens.clone();
+                match limit {
+                    Limit::Truncate(max) => ids.truncate(max),
+                    Limit::Refuse(max) if ids.len() > max => {
+                        return Err(ApiError::input_too_long(path, max, ids.len()));
+                    }
+                    Limit::Refuse(_) => {}
+                }
+                let type_ids = vec![0; ids.len()];
+                Ok(Encoded { ids, type_ids })
+            }
+        }
+    }
+
+    /// Makes tokens of a pair, the second text found at `path`.
+    pub fn encode_pair(
+        &self,
+        pair: (&str, &str),
+        path: &str,
+        truncate: Option<Truncate>,
+        limits: &RequestLimits,
+    ) -> Result<Encoded> {
+        check_bytes(path, pair.0.len() + pair.1.len(), limits)?;
+        let limit = self.limit(truncate);
+        self.encoded(self.tokenizer.encode_pair(pair.0, pair.1, limit), path)
+    }
+
+    /// A text cut to so many tokens, without those around it.
+    pub fn cut(&self, text: &str, tokens_max: usize) -> Result<String> {
+        let failed = |_| {
+            tracing::error!("the tokenizer of an encoder failed");
+            ApiError::internal()
+        };
+        let tokens = self
+            .tokenizer
+            .encode(&[Segment::Text(text)], false)
+            .map_err(failed)?;
+        if tokens.len() <= tokens_max {
+            return Ok(text.to_owned());
+        }
+        self.tokenizer.decode(&tokens[..tokens_max], true).map_err(failed)
+    }
+
+    fn limit(&self, truncate: Option<Truncate>) -> Limit {
+        match truncate {
+            None => Limit::Refuse(self.tokens_max),
+            Some(Truncate::Model) => Limit::Truncate(self.tokens_max),
+            Some(Truncate::Tokens(tokens)) => Limit::Truncate(tokens.min(self.tokens_max)),
+        }
+    }
+
+    fn encoded(
+        &self,
+        encoded: std::result::Result<Encoded, rempart_text::Error>,
+        path: &str,
+    ) -> Result<Encoded> {
+        encoded.map_err(|error| match error {
+            rempart_text::Error::TooLong { at_least } => {
+                ApiError::input_too_long(path, self.tokens_max, at_least)
+            }
+            rempart_text::Error::Unsupported(_) => {
+                let message = "this model's tokenizer does not say how pairs of texts are put together";
+                ApiError::invalid("model", "model_not_supported", message)
+            }
+            _ => {
+                tracing::error!("the tokenizer of an encoder failed");
+                ApiError::internal()
+            }
+        })
+    }
+}
+
+/// The cosine of the angle between two vectors; 0 where one has no direction.
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum::<f64>()
+    };
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 {
+        (dot(a, b) / lengths) as f32
+    } else {
+        0.0
+    }
+}
+
+/// Gives a vector the length 1, unless it has none.
+pub fn normalize(vector: &mut [f32]) {
+    let length = vector
+        .iter()
+        .map(|x| f64::from(*x) * f64::from(*x))
+        .sum::<f64>()
+        .sqrt();
+    if length > 0.0 {
+        for x in vector {
+            *x = (f64::from(*x) / length) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directions() {
+        assert!((cosine(&[1.0, 0.0], &[2.0, 0.0]) - 1.0).abs() < 1e-6);
+        assert!(cosine(&[1.0, 0.0], &[0.0, 3.0]).abs() < 1e-6);
+        assert!(cosine(&[0.0, 0.0], &[0.0, 3.0]).abs() < 1e-6);
+        let mut vector = [3.0, 4.0];
+        normalize(&mut vector);
+        assert!((vector[0] - 0.6).abs() < 1e-6 && (vector[1] - 0.8).abs() < 1e-6);
+        normalize(&mut [0.0]);
+    }
+}

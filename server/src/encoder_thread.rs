@@ -1,0 +1,399 @@
+//! The thread of an encoder, and the handle through which requests reach it.
+//!
+//! Requests wait in a queue of their own. A batch takes sequences from them in turn, so that a request with a few texts does
+//! not wait for the end of one with thousands.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rempart_models::{EncoderBatch, LoadedEncoder, Task};
+use rempart_text::Encoded;
+use tokio::sync::oneshot;
+
+use crate::http::error::ApiError;
+use crate::metrics::EncoderMetrics;
+use crate::turns::Turns;
+
+/// What a client is told to wait when the queue is full, in seconds.
+const RETRY_AFTER_S: u64 = 1;
+
+/// What computes batches.
+pub trait Encode: Send {
+    /// A vector, or the scores of all classes, for each sequence.
+    ///
+    /// # Errors
+    /// Says what is wrong, for the log.
+    fn encode(&mut self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>, String>;
+}
+
+impl Encode for LoadedEncoder {
+    fn encode(&mut self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>, String> {
+        let result = match self.task {
+            Task::Embed { .. } => self.embed(batch),
+            Task::Rank { .. } => self.score(batch),
+        };
+        result.map_err(|error| error.to_string())
+    }
+}
+
+/// Limits of an encoder's queue and batches.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderLimits {
+    /// Tokens of a batch. A longer sequence is computed alone.
+    pub batch_tokens_max: usize,
+    pub queue_requests_max: usize,
+    pub queue_tokens_max: usize,
+}
+
+/// A cheap handle on the thread, which ends when the last one is gone.
+#[derive(Clone)]
+pub struct EncoderHandle(Arc<Owner>);
+
+/// Tells the thread that nobody is left.
+struct Owner(Arc<Shared>);
+
+struct Shared {
+    limits: EncoderLimits,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    failed: AtomicBool,
+    metrics: EncoderMetrics,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Request>,
+    /// Tokens of sequences that are in no batch yet.
+    tokens: usize,
+    closed: bool,
+}
+
+struct Request {
+    sequences: Vec<Encoded>,
+    /// Sequences that were put into batches; the results of those before come in their order.
+    taken: usize,
+    results: Vec<Vec<f32>>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Vec<Vec<f32>>, ApiError>>,
+}
+
+/// Starts the thread.
+pub fn spawn(
+    encoder: impl Encode + 'static,
+    limits: EncoderLimits,
+    turns: Turns,
+    metrics: EncoderMetrics,
+) -> std::io::Result<EncoderHandle> {
+    let shared = Arc::new(Shared {
+        limits,
+        queue: Mutex::default(),
+        changed: Condvar::new(),
+        failed: AtomicBool::new(false),
+        metrics,
+    });
+    let owner = Owner(Arc::clone(&shared));
+    let mut encoder = encoder;
+    let run = move || {
+        while let Some(batch) = shared.next_batch() {
+            let turn = turns.wait();
+            let began = Instant::now();
+            let input = batch.input();
+            let result = catch_unwind(AssertUnwindSafe(|| encoder.encode(&input)));
+            drop(turn);
+            shared.metrics.batch(batch.tokens.len(), began.elapsed());
+            shared.deliver(&batch, result.unwrap_or_else(|_| Err("it panicked".to_owned())));
+        }
+    };
+    std::thread::Builder::new()
+        .name("encoder".to_owned())
+        .spawn(run)?;
+    Ok(EncoderHandle(Arc::new(owner)))
+}
+
+impl EncoderHandle {
+    /// Computes sequences, and waits for the results, in their order.
+    ///
+    /// # Errors
+    /// 503 if the queue is full, 504 past the deadline, 500 if computing fails.
+    pub async fn run(&self, sequences: Vec<Encoded>, deadline: Instant) -> Result<Vec<Vec<f32>>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.0.push(Request {
+            results: Vec::with_capacity(sequences.len()),
+            sequences,
+            taken: 0,
+            deadline,
+            reply,
+        })?;
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) if Instant::now() < deadline => Err(ApiError::internal()),
+            // The thread may notice first.
+            Ok(Err(_)) | Err(_) => Err(ApiError::deadline()),
+        }
+    }
+
+    /// Whether the last batch failed.
+    pub fn has_failed(&self) -> bool {
+        self.0.0.failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Sequences that are computed together.
+#[derive(Default)]
+struct Batch {
+    tokens: Vec<u32>,
+    token_types: Vec<u32>,
+    lengths: Vec<usize>,
+    /// The waiting request of each sequence. Only the thread removes requests, so that numbers stay what they are.
+    owners: Vec<usize>,
+}
+
+impl Batch {
+    fn input(&self) -> EncoderBatch<'_> {
+        EncoderBatch {
+            tokens: &self.tokens,
+            token_types: &self.token_types,
+            lengths: &self.lengths,
+        }
+    }
+
+    fn add(&mut self, sequence: &Encoded, owner: usize) {
+        self.tokens.extend(&sequence.ids);
+        self.token_types.extend(&sequence.type_ids);
+        self.lengths.push(sequence.ids.len());
+        self.owners.push(owner);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, request: Request) -> Result<(), ApiError> {
+        let tokens: usize = request.sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let mut queue = self.lock();
+        let full = queue.waiting.len() >= self.limits.queue_requests_max
+            || (queue.tokens > 0 && queue.tokens + tokens > self.limits.queue_tokens_max);
+        if full {
+            self.metrics.rejected();
+            return Err(ApiError::overloaded(RETRY_AFTER_S));
+        }
+        self.metrics.request();
+        queue.tokens += tokens;
+        queue.waiting.push_back(request);
+        self.metrics.queued(queue.tokens);
+        drop(queue);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for work and takes a batch of it; `None` at the end.
+    fn next_batch(&self) -> Option<Batch> {
+        let mut queue = self.lock();
+        loop {
+            queue.drop_abandoned(Instant::now());
+            let batch = queue.take(self.limits.batch_tokens_max);
+            if !batch.lengths.is_empty() {
+                self.metrics.queued(queue.tokens);
+                return Some(batch);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Hands results to those who wait. A batch that failed fails all that had a part in it.
+    fn deliver(&self, batch: &Batch, result: Result<Vec<Vec<f32>>, String>) {
+        self.failed.store(result.is_err(), Ordering::Relaxed);
+        let mut queue = self.lock();
+        match result {
+            Ok(results) => {
+                for (owner, result) in batch.owners.iter().zip(results) {
+                    queue.waiting[*owner].results.push(result);
+                }
+                queue.answer(|request| {
+                    (request.results.len() == request.sequences.len())
+                        .then(|| Ok(std::mem::take(&mut request.results)))
+                });
+            }
+            Err(error) => {
+                tracing::error!(%error, "an encoder failed");
+                let mut at = 0..;
+                queue.answer(|_| {
+                    let failed = at.next().is_some_and(|at| batch.owners.contains(&at));
+                    failed.then(|| Err(ApiError::internal()))
+                });
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// Forgets requests whose client has gone or whose time is up.
+    fn drop_abandoned(&mut self, now: Instant) {
+        self.waiting
+            .retain(|request| !request.reply.is_closed() && request.deadline > now);
+        self.count();
+    }
+
+    /// One sequence of each request after the other, until no further one fits.
+    fn take(&mut self, tokens_max: usize) -> Batch {
+        let mut batch = Batch::default();
+        loop {
+            let before = batch.lengths.len();
+            for (owner, request) in self.waiting.iter_mut().enumerate() {
+                let Some(sequence) = request.sequences.get(request.taken) else {
+                    continue;
+                };
+                if batch.tokens.is_empty() || batch.tokens.len() + sequence.ids.len() <= tokens_max {
+                    batch.add(sequence, owner);
+                    request.taken += 1;
+                }
+            }
+            if batch.lengths.len() == before {
+                self.tokens -= batch.tokens.len();
+                return batch;
+            }
+        }
+    }
+
+    /// Answers those requests for which there is an answer, in their order, and forgets them.
+    fn answer(&mut self, mut answer: impl FnMut(&mut Request) -> Option<Result<Vec<Vec<f32>>, ApiError>>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for mut request in waiting {
+            match answer(&mut request) {
+                // A client that has gone hears nothing.
+                Some(result) => drop(request.reply.send(result)),
+                None => self.waiting.push_back(request),
+            }
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let left = |request: &Request| -> usize {
+            let left = &request.sequences[request.taken..];
+            left.iter().map(|sequence| sequence.ids.len()).sum()
+        };
+        self.tokens = self.waiting.iter().map(left).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Gives each sequence its first token, and knows what it was given together.
+    struct First(Arc<Mutex<Vec<Vec<usize>>>>);
+
+    impl Encode for First {
+        fn encode(&mut self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>, String> {
+            self.0.lock().unwrap().push(batch.lengths.to_vec());
+            let mut at = 0;
+            let mut results = Vec::new();
+            for length in batch.lengths {
+                match batch.tokens[at] {
+                    98 => return Err("asked for".to_owned()),
+                    99 => panic!("asked for"),
+                    token => results.push(vec![token as f32]),
+                }
+                at += length;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(results)
+        }
+    }
+
+    fn start(tokens_max: usize) -> (EncoderHandle, Arc<Mutex<Vec<Vec<usize>>>>) {
+        let limits = EncoderLimits {
+            batch_tokens_max: tokens_max,
+            queue_requests_max: 8,
+            queue_tokens_max: 1000,
+        };
+        let batches = Arc::new(Mutex::default());
+        let metrics = Metrics::new().unwrap().encoder("test");
+        let encoder = First(Arc::clone(&batches));
+        (
+            spawn(encoder, limits, Turns::default(), metrics).unwrap(),
+            batches,
+        )
+    }
+
+    fn sequences(first: &[u32], length: usize) -> Vec<Encoded> {
+        let sequence = |first: &u32| Encoded {
+            ids: vec![*first; length],
+            type_ids: vec![0; length],
+        };
+        first.iter().map(sequence).collect()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn results_come_in_order_whatever_is_computed_together() {
+        let (handle, batches) = start(10);
+        let many: Vec<u32> = (0..40).collect();
+        let (many_results, few) = tokio::join!(
+            handle.run(sequences(&many, 3), soon()),
+            handle.run(sequences(&[50, 51], 4), soon())
+        );
+        let expected: Vec<Vec<f32>> = many.iter().map(|token| vec![*token as f32]).collect();
+        assert_eq!(many_results.unwrap(), expected);
+        assert_eq!(few.unwrap(), [[50.0], [51.0]]);
+        let batches = batches.lock().unwrap();
+        assert!(batches.iter().all(|lengths| lengths.iter().sum::<usize>() <= 10));
+        let few_at = batches.iter().rposition(|lengths| lengths.contains(&4)).unwrap();
+        assert!(few_at < 5, "a few texts did not wait for many: {few_at}");
+    }
+
+    #[tokio::test]
+    async fn a_failure_fails_its_batch_only() {
+        let (handle, _) = start(4);
+        for bad in [98, 99] {
+            let failed = handle.run(sequences(&[bad], 3), soon()).await;
+            assert_eq!(failed.unwrap_err().status, 500);
+            assert!(handle.has_failed());
+            assert_eq!(handle.run(sequences(&[1], 3), soon()).await.unwrap(), [[1.0]]);
+            assert!(!handle.has_failed());
+        }
+        let long = handle.run(sequences(&[5], 100), soon()).await;
+        assert_eq!(long.unwrap(), [[5.0]], "longer than a batch");
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_and_late_requests_end() {
+        let (handle, _) = start(10);
+        let late = handle
+            .run(
+                sequences(&[1; 50], 10),
+                Instant::now() + Duration::from_millis(20),
+            )
+            .await;
+        assert_eq!(late.unwrap_err().status, 504);
+        let all =
+            futures::future::join_all((0..20).map(|_| handle.run(sequences(&[1; 5], 10), soon()))).await;
+        let refused = all
+            .iter()
+            .filter(|result| result.as_ref().is_err_and(|error| error.status == 503));
+        assert!(refused.count() >= 10);
+        assert!(all.iter().filter(|result| result.is_ok()).count() >= 8);
+    }
+}

@@ -1,0 +1,81 @@
+//! `POST /v1/embeddings`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::error::ApiError;
+use super::{AppState, Arrived, limits};
+use crate::encoder::normalize;
+use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
+
+pub async fn embeddings(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Json<Embeddings>, ApiError> {
+    let body = limits::read_json(&app, request).await?;
+    let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
+    let work = move || {
+        let request = EmbeddingsRequest::parse(&bytes, &state.limits)?;
+        let model = state.encoder(&request.model)?;
+        let dimensions = model.dimensions()?;
+        if request.dimensions.is_some_and(|asked| asked > dimensions) {
+            let message =
+                format!("`dimensions` must be at most {dimensions}, as many as this model's vectors have");
+            return Err(ApiError::invalid("dimensions", "out_of_range", message));
+        }
+        let single = request.inputs.len() == 1;
+        let encode = |(at, input)| {
+            let path = if single {
+                "input".to_owned()
+            } else {
+                format!("input[{at}]")
+            };
+            model.encode(input, &path, request.truncate, &state.limits)
+        };
+        let sequences: Vec<_> = request
+            .inputs
+            .iter()
+            .enumerate()
+            .map(encode)
+            .collect::<Result<_, _>>()?;
+        Ok((model, sequences, request))
+    };
+    let (model, sequences, request) = app.preparation.run(work).await?;
+    drop(body);
+    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    let vectors = model
+        .engine
+        .run(sequences, app.timing(arrived.0).deadline)
+        .await?;
+    let embedding = |(index, mut vector): (usize, Vec<f32>)| {
+        if let Some(dimensions) = request.dimensions.filter(|asked| *asked < vector.len()) {
+            // What is left of a vector gets the length 1 again (Kusupati et al. 2022, "Matryoshka representations").
+            vector.truncate(dimensions);
+            normalize(&mut vector);
+        }
+        Embedding {
+            object: "embedding",
+            index,
+            embedding: if request.base64 {
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Vector::Base64(STANDARD.encode(bytes))
+            } else {
+                Vector::Numbers(vector)
+            },
+        }
+    };
+    Ok(Json(Embeddings {
+        object: "list",
+        data: vectors.into_iter().enumerate().map(embedding).collect(),
+        model: model.name.clone(),
+        usage: EncoderUsage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+        },
+    }))
+}

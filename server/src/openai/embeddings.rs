@@ -1,0 +1,158 @@
+//! `/v1/embeddings` on the wire.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::json::{self, Object};
+use crate::openai::shared;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// A request within its limits.
+pub struct EmbeddingsRequest {
+    pub model: String,
+    pub inputs: Vec<Input>,
+    /// Elements that vectors are cut to.
+    pub dimensions: Option<usize>,
+    pub base64: bool,
+    pub truncate: Option<Truncate>,
+}
+
+/// A text, or tokens as they are.
+pub enum Input {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// Tokens that a text is cut to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncate {
+    /// What the model takes.
+    Model,
+    Tokens(usize),
+}
+
+impl Truncate {
+    /// Takes `truncate_prompt_tokens`.
+    pub fn read(object: &mut Object<'_>) -> Result<Option<Self>> {
+        const NAME: &str = "truncate_prompt_tokens";
+        let most = i64::try_from(shared::TOKENS_MAX).unwrap_or(i64::MAX);
+        Ok(match object.integer(NAME, &(-1..=most))? {
+            None => None,
+            Some(-1) => Some(Self::Model),
+            Some(0) => {
+                let message = format!("`{NAME}` must be -1, for what the model takes, or at least 1");
+                return Err(ApiError::invalid(NAME, "out_of_range", message));
+            }
+            Some(tokens) => Some(Self::Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))),
+        })
+    }
+}
+
+/// The most elements that `dimensions` may ask for; the model's own number is checked later.
+const DIMENSIONS_MAX: usize = 1 << 16;
+
+impl EmbeddingsRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        const KNOWN: &[&str] = &[
+            "dimensions",
+            "encoding_format",
+            "input",
+            "model",
+            "truncate_prompt_tokens",
+            "user",
+        ];
+        const UNSUPPORTED: &[&str] = &[
+            "add_special_tokens",
+            "embed_dtype",
+            "endianness",
+            "messages",
+            "priority",
+        ];
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        object.take("user");
+        let request = Self {
+            model: json::typed(object.require("model")?, "model", "a string")?,
+            dimensions: object.count("dimensions", 1..=DIMENSIONS_MAX)?,
+            base64: object.choice("encoding_format", &["float", "base64"])? == Some("base64"),
+            truncate: Truncate::read(&mut object)?,
+            inputs: inputs(object.require("input")?, limits)?,
+        };
+        object.finish(KNOWN, UNSUPPORTED)?;
+        Ok(request)
+    }
+}
+
+/// A string, tokens, or a list of either.
+fn inputs(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Input>> {
+    const PATH: &str = "input";
+    if !raw.get().starts_with('[') {
+        return Ok(vec![input(raw, PATH)?]);
+    }
+    let items: Vec<&RawValue> = json::typed(raw, PATH, "an array")?;
+    if items.is_empty() {
+        let message = "`input` must hold at least one text";
+        return Err(ApiError::invalid(PATH, "empty_array", message));
+    }
+    if items[0]
+        .get()
+        .starts_with(|first: char| first == '-' || first.is_ascii_digit())
+    {
+        return Ok(vec![input(raw, PATH)?]);
+    }
+    let items = json::array(raw, PATH, limits.inputs_max)?;
+    let item = |(at, raw): (usize, &&RawValue)| input(raw, &format!("{PATH}[{at}]"));
+    items.iter().enumerate().map(item).collect()
+}
+
+fn input(raw: &RawValue, path: &str) -> Result<Input> {
+    let input = if raw.get().starts_with('[') {
+        let items: Vec<&RawValue> = json::typed(raw, path, "a string or an array of tokens")?;
+        let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("{path}[{at}]"));
+        Input::Tokens(items.iter().enumerate().map(token).collect::<Result<_>>()?)
+    } else {
+        Input::Text(json::typed(raw, path, "a string or an array of tokens")?)
+    };
+    let empty = match &input {
+        Input::Text(text) => text.is_empty(),
+        Input::Tokens(tokens) => tokens.is_empty(),
+    };
+    if empty {
+        let message = format!("`{path}` must not be empty");
+        return Err(ApiError::invalid(path, "empty_string", message));
+    }
+    Ok(input)
+}
+
+#[derive(Serialize)]
+pub struct Embeddings {
+    pub object: &'static str,
+    pub data: Vec<Embedding>,
+    pub model: String,
+    pub usage: EncoderUsage,
+}
+
+#[derive(Serialize)]
+pub struct Embedding {
+    pub object: &'static str,
+    pub index: usize,
+    pub embedding: Vector,
+}
+
+/// Numbers, or their bytes: f32, the least significant first, in base64.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Vector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+/// Tokens of the inputs, those around a text included.
+#[derive(Serialize)]
+pub struct EncoderUsage {
+    pub prompt_tokens: usize,
+    pub total_tokens: usize,
+}

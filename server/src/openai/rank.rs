@@ -1,0 +1,171 @@
+//! `/v1/rerank` as Jina and Cohere have it, and `/v1/score` as vLLM has it, on the wire.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::RequestLimits;
+use crate::http::error::ApiError;
+use crate::openai::embeddings::{EncoderUsage, Truncate};
+use crate::openai::json::{self, Object};
+use crate::openai::shared::TOKENS_MAX;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// A query and what is to be put in order for it.
+pub struct RerankRequest {
+    pub model: String,
+    pub query: String,
+    pub documents: Vec<String>,
+    /// The most results.
+    pub top_n: Option<usize>,
+    pub return_documents: bool,
+    pub truncate: Option<Truncate>,
+    /// Tokens that each document is cut to.
+    pub document_tokens_max: Option<usize>,
+}
+
+impl RerankRequest {
+    /// Reads a request body. `returns_documents` is what happens unless the client says.
+    pub fn parse(body: &[u8], limits: &RequestLimits, returns_documents: bool) -> Result<Self> {
+        const KNOWN: &[&str] = &[
+            "documents",
+            "max_tokens_per_doc",
+            "model",
+            "query",
+            "return_documents",
+            "top_n",
+            "truncate_prompt_tokens",
+            "user",
+        ];
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        object.take("user");
+        let request = Self {
+            model: json::typed(object.require("model")?, "model", "a string")?,
+            query: text(object.require("query")?, "query")?,
+            documents: texts(object.require("documents")?, "documents", limits)?,
+            top_n: object.count("top_n", 1..=usize::from(u16::MAX))?,
+            return_documents: object.boolean("return_documents")?.unwrap_or(returns_documents),
+            document_tokens_max: object.count("max_tokens_per_doc", 1..=TOKENS_MAX)?,
+            truncate: Truncate::read(&mut object)?,
+        };
+        object.finish(KNOWN, &["instruction", "priority", "rank_fields"])?;
+        Ok(request)
+    }
+}
+
+/// Pairs of texts.
+pub struct ScoreRequest {
+    pub model: String,
+    pub pairs: Vec<(String, String)>,
+    pub truncate: Option<Truncate>,
+}
+
+impl ScoreRequest {
+    /// Reads a request body: one first text for all second ones, or as many.
+    pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
+        const KNOWN: &[&str] = &[
+            "documents",
+            "model",
+            "queries",
+            "text_1",
+            "text_2",
+            "truncate_prompt_tokens",
+            "user",
+        ];
+        let mut object = Object::from_body(body, limits.json_depth_max)?;
+        object.take("user");
+        let model = json::typed(object.require("model")?, "model", "a string")?;
+        let first = either(&mut object, "text_1", "queries", limits)?;
+        let second = either(&mut object, "text_2", "documents", limits)?;
+        let truncate = Truncate::read(&mut object)?;
+        object.finish(KNOWN, &["instruction", "priority"])?;
+        if first.len() != 1 && first.len() != second.len() {
+            let message = format!(
+                "`text_1` has {} texts, but must have one, or as many as `text_2`, {}",
+                first.len(),
+                second.len()
+            );
+            return Err(ApiError::invalid("text_1", "invalid_value", message));
+        }
+        let first = first.iter().cycle().cloned();
+        Ok(Self {
+            model,
+            pairs: first.zip(second).collect(),
+            truncate,
+        })
+    }
+}
+
+/// Texts under one of two names.
+fn either(object: &mut Object<'_>, name: &str, other: &str, limits: &RequestLimits) -> Result<Vec<String>> {
+    let name = if object.has(name) || !object.has(other) {
+        name
+    } else {
+        other
+    };
+    let path = object.path(name);
+    texts(object.require(name)?, &path, limits)
+}
+
+/// A text or several, each a string or an object with a `text`.
+fn texts(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Vec<String>> {
+    if !raw.get().starts_with('[') {
+        return Ok(vec![text(raw, path)?]);
+    }
+    let items = json::array(raw, path, limits.inputs_max)?;
+    if items.is_empty() {
+        let message = format!("`{path}` must hold at least one text");
+        return Err(ApiError::invalid(path, "empty_array", message));
+    }
+    let item = |(at, raw): (usize, &&RawValue)| text(raw, &format!("{path}[{at}]"));
+    items.iter().enumerate().map(item).collect()
+}
+
+fn text(raw: &RawValue, path: &str) -> Result<String> {
+    if !raw.get().starts_with('{') {
+        return json::typed(raw, path, "a string");
+    }
+    let mut object = Object::from_raw(raw, path)?;
+    let text = json::typed(object.require("text")?, &object.path("text"), "a string")?;
+    object.finish(&["text"], &[])?;
+    Ok(text)
+}
+
+#[derive(Serialize)]
+pub struct Reranked {
+    pub id: String,
+    pub model: String,
+    pub results: Vec<RankedDocument>,
+    pub usage: EncoderUsage,
+}
+
+#[derive(Serialize)]
+pub struct RankedDocument {
+    /// Its place in the request.
+    pub index: usize,
+    pub relevance_score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<DocumentText>,
+}
+
+#[derive(Serialize)]
+pub struct DocumentText {
+    pub text: String,
+}
+
+#[derive(Serialize)]
+pub struct Scores {
+    pub id: String,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub data: Vec<Score>,
+    pub usage: EncoderUsage,
+}
+
+#[derive(Serialize)]
+pub struct Score {
+    pub index: usize,
+    pub object: &'static str,
+    pub score: f32,
+}

@@ -1,0 +1,77 @@
+//! Turns at the processor: models that share it compute one after the other, in the order in which they asked.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A queue for the processor. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Turns(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    tickets: Mutex<Tickets>,
+    called: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Tickets {
+    next: u64,
+    called: u64,
+}
+
+/// The right to compute, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a>(&'a Shared);
+
+impl Turns {
+    /// Waits until it is the caller's turn. A lock alone would let one who has just ended begin again before the others.
+    pub fn wait(&self) -> Turn<'_> {
+        let mut tickets = self.0.lock();
+        let own = tickets.next;
+        tickets.next += 1;
+        let waiting = self.0.called.wait_while(tickets, |tickets| tickets.called != own);
+        drop(waiting.unwrap_or_else(PoisonError::into_inner));
+        Turn(&self.0)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Tickets> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.lock().called += 1;
+        self.0.called.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_nobody_twice_in_a_row() {
+        let (turns, inside) = (Turns::default(), AtomicUsize::new(0));
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (turns, inside, order) = (turns.clone(), &inside, &order);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let turn = turns.wait();
+                        assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
+                        order.lock().unwrap().push(thread);
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::Relaxed);
+                        drop(turn);
+                    }
+                });
+            }
+        });
+        assert_eq!(order.lock().unwrap().len(), 600);
+    }
+}
