@@ -1,6 +1,7 @@
 """One running server at a time, and the official OpenAI client on it."""
 import contextlib
 import dataclasses
+import ipaddress
 import os
 import pathlib
 import sys
@@ -62,9 +63,21 @@ class Current:
         self.served = None
 
 
+def stay_on_loopback(event, arguments):
+    """An audit hook: the client libraries may report, fetch and trace, but not from a machine on premise."""
+    # Addresses of Unix sockets are text.
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+        if not ipaddress.ip_address(host).is_loopback:
+            raise RuntimeError(f"a connection to {host} was tried")
+    if event == "socket.getaddrinfo" and arguments[0] not in ("127.0.0.1", "localhost"):
+        raise RuntimeError(f"the address of {arguments[0]} was asked for")
+
+
 def pytest_configure():
     # Proxies are for the outside; everything here is on loopback.
     os.environ["NO_PROXY"] = "127.0.0.1"
+    sys.addaudithook(stay_on_loopback)
     server.end_on_sigterm()
 
 

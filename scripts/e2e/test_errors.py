@@ -39,7 +39,6 @@ def test_a_bad_value_is_named(served, options, param):
 
 
 @pytest.mark.parametrize(("options", "param"), [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"prediction": {"type": "content", "content": "x"}}, "prediction"),

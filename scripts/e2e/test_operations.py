@@ -51,7 +51,7 @@ def provoke(served, canary):
         lambda: chat(messages=message, temperature=99, **common),
         lambda: chat(messages=[{"role": canary, "content": canary}], **common),
         lambda: chat(messages=[{"role": "user", "content": {"text": canary}}], **common),
-        lambda: chat(messages=message, tools=[{"type": "function", "function": {"name": canary}}], **common),
+        lambda: chat(messages=message, tools=[{"type": "function", "function": {"name": f"{canary}!"}}], **common),
         lambda: chat(messages=[{"role": "user", "content": f"{canary} " * 9000}], **common),
         lambda: completions(prompt={"wrong": canary}, **common),
         lambda: completions(prompt=canary, stop=[canary * 100], **common),
@@ -69,6 +69,8 @@ def provoke(served, canary):
         said.append(caught.value.read().decode())
     assert canary in completions(prompt=canary, echo=True, logprobs=1, **common).choices[0].text
     chat(messages=message, user=canary, stop=[canary], **common)
+    function = {"name": canary, "description": canary, "parameters": {"type": "object", "properties": {canary: {}}}}
+    chat(messages=message, tools=[{"type": "function", "function": function}], tool_choice="required", **common)
     with contextlib.closing(chat(messages=message, stream=True, **common)) as stream:
         next(iter(stream))
     served.server.post("/tokenize", {"model": served.model, "prompt": canary})
