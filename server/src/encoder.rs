@@ -7,7 +7,8 @@ use crate::chat::check_bytes;
 use crate::config::RequestLimits;
 use crate::encoder_thread::EncoderHandle;
 use crate::http::error::ApiError;
-use crate::openai::embeddings::{Input, Truncate};
+use crate::openai::embeddings::Input;
+use crate::openai::shared::Truncate;
 
 type Result<T> = std::result::Result<T, ApiError>;
 

@@ -1,6 +1,6 @@
 //! The model as the HTTP side sees it.
 
-use rempart_text::Tokenizer;
+use rempart_text::{Infill, Tokenizer};
 
 use crate::chat::template::Chat;
 use crate::engine_thread::EngineHandle;
@@ -14,6 +14,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// `None` for a base model: it completes, and cannot chat.
     pub chat: Option<Chat>,
+    /// `None` for a model that can't fill in.
+    pub infill: Option<Infill>,
     /// Tokens of prompt and answer together.
     pub context_length: usize,
     pub vocab_size: usize,

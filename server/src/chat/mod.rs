@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
 use crate::openai::format::AskedFormat;
-use crate::openai::shared::Common;
+use crate::openai::shared::{Common, Truncate};
 use crate::openai::tools::Tools;
 use plan::{Reading, Thinking};
 use template::Chat;
@@ -61,7 +61,9 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     check_tokens_known(common, model)?;
     let Conversation { tools, reasoning, .. } = &request.conversation;
     let chat = chat_of(model)?;
-    let (text, prompt) = conversation_tokens(&request.conversation, model, limits, counted_max(model))?;
+    let counted = counted_max(model, common);
+    let (text, prompt) = conversation_tokens(&request.conversation, model, limits, counted)?;
+    let prompt = shorten(prompt, common.truncate, common.max_tokens, model);
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
     let reading = Reading::new(chat, &text, tools.as_ref());
@@ -108,7 +110,11 @@ pub fn prepare_completion(
     check_format(common, common.format.as_ref())?;
     let (mut requests, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &request.prompts {
-        let tokens = prompt_tokens(prompt, request.add_special_tokens, model, limits)?;
+        let mut tokens = prompt_tokens(prompt, request, model, limits)?;
+        if let Some(suffix) = &request.suffix {
+            tokens = infill(&tokens, suffix, model, limits)?;
+        }
+        let tokens = shorten(tokens, common.truncate, request.max_tokens, model);
         let room = room("prompt", model, tokens.len(), request.max_tokens)?;
         let max_tokens = default.map_or(room, |default| room.min(default));
         check_min_tokens(common, max_tokens)?;
@@ -118,6 +124,10 @@ pub fn prepare_completion(
             None
         });
         let mut prepared = engine_request(common, model, tokens, max_tokens, request.logprobs);
+        if request.suffix.is_some() {
+            let ends = model.infill.iter().flat_map(|infill| &infill.ends);
+            prepared.stop.tokens.extend(ends);
+        }
         prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
         requests.push(prepared);
     }
@@ -232,8 +242,50 @@ fn encode(
 
 /// How many tokens of a prompt are counted: beyond its limit, so that a client learns by how much it must shorten, and
 /// not without end, because it may have sent a book.
-fn counted_max(model: &Model) -> usize {
-    model.context_length.saturating_mul(COUNTED_CONTEXTS)
+fn counted_max(model: &Model, common: &Common) -> usize {
+    match common.truncate {
+        None => model.context_length.saturating_mul(COUNTED_CONTEXTS),
+        // All of it, as its end is what stays.
+        Some(_) => usize::MAX,
+    }
+}
+
+/// Cuts the beginning of a prompt off, if a client asks for that: down to what it says, or to what leaves room for the
+/// answer.
+fn shorten(
+    mut prompt: Vec<u32>,
+    truncate: Option<Truncate>,
+    max_tokens: Option<usize>,
+    model: &Model,
+) -> Vec<u32> {
+    let room = model
+        .context_length
+        .saturating_sub(max_tokens.unwrap_or(1).max(1));
+    let kept = match truncate {
+        None => return prompt,
+        Some(Truncate::Model) => room.max(1),
+        Some(Truncate::Tokens(tokens)) => tokens,
+    };
+    prompt.drain(..prompt.len().saturating_sub(kept));
+    prompt
+}
+
+/// The prompt by which a model fills in what comes between `before` and `suffix`.
+fn infill(before: &[u32], suffix: &str, model: &Model, limits: &RequestLimits) -> Result<Vec<u32>> {
+    let Some(tokens) = &model.infill else {
+        let message = "`suffix` is not supported by this model: it has no tokens for filling in";
+        return Err(ApiError::invalid("suffix", "unsupported_parameter", message));
+    };
+    check_bytes("suffix", suffix.len(), limits)?;
+    let after = encode("suffix", &[Segment::Text(suffix)], false, model, usize::MAX)?;
+    Ok([
+        &[tokens.prefix],
+        &before[..],
+        &[tokens.suffix],
+        &after[..],
+        &[tokens.middle],
+    ]
+    .concat())
 }
 
 /// Refuses more text than a prompt may have.
@@ -248,15 +300,18 @@ pub fn check_bytes(param: &str, bytes: usize, limits: &RequestLimits) -> Result<
 
 fn prompt_tokens(
     prompt: &Prompt,
-    add_special: bool,
+    request: &CompletionRequest,
     model: &Model,
     limits: &RequestLimits,
 ) -> Result<Vec<u32>> {
+    // What begins a text would stand in the middle of it.
+    let add_special = request.add_special_tokens && request.suffix.is_none();
+    let counted = counted_max(model, &request.common);
     let tokens = match prompt {
-        Prompt::Text(text) => text_tokens(text, add_special, model, limits, counted_max(model))?,
+        Prompt::Text(text) => text_tokens(text, add_special, model, limits, counted)?,
         Prompt::Tokens(tokens) => tokens.clone(),
     };
-    if tokens.is_empty() {
+    if tokens.is_empty() && request.suffix.is_none() {
         return Err(ApiError::invalid(
             "prompt",
             "empty_prompt",

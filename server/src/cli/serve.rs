@@ -190,6 +190,7 @@ fn start(
             served.eos_tokens.clone(),
             this_program()?,
         ),
+        infill: served.tokenizer.infill(),
         tokenizer: served.tokenizer,
         chat,
         context_length: served.context_length,

@@ -14,10 +14,11 @@ use super::models::unix_now;
 use super::{AppState, Arrived, limits};
 use crate::config::RequestLimits;
 use crate::encoder::{EncoderModel, cosine};
-use crate::openai::embeddings::{EncoderUsage, Input, Truncate};
+use crate::openai::embeddings::{EncoderUsage, Input};
 use crate::openai::rank::{
     DocumentText, RankedDocument, RerankRequest, Reranked, Score, ScoreRequest, Scores,
 };
+use crate::openai::shared::Truncate;
 
 pub async fn rerank(
     State(app): State<AppState>,

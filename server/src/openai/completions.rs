@@ -18,6 +18,7 @@ const OWN: &[&str] = &[
     "logprobs",
     "prompt",
     "return_token_ids",
+    "suffix",
 ];
 
 /// What OpenAI takes when `max_tokens` is not given.
@@ -27,6 +28,8 @@ pub const MAX_TOKENS_DEFAULT: usize = 16;
 pub struct CompletionRequest {
     pub common: Common,
     pub prompts: Vec<Prompt>,
+    /// What comes after the gap that is filled in.
+    pub suffix: Option<String>,
     /// `None`: [`MAX_TOKENS_DEFAULT`], or what the context leaves if that is less.
     pub max_tokens: Option<usize>,
     pub echo: bool,
@@ -49,6 +52,7 @@ impl CompletionRequest {
         let mut common = Common::read(&mut object, limits, 0)?;
         let request = Self {
             prompts: prompts(object.require("prompt")?, limits)?,
+            suffix: object.string("suffix")?,
             max_tokens: common.max_tokens.take(),
             echo: object.boolean("echo")?.unwrap_or(false),
             logprobs: object.count("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|k| k as u32),
@@ -59,6 +63,10 @@ impl CompletionRequest {
         if request.max_tokens == Some(0) && !request.echo {
             let message = "`max_tokens` may be 0 only with `echo`, to score a prompt";
             return Err(ApiError::invalid("max_tokens", "out_of_range", message));
+        }
+        if request.suffix.is_some() && request.echo {
+            let message = "`suffix` can't be combined with `echo`";
+            return Err(ApiError::invalid("suffix", "invalid_value", message));
         }
         object.finish(
             &[OWN, shared::COMMON, shared::METADATA].concat(),

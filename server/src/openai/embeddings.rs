@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::shared;
+use crate::openai::shared::{self, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -24,31 +24,6 @@ pub struct EmbeddingsRequest {
 pub enum Input {
     Text(String),
     Tokens(Vec<u32>),
-}
-
-/// Tokens that a text is cut to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truncate {
-    /// What the model takes.
-    Model,
-    Tokens(usize),
-}
-
-impl Truncate {
-    /// Takes `truncate_prompt_tokens`.
-    pub fn read(object: &mut Object<'_>) -> Result<Option<Self>> {
-        const NAME: &str = "truncate_prompt_tokens";
-        let most = i64::try_from(shared::TOKENS_MAX).unwrap_or(i64::MAX);
-        Ok(match object.integer(NAME, &(-1..=most))? {
-            None => None,
-            Some(-1) => Some(Self::Model),
-            Some(0) => {
-                let message = format!("`{NAME}` must be -1, for what the model takes, or at least 1");
-                return Err(ApiError::invalid(NAME, "out_of_range", message));
-            }
-            Some(tokens) => Some(Self::Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))),
-        })
-    }
 }
 
 /// The most elements that `dimensions` may ask for; the model's own number is checked later.

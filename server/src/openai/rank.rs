@@ -5,9 +5,9 @@ use serde_json::value::RawValue;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
-use crate::openai::embeddings::{EncoderUsage, Truncate};
+use crate::openai::embeddings::EncoderUsage;
 use crate::openai::json::{self, Object};
-use crate::openai::shared::TOKENS_MAX;
+use crate::openai::shared::{TOKENS_MAX, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
 

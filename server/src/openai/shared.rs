@@ -70,10 +70,8 @@ pub const UNSUPPORTED: &[&str] = &[
     "reasoning",
     "request_id",
     "return_tokens_as_token_ids",
-    "suffix",
     "thinking",
     "top_n_sigma",
-    "truncate_prompt_tokens",
     "truncation_side",
     "typical_p",
     "use_beam_search",
@@ -107,6 +105,7 @@ pub const COMMON: &[&str] = &[
     "temperature",
     "top_k",
     "top_p",
+    "truncate_prompt_tokens",
 ];
 
 /// The parameters of a generation, each within its own limits. What depends on the model is checked in `chat`.
@@ -121,6 +120,8 @@ pub struct Common {
     pub include_stop: bool,
     pub skip_special_tokens: bool,
     pub n: usize,
+    /// Cuts a prompt's beginning off.
+    pub truncate: Option<Truncate>,
     /// What every choice must be.
     pub format: Option<AskedFormat>,
     /// `Some` when the answer is to be streamed.
@@ -174,6 +175,7 @@ impl Common {
             include_stop: false,
             skip_special_tokens: true,
             n: 1,
+            truncate: None,
             format: None,
             stream: None,
         }
@@ -207,6 +209,7 @@ impl Common {
             include_stop: object.boolean("include_stop_str_in_output")?.unwrap_or(false),
             skip_special_tokens: object.boolean("skip_special_tokens")?.unwrap_or(true),
             format: format::read(object, limits)?,
+            truncate: Truncate::read(object)?,
             n: object.count("n", 1..=limits.choices_max)?.unwrap_or(1),
             stream: streamed.then(|| options.unwrap_or_default()),
         })
@@ -300,6 +303,31 @@ pub fn stop_strings(raw: Option<&RawValue>, name: &str, limits: &RequestLimits) 
         }
     }
     Ok(stops)
+}
+
+/// Tokens that a prompt or a text is cut to, where a client asks for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncate {
+    /// What the model takes.
+    Model,
+    Tokens(usize),
+}
+
+impl Truncate {
+    /// Takes `truncate_prompt_tokens`.
+    pub fn read(object: &mut Object<'_>) -> Result<Option<Self>> {
+        const NAME: &str = "truncate_prompt_tokens";
+        let most = i64::try_from(TOKENS_MAX).unwrap_or(i64::MAX);
+        Ok(match object.integer(NAME, &(-1..=most))? {
+            None => None,
+            Some(-1) => Some(Self::Model),
+            Some(0) => {
+                let message = format!("`{NAME}` must be -1, for what the model takes, or at least 1");
+                return Err(ApiError::invalid(NAME, "out_of_range", message));
+            }
+            Some(tokens) => Some(Self::Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))),
+        })
+    }
 }
 
 fn stop_token_ids(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Vec<u32>> {

@@ -148,3 +148,31 @@ async fn text_that_spells_a_special_token_stays_text() {
         .await;
     assert_eq!(answer.json()["choices"][0]["text"], SCRIPT);
 }
+
+#[tokio::test]
+async fn a_prompt_is_cut_only_on_demand() {
+    let server = TestServer::start(&[]).await;
+    let long = "x".repeat(300);
+    assert_eq!(server.complete(json!({"prompt": long})).await.status, 400);
+    for (truncate, max_tokens, left) in [(-1, 6, 250), (10, 6, 10), (1000, 6, 300)] {
+        let fields = json!({"prompt": long, "truncate_prompt_tokens": truncate, "max_tokens": max_tokens});
+        let answer = server.complete(fields).await;
+        if left > 250 {
+            assert_eq!(answer.status, 400, "what is left is still too long");
+        } else {
+            assert_eq!(answer.json()["usage"]["prompt_tokens"], left);
+        }
+    }
+    let chat = json!({"messages": [{"role": "user", "content": long}], "truncate_prompt_tokens": 20});
+    assert_eq!(server.chat(chat).await.json()["usage"]["prompt_tokens"], 20);
+}
+
+#[tokio::test]
+async fn a_model_without_the_tokens_fills_nothing_in() {
+    let server = TestServer::start(&[]).await;
+    let answer = server.complete(json!({"suffix": "x"})).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["error"]["param"]),
+        (400, &json!("suffix"))
+    );
+}

@@ -312,6 +312,7 @@ impl TestServer {
                 vec![IM_END],
                 env!("CARGO_BIN_EXE_rempart").into(),
             ),
+            infill: tokenizer.infill(),
             tokenizer,
             chat: Some(chat),
             context_length: context,

@@ -8,6 +8,7 @@
 mod answer;
 mod detokenizer;
 mod error;
+mod infill;
 mod markup;
 mod stop;
 mod template;
@@ -19,6 +20,7 @@ pub use answer::{
 };
 pub use detokenizer::Detokenizer;
 pub use error::Error;
+pub use infill::Infill;
 pub use markup::Markup;
 pub use stop::{StopMatcher, StopOutcome};
 pub use template::{ChatTemplate, OwnedSegment, RenderInput, SpecialTokens};
