@@ -86,12 +86,7 @@ pub struct LogArgs {
 pub struct ServeArgs {
     /// The model: a name of the catalogue, a GGUF file, or a directory with safetensors. Beside one that generates text, any
     /// number of encoders, for embeddings and ranking
-    #[arg(
-        env = "REMPART_MODEL",
-        value_name = "MODEL",
-        required = true,
-        value_delimiter = ','
-    )]
+    #[arg(env = "REMPART_MODEL", value_name = "MODEL", required = true)]
     pub models: Vec<String>,
     #[command(flatten)]
     pub store: StoreArgs,

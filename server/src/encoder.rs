@@ -50,7 +50,7 @@ impl EncoderModel {
         match input {
             Input::Text(text) => {
                 check_bytes(path, text.len(), limits)?;
-                self.encoded(self.tokenizer.encode_text(text, limit), path)
+                Self::encoded(self.tokenizer.encode_text(text, limit), path, limit)
             }
             Input::Tokens(tokens) => {
                 if tokens.iter().any(|token| *token as usize >= self.vocab_size) {
@@ -75,16 +75,9 @@ impl EncoderModel {
     }
 
     /// Makes tokens of a pair, the second text found at `path`.
-    pub fn encode_pair(
-        &self,
-        pair: (&str, &str),
-        path: &str,
-        truncate: Option<Truncate>,
-        limits: &RequestLimits,
-    ) -> Result<Encoded> {
-        check_bytes(path, pair.0.len() + pair.1.len(), limits)?;
+    pub fn encode_pair(&self, pair: (&str, &str), path: &str, truncate: Option<Truncate>) -> Result<Encoded> {
         let limit = self.limit(truncate);
-        self.encoded(self.tokenizer.encode_pair(pair.0, pair.1, limit), path)
+        Self::encoded(self.tokenizer.encode_pair(pair.0, pair.1, limit), path, limit)
     }
 
     /// A text cut to so many tokens, without those around it.
@@ -112,23 +105,33 @@ impl EncoderModel {
     }
 
     fn encoded(
-        &self,
         encoded: std::result::Result<Encoded, rempart_text::Error>,
         path: &str,
+        limit: Limit,
     ) -> Result<Encoded> {
-        encoded.map_err(|error| match error {
-            rempart_text::Error::TooLong { at_least } => {
-                ApiError::input_too_long(path, self.tokens_max, at_least)
+        match (encoded, limit) {
+            (Ok(encoded), _) if encoded.ids.is_empty() => {
+                let message = format!("`{path}` has no tokens");
+                Err(ApiError::invalid(path, "empty_string", message))
             }
-            rempart_text::Error::Unsupported(_) => {
+            (Ok(encoded), _) => Ok(encoded),
+            (Err(rempart_text::Error::TooLong { .. }), Limit::Truncate(_)) => {
+                let name = "truncate_prompt_tokens";
+                let message = format!("`{name}` leaves no room beside the tokens around a text");
+                Err(ApiError::invalid(name, "out_of_range", message))
+            }
+            (Err(rempart_text::Error::TooLong { at_least }), Limit::Refuse(max)) => {
+                Err(ApiError::input_too_long(path, max, at_least))
+            }
+            (Err(rempart_text::Error::Unsupported(_)), _) => {
                 let message = "this model's tokenizer does not say how pairs of texts are put together";
-                ApiError::invalid("model", "model_not_supported", message)
+                Err(ApiError::invalid("model", "model_not_supported", message))
             }
-            _ => {
+            (Err(_), _) => {
                 tracing::error!("the tokenizer of an encoder failed");
-                ApiError::internal()
+                Err(ApiError::internal())
             }
-        })
+        }
     }
 }
 

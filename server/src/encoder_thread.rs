@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ use crate::http::error::ApiError;
 use crate::metrics::EncoderMetrics;
 use crate::turns::Turns;
 
+/// Failed sequences in a row after which an encoder is not healthy.
+const FAILURES_MAX: usize = 3;
 /// What a client is told to wait when the queue is full, in seconds.
 const RETRY_AFTER_S: u64 = 1;
 
@@ -59,7 +61,8 @@ struct Shared {
     limits: EncoderLimits,
     queue: Mutex<Queue>,
     changed: Condvar,
-    failed: AtomicBool,
+    /// Sequences that failed since one did not.
+    failures: AtomicUsize,
     metrics: EncoderMetrics,
 }
 
@@ -76,6 +79,7 @@ struct Request {
     /// Sequences that were put into batches; the results of those before come in their order.
     taken: usize,
     results: Vec<Vec<f32>>,
+    failed: bool,
     deadline: Instant,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, ApiError>>,
 }
@@ -91,7 +95,7 @@ pub fn spawn(
         limits,
         queue: Mutex::default(),
         changed: Condvar::new(),
-        failed: AtomicBool::new(false),
+        failures: AtomicUsize::new(0),
         metrics,
     });
     let owner = Owner(Arc::clone(&shared));
@@ -100,11 +104,10 @@ pub fn spawn(
         while let Some(batch) = shared.next_batch() {
             let turn = turns.wait();
             let began = Instant::now();
-            let input = batch.input();
-            let result = catch_unwind(AssertUnwindSafe(|| encoder.encode(&input)));
+            let results = compute(&mut encoder, &batch);
             drop(turn);
             shared.metrics.batch(batch.tokens.len(), began.elapsed());
-            shared.deliver(&batch, result.unwrap_or_else(|_| Err("it panicked".to_owned())));
+            shared.deliver(&batch, results);
         }
     };
     std::thread::Builder::new()
@@ -123,6 +126,7 @@ impl EncoderHandle {
         self.0.0.push(Request {
             results: Vec::with_capacity(sequences.len()),
             sequences,
+            failed: false,
             taken: 0,
             deadline,
             reply,
@@ -135,9 +139,9 @@ impl EncoderHandle {
         }
     }
 
-    /// Whether the last batch failed.
+    /// Whether it fails at everything.
     pub fn has_failed(&self) -> bool {
-        self.0.0.failed.load(Ordering::Relaxed)
+        self.0.0.failures.load(Ordering::Relaxed) >= FAILURES_MAX
     }
 }
 
@@ -175,6 +179,38 @@ impl Batch {
     }
 }
 
+/// A result for each sequence. Where a batch fails, each is tried alone: only those at fault fail.
+fn compute(encoder: &mut impl Encode, batch: &Batch) -> Vec<Result<Vec<f32>, ()>> {
+    let mut attempt = |input: &EncoderBatch<'_>| {
+        let result = catch_unwind(AssertUnwindSafe(|| encoder.encode(input)));
+        let results = result.unwrap_or_else(|_| Err("it panicked".to_owned()))?;
+        let finite = results.iter().flatten().all(|x| x.is_finite());
+        finite
+            .then_some(results)
+            .ok_or_else(|| "a result is not a number".to_owned())
+    };
+    let whole = batch.input();
+    match attempt(&whole) {
+        Ok(results) => results.into_iter().map(Ok).collect(),
+        Err(error) => {
+            tracing::error!(%error, sequences = batch.lengths.len(), "an encoder failed");
+            let mut end = 0;
+            let alone = |length: &usize| {
+                let tokens = end..end + length;
+                end = tokens.end;
+                let input = EncoderBatch {
+                    tokens: &whole.tokens[tokens.clone()],
+                    token_types: &whole.token_types[tokens],
+                    lengths: &[*length],
+                };
+                let mut results = attempt(&input).map_err(|_| ())?;
+                results.pop().ok_or(())
+            };
+            batch.lengths.iter().map(alone).collect()
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -182,9 +218,17 @@ impl Shared {
 
     fn push(&self, request: Request) -> Result<(), ApiError> {
         let tokens: usize = request.sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let limit = self.limits.queue_tokens_max;
+        if request.sequences.len() > 1 && tokens > limit {
+            let message = format!(
+                "the texts have {tokens} tokens together, but at most {limit} can wait at one time (--queue-tokens-max of \
+                 this server): send fewer in one request"
+            );
+            return Err(ApiError::invalid("input", "request_too_large", message));
+        }
         let mut queue = self.lock();
         let full = queue.waiting.len() >= self.limits.queue_requests_max
-            || (queue.tokens > 0 && queue.tokens + tokens > self.limits.queue_tokens_max);
+            || (queue.tokens > 0 && queue.tokens + tokens > limit);
         if full {
             self.metrics.rejected();
             return Err(ApiError::overloaded(RETRY_AFTER_S));
@@ -215,29 +259,26 @@ impl Shared {
         }
     }
 
-    /// Hands results to those who wait. A batch that failed fails all that had a part in it.
-    fn deliver(&self, batch: &Batch, result: Result<Vec<Vec<f32>>, String>) {
-        self.failed.store(result.is_err(), Ordering::Relaxed);
+    /// Hands results to those who wait. One that failed fails its request.
+    fn deliver(&self, batch: &Batch, results: Vec<Result<Vec<f32>, ()>>) {
         let mut queue = self.lock();
-        match result {
-            Ok(results) => {
-                for (owner, result) in batch.owners.iter().zip(results) {
-                    queue.waiting[*owner].results.push(result);
-                }
-                queue.answer(|request| {
-                    (request.results.len() == request.sequences.len())
-                        .then(|| Ok(std::mem::take(&mut request.results)))
-                });
-            }
-            Err(error) => {
-                tracing::error!(%error, "an encoder failed");
-                let mut at = 0..;
-                queue.answer(|_| {
-                    let failed = at.next().is_some_and(|at| batch.owners.contains(&at));
-                    failed.then(|| Err(ApiError::internal()))
-                });
+        for (owner, result) in batch.owners.iter().zip(results) {
+            let request = &mut queue.waiting[*owner];
+            if let Ok(result) = result {
+                self.failures.store(0, Ordering::Relaxed);
+                request.results.push(result);
+            } else {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                request.failed = true;
             }
         }
+        queue.answer(|request| {
+            if request.failed {
+                return Some(Err(ApiError::internal()));
+            }
+            let complete = request.results.len() == request.sequences.len();
+            complete.then(|| Ok(std::mem::take(&mut request.results)))
+        });
     }
 }
 
@@ -309,6 +350,7 @@ mod tests {
             let mut results = Vec::new();
             for length in batch.lengths {
                 match batch.tokens[at] {
+                    97 => results.push(vec![f32::NAN]),
                     98 => return Err("asked for".to_owned()),
                     99 => panic!("asked for"),
                     token => results.push(vec![token as f32]),
@@ -365,15 +407,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_fails_its_batch_only() {
-        let (handle, _) = start(4);
-        for bad in [98, 99] {
-            let failed = handle.run(sequences(&[bad], 3), soon()).await;
+    async fn a_failure_fails_its_request_only() {
+        let (handle, _) = start(40);
+        for bad in [97, 98, 99] {
+            let (failed, other) = tokio::join!(
+                handle.run(sequences(&[bad, 1], 3), soon()),
+                handle.run(sequences(&[1, 2], 3), soon())
+            );
             assert_eq!(failed.unwrap_err().status, 500);
-            assert!(handle.has_failed());
-            assert_eq!(handle.run(sequences(&[1], 3), soon()).await.unwrap(), [[1.0]]);
+            assert_eq!(other.unwrap(), [[1.0], [2.0]], "whoever was in the same batch");
             assert!(!handle.has_failed());
         }
+        for _ in 0..FAILURES_MAX {
+            assert!(handle.run(sequences(&[98], 3), soon()).await.is_err());
+        }
+        assert!(handle.has_failed());
+        assert!(handle.run(sequences(&[1], 3), soon()).await.is_ok());
+        assert!(!handle.has_failed());
         let long = handle.run(sequences(&[5], 100), soon()).await;
         assert_eq!(long.unwrap(), [[5.0]], "longer than a batch");
     }
@@ -381,6 +431,11 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_and_late_requests_end() {
         let (handle, _) = start(10);
+        let never = handle.run(sequences(&[1; 11], 100), soon()).await.unwrap_err();
+        assert_eq!(
+            (never.status.as_u16(), never.code),
+            (400, Some("request_too_large"))
+        );
         let late = handle
             .run(
                 sequences(&[1; 50], 10),

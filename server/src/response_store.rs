@@ -15,25 +15,32 @@ pub struct Stored {
     pub response: Value,
     /// What the model was told and said, without instructions.
     pub messages: Vec<Message>,
-    /// What clients sent, as items.
+    /// What clients sent up to it, and what was answered before, as items.
     pub items: Vec<Value>,
 }
 
 impl Stored {
     /// About how much memory it takes.
     fn bytes(&self) -> usize {
-        let messages: usize = self.messages.iter().map(Message::bytes).sum();
+        let message = |message: &Message| size_of::<Message>() + message.bytes();
+        let messages: usize = self.messages.iter().map(message).sum();
         let items = self.items.iter().map(size).sum::<usize>();
         self.id.len() + size(&self.response) + messages + items
     }
 }
+
+/// About what a map takes for a field, beside its name and value.
+const FIELD_BYTES: usize = 48;
 
 fn size(value: &Value) -> usize {
     match value {
         Value::String(text) => size_of::<Value>() + text.len(),
         Value::Array(items) => size_of::<Value>() + items.iter().map(size).sum::<usize>(),
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| name.len() + size(value));
+            // With what a map needs to find it.
+            let fields = fields
+                .iter()
+                .map(|(name, value)| FIELD_BYTES + name.len() + size(value));
             size_of::<Value>() + fields.sum::<usize>()
         }
         _ => size_of::<Value>(),
@@ -65,12 +72,13 @@ impl ResponseStore {
         !self.retention.is_zero()
     }
 
-    /// Keeps an answer, and forgets as many of the oldest as there is no room for.
-    pub fn put(&mut self, stored: Stored, now: Instant) {
+    /// Keeps an answer, and forgets as many of the oldest as there is no room for. False for one that is larger than all
+    /// that may be kept.
+    pub fn put(&mut self, stored: Stored, now: Instant) -> bool {
         self.expire(now);
         let bytes = stored.bytes();
         if !self.keeps() || bytes > self.bytes_max {
-            return;
+            return false;
         }
         while self.bytes + bytes > self.bytes_max {
             let Some((_, freed, _)) = self.kept.pop_front() else {
@@ -80,6 +88,7 @@ impl ResponseStore {
         }
         self.bytes += bytes;
         self.kept.push_back((now, bytes, stored));
+        true
     }
 
     /// A kept answer.
@@ -124,13 +133,13 @@ mod tests {
     fn answers_pass_with_time_and_by_room() {
         let second = Duration::from_secs(1);
         let start = Instant::now();
-        let mut store = ResponseStore::new(10 * second, 1000);
-        store.put(stored("a", 400), start);
-        store.put(stored("b", 400), start + second);
+        let mut store = ResponseStore::new(10 * second, 1200);
+        store.put(stored("a", 300), start);
+        store.put(stored("b", 300), start + second);
         assert!(store.get("a", start + 9 * second).is_some());
         assert!(store.get("a", start + 10 * second).is_none());
-        store.put(stored("c", 400), start + 10 * second);
-        store.put(stored("d", 400), start + 10 * second);
+        store.put(stored("c", 300), start + 10 * second);
+        store.put(stored("d", 300), start + 10 * second);
         assert!(store.get("b", start + 10 * second).is_none(), "no room");
         store.put(stored("e", 2000), start + 10 * second);
         assert!(

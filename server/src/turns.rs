@@ -54,24 +54,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_and_nobody_twice_in_a_row() {
-        let (turns, inside) = (Turns::default(), AtomicUsize::new(0));
-        let order = Mutex::new(Vec::new());
+    fn turns_come_in_the_order_of_asking() {
+        let turns = Turns::default();
+        let (order, inside) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+        let first = turns.wait();
         std::thread::scope(|scope| {
-            for thread in 0..3 {
-                let (turns, inside, order) = (turns.clone(), &inside, &order);
+            for thread in 0..8_u64 {
+                let (turns, order, inside) = (turns.clone(), &order, &inside);
                 scope.spawn(move || {
-                    for _ in 0..200 {
-                        let turn = turns.wait();
-                        assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
-                        order.lock().unwrap().push(thread);
+                    while turns.0.lock().next != thread + 1 {
                         std::thread::yield_now();
-                        inside.fetch_sub(1, Ordering::Relaxed);
-                        drop(turn);
                     }
+                    let turn = turns.wait();
+                    assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "one at a time");
+                    order.lock().unwrap().push(thread);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::Relaxed);
+                    drop(turn);
                 });
             }
+            while turns.0.lock().next != 9 {
+                std::thread::yield_now();
+            }
+            drop(first);
         });
-        assert_eq!(order.lock().unwrap().len(), 600);
+        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
     }
 }

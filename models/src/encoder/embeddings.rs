@@ -64,11 +64,9 @@ impl Embeddings {
     pub(crate) fn forward(&self, batch: &EncoderBatch<'_>, positions: &[u32]) -> Result<Tensor> {
         let hidden = self.hidden;
         let types = self.types.len() / hidden;
-        if let Some(kind) = batch
-            .token_types
-            .iter()
-            .find(|&&kind| kind as usize >= types.max(1))
-        {
+        // A tokenizer may tell parts of a pair apart for a model that does not.
+        let unknown = |kind: &&u32| types > 0 && **kind as usize >= types;
+        if let Some(kind) = batch.token_types.iter().find(unknown) {
             return Err(Error::Input(format!("token type {kind}; the model has {types}")));
         }
         let x = self.tokens.forward(batch.tokens)?;

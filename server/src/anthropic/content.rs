@@ -69,6 +69,10 @@ fn blocks<'a>(raw: &'a RawValue, path: &str, limits: &RequestLimits) -> Result<V
         return Err(ApiError::invalid(path, "invalid_type", message));
     }
     let items = json::array(raw, path, limits.content_parts_max)?;
+    if items.is_empty() {
+        let message = format!("`{path}` must hold at least one block");
+        return Err(ApiError::invalid(path, "empty_array", message));
+    }
     let block = |(at, raw): (usize, &&'a RawValue)| {
         let mut block = Object::from_raw(raw, &format!("{path}[{at}]"))?;
         let kind = json::typed(block.require("type")?, &block.path("type"), "a string")?;

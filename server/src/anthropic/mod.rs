@@ -163,15 +163,25 @@ fn reasoning(
         ..Reasoning::default()
     };
     let Some(raw) = object.take("thinking") else {
-        return Ok((false, off));
+        if effort.is_none() {
+            return Ok((false, off));
+        }
+        let (param, message) = ("output_config.effort", "`output_config.effort` needs `thinking`");
+        return Err(ApiError::invalid(param, "invalid_value", message));
     };
     let mut thinking = Object::from_raw(raw, "thinking")?;
     let kind = thinking.require_choice("type", &["enabled", "disabled", "adaptive"])?;
-    thinking.choice("display", &["summarized", "full", "omitted"])?;
+    // Reasoning is told whole or not at all.
+    let told = thinking.choice("display", &["full", "omitted"])? != Some("omitted");
     let budget = thinking.count("budget_tokens", THINKING_TOKENS_MIN..=TOKENS_MAX)?;
     let path = thinking.path("budget_tokens");
-    if kind == "enabled" && budget.is_none() {
-        return Err(thinking.missing("budget_tokens"));
+    match (kind, budget) {
+        ("enabled", None) => return Err(thinking.missing("budget_tokens")),
+        ("adaptive" | "disabled", Some(_)) => {
+            let message = format!("`{path}` needs `thinking.type` \"enabled\"");
+            return Err(ApiError::invalid(path, "invalid_value", message));
+        }
+        _ => {}
     }
     thinking.finish(&["type", "budget_tokens", "display"], &[])?;
     if budget.is_some_and(|budget| max_tokens.is_some_and(|max| budget >= max)) {
@@ -186,5 +196,5 @@ fn reasoning(
         budget,
         off_if_possible: false,
     };
-    Ok((true, reasoning))
+    Ok((told, reasoning))
 }

@@ -32,13 +32,8 @@ fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> 
     let mut tool = Object::from_raw(raw, path)?;
     // Tools that Anthropic runs itself have types of their own.
     tool.choice("type", &["custom"])?;
-    for name in [
-        "cache_control",
-        "defer_loading",
-        "eager_input_streaming",
-        "input_examples",
-        "allowed_callers",
-    ] {
+    // Prompts are cached without marks, and arguments always stream as they are written.
+    for name in ["cache_control", "eager_input_streaming"] {
         tool.take(name);
     }
     let name = json::typed(tool.require("name")?, &tool.path("name"), "a string")?;
@@ -48,7 +43,10 @@ fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> 
         strict: tool.boolean("strict")?.unwrap_or(false),
         parameters: parameters(tool.require("input_schema")?, &tool.path("input_schema"), limits)?,
     };
-    tool.finish(&["type", "name", "description", "strict", "input_schema"], &[])?;
+    tool.finish(
+        &["type", "name", "description", "strict", "input_schema"],
+        &["allowed_callers", "defer_loading", "input_examples"],
+    )?;
     Ok(read)
 }
 

@@ -76,7 +76,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     };
     check_format(common, format.as_ref())?;
     let (_, budget) = plan::reasoning(*reasoning, chat)?;
-    let thinking = Thinking::plan(chat, &reading, budget, format.as_ref().map(|asked| &asked.format))?;
+    let thinking = Thinking::plan(chat, &reading, budget, format.as_ref())?;
     let requests = vec![engine_request(
         common,
         model,
@@ -280,7 +280,7 @@ fn infill(before: &[u32], suffix: &str, model: &Model, limits: &RequestLimits) -
     let after = encode("suffix", &[Segment::Text(suffix)], false, model, usize::MAX)?;
     Ok([
         &[tokens.prefix],
-        &before[..],
+        before,
         &[tokens.suffix],
         &after[..],
         &[tokens.middle],

@@ -11,6 +11,9 @@ use crate::openai::tools::Tools;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// The code of errors for what only a model that reasons can do.
+const NO_REASONING: &str = "no_reasoning";
+
 /// How the parts of an answer are told apart; by default all of it is content.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
@@ -61,7 +64,7 @@ impl Thinking {
         chat: &Chat,
         reading: &Reading,
         budget: Option<Budget>,
-        format: Option<&OutputFormat>,
+        format: Option<&AskedFormat>,
     ) -> Result<Option<Self>> {
         let refuse = |param: &str| {
             let message = format!(
@@ -81,7 +84,7 @@ impl Thinking {
         let anywhere = |format: &OutputFormat| matches!(format, OutputFormat::Calls(calls) if !calls.required && calls.content.is_none());
         match (budget, format) {
             (Some((_, param)), _) => refuse(param),
-            (None, Some(format)) if reading.begun && !anywhere(format) => refuse("response_format"),
+            (None, Some(asked)) if reading.begun && !anywhere(&asked.format) => refuse(asked.param),
             _ => Ok(None),
         }
     }
@@ -97,11 +100,7 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
     let mut budget = asked.budget.map(|tokens| (tokens, "thinking_token_budget"));
     if budget.is_some() && chat.dialect.reasoning.is_none() {
         let message = "`thinking_token_budget` has no effect: this model does not reason before it answers";
-        return Err(ApiError::invalid(
-            "thinking_token_budget",
-            "unsupported_parameter",
-            message,
-        ));
+        return Err(ApiError::invalid("thinking_token_budget", NO_REASONING, message));
     }
     let Some(effort) = asked.effort else {
         if let (true, EffortArgument::Switch(switch)) = (asked.off_if_possible, chat.dialect.effort) {
@@ -120,12 +119,17 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
         }
         EffortArgument::Nothing if reasons && effort != Effort::None => {}
         EffortArgument::Nothing => {
-            let message = if reasons {
-                "`reasoning_effort`: this model always reasons"
+            let (code, message) = if reasons {
+                (
+                    "unsupported_parameter",
+                    "`reasoning_effort`: this model always reasons",
+                )
             } else {
-                "`reasoning_effort` has no effect: this model does not reason before it answers"
+                let message =
+                    "`reasoning_effort` has no effect: this model does not reason before it answers";
+                (NO_REASONING, message)
             };
-            return Err(ApiError::invalid(EFFORT, "unsupported_parameter", message));
+            return Err(ApiError::invalid(EFFORT, code, message));
         }
     }
     if effort != Effort::None && reasons {

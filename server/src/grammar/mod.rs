@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
@@ -54,8 +55,17 @@ const MESSAGE_MAX: usize = 300;
 /// The code of the error for a format that can't be followed.
 const INVALID: &str = "invalid_format";
 
-/// A grammar, or why there is none.
-type Known = Result<SharedGrammar, String>;
+/// How long a format that took too long is not tried again. By then the machine may be less busy.
+const LATE_FOR: Duration = Duration::from_mins(1);
+
+/// What came of a format.
+#[derive(Clone)]
+enum Known {
+    Grammar(SharedGrammar),
+    Refused(String),
+    /// It took too long then.
+    Late(Instant),
+}
 
 /// Why a format was not compiled.
 enum Failure {
@@ -109,9 +119,16 @@ impl Grammars {
         }
     }
 
-    /// The grammar of a format that is compiled already.
-    pub fn find(&self, format: &OutputFormat) -> Option<SharedGrammar> {
-        self.known(format)?.ok()
+    /// The grammar of a format, or of its fallback, that is compiled already.
+    pub fn find(&self, asked: &AskedFormat) -> Option<SharedGrammar> {
+        match (self.known(&asked.format)?, &asked.fallback) {
+            (Known::Grammar(grammar), _) => Some(grammar),
+            (Known::Refused(_) | Known::Late(_), Some(fallback)) => match self.known(fallback)? {
+                Known::Grammar(grammar) => Some(grammar),
+                Known::Refused(_) | Known::Late(_) => None,
+            },
+            (Known::Refused(_) | Known::Late(_), None) => None,
+        }
     }
 
     /// The grammar of reasoning in front of an answer.
@@ -122,6 +139,7 @@ impl Grammars {
     /// What came of a format before.
     fn known(&self, format: &OutputFormat) -> Option<Known> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.retain(|(_, known)| !matches!(known, Known::Late(since) if since.elapsed() >= LATE_FOR));
         let at = compiled.iter().position(|(known, _)| known == format)?;
         compiled[..=at].rotate_right(1);
         Some(compiled[0].1.clone())
@@ -137,27 +155,31 @@ impl Grammars {
             let why: String = why.chars().take(MESSAGE_MAX).collect();
             ApiError::invalid(param, INVALID, format!("`{param}` can't be followed: {why}"))
         };
+        let answer = |known| match known {
+            Known::Grammar(grammar) => Ok(grammar),
+            Known::Refused(why) => Err(refuse(why)),
+            Known::Late(_) => {
+                let limit = limits.grammar_timeout.as_millis();
+                Err(refuse(format!("it takes longer than the limit of {limit} ms")))
+            }
+        };
         if let Some(known) = self.known(format) {
-            return known.map_err(refuse);
+            return answer(known);
         }
         let result = match self.build(format, limits) {
-            Ok(compiled) => Ok(SharedGrammar(Arc::new(compiled))),
-            Err(Failure::Refused(why)) => Err(why),
-            // Another time it may be quicker.
-            Err(Failure::Late) => {
-                let limit = limits.grammar_timeout.as_millis();
-                return Err(refuse(format!("it takes longer than the limit of {limit} ms")));
-            }
+            Ok(compiled) => Known::Grammar(SharedGrammar(Arc::new(compiled))),
+            Err(Failure::Refused(why)) => Known::Refused(why),
+            Err(Failure::Late) => Known::Late(Instant::now()),
             Err(Failure::Server(error)) => return Err(error),
         };
         // Another request may have asked for the same meanwhile.
         if let Some(known) = self.known(format) {
-            return known.map_err(refuse);
+            return answer(known);
         }
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         compiled.insert(0, (format.clone(), result.clone()));
         compiled.truncate(limits.grammars_max);
-        result.map_err(refuse)
+        answer(result)
     }
 
     fn build(&self, format: &OutputFormat, limits: &RequestLimits) -> Result<Compiled, Failure> {

@@ -309,6 +309,20 @@ impl ApiError {
         }
     }
 
+    /// The same for a parameter that has another name where the client sent it.
+    #[must_use]
+    pub fn renamed(mut self, name: &str, theirs: &str) -> Self {
+        let inside = self.param.as_deref().and_then(|param| param.strip_prefix(name));
+        let rest = inside.filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        if let Some(rest) = rest.map(str::to_owned) {
+            self.message = self
+                .message
+                .replace(&format!("`{name}{rest}`"), &format!("`{theirs}{rest}`"));
+            self.param = Some(format!("{theirs}{rest}"));
+        }
+        self
+    }
+
     /// 500: our fault.
     pub fn internal() -> Self {
         let message = "The server failed while it worked on this request";

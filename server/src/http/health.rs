@@ -38,7 +38,7 @@ fn not_ready(app: &AppState) -> Option<String> {
     };
     let failed = models.encoders.iter().find(|encoder| encoder.engine.has_failed());
     if let Some(encoder) = failed {
-        return Some(format!("the encoder {} failed at its last batch", encoder.name));
+        return Some(format!("the encoder {} fails at everything", encoder.name));
     }
     let model = models.generator.as_ref()?;
     match model.engine.health() {

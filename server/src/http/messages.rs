@@ -24,16 +24,13 @@ use crate::openai::shared::Usage;
 pub struct Failure(ApiError);
 
 impl From<ApiError> for Failure {
-    fn from(mut error: ApiError) -> Self {
-        // What these are called here.
-        if matches!(
-            error.param.as_deref(),
-            Some("thinking_token_budget" | "reasoning_effort")
-        ) {
-            let message = "`thinking` has no effect: this model does not reason before it answers";
-            error = ApiError::invalid("thinking", "unsupported_parameter", message);
-        }
-        Self(error)
+    fn from(error: ApiError) -> Self {
+        let error = error.renamed("response_format", "output_config");
+        Self(
+            error
+                .renamed("thinking_token_budget", "thinking")
+                .renamed("reasoning_effort", "thinking"),
+        )
     }
 }
 

@@ -127,7 +127,7 @@ impl App {
     async fn follow_format(&self, model: &Arc<Model>, prepared: &mut Prepared) -> Result<(), ApiError> {
         let mut grammar = None;
         if let Some(asked) = prepared.format.take() {
-            grammar = model.grammars.find(&asked.format);
+            grammar = model.grammars.find(&asked);
             if grammar.is_none() {
                 let (model, limits) = (Arc::clone(model), self.limits.clone());
                 let compile = move || model.grammars.compile(&asked, &limits);

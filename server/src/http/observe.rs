@@ -18,6 +18,7 @@ use super::error::ApiError;
 use crate::metrics::GaugeGuard;
 use crate::shutdown::Phase;
 
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -36,6 +37,8 @@ pub async fn arrive(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(Arrived(Instant::now()));
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
+    // Anthropic's clients look for another name.
+    response.headers_mut().insert(ANTHROPIC_REQUEST_ID, id.clone());
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }
@@ -118,6 +121,18 @@ fn route_label(matched: Option<&str>) -> &'static str {
     const ROUTES: &[&str] = &[
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/v1/responses/{id}",
+        "/v1/responses/{id}/input_items",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/rerank",
+        "/v2/rerank",
+        "/v1/score",
+        "/score",
         "/v1/models",
         "/v1/models/{*id}",
         "/tokenize",

@@ -12,6 +12,7 @@ use rempart_text::Encoded;
 use super::error::ApiError;
 use super::models::unix_now;
 use super::{AppState, Arrived, limits};
+use crate::chat::check_bytes;
 use crate::config::RequestLimits;
 use crate::encoder::{EncoderModel, cosine};
 use crate::openai::embeddings::{EncoderUsage, Input};
@@ -52,7 +53,7 @@ async fn reranked(
         let pairs: Vec<(&str, &str)> = documents.map(|text| (request.query.as_str(), text)).collect();
         let asked = Asked {
             pairs: &pairs,
-            path: "documents",
+            paths: ["query", "documents"],
             truncate: request.truncate,
             second_tokens_max: request.document_tokens_max,
         };
@@ -94,14 +95,10 @@ pub async fn score(
     let work = move || {
         let request = ScoreRequest::parse(&bytes, &state.limits)?;
         let model = state.encoder(&request.model)?;
-        let pairs: Vec<(&str, &str)> = request
-            .pairs
-            .iter()
-            .map(|(a, b)| (a.as_str(), b.as_str()))
-            .collect();
+        let pairs = request.pairs();
         let asked = Asked {
             pairs: &pairs,
-            path: "text_2",
+            paths: request.names,
             truncate: request.truncate,
             second_tokens_max: None,
         };
@@ -136,10 +133,20 @@ fn usage(tokens: usize) -> EncoderUsage {
 /// What is to be compared.
 struct Asked<'a> {
     pairs: &'a [(&'a str, &'a str)],
-    /// Where the second texts stand.
-    path: &'static str,
+    /// Where the first and the second texts stand.
+    paths: [&'static str; 2],
     truncate: Option<Truncate>,
     second_tokens_max: Option<usize>,
+}
+
+impl Asked<'_> {
+    /// A second text, cut if that was asked for.
+    fn second(&self, model: &EncoderModel, text: &str) -> Result<String, ApiError> {
+        match self.second_tokens_max {
+            Some(max) => model.cut(text, max),
+            None => Ok(text.to_owned()),
+        }
+    }
 }
 
 /// Pairs, ready for a model.
@@ -156,8 +163,15 @@ impl Comparison {
         asked: &Asked<'_>,
         limits: &RequestLimits,
     ) -> Result<Self, ApiError> {
+        // A query counts once for each document: that is how often it is read.
+        let bytes = asked
+            .pairs
+            .iter()
+            .map(|(first, second)| first.len() + second.len())
+            .sum();
+        check_bytes(asked.paths[1], bytes, limits)?;
         match model.task {
-            Task::Rank { labels: 1, .. } => Self::of_pairs(model, asked, limits),
+            Task::Rank { labels: 1, .. } => Self::of_pairs(model, asked),
             Task::Rank { labels, .. } => {
                 let message =
                     format!("this model tells {labels} classes apart, and gives no score of relevance");
@@ -167,19 +181,12 @@ impl Comparison {
         }
     }
 
-    fn of_pairs(
-        model: Arc<EncoderModel>,
-        asked: &Asked<'_>,
-        limits: &RequestLimits,
-    ) -> Result<Self, ApiError> {
+    fn of_pairs(model: Arc<EncoderModel>, asked: &Asked<'_>) -> Result<Self, ApiError> {
         let mut sequences = Vec::with_capacity(asked.pairs.len());
         for (at, (first, second)) in asked.pairs.iter().enumerate() {
-            let path = format!("{}[{at}]", asked.path);
-            let second = match asked.second_tokens_max {
-                Some(max) => model.cut(second, max)?,
-                None => (*second).to_owned(),
-            };
-            sequences.push(model.encode_pair((first, &second), &path, asked.truncate, limits)?);
+            let path = format!("{}[{at}]", asked.paths[1]);
+            let second = asked.second(&model, second)?;
+            sequences.push(model.encode_pair((first, &second), &path, asked.truncate)?);
         }
         Ok(Self {
             model,
@@ -203,13 +210,13 @@ impl Comparison {
                 at
             } else {
                 let input = Input::Text((*first).to_owned());
-                sequences.push(model.encode(&input, "query", asked.truncate, limits)?);
+                sequences.push(model.encode(&input, asked.paths[0], asked.truncate, limits)?);
                 sequences.len() - 1
             };
             last_first = Some((first, first_at));
-            let truncate = asked.second_tokens_max.map(Truncate::Tokens).or(asked.truncate);
-            let input = Input::Text((*second).to_owned());
-            sequences.push(model.encode(&input, &format!("{}[{at}]", asked.path), truncate, limits)?);
+            let input = Input::Text(asked.second(&model, second)?);
+            let path = format!("{}[{at}]", asked.paths[1]);
+            sequences.push(model.encode(&input, &path, asked.truncate, limits)?);
             pairs.push((first_at, sequences.len() - 1));
         }
         Ok(Self {

@@ -110,8 +110,7 @@ impl Conversation {
 
     /// The messages as a chat template sees them, with `mark` behind the content of the last.
     pub fn template_messages(&self, mark: &str) -> Vec<Value> {
-        let last = self.messages.len() - 1;
-        let mark_of = |at| if at == last { mark } else { "" };
+        let mark_of = |at| if at + 1 == self.messages.len() { mark } else { "" };
         let messages = self.messages.iter().enumerate();
         messages
             .map(|(at, message)| message.template_message(mark_of(at)))

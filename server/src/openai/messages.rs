@@ -84,10 +84,10 @@ pub fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Message>> {
 }
 
 fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message> {
-    const KNOWN: &[&str] = &["role", "content", "name", "annotations", "refusal"];
+    const KNOWN: &[&str] = &["role", "content", "name", "annotations", "parsed", "refusal"];
     const UNSUPPORTED: &[&str] = &["audio", "function_call", "prefix"];
     // What OpenAI's SDKs send back when a client returns an answer to the history.
-    const ECHOED: &[&str] = &["annotations", "refusal"];
+    const ECHOED: &[&str] = &["annotations", "parsed", "refusal"];
     let mut object = Object::from_raw(raw, path)?;
     let role = object.require_choice(
         "role",

@@ -43,7 +43,10 @@ impl RerankRequest {
             model: json::typed(object.require("model")?, "model", "a string")?,
             query: text(object.require("query")?, "query")?,
             documents: texts(object.require("documents")?, "documents", limits)?,
-            top_n: object.count("top_n", 1..=usize::from(u16::MAX))?,
+            // 0 is vLLM's word for all.
+            top_n: object
+                .count("top_n", 0..=usize::from(u16::MAX))?
+                .filter(|top| *top > 0),
             return_documents: object.boolean("return_documents")?.unwrap_or(returns_documents),
             document_tokens_max: object.count("max_tokens_per_doc", 1..=TOKENS_MAX)?,
             truncate: Truncate::read(&mut object)?,
@@ -56,7 +59,10 @@ impl RerankRequest {
 /// Pairs of texts.
 pub struct ScoreRequest {
     pub model: String,
-    pub pairs: Vec<(String, String)>,
+    first: Vec<String>,
+    second: Vec<String>,
+    /// What the client calls them.
+    pub names: [&'static str; 2],
     pub truncate: Option<Truncate>,
 }
 
@@ -75,36 +81,46 @@ impl ScoreRequest {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         object.take("user");
         let model = json::typed(object.require("model")?, "model", "a string")?;
-        let first = either(&mut object, "text_1", "queries", limits)?;
-        let second = either(&mut object, "text_2", "documents", limits)?;
+        let (first_name, first) = either(&mut object, ["text_1", "queries"], limits)?;
+        let (second_name, second) = either(&mut object, ["text_2", "documents"], limits)?;
         let truncate = Truncate::read(&mut object)?;
         object.finish(KNOWN, &["instruction", "priority"])?;
         if first.len() != 1 && first.len() != second.len() {
             let message = format!(
-                "`text_1` has {} texts, but must have one, or as many as `text_2`, {}",
+                "`{first_name}` has {} texts, but must have one, or as many as `{second_name}`, {}",
                 first.len(),
                 second.len()
             );
-            return Err(ApiError::invalid("text_1", "invalid_value", message));
+            return Err(ApiError::invalid(first_name, "invalid_value", message));
         }
-        let first = first.iter().cycle().cloned();
         Ok(Self {
             model,
-            pairs: first.zip(second).collect(),
+            first,
+            second,
+            names: [first_name, second_name],
             truncate,
         })
+    }
+
+    /// The pairs, which share the first text if there is only one.
+    pub fn pairs(&self) -> Vec<(&str, &str)> {
+        let first = self.first.iter().cycle().map(String::as_str);
+        first.zip(self.second.iter().map(String::as_str)).collect()
     }
 }
 
 /// Texts under one of two names.
-fn either(object: &mut Object<'_>, name: &str, other: &str, limits: &RequestLimits) -> Result<Vec<String>> {
+fn either(
+    object: &mut Object<'_>,
+    [name, other]: [&'static str; 2],
+    limits: &RequestLimits,
+) -> Result<(&'static str, Vec<String>)> {
     let name = if object.has(name) || !object.has(other) {
         name
     } else {
         other
     };
-    let path = object.path(name);
-    texts(object.require(name)?, &path, limits)
+    Ok((name, texts(object.require(name)?, name, limits)?))
 }
 
 /// A text or several, each a string or an object with a `text`.

@@ -47,11 +47,11 @@ impl Effort {
     /// Tokens of thought, for a model whose template knows no effort; `None` for as many as it likes.
     pub fn budget(self) -> Option<usize> {
         match self {
-            Self::None => Some(0),
             Self::Minimal => Some(256),
             Self::Low => Some(1024),
             Self::Medium => Some(4096),
-            Self::High | Self::XHigh => None,
+            // Without reasoning there is nothing to limit.
+            Self::None | Self::High | Self::XHigh => None,
         }
     }
 }

@@ -301,6 +301,8 @@ impl PastCall {
         call.finish(&["id", "type", "index", "function"], &[])?;
         let name = json::typed(function.require("name")?, &function.path("name"), "a string")?;
         let arguments = function.string("arguments")?.unwrap_or_default();
+        // What the SDKs' own parsers add.
+        function.take("parsed_arguments");
         let (name_path, path) = (function.path("name"), function.path("arguments"));
         function.finish(&["name", "arguments"], &[])?;
         Self::new(id, (name, &name_path), (arguments, &path))

@@ -47,6 +47,8 @@ pub struct ServedEncoder {
     pub name: String,
     pub encoder: LoadedEncoder,
     pub tokenizer: Tokenizer,
+    /// Bytes of its weights, at most.
+    pub bytes: u64,
     /// When its files were written, Unix time in seconds.
     pub created: i64,
 }
@@ -92,12 +94,20 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModels> {
             second.name
         );
     }
+    let taken = all.encoders.iter().map(|encoder| encoder.bytes).sum();
     all.generator = generators
         .pop()
-        .map(|found| generator(settings, found))
+        .map(|found| generator(settings, found, taken))
         .transpose()?;
     let mut names: Vec<&str> = all.encoders.iter().map(|encoder| encoder.name.as_str()).collect();
-    names.extend(all.generator.iter().map(|model| model.id.as_str()));
+    let served = &settings.model.served_names;
+    match &all.generator {
+        Some(model) if served.is_empty() => names.push(&model.id),
+        None if !served.is_empty() => {
+            bail!("--served-model-name names the model that generates text, and there is none")
+        }
+        _ => names.extend(served.iter().map(String::as_str)),
+    }
     names.sort_unstable();
     if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         bail!("two models have the name {name}");
@@ -141,18 +151,29 @@ fn encoder(found: ModelPath) -> anyhow::Result<ServedEncoder> {
     );
     Ok(ServedEncoder {
         created: created(&found.path),
+        bytes: weights_bytes(&found.path),
         name: found.name,
         encoder,
         tokenizer,
     })
 }
 
-fn generator(settings: &Settings, found: ModelPath) -> anyhow::Result<ServedModel> {
+/// Bytes of the weights in a folder.
+fn weights_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"));
+    weights
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+/// `taken`: bytes that other models have of what the operator allows.
+fn generator(settings: &Settings, found: ModelPath, taken: u64) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
     let files = ModelFiles::open(&found.path).with_context(loading)?;
     // Before the weights are in memory: what is free then is what the plan divides.
-    let (plan, context_length) = plan(&files, settings)?;
+    let (plan, context_length) = plan(&files, settings, taken)?;
     let (model, (tokenizer, chat_template)) =
         read(&files, settings.model.activations).with_context(loading)?;
     tracing::info!(
@@ -239,7 +260,7 @@ fn loading_bar() -> indicatif::ProgressBar {
 }
 
 /// The memory plan and the context length. A context that nobody asked for is halved until it fits.
-fn plan(files: &ModelFiles, settings: &Settings) -> anyhow::Result<(MemoryPlan, usize)> {
+fn plan(files: &ModelFiles, settings: &Settings, taken: u64) -> anyhow::Result<(MemoryPlan, usize)> {
     let ModelSettings {
         context_length,
         memory_max_bytes,
@@ -252,7 +273,7 @@ fn plan(files: &ModelFiles, settings: &Settings) -> anyhow::Result<(MemoryPlan, 
     }
     let engine = &settings.engine;
     let mut request = PlanRequest {
-        available: memory_max_bytes.map_or_else(memory::available, Ok)?,
+        available: memory_max_bytes.map_or_else(memory::available, |max| Ok(max.saturating_sub(taken)))?,
         weights: files.checkpoint.loaded_bytes(),
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,

@@ -218,6 +218,14 @@ async fn bad_requests_are_refused_in_both_shapes() {
             "messages[0].content[0].type",
         ),
         (
+            json!({"messages": [{"role": "user", "content": []}]}),
+            "messages[0].content",
+        ),
+        (
+            json!({"output_config": {"effort": "low"}}),
+            "output_config.effort",
+        ),
+        (
             block(json!({"type": "tool_result"})),
             "messages[0].content[0].tool_use_id",
         ),

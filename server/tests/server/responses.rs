@@ -225,7 +225,13 @@ async fn a_kept_answer_can_be_gone_on_from() {
         .json();
     assert_eq!(next["usage"]["input_tokens"], same["count"]);
     let items: Value = serde_json::from_str(&server.get(&format!("{path}/input_items")).await.body).unwrap();
-    assert_eq!(items["data"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        items["data"].as_array().unwrap().len(),
+        1,
+        "what was sent, not what was answered"
+    );
+    assert_eq!(items["first_id"], items["data"][0]["id"]);
+    assert_eq!(server.get(&format!("{path}?stream=true")).await.status, 400);
     assert_eq!(delete(&server, &path).await.status, 200);
     for answer in [delete(&server, &path).await, server.get(&path).await] {
         assert_eq!(
@@ -286,7 +292,9 @@ async fn bad_requests_are_named() {
             json!({"text": {"format": {"type": "grammar"}}}),
             "text.format.type",
         ),
-        (json!({"reasoning": {"effort": "low"}}), "reasoning_effort"),
+        (json!({"reasoning": {"effort": "low"}}), "reasoning.effort"),
+        (json!({"input": [{"type": "reasoning", "summary": []}]}), "input"),
+        (json!({"input": "x".repeat(300)}), "input"),
         (json!({"max_output_tokens": 0}), "max_output_tokens"),
         (json!({"n": 2}), "n"),
     ] {

@@ -12,6 +12,7 @@ use super::super::chat::chat_logprob;
 use super::super::error::ApiError;
 use super::super::models::unix_now;
 use super::super::sse::{Chunk, Chunks};
+use crate::chat::assemble::Said;
 use crate::chat::blocks::{Block, Blocks, Step};
 use crate::chat::generation::{Generation, Update};
 use crate::model::Model;
@@ -65,9 +66,12 @@ impl Answer {
 
     /// Takes what was said. Returns the steps of the blocks.
     fn take(&mut self, update: Update) -> Vec<(Step, Vec<Value>)> {
-        let entries = update.entries.iter();
-        self.logprobs
-            .extend(entries.map(|entry| json!(chat_logprob(&self.model, entry))));
+        // Those of reasoning, calls and markers have no place here.
+        if update.said.iter().any(|said| matches!(said, Said::Content(_))) {
+            let entries = update.entries.iter();
+            self.logprobs
+                .extend(entries.map(|entry| json!(chat_logprob(&self.model, entry))));
+        }
         let mut told = Vec::new();
         let mut steps: Vec<Step> = update
             .said
@@ -104,20 +108,20 @@ impl Answer {
 
     /// The response as it is at last, which is then kept.
     fn finish(&mut self, usage: Usage) -> Value {
-        let response = self.response(Some(usage));
+        let mut response = self.response(Some(usage));
         if let Some(app) = self.store.take() {
             let mut messages = std::mem::take(&mut self.request.messages);
             messages.push(self.message());
-            let output = response["output"].as_array().into_iter().flatten().cloned();
-            let mut items = std::mem::take(&mut self.request.items);
-            items.extend(output);
             let stored = Stored {
                 id: self.id.clone(),
                 response: response.clone(),
                 messages,
-                items,
+                items: std::mem::take(&mut self.request.items),
             };
-            app.responses().put(stored, Instant::now());
+            if !app.responses().put(stored, Instant::now()) {
+                // It is larger than all that may be kept.
+                response["store"] = false.into();
+            }
         }
         response
     }
@@ -129,11 +133,11 @@ impl Answer {
             match block {
                 Block::Reasoning(text) => message.reasoning.get_or_insert_default().push_str(text),
                 Block::Text(text) => message.content.push_str(text),
-                Block::Call { id, name, arguments } => message.calls.push(PastCall {
-                    id: id.clone(),
-                    name: name.clone(),
-                    arguments: arguments.clone(),
-                }),
+                Block::Call { id, name, arguments } => {
+                    let (name, arguments) = ((name.clone(), "name"), (arguments.clone(), "arguments"));
+                    // A call that was cut off is none.
+                    message.calls.extend(PastCall::new(id.clone(), name, arguments));
+                }
             }
         }
         message
@@ -162,6 +166,7 @@ impl Answer {
             "error": null,
             "incomplete_details": usage.filter(|_| cut).map(|_| json!({"reason": "max_output_tokens"})),
             "model": self.model.id(),
+            "service_tier": "default",
             "output": output,
             "store": self.store.is_some(),
             "usage": usage.map(usage_of),

@@ -5,10 +5,11 @@ mod answer;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::{AppState, Arrived, generate, limits, sse};
@@ -32,7 +33,7 @@ pub async fn create(
                 "`store` can't be true: this server keeps no responses (--responses-retention-s is 0)";
             return Err(ApiError::invalid("store", "unsupported_parameter", message));
         }
-        let prepared = prepare_chat(&request.chat, model, limits)?;
+        let prepared = prepare_chat(&request.chat, model, limits).map_err(named)?;
         Ok((prepared, (request, keeps)))
     };
     let (started, (request, keeps)) = generate::start(&app, arrived.0, request, prepare).await?;
@@ -53,21 +54,47 @@ pub async fn input_tokens(State(app): State<AppState>, request: Request) -> Resu
     let work = move || {
         let request = parse(&state, &bytes, &state.limits)?.chat;
         model.check_name(&request.common.model)?;
-        conversation_tokens(&request.conversation, &model, &state.limits, usize::MAX)
+        conversation_tokens(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
     };
     let (_, tokens) = app.preparation.run(work).await?;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})).into_response())
+}
+
+/// An error with this interface's names of parameters.
+fn named(error: ApiError) -> ApiError {
+    error
+        .renamed("messages", "input")
+        .renamed("max_tokens", "max_output_tokens")
+        .renamed("reasoning_effort", "reasoning.effort")
+        .renamed("response_format", "text")
 }
 
 fn parse(app: &AppState, body: &[u8], limits: &RequestLimits) -> Result<ResponsesRequest, ApiError> {
     ResponsesRequest::parse(body, limits, |id| {
         let mut kept = app.responses();
         let found = kept.get(id, Instant::now())?;
-        Some((found.messages.clone(), found.items.clone()))
+        let output = found.response["output"].as_array().into_iter().flatten();
+        let items = found.items.iter().chain(output).cloned().collect();
+        Some((found.messages.clone(), items))
     })
 }
 
-pub async fn retrieve(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+/// The identifier in a path, if nothing else is asked for.
+fn only(id: Result<Path<String>, PathRejection>, query: Option<&str>) -> Result<String, ApiError> {
+    if query.is_some_and(|query| !query.is_empty()) {
+        return Err(ApiError::unsupported("query"));
+    }
+    // What is no UTF-8 names nothing.
+    let id = id.map(|Path(id)| id);
+    id.map_err(|_| ApiError::response_not_found(None))
+}
+
+pub async fn retrieve(
+    State(app): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let id = only(id, query.as_deref())?;
     let mut kept = app.responses();
     let found = kept
         .get(&id, Instant::now())
@@ -75,17 +102,35 @@ pub async fn retrieve(State(app): State<AppState>, Path(id): Path<String>) -> Re
     Ok(Json(&found.response).into_response())
 }
 
-pub async fn input_items(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn input_items(
+    State(app): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let id = only(id, query.as_deref())?;
     let mut kept = app.responses();
     let found = kept
         .get(&id, Instant::now())
         .ok_or_else(|| ApiError::response_not_found(None))?;
     // The newest comes first, as with OpenAI.
     let items: Vec<_> = found.items.iter().rev().collect();
-    Ok(Json(json!({"object": "list", "data": items, "has_more": false})).into_response())
+    let id_of = |item: Option<&&Value>| item.map(|item| item["id"].clone());
+    let list = json!({
+        "object": "list",
+        "data": items,
+        "first_id": id_of(items.first()),
+        "last_id": id_of(items.last()),
+        "has_more": false,
+    });
+    Ok(Json(list).into_response())
 }
 
-pub async fn delete(State(app): State<AppState>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn delete(
+    State(app): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let id = only(id, query.as_deref())?;
     if !app.responses().delete(&id, Instant::now()) {
         return Err(ApiError::response_not_found(None));
     }

@@ -28,9 +28,8 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
     if raw.get().starts_with('"') {
         let text: String = json::typed(raw, "input", "a string or an array of items")?;
         let part = json!({"type": "input_text", "text": text});
-        input
-            .items
-            .push(json!({"type": "message", "role": "user", "content": [part]}));
+        let item = json!({"id": item_id(), "type": "message", "role": "user", "content": [part]});
+        input.items.push(item);
         input.messages.push(Message::plain("user", text));
         return Ok(input);
     }
@@ -41,9 +40,11 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
     }
     for (at, raw) in items.iter().enumerate() {
         let mut item = Object::from_raw(raw, &format!("input[{at}]"))?;
-        input
-            .items
-            .push(serde_json::from_str(raw.get()).unwrap_or_default());
+        let mut told: Value = serde_json::from_str(raw.get()).unwrap_or_default();
+        if told["id"].is_null() {
+            told["id"] = item_id();
+        }
+        input.items.push(told);
         for name in ECHOED {
             item.take(name);
         }
@@ -60,7 +61,18 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
             }
         }
     }
+    if let Some(reasoning) = input.reasoning.take() {
+        input.messages.push(Message {
+            reasoning: Some(reasoning),
+            ..Message::plain("assistant", String::new())
+        });
+    }
     Ok(input)
+}
+
+/// An identifier for an item that came without.
+fn item_id() -> Value {
+    format!("item_{}", uuid::Uuid::new_v4().simple()).into()
 }
 
 impl Input {
@@ -70,11 +82,11 @@ impl Input {
         let path = item.path("content");
         let content = text(item.require("content")?, &path, limits)?;
         item.finish(&["type", "role", "content"], &[])?;
-        let reasoning = self.reasoning.take().filter(|_| role == "assistant");
-        self.messages.push(Message {
-            reasoning,
-            ..Message::plain(role, content)
-        });
+        let mut message = Message::plain(role, content);
+        if role == "assistant" {
+            message.reasoning = self.reasoning.take();
+        }
+        self.messages.push(message);
         Ok(())
     }
 
@@ -87,13 +99,12 @@ impl Input {
         item.finish(&["type", "call_id", "name", "arguments"], &["namespace"])?;
         let call = PastCall::new(id, (name, &name_path), (arguments, &path))?;
         if self.messages.last().is_none_or(|last| last.role != "assistant") {
-            self.messages.push(Message {
-                reasoning: self.reasoning.take(),
-                ..Message::plain("assistant", String::new())
-            });
+            self.messages.push(Message::plain("assistant", String::new()));
         }
+        let reasoning = self.reasoning.take();
         if let Some(last) = self.messages.last_mut() {
             last.calls.push(call);
+            join(&mut last.reasoning, reasoning);
         }
         Ok(())
     }
@@ -121,8 +132,17 @@ impl Input {
             item.take(name);
         }
         item.finish(&["type", "content", "summary"], &[])?;
-        self.reasoning = content.filter(|text| !text.is_empty());
+        join(&mut self.reasoning, content.filter(|text| !text.is_empty()));
         Ok(())
+    }
+}
+
+/// Adds more text behind a text.
+fn join(text: &mut Option<String>, more: Option<String>) {
+    if let Some(more) = more {
+        let text = text.get_or_insert_default();
+        text.push_str(if text.is_empty() { "" } else { "\n" });
+        text.push_str(&more);
     }
 }
 

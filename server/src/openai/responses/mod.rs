@@ -55,7 +55,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "service_tier",
     "user",
 ];
-/// Kinds of logprobs and others that `include` may ask for.
+/// What `include` may ask for.
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// Reasoning is told as it is, so nobody needs it encrypted.
 const ENCRYPTED: &str = "reasoning.encrypted_content";
@@ -63,8 +63,6 @@ const ENCRYPTED: &str = "reasoning.encrypted_content";
 /// A request within its limits.
 pub struct ResponsesRequest {
     pub chat: ChatRequest,
-    /// The answer that this goes on from.
-    pub previous: Option<String>,
     /// Whether the answer may be kept, if the client says.
     pub store: Option<bool>,
     /// The messages without instructions, which hold for one answer only.
@@ -84,7 +82,7 @@ impl ResponsesRequest {
     ) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let echo = echo(body);
-        refuse_what_has_no_effect(&mut object)?;
+        take_without_effect(&mut object)?;
         let common = common(&mut object, limits)?;
         let logprobs = logprobs(&mut object)?;
         let reasoning = reasoning(&mut object)?;
@@ -102,6 +100,10 @@ impl ResponsesRequest {
         object.finish(KNOWN, UNSUPPORTED)?;
         messages.extend(input.messages);
         items.extend(input.items);
+        if messages.is_empty() {
+            let message = "`input` has no message";
+            return Err(ApiError::invalid("input", "empty_array", message));
+        }
         let system = instructions.map(|text| Message::plain("system", text));
         let conversation = Conversation {
             messages: system.into_iter().chain(messages.iter().cloned()).collect(),
@@ -124,7 +126,6 @@ impl ResponsesRequest {
         };
         Ok(Self {
             chat,
-            previous,
             store,
             messages,
             items,
@@ -133,7 +134,8 @@ impl ResponsesRequest {
     }
 }
 
-fn refuse_what_has_no_effect(object: &mut Object<'_>) -> Result<()> {
+/// Takes what changes nothing, and refuses what would and is not implemented.
+fn take_without_effect(object: &mut Object<'_>) -> Result<()> {
     for name in WITHOUT_EFFECT.iter().chain(&["metadata"]) {
         object.take(name);
     }
@@ -257,7 +259,6 @@ fn echo(body: &[u8]) -> Map<String, Value> {
         ("parallel_tool_calls", json!(true)),
         ("previous_response_id", Value::Null),
         ("reasoning", json!({"effort": null, "summary": null})),
-        ("service_tier", json!("default")),
         ("temperature", json!(1.0)),
         ("text", json!({"format": {"type": "text"}})),
         ("tool_choice", json!("auto")),

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::calls::CallSyntax;
 use super::dialect::arguments_of;
 
+/// Marks, while messages are rewritten, those that are results of calls.
+const RESULT: &str = "result";
+
 /// Tells of the functions, and how to call them.
 fn text(tools: &Value, calls: &CallSyntax) -> String {
     let functions = tools.as_array().into_iter().flatten();
@@ -28,12 +31,15 @@ pub(super) fn into_system(messages: &mut Vec<Value>, tools: &Value, calls: &Call
 }
 
 /// Puts the instructions in front of the first message of the user, for templates that take no system message.
-pub(super) fn into_user(messages: &mut [Value], tools: &Value, calls: &CallSyntax) {
+pub(super) fn into_user(messages: &mut Vec<Value>, tools: &Value, calls: &CallSyntax) {
     let text = text(tools, calls);
     let mut users = messages.iter_mut().filter(|message| message["role"] == "user");
-    if let Some(message) = users.next() {
-        let said = message["content"].as_str().unwrap_or_default();
-        message["content"] = format!("{text}\n\n{said}").into();
+    match users.next() {
+        Some(message) => {
+            let said = message["content"].as_str().unwrap_or_default();
+            message["content"] = format!("{text}\n\n{said}").into();
+        }
+        None => messages.insert(0, json!({"role": "user", "content": text})),
     }
 }
 
@@ -60,23 +66,25 @@ pub(super) fn spell_out(messages: Vec<Value>, calls: &CallSyntax) -> Vec<Value> 
                 .collect();
             append(&mut message, &texts.join(gap));
         }
-        if message["role"] == "tool" {
+        let result = message["role"] == "tool";
+        if result {
             let result = message["content"].as_str().unwrap_or_default();
             let text = format!("<tool_response>\n{result}\n</tool_response>");
-            // Results of one answer's calls are one message: templates want roles to alternate.
-            match told
-                .last_mut()
-                .filter(|last| last["role"] == "user" && last["result"] == true)
-            {
-                Some(last) => append(last, &text),
-                None => told.push(json!({"role": "user", "content": text, "result": true})),
-            }
+            message = json!({"role": "user", "content": text, RESULT: true});
+        }
+        // Results, and what a user says behind them, are one message: templates want roles to alternate.
+        let behind = told
+            .last_mut()
+            .filter(|last| last[RESULT] == true && message["role"] == "user");
+        if let Some(last) = behind {
+            append(last, message["content"].as_str().unwrap_or_default());
+            last[RESULT] = result.into();
             continue;
         }
         told.push(message);
     }
     for message in &mut told {
-        message.as_object_mut().map(|fields| fields.remove("result"));
+        message.as_object_mut().map(|fields| fields.remove(RESULT));
     }
     told
 }

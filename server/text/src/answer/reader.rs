@@ -109,7 +109,9 @@ impl Reader {
         // The beginning of one more tag, behind a call.
         let calls = self.calls.as_ref().filter(|calls| calls.made);
         let tag = calls.and_then(|calls| calls.syntax.trigger());
-        if tag.is_some_and(|tag| tag.starts_with(&self.held)) {
+        if tag.is_some_and(|tag| tag.starts_with(&self.held))
+            || (calls.is_some() && self.state == State::Bare)
+        {
             self.state = State::Tail;
         }
         match self.state {

@@ -99,6 +99,11 @@ fn calls_without_tags() {
         read(&two),
         [call("a", "{\"x\": 1}"), call("b", "{\"x\": 1}")].concat()
     );
+    assert_eq!(
+        read(&format!("{one}\n{{\"name\": \"")),
+        call("a", "{\"x\": 1}"),
+        "the beginning of one more"
+    );
     let other = one.replace("\"a\"", "\"Ada\"");
     assert_eq!(read(&other), [content(&other)]);
     assert_eq!(read(&format!("So: {one}")), [content(&format!("So: {one}"))]);
