@@ -242,3 +242,8 @@ def test_an_unknown_model(client, base):
     with pytest.raises(anthropic.NotFoundError) as caught:
         client.messages.create(**base | {"model": "no-such-model"})
     assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+def test_request_id(client, base):
+    answer = client.messages.with_raw_response.create(**base | {"max_tokens": 1})
+    assert answer.headers["request-id"]
