@@ -25,6 +25,8 @@ WEATHER = tool("get_weather", "Get the current weather of a city.",
                {"city": CITY, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}})
 TIME = tool("get_time", "Get the local time of a city.", {"city": CITY})
 TOOLS = [WEATHER, TIME]
+# The client parses the calls of strict functions alone.
+STRICT = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
 SCHEMAS = {entry["function"]["name"]: entry["function"]["parameters"] for entry in TOOLS}
 
 
@@ -190,6 +192,27 @@ def test_round_trip(served):
     # So small a model would otherwise call again, whatever it was told.
     choice, = ask(served, messages=messages, tool_choice="none").choices
     assert calls(choice) == [] and "31" in choice.message.content, choice.message.content
+
+
+@pytest.mark.models("qwen2.5-coder")
+@pytest.mark.parametrize("helper", ["stream", "parse"])
+def test_round_trip_of_what_a_helper_made(served, helper):
+    """Its calls have `parsed_arguments` beside what the server said, and its messages may have `parsed`."""
+    if helper == "stream":
+        first = streamed(served)[0].choices[0].message
+    else:
+        only = {"tools": [STRICT], "tool_choice": "required", "parallel_tool_calls": False}
+        first = served.client.chat.completions.parse(**options(served, **only)).choices[0].message
+    results = [{"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 31}'} for call in first.tool_calls]
+    choice, = ask(served, messages=[*QUESTION, first, *results], tool_choice="none").choices
+    assert "31" in choice.message.content
+
+
+def test_an_answer_that_was_parsed_goes_back(served):
+    first = served.client.chat.completions.parse(
+        model=served.model, messages=QUESTION, response_format=Unit, max_tokens=TOKENS, temperature=0)
+    again = [*QUESTION, first.choices[0].message, {"role": "user", "content": "Thank you."}]
+    assert ask(served, messages=again, tool_choice="none", max_tokens=8).choices[0].message.content
 
 
 def test_results_of_calls_in_the_history(served):

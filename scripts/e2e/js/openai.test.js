@@ -146,6 +146,10 @@ test("the helper that runs functions", async () => {
   assert.equal(asked.length, 1);
   assert.equal(asked[0].city, "Paris");
   assert.deepEqual(runner.messages.map((message) => message.role), ["user", "assistant", "tool"]);
+  const last = await client.chat.completions.create({
+    ...weather, messages: runner.messages, tools, tool_choice: "none",
+  });
+  assert.match(last.choices[0].message.content, /31/);
 });
 
 test("a strict function is parsed", async () => {
