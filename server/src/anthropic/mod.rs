@@ -23,6 +23,25 @@ const THINKING_TOKENS_MIN: usize = 1024;
 /// Anthropic's range, half of OpenAI's.
 const TEMPERATURE: std::ops::RangeInclusive<f64> = 0.0..=1.0;
 
+const KNOWN: &[&str] = &[
+    "max_tokens",
+    "messages",
+    "metadata",
+    "model",
+    "output_config",
+    "service_tier",
+    "stop_sequences",
+    "stream",
+    "system",
+    "temperature",
+    "thinking",
+    "tool_choice",
+    "tools",
+    "top_k",
+    "top_p",
+];
+const UNSUPPORTED: &[&str] = &["container", "context_management", "mcp_servers", "speed"];
+
 /// A request of `/v1/messages` or `/v1/messages/count_tokens` within its limits.
 pub struct MessagesRequest {
     pub chat: ChatRequest,
@@ -31,26 +50,13 @@ pub struct MessagesRequest {
 }
 
 impl MessagesRequest {
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [KNOWN, UNSUPPORTED].concat()
+    }
+
     /// Reads a request body. To count tokens no `max_tokens` is needed.
     pub fn parse(body: &[u8], limits: &RequestLimits, generates: bool) -> Result<Self> {
-        const KNOWN: &[&str] = &[
-            "max_tokens",
-            "messages",
-            "metadata",
-            "model",
-            "output_config",
-            "service_tier",
-            "stop_sequences",
-            "stream",
-            "system",
-            "temperature",
-            "thinking",
-            "tool_choice",
-            "tools",
-            "top_k",
-            "top_p",
-        ];
-        const UNSUPPORTED: &[&str] = &["container", "context_management", "mcp_servers", "speed"];
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let mut common = Common::new(json::typed(object.require("model")?, "model", "a string")?);
         // Neither changes an answer; the cache of prompts needs no marks.

@@ -52,6 +52,22 @@ pub struct Conversation {
 }
 
 impl ChatRequest {
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [Self::known().as_slice(), shared::UNSUPPORTED].concat()
+    }
+
+    fn known() -> Vec<&'static str> {
+        [
+            OWN,
+            tools::NAMES,
+            reasoning::NAMES,
+            shared::COMMON,
+            shared::METADATA,
+        ]
+        .concat()
+    }
+
     /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
@@ -68,17 +84,7 @@ impl ChatRequest {
         if object.boolean("echo")? == Some(true) {
             return Err(ApiError::unsupported("echo"));
         }
-        object.finish(
-            &[
-                OWN,
-                tools::NAMES,
-                reasoning::NAMES,
-                shared::COMMON,
-                shared::METADATA,
-            ]
-            .concat(),
-            shared::UNSUPPORTED,
-        )?;
+        object.finish(&Self::known(), shared::UNSUPPORTED)?;
         Ok(request)
     }
 }

@@ -46,6 +46,11 @@ pub enum Prompt {
 }
 
 impl CompletionRequest {
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [OWN, shared::COMMON, shared::METADATA, shared::UNSUPPORTED].concat()
+    }
+
     /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;

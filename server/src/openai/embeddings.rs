@@ -10,6 +10,22 @@ use crate::openai::shared::{self, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+const KNOWN: &[&str] = &[
+    "dimensions",
+    "encoding_format",
+    "input",
+    "model",
+    "truncate_prompt_tokens",
+    "user",
+];
+const UNSUPPORTED: &[&str] = &[
+    "add_special_tokens",
+    "embed_dtype",
+    "endianness",
+    "messages",
+    "priority",
+];
+
 /// A request within its limits.
 pub struct EmbeddingsRequest {
     pub model: String,
@@ -30,23 +46,13 @@ pub enum Input {
 const DIMENSIONS_MAX: usize = 1 << 16;
 
 impl EmbeddingsRequest {
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [KNOWN, UNSUPPORTED].concat()
+    }
+
     /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
-        const KNOWN: &[&str] = &[
-            "dimensions",
-            "encoding_format",
-            "input",
-            "model",
-            "truncate_prompt_tokens",
-            "user",
-        ];
-        const UNSUPPORTED: &[&str] = &[
-            "add_special_tokens",
-            "embed_dtype",
-            "endianness",
-            "messages",
-            "priority",
-        ];
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         object.take("user");
         let request = Self {

@@ -25,18 +25,25 @@ pub struct RerankRequest {
 }
 
 impl RerankRequest {
+    const KNOWN: &[&str] = &[
+        "documents",
+        "max_tokens_per_doc",
+        "model",
+        "query",
+        "return_documents",
+        "top_n",
+        "truncate_prompt_tokens",
+        "user",
+    ];
+    const UNSUPPORTED: &[&str] = &["instruction", "priority", "rank_fields"];
+
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [Self::KNOWN, Self::UNSUPPORTED].concat()
+    }
+
     /// Reads a request body. `returns_documents` is what happens unless the client says.
     pub fn parse(body: &[u8], limits: &RequestLimits, returns_documents: bool) -> Result<Self> {
-        const KNOWN: &[&str] = &[
-            "documents",
-            "max_tokens_per_doc",
-            "model",
-            "query",
-            "return_documents",
-            "top_n",
-            "truncate_prompt_tokens",
-            "user",
-        ];
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         object.take("user");
         let request = Self {
@@ -51,7 +58,7 @@ impl RerankRequest {
             document_tokens_max: object.count("max_tokens_per_doc", 1..=TOKENS_MAX)?,
             truncate: Truncate::read(&mut object)?,
         };
-        object.finish(KNOWN, &["instruction", "priority", "rank_fields"])?;
+        object.finish(Self::KNOWN, Self::UNSUPPORTED)?;
         Ok(request)
     }
 }
@@ -67,24 +74,31 @@ pub struct ScoreRequest {
 }
 
 impl ScoreRequest {
+    const KNOWN: &[&str] = &[
+        "documents",
+        "model",
+        "queries",
+        "text_1",
+        "text_2",
+        "truncate_prompt_tokens",
+        "user",
+    ];
+    const UNSUPPORTED: &[&str] = &["instruction", "priority"];
+
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [Self::KNOWN, Self::UNSUPPORTED].concat()
+    }
+
     /// Reads a request body: one first text for all second ones, or as many.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
-        const KNOWN: &[&str] = &[
-            "documents",
-            "model",
-            "queries",
-            "text_1",
-            "text_2",
-            "truncate_prompt_tokens",
-            "user",
-        ];
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         object.take("user");
         let model = json::typed(object.require("model")?, "model", "a string")?;
         let (first_name, first) = either(&mut object, ["text_1", "queries"], limits)?;
         let (second_name, second) = either(&mut object, ["text_2", "documents"], limits)?;
         let truncate = Truncate::read(&mut object)?;
-        object.finish(KNOWN, &["instruction", "priority"])?;
+        object.finish(Self::KNOWN, Self::UNSUPPORTED)?;
         if first.len() != 1 && first.len() != second.len() {
             let message = format!(
                 "`{first_name}` has {} texts, but must have one, or as many as `{second_name}`, {}",

@@ -74,6 +74,11 @@ pub struct ResponsesRequest {
 }
 
 impl ResponsesRequest {
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [KNOWN, WITHOUT_EFFECT, UNSUPPORTED].concat()
+    }
+
     /// Reads a request body. `earlier` finds the messages and items of the answer that it goes on from.
     pub fn parse(
         body: &[u8],
