@@ -12,6 +12,9 @@ use crate::openai::shared::Truncate;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// Bytes of text that are looked at first for each token of a limit: more than tokens have on average.
+const CLIPPED_TOKEN_BYTES: usize = 16;
+
 /// A loaded encoder and the thread that runs it. After loading nothing in it changes.
 pub struct EncoderModel {
     /// What clients ask for.
@@ -50,6 +53,7 @@ impl EncoderModel {
         match input {
             Input::Text(text) => {
                 check_bytes(path, text.len(), limits)?;
+                let text = self.clip(text, limit)?;
                 Self::encoded(self.tokenizer.encode_text(text, limit), path, limit)
             }
             Input::Tokens(tokens) => {
@@ -77,23 +81,42 @@ impl EncoderModel {
     /// Makes tokens of a pair, the second text found at `path`.
     pub fn encode_pair(&self, pair: (&str, &str), path: &str, truncate: Option<Truncate>) -> Result<Encoded> {
         let limit = self.limit(truncate);
+        let pair = (self.clip(pair.0, limit)?, self.clip(pair.1, limit)?);
         Self::encoded(self.tokenizer.encode_pair(pair.0, pair.1, limit), path, limit)
     }
 
     /// A text cut to so many tokens, without those around it.
     pub fn cut(&self, text: &str, tokens_max: usize) -> Result<String> {
-        let failed = |_| {
-            tracing::error!("the tokenizer of an encoder failed");
-            ApiError::internal()
-        };
-        let tokens = self
-            .tokenizer
-            .encode(&[Segment::Text(text)], false)
-            .map_err(failed)?;
+        let text = self.clip(text, Limit::Truncate(tokens_max))?;
+        let tokens = self.tokens(text)?;
         if tokens.len() <= tokens_max {
             return Ok(text.to_owned());
         }
         self.tokenizer.decode(&tokens[..tokens_max], true).map_err(failed)
+    }
+
+    /// The beginning of a text, if that alone has more tokens than a limit: the rest then need not be read.
+    fn clip<'a>(&self, text: &'a str, limit: Limit) -> Result<&'a str> {
+        let (Limit::Refuse(max) | Limit::Truncate(max)) = limit;
+        let mut bytes = max.saturating_mul(CLIPPED_TOKEN_BYTES);
+        while bytes < text.len() {
+            let begin = &text[..text.floor_char_boundary(bytes)];
+            // Words are tokenized by themselves, so it must end where one does.
+            let begin = begin
+                .rfind(char::is_whitespace)
+                .map_or(begin, |end| &begin[..end]);
+            if self.tokens(begin)?.len() > max {
+                return Ok(begin);
+            }
+            bytes = bytes.saturating_mul(2);
+        }
+        Ok(text)
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer
+            .encode(&[Segment::Text(text)], false)
+            .map_err(failed)
     }
 
     fn limit(&self, truncate: Option<Truncate>) -> Limit {
@@ -127,12 +150,14 @@ impl EncoderModel {
                 let message = "this model's tokenizer does not say how pairs of texts are put together";
                 Err(ApiError::invalid("model", "model_not_supported", message))
             }
-            (Err(_), _) => {
-                tracing::error!("the tokenizer of an encoder failed");
-                Err(ApiError::internal())
-            }
+            (Err(error), _) => Err(failed(error)),
         }
     }
+}
+
+fn failed(_quotes_the_text: rempart_text::Error) -> ApiError {
+    tracing::error!("the tokenizer of an encoder failed");
+    ApiError::internal()
 }
 
 /// The cosine of the angle between two vectors; 0 where one has no direction.

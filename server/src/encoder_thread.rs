@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rempart_models::{EncoderBatch, LoadedEncoder, Task};
 use rempart_text::Encoded;
@@ -17,6 +17,9 @@ use crate::http::error::ApiError;
 use crate::metrics::EncoderMetrics;
 use crate::turns::Turns;
 
+/// While other models compute, a batch takes about so long, and has at least so many tokens.
+const SHARED_BATCH_MAX_MS: u64 = 25;
+const SHARED_TOKENS_MIN: usize = 32;
 /// Failed sequences in a row after which an encoder is not healthy.
 const FAILURES_MAX: usize = 3;
 /// What a client is told to wait when the queue is full, in seconds.
@@ -101,12 +104,15 @@ pub fn spawn(
     let owner = Owner(Arc::clone(&shared));
     let mut encoder = encoder;
     let run = move || {
-        while let Some(batch) = shared.next_batch() {
+        let mut pace = Pace::default();
+        while let Some(batch) = shared.next_batch(pace.tokens_max(limits.batch_tokens_max)) {
             let turn = turns.wait();
             let began = Instant::now();
             let results = compute(&mut encoder, &batch);
+            let (took, number) = (began.elapsed(), turn.number);
             drop(turn);
-            shared.metrics.batch(batch.tokens.len(), began.elapsed());
+            pace.learn(batch.tokens.len(), took, number);
+            shared.metrics.batch(batch.tokens.len(), took);
             shared.deliver(&batch, results);
         }
     };
@@ -179,6 +185,39 @@ impl Batch {
     }
 }
 
+/// How fast the encoder is, and whether others want the processor.
+#[derive(Default)]
+struct Pace {
+    /// Of the latest batches, each of which counts a quarter.
+    tokens_per_s: u64,
+    last_turn: Option<u64>,
+    shared: bool,
+}
+
+impl Pace {
+    /// Tokens of the next batch: while other models compute, as many as take no longer than they can wait.
+    fn tokens_max(&self, limit: usize) -> usize {
+        if !self.shared {
+            return limit;
+        }
+        let tokens = self.tokens_per_s * SHARED_BATCH_MAX_MS / 1000;
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+        tokens.clamp(SHARED_TOKENS_MIN.min(limit), limit)
+    }
+
+    fn learn(&mut self, tokens: usize, took: Duration, turn: u64) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let rate = tokens as u64 * 1_000_000 / us;
+        self.tokens_per_s = match self.tokens_per_s {
+            0 => rate,
+            before => before / 4 * 3 + rate / 4,
+        };
+        // Somebody had a turn since our last.
+        self.shared = self.last_turn.is_some_and(|last| turn - last > 1);
+        self.last_turn = Some(turn);
+    }
+}
+
 /// A result for each sequence. Where a batch fails, each is tried alone: only those at fault fail.
 fn compute(encoder: &mut impl Encode, batch: &Batch) -> Vec<Result<Vec<f32>, ()>> {
     let mut attempt = |input: &EncoderBatch<'_>| {
@@ -243,13 +282,13 @@ impl Shared {
     }
 
     /// Waits for work and takes a batch of it; `None` at the end.
-    fn next_batch(&self) -> Option<Batch> {
+    fn next_batch(&self, tokens_max: usize) -> Option<Batch> {
         let mut queue = self.lock();
         loop {
             queue.drop_abandoned(Instant::now());
-            let batch = queue.take(self.limits.batch_tokens_max);
+            let batch = queue.take(tokens_max);
+            self.metrics.queued(queue.tokens);
             if !batch.lengths.is_empty() {
-                self.metrics.queued(queue.tokens);
                 return Some(batch);
             }
             if queue.closed {
@@ -334,121 +373,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::metrics::Metrics;
-
-    /// Gives each sequence its first token, and knows what it was given together.
-    struct First(Arc<Mutex<Vec<Vec<usize>>>>);
-
-    impl Encode for First {
-        fn encode(&mut self, batch: &EncoderBatch<'_>) -> Result<Vec<Vec<f32>>, String> {
-            self.0.lock().unwrap().push(batch.lengths.to_vec());
-            let mut at = 0;
-            let mut results = Vec::new();
-            for length in batch.lengths {
-                match batch.tokens[at] {
-                    97 => results.push(vec![f32::NAN]),
-                    98 => return Err("asked for".to_owned()),
-                    99 => panic!("asked for"),
-                    token => results.push(vec![token as f32]),
-                }
-                at += length;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-            Ok(results)
-        }
-    }
-
-    fn start(tokens_max: usize) -> (EncoderHandle, Arc<Mutex<Vec<Vec<usize>>>>) {
-        let limits = EncoderLimits {
-            batch_tokens_max: tokens_max,
-            queue_requests_max: 8,
-            queue_tokens_max: 1000,
-        };
-        let batches = Arc::new(Mutex::default());
-        let metrics = Metrics::new().unwrap().encoder("test");
-        let encoder = First(Arc::clone(&batches));
-        (
-            spawn(encoder, limits, Turns::default(), metrics).unwrap(),
-            batches,
-        )
-    }
-
-    fn sequences(first: &[u32], length: usize) -> Vec<Encoded> {
-        let sequence = |first: &u32| Encoded {
-            ids: vec![*first; length],
-            type_ids: vec![0; length],
-        };
-        first.iter().map(sequence).collect()
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(20)
-    }
-
-    #[tokio::test]
-    async fn results_come_in_order_whatever_is_computed_together() {
-        let (handle, batches) = start(10);
-        let many: Vec<u32> = (0..40).collect();
-        let (many_results, few) = tokio::join!(
-            handle.run(sequences(&many, 3), soon()),
-            handle.run(sequences(&[50, 51], 4), soon())
-        );
-        let expected: Vec<Vec<f32>> = many.iter().map(|token| vec![*token as f32]).collect();
-        assert_eq!(many_results.unwrap(), expected);
-        assert_eq!(few.unwrap(), [[50.0], [51.0]]);
-        let batches = batches.lock().unwrap();
-        assert!(batches.iter().all(|lengths| lengths.iter().sum::<usize>() <= 10));
-        let few_at = batches.iter().rposition(|lengths| lengths.contains(&4)).unwrap();
-        assert!(few_at < 5, "a few texts did not wait for many: {few_at}");
-    }
-
-    #[tokio::test]
-    async fn a_failure_fails_its_request_only() {
-        let (handle, _) = start(40);
-        for bad in [97, 98, 99] {
-            let (failed, other) = tokio::join!(
-                handle.run(sequences(&[bad, 1], 3), soon()),
-                handle.run(sequences(&[1, 2], 3), soon())
-            );
-            assert_eq!(failed.unwrap_err().status, 500);
-            assert_eq!(other.unwrap(), [[1.0], [2.0]], "whoever was in the same batch");
-            assert!(!handle.has_failed());
-        }
-        for _ in 0..FAILURES_MAX {
-            assert!(handle.run(sequences(&[98], 3), soon()).await.is_err());
-        }
-        assert!(handle.has_failed());
-        assert!(handle.run(sequences(&[1], 3), soon()).await.is_ok());
-        assert!(!handle.has_failed());
-        let long = handle.run(sequences(&[5], 100), soon()).await;
-        assert_eq!(long.unwrap(), [[5.0]], "longer than a batch");
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_refuses_and_late_requests_end() {
-        let (handle, _) = start(10);
-        let never = handle.run(sequences(&[1; 11], 100), soon()).await.unwrap_err();
-        assert_eq!(
-            (never.status.as_u16(), never.code),
-            (400, Some("request_too_large"))
-        );
-        let late = handle
-            .run(
-                sequences(&[1; 50], 10),
-                Instant::now() + Duration::from_millis(20),
-            )
-            .await;
-        assert_eq!(late.unwrap_err().status, 504);
-        let all =
-            futures::future::join_all((0..20).map(|_| handle.run(sequences(&[1; 5], 10), soon()))).await;
-        let refused = all
-            .iter()
-            .filter(|result| result.as_ref().is_err_and(|error| error.status == 503));
-        assert!(refused.count() >= 10);
-        assert!(all.iter().filter(|result| result.is_ok()).count() >= 8);
-    }
-}
+mod tests;

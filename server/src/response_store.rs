@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::openai::messages::Message;
 
@@ -12,11 +12,11 @@ use crate::openai::messages::Message;
 pub struct Stored {
     pub id: String,
     /// As it was answered.
-    pub response: Value,
+    pub response: Box<RawValue>,
     /// What the model was told and said, without instructions.
     pub messages: Vec<Message>,
     /// What clients sent up to it, and what was answered before, as items.
-    pub items: Vec<Value>,
+    pub items: Vec<Box<RawValue>>,
 }
 
 impl Stored {
@@ -24,26 +24,12 @@ impl Stored {
     fn bytes(&self) -> usize {
         let message = |message: &Message| size_of::<Message>() + message.bytes();
         let messages: usize = self.messages.iter().map(message).sum();
-        let items = self.items.iter().map(size).sum::<usize>();
-        self.id.len() + size(&self.response) + messages + items
-    }
-}
-
-/// About what a map takes for a field, beside its name and value.
-const FIELD_BYTES: usize = 48;
-
-fn size(value: &Value) -> usize {
-    match value {
-        Value::String(text) => size_of::<Value>() + text.len(),
-        Value::Array(items) => size_of::<Value>() + items.iter().map(size).sum::<usize>(),
-        Value::Object(fields) => {
-            // With what a map needs to find it.
-            let fields = fields
-                .iter()
-                .map(|(name, value)| FIELD_BYTES + name.len() + size(value));
-            size_of::<Value>() + fields.sum::<usize>()
-        }
-        _ => size_of::<Value>(),
+        let items: usize = self
+            .items
+            .iter()
+            .map(|item| size_of_val(item) + item.get().len())
+            .sum();
+        self.id.len() + self.response.get().len() + messages + items
     }
 }
 
@@ -123,7 +109,7 @@ mod tests {
     fn stored(id: &str, bytes: usize) -> Stored {
         Stored {
             id: id.to_owned(),
-            response: Value::Null,
+            response: RawValue::NULL.to_owned(),
             messages: vec![Message::plain("user", "x".repeat(bytes))],
             items: Vec::new(),
         }

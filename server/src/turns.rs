@@ -20,7 +20,11 @@ struct Tickets {
 
 /// The right to compute, until it is dropped.
 #[derive(Debug)]
-pub struct Turn<'a>(&'a Shared);
+pub struct Turn<'a> {
+    shared: &'a Shared,
+    /// Numbers count up by one for each turn that anybody takes.
+    pub number: u64,
+}
 
 impl Turns {
     /// Waits until it is the caller's turn. A lock alone would let one who has just ended begin again before the others.
@@ -30,7 +34,10 @@ impl Turns {
         tickets.next += 1;
         let waiting = self.0.called.wait_while(tickets, |tickets| tickets.called != own);
         drop(waiting.unwrap_or_else(PoisonError::into_inner));
-        Turn(&self.0)
+        Turn {
+            shared: &self.0,
+            number: own,
+        }
     }
 }
 
@@ -42,8 +49,8 @@ impl Shared {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().called += 1;
-        self.0.called.notify_all();
+        self.shared.lock().called += 1;
+        self.shared.called.notify_all();
     }
 }
 

@@ -401,6 +401,7 @@ fn check_format(common: &Common, asked: Option<&AskedFormat>) -> Result<()> {
     for (set, param) in [
         (common.min_tokens > 0, "min_tokens"),
         (common.ignore_eos, "ignore_eos"),
+        (!common.stop_token_ids.is_empty(), "stop_token_ids"),
     ] {
         if set {
             let message = format!("`{param}` can't be combined with `{}`", asked.param);

@@ -1,6 +1,6 @@
 //! What an answer may be made of: how its parts are read back, and what it is held to.
 
-use rempart_text::{CallSyntax, Dialect, EffortArgument, ReasoningMarkers};
+use rempart_text::{Callable, Dialect, EffortArgument, ReasoningMarkers};
 use serde_json::{Map, Value, json};
 
 use super::template::{Chat, ThinkingTokens};
@@ -11,17 +11,13 @@ use crate::openai::tools::Tools;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-/// The code of errors for what only a model that reasons can do.
-const NO_REASONING: &str = "no_reasoning";
-
 /// How the parts of an answer are told apart; by default all of it is content.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     pub reasoning: Option<ReasoningMarkers>,
     /// Whether the prompt ends in a span of reasoning.
     pub begun: bool,
-    /// How calls are written, and the names of the functions that may be called.
-    pub calls: Option<(CallSyntax, Vec<String>)>,
+    pub calls: Option<Callable>,
     /// Control tokens that the above are made of.
     pub shown: Vec<u32>,
     /// Whether identifiers of calls must be short.
@@ -39,9 +35,10 @@ impl Reading {
         Self {
             reasoning: dialect.reasoning,
             begun: dialect.reasoning.is_some_and(|markers| markers.begun_by(prompt)),
-            calls: tools.map(|tools| {
-                let names = tools.called().map(|function| function.name.clone());
-                (dialect.calls.clone(), names.collect())
+            calls: tools.map(|tools| Callable {
+                syntax: dialect.calls.clone(),
+                names: tools.called().map(|function| function.name.clone()).collect(),
+                required: tools.required,
             }),
             shown,
             short_ids: dialect.short_ids,
@@ -100,7 +97,11 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
     let mut budget = asked.budget.map(|tokens| (tokens, "thinking_token_budget"));
     if budget.is_some() && chat.dialect.reasoning.is_none() {
         let message = "`thinking_token_budget` has no effect: this model does not reason before it answers";
-        return Err(ApiError::invalid("thinking_token_budget", NO_REASONING, message));
+        return Err(ApiError::invalid(
+            "thinking_token_budget",
+            "unsupported_parameter",
+            message,
+        ));
     }
     let Some(effort) = asked.effort else {
         if let (true, EffortArgument::Switch(switch)) = (asked.off_if_possible, chat.dialect.effort) {
@@ -127,7 +128,7 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
             } else {
                 let message =
                     "`reasoning_effort` has no effect: this model does not reason before it answers";
-                (NO_REASONING, message)
+                ("unsupported_parameter", message)
             };
             return Err(ApiError::invalid(EFFORT, code, message));
         }

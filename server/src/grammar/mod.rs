@@ -152,7 +152,14 @@ impl Grammars {
         limits: &RequestLimits,
     ) -> Result<SharedGrammar, ApiError> {
         let refuse = |why: String| {
-            let why: String = why.chars().take(MESSAGE_MAX).collect();
+            // Behind its first line the compiler quotes the grammar.
+            let why: String = why
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(MESSAGE_MAX)
+                .collect();
             ApiError::invalid(param, INVALID, format!("`{param}` can't be followed: {why}"))
         };
         let answer = |known| match known {

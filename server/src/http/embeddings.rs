@@ -45,7 +45,7 @@ pub async fn embeddings(
             .collect::<Result<_, _>>()?;
         Ok((model, sequences, request))
     };
-    let (model, sequences, request) = app.preparation.run(work).await?;
+    let (model, sequences, request) = app.encoding.run(work).await?;
     drop(body);
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     let vectors = model

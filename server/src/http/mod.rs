@@ -56,6 +56,8 @@ pub struct App {
     pub shutdown: Shutdown,
     models: OnceLock<Models>,
     preparation: Preparation,
+    /// Texts for encoders wait apart from prompts: there can be thousands in one request.
+    encoding: Preparation,
     /// Formats wait for their compiler apart from it: no prompt waits for them.
     compilation: Preparation,
     /// Bytes of bodies that may still be read.
@@ -69,6 +71,7 @@ impl App {
     pub fn new(http: HttpSettings, limits: RequestLimits, metrics: Metrics, shutdown: Shutdown) -> Self {
         Self {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
+            encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
             bodies: Semaphore::new(http.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             responses: Mutex::new(ResponseStore::new(

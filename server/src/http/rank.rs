@@ -60,7 +60,7 @@ async fn reranked(
         let comparison = Comparison::prepare(model, &asked, &state.limits)?;
         Ok((comparison, request))
     };
-    let (comparison, request) = app.preparation.run(work).await?;
+    let (comparison, request) = app.encoding.run(work).await?;
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     let scores = comparison.scores(app.timing(arrived).deadline).await?;
@@ -104,7 +104,7 @@ pub async fn score(
         };
         Comparison::prepare(model, &asked, &state.limits)
     };
-    let comparison = app.preparation.run(work).await?;
+    let comparison = app.encoding.run(work).await?;
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     let scores = comparison.scores(app.timing(arrived.0).deadline).await?;

@@ -92,6 +92,12 @@ impl<'a> Object<'a> {
         (raw.get() != "null").then_some(raw)
     }
 
+    /// A field, left where it is; `null` counts as absent.
+    pub fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let found = self.fields.iter().find(|(field, _)| field == name);
+        found.map(|(_, raw)| *raw).filter(|raw| raw.get() != "null")
+    }
+
     /// Whether a field is there and not `null`.
     pub fn has(&self, name: &str) -> bool {
         let mut fields = self.fields.iter();

@@ -129,12 +129,15 @@ fn either(
     [name, other]: [&'static str; 2],
     limits: &RequestLimits,
 ) -> Result<(&'static str, Vec<String>)> {
-    let name = if object.has(name) || !object.has(other) {
-        name
-    } else {
-        other
-    };
-    Ok((name, texts(object.require(name)?, name, limits)?))
+    match (object.take(name), object.take(other)) {
+        (Some(_), Some(_)) => {
+            let message = format!("`{other}` is another name of `{name}`: send one of them");
+            Err(ApiError::invalid(other, "invalid_value", message))
+        }
+        (Some(raw), None) => Ok((name, texts(raw, name, limits)?)),
+        (None, Some(raw)) => Ok((other, texts(raw, other, limits)?)),
+        (None, None) => Err(object.missing(name)),
+    }
 }
 
 /// A text or several, each a string or an object with a `text`.

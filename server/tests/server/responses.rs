@@ -308,3 +308,26 @@ async fn bad_requests_are_named() {
         );
     }
 }
+
+/// What answers repeat has limits, because it is held as long as they run.
+#[tokio::test]
+async fn metadata_has_the_limits_of_openai() {
+    let server = TestServer::start(&[]).await;
+    let many: serde_json::Map<String, Value> = (0..17).map(|at| (at.to_string(), json!("x"))).collect();
+    for metadata in [
+        json!(5),
+        json!([1]),
+        json!({"a": 1}),
+        json!({"a": "x".repeat(513)}),
+        json!({"x".repeat(65): "a"}),
+        json!(many),
+    ] {
+        let answer = post(&server, json!({"metadata": metadata})).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["param"]),
+            (400, &json!("metadata"))
+        );
+    }
+    let body = r#"{"model": "test-model", "input": "Hi", "metadata": {"a": 1e999}}"#;
+    assert_eq!(server.post_text("/v1/responses", body).await.status, 400);
+}

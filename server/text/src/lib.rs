@@ -16,7 +16,7 @@ mod tokenizer;
 mod vocab;
 
 pub use answer::{
-    ArgumentsForm, CallSyntax, Dialect, EffortArgument, Part, Reader, ReasoningMarkers, ToolSupport,
+    ArgumentsForm, CallSyntax, Callable, Dialect, EffortArgument, Part, Reader, ReasoningMarkers, ToolSupport,
 };
 pub use detokenizer::Detokenizer;
 pub use error::Error;

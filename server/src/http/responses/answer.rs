@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use serde::de::IgnoredAny;
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
 use super::super::AppState;
@@ -40,7 +42,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(model: Arc<Model>, request: ResponsesRequest, store: Option<AppState>) -> Self {
+    pub(super) fn new(model: Arc<Model>, mut request: ResponsesRequest, store: Option<AppState>) -> Self {
+        if store.is_none() {
+            // Nobody will go on from them.
+            request.items = Vec::new();
+            request.messages = Vec::new();
+        }
         Self {
             model,
             request,
@@ -112,13 +119,16 @@ impl Answer {
         if let Some(app) = self.store.take() {
             let mut messages = std::mem::take(&mut self.request.messages);
             messages.push(self.message());
-            let stored = Stored {
-                id: self.id.clone(),
-                response: response.clone(),
-                messages,
-                items: std::mem::take(&mut self.request.items),
-            };
-            if !app.responses().put(stored, Instant::now()) {
+            let kept = to_raw_value(&response).ok().is_some_and(|response| {
+                let stored = Stored {
+                    id: self.id.clone(),
+                    response,
+                    messages,
+                    items: std::mem::take(&mut self.request.items),
+                };
+                app.responses().put(stored, Instant::now())
+            });
+            if !kept {
                 // It is larger than all that may be kept.
                 response["store"] = false.into();
             }
@@ -172,14 +182,17 @@ impl Answer {
             "usage": usage.map(usage_of),
         });
         if let Some(fields) = response.as_object_mut() {
-            fields.extend(self.request.echo.clone());
+            fields.extend(self.request.echo.fields());
         }
         response
     }
 
     /// The item of a block, complete unless the answer was cut off in it.
     fn item(&self, at: usize) -> Value {
-        let cut = self.finish_reason == "length" && at + 1 == self.ids.len();
+        // A call is complete when its arguments are.
+        let whole = |arguments: &str| serde_json::from_str::<IgnoredAny>(arguments).is_ok();
+        let complete = matches!(&self.blocks.all()[at], Block::Call { arguments, .. } if whole(arguments));
+        let cut = self.finish_reason == "length" && at + 1 == self.ids.len() && !complete;
         let status = if cut { "incomplete" } else { "completed" };
         let (mut item, part) = (self.begun_item(at, status), self.part(at));
         match &self.blocks.all()[at] {

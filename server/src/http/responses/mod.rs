@@ -9,6 +9,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -73,8 +75,10 @@ fn parse(app: &AppState, body: &[u8], limits: &RequestLimits) -> Result<Response
     ResponsesRequest::parse(body, limits, |id| {
         let mut kept = app.responses();
         let found = kept.get(id, Instant::now())?;
-        let output = found.response["output"].as_array().into_iter().flatten();
-        let items = found.items.iter().chain(output).cloned().collect();
+        let response: Value = serde_json::from_str(found.response.get()).ok()?;
+        let output = response["output"].as_array().into_iter().flatten();
+        let mut items = found.items.clone();
+        items.extend(output.filter_map(|item| to_raw_value(item).ok()));
         Some((found.messages.clone(), items))
     })
 }
@@ -102,6 +106,15 @@ pub async fn retrieve(
     Ok(Json(&found.response).into_response())
 }
 
+#[derive(Serialize)]
+struct Items<'a> {
+    object: &'static str,
+    data: Vec<&'a RawValue>,
+    first_id: Option<Value>,
+    last_id: Option<Value>,
+    has_more: bool,
+}
+
 pub async fn input_items(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
@@ -113,15 +126,18 @@ pub async fn input_items(
         .get(&id, Instant::now())
         .ok_or_else(|| ApiError::response_not_found(None))?;
     // The newest comes first, as with OpenAI.
-    let items: Vec<_> = found.items.iter().rev().collect();
-    let id_of = |item: Option<&&Value>| item.map(|item| item["id"].clone());
-    let list = json!({
-        "object": "list",
-        "data": items,
-        "first_id": id_of(items.first()),
-        "last_id": id_of(items.last()),
-        "has_more": false,
-    });
+    let data: Vec<&RawValue> = found.items.iter().rev().map(Box::as_ref).collect();
+    let id_of = |item: Option<&&RawValue>| {
+        let item: Option<Value> = item.and_then(|raw| serde_json::from_str(raw.get()).ok());
+        item.map(|item| item["id"].clone())
+    };
+    let list = Items {
+        object: "list",
+        first_id: id_of(data.first()),
+        last_id: id_of(data.last()),
+        data,
+        has_more: false,
+    };
     Ok(Json(list).into_response())
 }
 

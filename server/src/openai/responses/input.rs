@@ -1,7 +1,7 @@
 //! `input`: a text, or the items of a conversation.
 
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value, json};
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -18,7 +18,7 @@ const ECHOED: &[&str] = &["id", "status", "created_by", "phase"];
 #[derive(Default)]
 pub(super) struct Input {
     pub(super) messages: Vec<Message>,
-    pub(super) items: Vec<Value>,
+    pub(super) items: Vec<Box<RawValue>>,
     /// Reasoning that belongs to the assistant's next message.
     reasoning: Option<String>,
 }
@@ -29,7 +29,7 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
         let text: String = json::typed(raw, "input", "a string or an array of items")?;
         let part = json!({"type": "input_text", "text": text});
         let item = json!({"id": item_id(), "type": "message", "role": "user", "content": [part]});
-        input.items.push(item);
+        input.items.extend(to_raw_value(&item).ok());
         input.messages.push(Message::plain("user", text));
         return Ok(input);
     }
@@ -40,11 +40,7 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
     }
     for (at, raw) in items.iter().enumerate() {
         let mut item = Object::from_raw(raw, &format!("input[{at}]"))?;
-        let mut told: Value = serde_json::from_str(raw.get()).unwrap_or_default();
-        if told["id"].is_null() {
-            told["id"] = item_id();
-        }
-        input.items.push(told);
+        input.items.push(with_id(&item, raw)?);
         for name in ECHOED {
             item.take(name);
         }
@@ -70,7 +66,21 @@ pub(super) fn read(raw: &RawValue, limits: &RequestLimits) -> Result<Input> {
     Ok(input)
 }
 
-/// An identifier for an item that came without.
+/// An item as it was sent, with an identifier if it came without.
+fn with_id(item: &Object<'_>, raw: &RawValue) -> Result<Box<RawValue>> {
+    if item.has("id") {
+        return Ok(raw.to_owned());
+    }
+    let path = item.path("id");
+    let mut told: Map<String, Value> = json::typed(
+        raw,
+        path.trim_end_matches(".id"),
+        "an object whose numbers are within those of 64 bits",
+    )?;
+    told.insert("id".to_owned(), item_id());
+    to_raw_value(&told).map_err(|_| ApiError::internal())
+}
+
 fn item_id() -> Value {
     format!("item_{}", uuid::Uuid::new_v4().simple()).into()
 }

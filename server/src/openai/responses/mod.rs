@@ -68,9 +68,9 @@ pub struct ResponsesRequest {
     /// The messages without instructions, which hold for one answer only.
     pub messages: Vec<Message>,
     /// What the client sent as items.
-    pub items: Vec<Value>,
+    pub items: Vec<Box<RawValue>>,
     /// What answers repeat of the request.
-    pub echo: Map<String, Value>,
+    pub echo: Echo,
 }
 
 impl ResponsesRequest {
@@ -83,10 +83,10 @@ impl ResponsesRequest {
     pub fn parse(
         body: &[u8],
         limits: &RequestLimits,
-        earlier: impl FnOnce(&str) -> Option<(Vec<Message>, Vec<Value>)>,
+        earlier: impl FnOnce(&str) -> Option<(Vec<Message>, Vec<Box<RawValue>>)>,
     ) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
-        let echo = echo(body);
+        let echo = Echo::read(&object);
         take_without_effect(&mut object)?;
         let common = common(&mut object, limits)?;
         let logprobs = logprobs(&mut object)?;
@@ -141,9 +141,11 @@ impl ResponsesRequest {
 
 /// Takes what changes nothing, and refuses what would and is not implemented.
 fn take_without_effect(object: &mut Object<'_>) -> Result<()> {
-    for name in WITHOUT_EFFECT.iter().chain(&["metadata"]) {
+    object.string("user")?;
+    for name in WITHOUT_EFFECT {
         object.take(name);
     }
+    check_metadata(object)?;
     // Said to be off, these change nothing.
     if object.boolean("background")? == Some(true) {
         return Err(ApiError::unsupported("background"));
@@ -254,28 +256,65 @@ fn reasoning(object: &mut Object<'_>) -> Result<Reasoning> {
     })
 }
 
-/// What answers repeat of a request, whose checks are still to come, with the defaults of what it does not say.
-fn echo(body: &[u8]) -> Map<String, Value> {
-    let mut sent: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-    let defaults = [
-        ("instructions", Value::Null),
-        ("max_output_tokens", Value::Null),
-        ("metadata", json!({})),
-        ("parallel_tool_calls", json!(true)),
-        ("previous_response_id", Value::Null),
-        ("reasoning", json!({"effort": null, "summary": null})),
-        ("temperature", json!(1.0)),
-        ("text", json!({"format": {"type": "text"}})),
-        ("tool_choice", json!("auto")),
-        ("tools", json!([])),
-        ("top_logprobs", json!(0)),
-        ("top_p", json!(1.0)),
-        ("truncation", json!("disabled")),
-        ("user", Value::Null),
-    ];
-    let echoed = |(name, default): (&str, Value)| {
-        let value = sent.remove(name).filter(|value| !value.is_null());
-        (name.to_owned(), value.unwrap_or(default))
+/// What answers repeat of a request, as it was sent.
+pub struct Echo(Vec<(&'static str, Box<RawValue>)>);
+
+impl Echo {
+    fn read(object: &Object<'_>) -> Self {
+        let sent = |(name, _): &Echoed| Some((*name, object.get(name)?.to_owned()));
+        Self(DEFAULTS.iter().filter_map(sent).collect())
+    }
+
+    /// The fields, with the defaults of what was not sent.
+    pub fn fields(&self) -> Map<String, Value> {
+        let field = |(name, default): &Echoed| {
+            let sent = self.0.iter().find(|(sent, _)| sent == name);
+            let value = sent.and_then(|(_, raw)| serde_json::from_str(raw.get()).ok());
+            ((*name).to_owned(), value.unwrap_or_else(default))
+        };
+        DEFAULTS.iter().map(field).collect()
+    }
+}
+
+/// A name, and what stands for it where it was not sent.
+type Echoed = (&'static str, fn() -> Value);
+
+const DEFAULTS: [Echoed; 14] = [
+    ("instructions", || Value::Null),
+    ("max_output_tokens", || Value::Null),
+    ("metadata", || json!({})),
+    ("parallel_tool_calls", || json!(true)),
+    ("previous_response_id", || Value::Null),
+    ("reasoning", || json!({"effort": null, "summary": null})),
+    ("temperature", || json!(1.0)),
+    ("text", || json!({"format": {"type": "text"}})),
+    ("tool_choice", || json!("auto")),
+    ("tools", || json!([])),
+    ("top_logprobs", || json!(0)),
+    ("top_p", || json!(1.0)),
+    ("truncation", || json!("disabled")),
+    ("user", || Value::Null),
+];
+
+/// OpenAI's limits, because answers repeat it.
+fn check_metadata(object: &mut Object<'_>) -> Result<()> {
+    const PAIRS_MAX: usize = 16;
+    const NAME_MAX: usize = 64;
+    const VALUE_MAX: usize = 512;
+    let Some(raw) = object.take("metadata") else {
+        return Ok(());
     };
-    defaults.into_iter().map(echoed).collect()
+    let pairs = Object::from_raw(raw, "metadata")?.into_entries();
+    let mut fits = pairs.len() <= PAIRS_MAX;
+    for (name, raw) in pairs {
+        let value: String = json::typed(raw, "metadata", "an object of strings")?;
+        fits &= name.chars().count() <= NAME_MAX && value.chars().count() <= VALUE_MAX;
+    }
+    if fits {
+        return Ok(());
+    }
+    let message = format!(
+        "`metadata` may have {PAIRS_MAX} names of {NAME_MAX} characters with values of {VALUE_MAX} characters"
+    );
+    Err(ApiError::invalid("metadata", "out_of_range", message))
 }

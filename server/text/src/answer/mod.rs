@@ -13,5 +13,5 @@ mod reasoning;
 
 pub use calls::CallSyntax;
 pub use dialect::{ArgumentsForm, Dialect, EffortArgument, ToolSupport};
-pub use reader::{Part, Reader};
+pub use reader::{Callable, Part, Reader};
 pub use reasoning::ReasoningMarkers;

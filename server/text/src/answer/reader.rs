@@ -38,15 +38,25 @@ enum State {
     Tail,
 }
 
-/// The calls that an answer may have.
+/// The functions that an answer may call.
+#[derive(Clone, Debug)]
+pub struct Callable {
+    /// How calls are written.
+    pub syntax: CallSyntax,
+    pub names: Vec<String>,
+    /// Whether an answer is calls and nothing else.
+    pub required: bool,
+}
+
+/// The calls of one answer.
 #[derive(Debug)]
 struct Calls {
     syntax: CallSyntax,
     /// The syntax of those at its beginning, until something else came.
     bare: Option<CallSyntax>,
     names: Vec<String>,
-    /// Whether any was made.
-    made: bool,
+    /// Whether nothing else is to come: they are required, or one was made.
+    only: bool,
 }
 
 /// Tells the parts of one answer apart. What it gives does not depend on the pieces that the text came in, but for where
@@ -63,19 +73,15 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// `calls`: how calls are written, and the names of the functions. `begun`: the prompt ends in a span of reasoning.
-    pub fn new(
-        reasoning: Option<ReasoningMarkers>,
-        calls: Option<(CallSyntax, Vec<String>)>,
-        begun: bool,
-    ) -> Self {
+    /// `begun`: the prompt ends in a span of reasoning.
+    pub fn new(reasoning: Option<ReasoningMarkers>, calls: Option<Callable>, begun: bool) -> Self {
         let mut reader = Self {
             reasoning,
-            calls: calls.map(|(syntax, names)| Calls {
-                bare: syntax.bare(),
-                syntax,
-                names,
-                made: false,
+            calls: calls.map(|calls| Calls {
+                bare: calls.syntax.bare(),
+                syntax: calls.syntax,
+                names: calls.names,
+                only: calls.required,
             }),
             state: State::Start,
             reasoning_begins: true,
@@ -106,8 +112,8 @@ impl Reader {
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let length = self.held.len();
-        // The beginning of one more tag, behind a call.
-        let calls = self.calls.as_ref().filter(|calls| calls.made);
+        // The beginning of a call, where nothing else would come.
+        let calls = self.calls.as_ref().filter(|calls| calls.only);
         let tag = calls.and_then(|calls| calls.syntax.trigger());
         if tag.is_some_and(|tag| tag.starts_with(&self.held))
             || (calls.is_some() && self.state == State::Bare)
@@ -228,7 +234,7 @@ impl Reader {
             Head::Incomplete => return false,
             Head::Call(length, name) => {
                 let name = name.to_owned();
-                calls.made = true;
+                calls.only = true;
                 self.skip(blanks + length, parts);
                 parts.push(Part::Call(name));
                 self.state = State::Arguments(ObjectScanner::default());

@@ -7,8 +7,12 @@ const THINK: ReasoningMarkers = ReasoningMarkers {
     close: "</think>",
 };
 
-fn known(syntax: CallSyntax) -> (CallSyntax, Vec<String>) {
-    (syntax, vec!["a".to_owned(), "b".to_owned()])
+fn known(syntax: CallSyntax) -> Callable {
+    Callable {
+        syntax,
+        names: vec!["a".to_owned(), "b".to_owned()],
+        required: false,
+    }
 }
 
 fn tagged() -> CallSyntax {
@@ -149,6 +153,22 @@ fn what_was_cut_off_is_not_lost() {
         "}}\n</tool_call>\n<tool_call>\n{\"na",
     ] {
         assert_eq!(read(&format!("{arguments}1{cut}")), call("a", "{\"x\": 1}"));
+    }
+}
+
+/// The beginning of a tag is nothing to tell where a call had to come.
+#[test]
+fn a_required_call_that_was_cut_off_is_not_content() {
+    for calls in [tagged(), list(), bare()] {
+        let calls = Callable {
+            required: true,
+            ..known(calls)
+        };
+        let begin = calls.syntax.begin.clone();
+        for cut in 1..begin.len() {
+            let reader = Reader::new(None, Some(calls.clone()), false);
+            assert_eq!(read(reader, &[&begin[..cut]]), [], "{}", &begin[..cut]);
+        }
     }
 }
 
