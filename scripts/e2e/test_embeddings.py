@@ -12,7 +12,7 @@ import time
 
 import openai
 import pytest
-from conftest import SCRIPTS, WITH_ENCODER
+from conftest import SCRIPTS, WITH_ENCODER, make_client
 from lib import server
 
 sys.path.insert(0, str(SCRIPTS / "fixtures"))
@@ -187,10 +187,10 @@ def long_texts():
             for number in range(MANY)]
 
 
-def wait_until_queued(served, limit_s=10):
+def wait_until_queued(running, limit_s=10):
     """Until texts wait for the encoder."""
     deadline = time.monotonic() + limit_s
-    while not served.server.metric("rempart_encoder_queue_tokens"):
+    while not running.metric("rempart_encoder_queue_tokens"):
         assert time.monotonic() < deadline, "nothing waits"
         time.sleep(0.02)
 
@@ -211,7 +211,7 @@ def test_a_chat_goes_on_while_many_texts_are_embedded(served, record_property):
     expected, _ = chat(served)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         embedding = pool.submit(embed, served, long_texts())
-        wait_until_queued(served)
+        wait_until_queued(served.server)
         began = time.monotonic()
         times, whole = [began], 0
         while not embedding.done():
@@ -242,3 +242,23 @@ def test_a_client_that_leaves_frees_the_encoder(served):
     assert before < left < before + tokens * MANY * 0.7, "it was computed to the end"
     time.sleep(1)
     assert computed() == left
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_told(own_server):
+    """The texts of the client that came first are computed all the same, and then there is room."""
+    running = own_server(WITH_ENCODER, "encoder-queue.log", ["--queue-tokens-max", "60000"])
+    with make_client(running) as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ask = client.embeddings.create
+        encoder = [entry.id for entry in client.models.list()][1]
+        texts = long_texts()
+        first = pool.submit(ask, model=encoder, input=texts)
+        wait_until_queued(running)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(model=encoder, input=texts)
+        assert caught.value.status_code == 503 and caught.value.code == "server_is_overloaded"
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        # A small one still fits.
+        assert vectors(ask(model=encoder, input="a"))
+        assert not first.done()
+        assert bits(first.result()) == bits(ask(model=encoder, input=texts))
