@@ -17,18 +17,21 @@ from lib import server  # noqa: E402
 # In the order in which they are served; the first speaks chat and is the smallest.
 MODELS = ("smollm2", "qwen2.5-coder", "gemma3")
 CHAT_MODELS = ("smollm2", "qwen2.5-coder")
+# One that generates and, served beside it, an encoder.
+WITH_ENCODER = "qwen2.5-coder+minilm"
 LOGS = server.REPO / ".cache" / "e2e"
 READY_S = 300
 
 
 @dataclasses.dataclass
 class Served:
-    """A model, the server that serves it, and a client."""
+    """A model, the server that serves it, a client, and the encoder beside the model if there is one."""
 
     name: str
     server: server.Server
     client: openai.OpenAI
     model: str
+    encoder: str | None
 
 
 def make_client(running, **options):
@@ -37,8 +40,9 @@ def make_client(running, **options):
 
 
 def start(name, log, arguments=()):
-    path = models.fetch(name, models.default_directory())
-    return server.Server(path, LOGS / log, arguments=arguments)
+    """A server of a model, or of several whose names `+` joins."""
+    path, *beside = [models.fetch(part, models.default_directory()) for part in name.split("+")]
+    return server.Server(path, LOGS / log, arguments=[*beside, *arguments])
 
 
 class Current:
@@ -55,7 +59,8 @@ class Current:
         running = self.stack.enter_context(start(name, f"{name}.log", ["--log-level", "trace"]))
         running.wait_ready(READY_S)
         client = self.stack.enter_context(make_client(running))
-        self.served = Served(name, running, client, running.model_name())
+        model, *beside = [entry.id for entry in client.models.list()]
+        self.served = Served(name, running, client, model, beside[0] if beside else None)
         return self.served
 
     def close(self):
@@ -89,11 +94,13 @@ def pytest_generate_tests(metafunc):
 
 def pytest_collection_modifyitems(items):
     """First what needs no server, then all tests of a model together, last those with servers of their own."""
+    order_served = (*MODELS, WITH_ENCODER)
+
     def order(item):
         if "current" not in item.fixturenames:
             return -1
         name = item.callspec.params.get("served") if hasattr(item, "callspec") else None
-        return MODELS.index(name) if name else len(MODELS)
+        return order_served.index(name) if name else len(order_served)
     items.sort(key=order)
 
 

@@ -4,6 +4,8 @@ import { subscribe } from "node:diagnostics_channel";
 
 export const url = `${process.env.REMPART_URL}/v1`;
 export const model = process.env.REMPART_MODEL;
+// Set only where one is served beside the model.
+export const encoder = process.env.REMPART_ENCODER;
 export const question = "Name the four seasons of the year.";
 export const weatherQuestion = "What is the weather in Paris in Celsius?";
 
