@@ -1,0 +1,46 @@
+"""What the server does not do yet: its encoders' queue tells the truth about itself."""
+import concurrent.futures
+import time
+
+import openai
+import pytest
+from conftest import WITH_ENCODER, make_client
+from test_embeddings import embed, long_texts, wait_until_queued
+
+QUEUED = "rempart_encoder_queue_tokens"
+
+
+@pytest.mark.models(WITH_ENCODER)
+def test_the_queue_is_empty_when_its_client_has_left(served):
+    """The gauge keeps the last number until somebody else asks for something."""
+    with pytest.raises(openai.APITimeoutError):
+        embed(served, long_texts(), timeout=1)
+    deadline = time.monotonic() + 5
+    while (tokens := served.server.metric(QUEUED)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tokens == 0
+
+
+def test_retry_after_is_when_there_is_room(own_server):
+    """At least half of the time that it takes until the same request is accepted: else every retry is refused too."""
+    running = own_server(WITH_ENCODER, "encoder-retry.log", ["--queue-tokens-max", "60000"])
+    with make_client(running) as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ask = client.embeddings.create
+        encoder = [entry.id for entry in client.models.list()][1]
+        # Some 47,000 tokens, and then as many again.
+        texts = long_texts()
+        first = pool.submit(ask, model=encoder, input=texts)
+        wait_until_queued(running)
+        began, told = time.monotonic(), None
+        while True:
+            try:
+                # It leaves at once where it is let in.
+                client.with_options(timeout=0.5).embeddings.create(model=encoder, input=texts)
+            except openai.APITimeoutError:
+                waited = time.monotonic() - began - 0.5
+                break
+            except openai.InternalServerError as error:
+                told = told or int(error.response.headers["retry-after"])
+                time.sleep(0.1)
+        first.result()
+    assert waited / 2 <= told <= 2 * waited + 1, f"told {told} s, and it took {waited:.1f} s"
