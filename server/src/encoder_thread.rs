@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ const SHARED_BATCH_MAX_MS: u64 = 25;
 const SHARED_TOKENS_MIN: usize = 32;
 /// Failed sequences in a row after which an encoder is not healthy.
 const FAILURES_MAX: usize = 3;
-/// What a client is told to wait when the queue is full, in seconds.
-const RETRY_AFTER_S: u64 = 1;
+/// The longest that a client is told to wait when the queue is full.
+const RETRY_AFTER_MAX_S: u64 = 600;
 
 /// What computes batches.
 pub trait Encode: Send {
@@ -66,6 +66,7 @@ struct Shared {
     changed: Condvar,
     /// Sequences that failed since one did not.
     failures: AtomicUsize,
+    tokens_per_s: AtomicU64,
     metrics: EncoderMetrics,
 }
 
@@ -99,6 +100,7 @@ pub fn spawn(
         queue: Mutex::default(),
         changed: Condvar::new(),
         failures: AtomicUsize::new(0),
+        tokens_per_s: AtomicU64::new(0),
         metrics,
     });
     let owner = Owner(Arc::clone(&shared));
@@ -112,6 +114,7 @@ pub fn spawn(
             let (took, number) = (began.elapsed(), turn.number);
             drop(turn);
             pace.learn(batch.tokens.len(), took, number);
+            shared.tokens_per_s.store(pace.tokens_per_s, Ordering::Relaxed);
             shared.metrics.batch(batch.tokens.len(), took);
             shared.deliver(&batch, results);
         }
@@ -206,15 +209,19 @@ impl Pace {
     }
 
     fn learn(&mut self, tokens: usize, took: Duration, turn: u64) {
+        // Somebody had a turn since our last.
+        self.shared = self.last_turn.is_some_and(|last| turn - last > 1);
+        self.last_turn = Some(turn);
+        // A few tokens tell nothing of many.
+        if tokens < SHARED_TOKENS_MIN {
+            return;
+        }
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let rate = tokens as u64 * 1_000_000 / us;
         self.tokens_per_s = match self.tokens_per_s {
             0 => rate,
             before => before / 4 * 3 + rate / 4,
         };
-        // Somebody had a turn since our last.
-        self.shared = self.last_turn.is_some_and(|last| turn - last > 1);
-        self.last_turn = Some(turn);
     }
 }
 
@@ -270,7 +277,9 @@ impl Shared {
             || (queue.tokens > 0 && queue.tokens + tokens > limit);
         if full {
             self.metrics.rejected();
-            return Err(ApiError::overloaded(RETRY_AFTER_S));
+            return Err(ApiError::overloaded(
+                self.retry_after_s((queue.tokens + tokens).saturating_sub(limit)),
+            ));
         }
         self.metrics.request();
         queue.tokens += tokens;
@@ -279,6 +288,12 @@ impl Shared {
         drop(queue);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Seconds in which so many tokens are computed, at the latest rate.
+    fn retry_after_s(&self, tokens: usize) -> u64 {
+        let rate = self.tokens_per_s.load(Ordering::Relaxed).max(1);
+        (tokens as u64).div_ceil(rate).clamp(1, RETRY_AFTER_MAX_S)
     }
 
     /// Waits for work and takes a batch of it; `None` at the end.

@@ -231,7 +231,7 @@ impl ApiError {
 
     /// 503: every queue has its limit, and this one is reached.
     pub fn overloaded(retry_after_s: u64) -> Self {
-        let message = format!("The server is overloaded; try again in {retry_after_s} seconds");
+        let message = format!("The server is overloaded; try again in {retry_after_s} s");
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let error = Self::new(status, Kind::ServerError, Some("server_is_overloaded"), message);
         Self {

@@ -1,4 +1,4 @@
-"""What the server does not do yet: its encoders' queue tells the truth about itself."""
+"""What the queue of an encoder tells about itself."""
 import concurrent.futures
 import time
 
@@ -12,7 +12,7 @@ QUEUED = "rempart_encoder_queue_tokens"
 
 @pytest.mark.models(WITH_ENCODER)
 def test_the_queue_is_empty_when_its_client_has_left(served):
-    """The gauge keeps the last number until somebody else asks for something."""
+    """Nobody needs to ask for anything else first."""
     with pytest.raises(openai.APITimeoutError):
         embed(served, long_texts(), timeout=1)
     deadline = time.monotonic() + 5
