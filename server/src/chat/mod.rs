@@ -66,7 +66,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let prompt = shorten(prompt, common.truncate, common.max_tokens, model);
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let reading = Reading::new(chat, &text, tools.as_ref());
+    let reading = Reading::new(chat, &text, tools.as_ref(), common.format.is_some());
     let format = match tools {
         Some(tools) => {
             let content = common.format.as_ref().map(|asked| &asked.format);

@@ -25,8 +25,8 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Of an answer to a prompt, where functions may be called or not.
-    pub fn new(chat: &Chat, prompt: &str, tools: Option<&Tools>) -> Self {
+    /// Of an answer to a prompt, where functions may be called or not. `formatted`: answers without calls have a format.
+    pub fn new(chat: &Chat, prompt: &str, tools: Option<&Tools>, formatted: bool) -> Self {
         let dialect = &chat.dialect;
         let mut shown = chat.reasoning_tokens.clone();
         if tools.is_some() {
@@ -39,6 +39,8 @@ impl Reading {
                 syntax: dialect.calls.clone(),
                 names: tools.called().map(|function| function.name.clone()).collect(),
                 required: tools.required,
+                // JSON that was asked for is no call.
+                bare: !formatted || dialect.calls.trigger().is_none(),
             }),
             shown,
             short_ids: dialect.short_ids,
@@ -120,17 +122,12 @@ pub fn reasoning(asked: Reasoning, chat: &Chat) -> Result<(Map<String, Value>, O
         }
         EffortArgument::Nothing if reasons && effort != Effort::None => {}
         EffortArgument::Nothing => {
-            let (code, message) = if reasons {
-                (
-                    "unsupported_parameter",
-                    "`reasoning_effort`: this model always reasons",
-                )
+            let message = if reasons {
+                "`reasoning_effort`: this model always reasons"
             } else {
-                let message =
-                    "`reasoning_effort` has no effect: this model does not reason before it answers";
-                ("unsupported_parameter", message)
+                "`reasoning_effort` has no effect: this model does not reason before it answers"
             };
-            return Err(ApiError::invalid(EFFORT, code, message));
+            return Err(ApiError::invalid(EFFORT, "unsupported_parameter", message));
         }
     }
     if effort != Effort::None && reasons {

@@ -124,9 +124,7 @@ impl Rules<'_> {
             names.join(" | ")
         };
         let between = syntax.between.as_deref().filter(|_| self.format.parallel);
-        let further = between
-            .map_or("", |_| "further*")
-            .replace("further", &format!("{rule}_further"));
+        let further = between.map_or_else(String::new, |_| format!("({rule}_further)*"));
         let mut text = format!(
             "{rule}: ({}) {further} {}\n",
             any("first"),

@@ -46,6 +46,8 @@ pub struct Callable {
     pub names: Vec<String>,
     /// Whether an answer is calls and nothing else.
     pub required: bool,
+    /// Whether a call may be what an answer begins with, without a tag.
+    pub bare: bool,
 }
 
 /// The calls of one answer.
@@ -78,7 +80,7 @@ impl Reader {
         let mut reader = Self {
             reasoning,
             calls: calls.map(|calls| Calls {
-                bare: calls.syntax.bare(),
+                bare: calls.syntax.bare().filter(|_| calls.bare),
                 syntax: calls.syntax,
                 names: calls.names,
                 only: calls.required,

@@ -12,6 +12,7 @@ fn known(syntax: CallSyntax) -> Callable {
         syntax,
         names: vec!["a".to_owned(), "b".to_owned()],
         required: false,
+        bare: true,
     }
 }
 
@@ -107,6 +108,14 @@ fn calls_without_tags() {
         read(&format!("{one}\n{{\"name\": \"")),
         call("a", "{\"x\": 1}"),
         "the beginning of one more"
+    );
+    let without = Callable {
+        bare: false,
+        ..known(tagged())
+    };
+    assert_eq!(
+        self::read(Reader::new(None, Some(without), false), &[one]),
+        [content(one)]
     );
     let other = one.replace("\"a\"", "\"Ada\"");
     assert_eq!(read(&other), [content(&other)]);
