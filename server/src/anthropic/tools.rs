@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::tools::{Choice, Function, Tools, check_functions, parameters};
+use crate::openai::tools::{Choice, Function, Tools, functions, parameters};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -13,19 +13,11 @@ type Result<T> = std::result::Result<T, ApiError>;
 pub(super) fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<Tools>> {
     let functions = object
         .take("tools")
-        .map(|raw| functions(raw, limits))
+        .map(|raw| functions(raw, limits, "name", tool))
         .transpose()?;
     let choice = object.take("tool_choice").map(tool_choice).transpose()?;
     let (choice, parallel) = choice.unwrap_or((Choice::Auto, true));
     Tools::new(functions.unwrap_or_default(), choice, parallel)
-}
-
-fn functions(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Function>> {
-    let items = json::array(raw, "tools", limits.tools_max)?;
-    let function = |(at, raw): (usize, &&RawValue)| tool(raw, &format!("tools[{at}]"), limits);
-    let functions: Vec<Function> = items.iter().enumerate().map(function).collect::<Result<_>>()?;
-    check_functions(&functions, raw, limits, "name")?;
-    Ok(functions)
 }
 
 fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> {

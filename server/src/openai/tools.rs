@@ -43,7 +43,7 @@ impl Tools {
     pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<Self>> {
         let functions = object
             .take("tools")
-            .map(|raw| functions(raw, limits))
+            .map(|raw| functions(raw, limits, "function.name", tool))
             .transpose()?;
         let choice = Choice::read(object.take("tool_choice"), limits)?;
         let parallel = object.boolean("parallel_tool_calls")?.unwrap_or(true);
@@ -91,36 +91,32 @@ impl Tools {
     }
 }
 
-fn functions(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Function>> {
-    let items = json::array(raw, "tools", limits.tools_max)?;
-    let function = |(at, raw): (usize, &&RawValue)| tool(raw, &format!("tools[{at}]"), limits);
-    let functions: Vec<Function> = items.iter().enumerate().map(function).collect::<Result<_>>()?;
-    check_functions(&functions, raw, limits, "function.name")?;
-    Ok(functions)
-}
-
-/// Refuses functions that are too large together, and names that are bad or not the only one of their kind. `name` is where
-/// a tool has it.
-pub fn check_functions(
-    functions: &[Function],
+/// The functions of `tools`, each read by `tool`. Refuses those that are too large together, and names that are bad or not
+/// the only one of their kind; `name` is where a tool has it.
+pub fn functions(
     raw: &RawValue,
     limits: &RequestLimits,
     name: &str,
-) -> Result<()> {
+    tool: impl Fn(&RawValue, &str, &RequestLimits) -> Result<Function>,
+) -> Result<Vec<Function>> {
+    let items = json::array(raw, "tools", limits.tools_max)?;
     let (bytes, limit) = (raw.get().len(), limits.tools_bytes_max);
     if bytes > limit {
         let message = format!("`tools` has {bytes} bytes, but the limit is {limit}");
         return Err(ApiError::invalid("tools", "out_of_range", message));
     }
-    for (at, function) in functions.iter().enumerate() {
+    let mut functions: Vec<Function> = Vec::with_capacity(items.len());
+    for (at, raw) in items.iter().enumerate() {
+        let function = tool(raw, &format!("tools[{at}]"), limits)?;
         let path = format!("tools[{at}].{name}");
         check_name(&function.name, &path)?;
-        if functions[..at].iter().any(|other| other.name == function.name) {
+        if functions.iter().any(|other| other.name == function.name) {
             let message = format!("`{path}` is the name of another function in `tools`");
             return Err(ApiError::invalid(path, "invalid_value", message));
         }
+        functions.push(function);
     }
-    Ok(())
+    Ok(functions)
 }
 
 fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> {

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::tools::{Choice, Function, Tools, check_functions, parameters};
+use crate::openai::tools::{Choice, Function, Tools, functions, parameters};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -15,7 +15,7 @@ const CHOICE: &str = "tool_choice";
 pub(super) fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<Tools>> {
     let functions = object
         .take("tools")
-        .map(|raw| functions(raw, limits))
+        .map(|raw| functions(raw, limits, "name", tool))
         .transpose()?;
     let choice = object.take(CHOICE).map(|raw| choice(raw, limits)).transpose()?;
     let parallel = object.boolean("parallel_tool_calls")?.unwrap_or(true);
@@ -24,14 +24,6 @@ pub(super) fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Op
         choice.unwrap_or(Choice::Auto),
         parallel,
     )
-}
-
-fn functions(raw: &RawValue, limits: &RequestLimits) -> Result<Vec<Function>> {
-    let items = json::array(raw, "tools", limits.tools_max)?;
-    let function = |(at, raw): (usize, &&RawValue)| tool(raw, &format!("tools[{at}]"), limits);
-    let functions: Vec<Function> = items.iter().enumerate().map(function).collect::<Result<_>>()?;
-    check_functions(&functions, raw, limits, "name")?;
-    Ok(functions)
 }
 
 fn tool(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Function> {
