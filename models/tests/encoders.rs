@@ -149,7 +149,8 @@ fn tasks_are_what_the_files_say() {
     };
     let task = |name| load(name, Precision::F32).task;
     assert_eq!(task("bert"), embed(Pooling::Mean, true, 24));
-    assert_eq!(task("bert-tanh"), embed(Pooling::Mean, false, 24));
+    // Without files that say anything.
+    assert_eq!(task("bert-tanh"), embed(Pooling::Mean, true, 24));
     assert_eq!(task("roberta"), embed(Pooling::Cls, false, 16));
     assert_eq!(task("modernbert"), embed(Pooling::Max, false, 24));
     assert!(matches!(task("bert-classifier"), Task::Rank { labels: 1, .. }));
@@ -161,6 +162,21 @@ fn tasks_are_what_the_files_say() {
     assert_eq!(load("xlm-roberta-classifier", Precision::F32).tokens_max, 38);
     assert!(LoadedEncoder::is_one(&folder("bert")));
     assert!(!LoadedEncoder::is_one(Path::new(env!("CARGO_MANIFEST_DIR"))));
+}
+
+/// Tokenizers tell the parts of a pair apart for models that do not, too.
+#[test]
+fn types_mean_nothing_where_there_is_no_table() {
+    let model = load("modernbert", Precision::F32);
+    let embed = |token_types: &[u32]| {
+        let batch = EncoderBatch {
+            tokens: &[5, 6, 7],
+            token_types,
+            lengths: &[3],
+        };
+        model.embed(&batch).unwrap()
+    };
+    assert_eq!(embed(&[0, 0, 1]), embed(&[]));
 }
 
 /// A thread of its own runs each model.
