@@ -119,6 +119,8 @@ async fn a_full_queue_refuses_and_late_requests_end() {
         )
         .await;
     assert_eq!(late.unwrap_err().status, 504);
+    // Behind its next batch the thread has forgotten the late one.
+    assert!(handle.run(sequences(&[1], 3), soon()).await.is_ok());
     let all = futures::future::join_all((0..20).map(|_| handle.run(sequences(&[1; 5], 10), soon()))).await;
     let refused = all
         .iter()
