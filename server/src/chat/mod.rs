@@ -19,7 +19,7 @@ use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT, Prompt};
 use crate::openai::format::AskedFormat;
 use crate::openai::shared::{Common, Truncate};
 use crate::openai::tools::Tools;
-use plan::{Reading, Thinking};
+use plan::{Budget, Reading, Thinking};
 use template::Chat;
 
 /// A prompt of up to so many contexts is counted exactly when it is refused.
@@ -59,14 +59,14 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     let common = &request.common;
     model.check_name(&common.model)?;
     check_tokens_known(common, model)?;
-    let Conversation { tools, reasoning, .. } = &request.conversation;
+    let tools = request.conversation.tools.as_ref();
     let chat = chat_of(model)?;
     let counted = counted_max(model, common);
-    let (text, prompt) = conversation_tokens(&request.conversation, model, limits, counted)?;
-    let prompt = shorten(prompt, common.truncate, common.max_tokens, model);
+    let rendered = render(&request.conversation, model, limits, counted)?;
+    let prompt = shorten(rendered.tokens, common.truncate, common.max_tokens, model);
     let max_tokens = room("messages", model, prompt.len(), common.max_tokens)?;
     check_min_tokens(common, max_tokens)?;
-    let reading = Reading::new(chat, &text, tools.as_ref(), common.format.is_some());
+    let reading = Reading::new(chat, &rendered.text, tools, common.format.is_some());
     let format = match tools {
         Some(tools) => {
             let content = common.format.as_ref().map(|asked| &asked.format);
@@ -75,8 +75,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
         None => common.format.clone(),
     };
     check_format(common, format.as_ref())?;
-    let (_, budget) = plan::reasoning(*reasoning, chat)?;
-    let thinking = Thinking::plan(chat, &reading, budget, format.as_ref())?;
+    let thinking = Thinking::plan(chat, &reading, rendered.budget, format.as_ref())?;
     let requests = vec![engine_request(
         common,
         model,
@@ -150,13 +149,21 @@ fn chat_of(model: &Model) -> Result<&Chat> {
     })
 }
 
-/// Renders a conversation with the model's template and tokenizes it: the prompt as text and as tokens.
-pub fn conversation_tokens(
+/// A conversation as a model is given it.
+pub struct Rendered {
+    pub text: String,
+    pub tokens: Vec<u32>,
+    /// What limits the reasoning in the answer.
+    pub budget: Option<Budget>,
+}
+
+/// Renders a conversation with the model's template and tokenizes it.
+pub fn render(
     conversation: &Conversation,
     model: &Model,
     limits: &RequestLimits,
     tokens_max: usize,
-) -> Result<(String, Vec<u32>)> {
+) -> Result<Rendered> {
     let chat = chat_of(model)?;
     check_bytes("messages", conversation.content_bytes(), limits)?;
     // Where an answer goes on with the last message, a mark that no client can know tells where its content ends.
@@ -166,7 +173,7 @@ pub fn conversation_tokens(
     let messages = conversation.template_messages(mark.as_deref().unwrap_or_default());
     let tools = conversation.tools.as_ref().map(Tools::template_tools);
     let (messages, tools) = chat.dialect.conversation(messages, tools);
-    let (mut kwargs, _) = plan::reasoning(conversation.reasoning, chat)?;
+    let (mut kwargs, budget) = plan::reasoning(conversation.reasoning, chat)?;
     kwargs.extend(conversation.template_kwargs.clone());
     let input = RenderInput {
         messages: &messages,
@@ -188,7 +195,7 @@ pub fn conversation_tokens(
     check_bytes("messages", text.len(), limits)?;
     let segments: Vec<Segment<'_>> = segments.iter().map(OwnedSegment::as_segment).collect();
     let tokens = encode("messages", &segments, false, model, tokens_max)?;
-    Ok((text, tokens))
+    Ok(Rendered { text, tokens, budget })
 }
 
 /// Cuts off what a template writes from the mark on, which stands behind the last message's content.

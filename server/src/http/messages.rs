@@ -15,7 +15,7 @@ use crate::anthropic::MessagesRequest;
 use crate::chat::assemble::Said;
 use crate::chat::blocks::{Block, Blocks, Step};
 use crate::chat::generation::{Generation, Update};
-use crate::chat::{Prepared, conversation_tokens, prepare_chat};
+use crate::chat::{Prepared, prepare_chat, render};
 use crate::config::RequestLimits;
 use crate::model::Model;
 use crate::openai::shared::Usage;
@@ -100,9 +100,9 @@ pub async fn count_tokens(State(app): State<AppState>, request: Request) -> Resu
     let work = move || {
         let request = MessagesRequest::parse(&bytes, &request_limits, false)?.chat;
         model.check_name(&request.common.model)?;
-        conversation_tokens(&request.conversation, &model, &request_limits, usize::MAX)
+        render(&request.conversation, &model, &request_limits, usize::MAX)
     };
-    let (_, tokens) = app.preparation.run(work).await?;
+    let tokens = app.preparation.run(work).await?.tokens;
     Ok(Json(json!({"input_tokens": tokens.len()})).into_response())
 }
 

@@ -26,7 +26,7 @@ pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<J
                 chat::text_tokens(prompt, special, &model, &request_limits, usize::MAX)?
             }
             Source::Chat(conversation) => {
-                chat::conversation_tokens(conversation, &model, &request_limits, usize::MAX)?.1
+                chat::render(conversation, &model, &request_limits, usize::MAX)?.tokens
             }
         };
         let text = |token: &u32| String::from_utf8_lossy(&model.token_bytes(*token)).into_owned();

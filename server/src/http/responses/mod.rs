@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::{AppState, Arrived, generate, limits, sse};
-use crate::chat::{conversation_tokens, prepare_chat};
+use crate::chat::{prepare_chat, render};
 use crate::config::RequestLimits;
 use crate::model::Model;
 use crate::openai::responses::ResponsesRequest;
+use crate::response_store::Stored;
 use answer::Answer;
 
 pub async fn create(
@@ -56,9 +57,9 @@ pub async fn input_tokens(State(app): State<AppState>, request: Request) -> Resu
     let work = move || {
         let request = parse(&state, &bytes, &state.limits)?.chat;
         model.check_name(&request.common.model)?;
-        conversation_tokens(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
+        render(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
     };
-    let (_, tokens) = app.preparation.run(work).await?;
+    let tokens = app.preparation.run(work).await?.tokens;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})).into_response())
 }
 
@@ -93,17 +94,20 @@ fn only(id: Result<Path<String>, PathRejection>, query: Option<&str>) -> Result<
     id.map_err(|_| ApiError::response_not_found(None))
 }
 
+/// What there is to tell of a kept answer.
+fn tell(app: &AppState, id: &str, tell: impl FnOnce(&Stored) -> Response) -> Result<Response, ApiError> {
+    let mut kept = app.responses();
+    let found = kept.get(id, Instant::now()).map(tell);
+    found.ok_or_else(|| ApiError::response_not_found(None))
+}
+
 pub async fn retrieve(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let id = only(id, query.as_deref())?;
-    let mut kept = app.responses();
-    let found = kept
-        .get(&id, Instant::now())
-        .ok_or_else(|| ApiError::response_not_found(None))?;
-    Ok(Json(&found.response).into_response())
+    tell(&app, &id, |kept| Json(&kept.response).into_response())
 }
 
 #[derive(Serialize)]
@@ -121,12 +125,12 @@ pub async fn input_items(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let id = only(id, query.as_deref())?;
-    let mut kept = app.responses();
-    let found = kept
-        .get(&id, Instant::now())
-        .ok_or_else(|| ApiError::response_not_found(None))?;
+    tell(&app, &id, list_items)
+}
+
+fn list_items(kept: &Stored) -> Response {
     // The newest comes first, as with OpenAI.
-    let data: Vec<&RawValue> = found.items.iter().rev().map(Box::as_ref).collect();
+    let data: Vec<&RawValue> = kept.items.iter().rev().map(Box::as_ref).collect();
     let id_of = |item: Option<&&RawValue>| {
         let item: Option<Value> = item.and_then(|raw| serde_json::from_str(raw.get()).ok());
         item.map(|item| item["id"].clone())
@@ -138,7 +142,7 @@ pub async fn input_items(
         data,
         has_more: false,
     };
-    Ok(Json(list).into_response())
+    Json(list).into_response()
 }
 
 pub async fn delete(
