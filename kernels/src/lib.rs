@@ -5,8 +5,15 @@
 //! result of a row never depends on the other rows of its batch: every kernel sums one row in one order, whatever
 //! surrounds it.
 
+// Unit tests share what the integration tests have in common.
+#[cfg(all(test, feature = "simt"))]
+extern crate self as rempart_kernels;
+
 pub mod cpu;
+#[cfg(any(feature = "cuda", all(test, feature = "simt")))]
+mod cuda;
 mod dense;
+mod device;
 mod error;
 mod format;
 mod matrix;
@@ -15,7 +22,10 @@ mod packed;
 pub mod pool;
 mod weight;
 
+#[cfg(feature = "cuda")]
+pub use cuda::CardWeight;
 pub use dense::{Dense, Precision};
+pub use device::{free_memory, open_cuda};
 pub use error::Error;
 pub use format::Format;
 pub use matrix::Matrix;

@@ -1,5 +1,7 @@
 //! The weights of a layer, in the layout its kernel reads.
 
+use candle_core::{Device, Result, bail};
+
 use crate::{
     Activations, Format, Matrix, Packed, cpu,
     packed::{Pages, Resident},
@@ -12,6 +14,9 @@ pub enum Weight {
     Dense(Matrix),
     /// Integer codes with scales, in panels.
     Packed(Packed),
+    /// The same in a card's memory.
+    #[cfg(feature = "cuda")]
+    Card(crate::CardWeight),
 }
 
 impl Weight {
@@ -29,11 +34,37 @@ impl Weight {
         Self::Dense(matrix)
     }
 
+    /// The weights in the memory of `device`: themselves for the CPU.
+    ///
+    /// # Errors
+    /// The device has no room, or no kernels for weights of this format.
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        match (self, device) {
+            (weight, Device::Cpu) => Ok(weight),
+            #[cfg(feature = "cuda")]
+            (Self::Packed(packed), Device::Cuda(device)) => {
+                Ok(Self::Card(crate::CardWeight::new(&packed, device)?))
+            }
+            (weight, device) => bail!(
+                "weights in {:?} cannot be used on {:?} by this version",
+                weight.format(),
+                device.location()
+            ),
+        }
+    }
+
+    /// Whether it is in the processor's memory.
+    pub fn on_cpu(&self) -> bool {
+        matches!(self, Self::Dense(_) | Self::Packed(_))
+    }
+
     /// The format of the file.
     pub fn format(&self) -> Format {
         match self {
             Self::Dense(matrix) => matrix.format(),
             Self::Packed(packed) => packed.format(),
+            #[cfg(feature = "cuda")]
+            Self::Card(weight) => weight.format(),
         }
     }
 
@@ -42,6 +73,8 @@ impl Weight {
         match self {
             Self::Dense(_) => None,
             Self::Packed(packed) => Some(packed.activations()),
+            #[cfg(feature = "cuda")]
+            Self::Card(_) => Some(Activations::Int8),
         }
     }
 
@@ -50,6 +83,8 @@ impl Weight {
         match self {
             Self::Dense(matrix) => matrix.rows(),
             Self::Packed(packed) => packed.rows(),
+            #[cfg(feature = "cuda")]
+            Self::Card(weight) => weight.rows(),
         }
     }
 
@@ -58,6 +93,8 @@ impl Weight {
         match self {
             Self::Dense(matrix) => matrix.cols(),
             Self::Packed(packed) => packed.cols(),
+            #[cfg(feature = "cuda")]
+            Self::Card(weight) => weight.cols(),
         }
     }
 
@@ -69,6 +106,8 @@ impl Weight {
                 cpu::best().dequantize(matrix.format(), matrix.rows_bytes(row..row + 1), out);
             }
             Self::Packed(packed) => packed.row(row, out),
+            #[cfg(feature = "cuda")]
+            Self::Card(_) => panic!("rows of a card's weights are read there, by `embed`"),
         }
     }
 }

@@ -177,7 +177,8 @@ proptest! {
             }
         }
         each_table(|table| {
-            let options = RopeOptions { inv_freq: &freq, attention_factor: 1.5, style, norm: None, factors: None };
+            let inv_freq = Tensor::from_slice(&freq, half, &Device::Cpu).unwrap();
+            let options = RopeOptions { inv_freq: &inv_freq, attention_factor: 1.5, style, norm: None, factors: None };
             let out = values(&rope(&x, &options, &positions).unwrap());
             assert_close(&out, &exact, |_| 2e-6, table.name);
         });
@@ -320,6 +321,7 @@ fn fused_norms_are_their_parts() {
     // The columns of a wider tensor, as attention sees them.
     let part = rng.tensor(&[n, 96]).narrow(1, 32, 64).unwrap();
     let freq: Vec<f32> = (0..16).map(|i| 1.0 / (i + 1) as f32).collect();
+    let freq = Tensor::from_vec(freq, 16, &Device::Cpu).unwrap();
     let positions: Vec<u32> = (0..n as u32).collect();
     let plain = RopeOptions {
         inv_freq: &freq,
@@ -339,16 +341,14 @@ fn fused_norms_are_their_parts() {
         let expected = rope(&heads, &plain, &positions).unwrap();
         assert_eq!(bits(&rotated), bits(&expected), "{}", table.name);
         let factors: Vec<f32> = (0..64).map(|i| 0.25 * (i % 5) as f32).collect();
+        let factors = Tensor::from_vec(factors, 64, &Device::Cpu).unwrap();
         let scaled = RopeOptions {
             norm,
             factors: Some(&factors),
             ..plain
         };
-        let (scaled, factors) = (
-            rope(&part, &scaled, &positions).unwrap(),
-            Tensor::from_slice(&factors, 64, &Device::Cpu),
-        );
-        let expected = expected.broadcast_mul(&factors.unwrap()).unwrap();
+        let scaled = rope(&part, &scaled, &positions).unwrap();
+        let expected = expected.broadcast_mul(&factors).unwrap();
         assert_eq!(bits(&scaled), bits(&expected), "{}", table.name);
     });
 }

@@ -104,7 +104,7 @@ fn build(scene: &Scene) -> Built {
         .sum::<usize>()
         + 1;
     let mut free: Vec<u32> = (0..blocks as u32).collect();
-    let cache = KvCache::new(blocks, block_size, kv_heads, d, scene.dtype).unwrap();
+    let cache = KvCache::new(blocks, block_size, kv_heads, d, scene.dtype, &Device::Cpu).unwrap();
     let slots: Vec<u32> = (0..(blocks * block_size) as u32).collect();
     let nan = (Tensor::ones(
         (slots.len(), kv_heads * d),

@@ -139,16 +139,17 @@ fn elementwise_shapes() {
         norm: None,
         factors: None,
     };
-    let two = options(&[1.0, 1.0]);
+    let (freq, none, three) = (zeros(&[2]), zeros(&[0]), zeros(&[3]));
+    let two = options(&freq);
     refused(rope(&zeros(&[2, 1, 4]), &two, &[0, 0]), "[n, width]");
     refused(rope(&zeros(&[2, 4]), &two, &[0]), "positions");
     let factors = RopeOptions {
-        factors: Some(&[1.0; 3]),
+        factors: Some(&three),
         ..two
     };
     refused(rope(&zeros(&[2, 4]), &factors, &[0, 1]), "3 factors");
     refused(rope(&zeros(&[2, 5]), &two, &[0, 1]), "frequencies");
-    refused(rope(&zeros(&[2, 5]), &options(&[]), &[0, 1]), "frequencies");
+    refused(rope(&zeros(&[2, 5]), &options(&none), &[0, 1]), "frequencies");
     refused(rope(&zeros(&[4, 2]).t().unwrap(), &two, &[0, 1]), "contiguous");
     let weight = zeros(&[3]);
     let norm = Some(InputNorm {
@@ -163,7 +164,7 @@ fn elementwise_shapes() {
 
 #[test]
 fn cache_slots() {
-    let cache = KvCache::new(2, 16, 1, 8, KvDtype::Bf16).unwrap();
+    let cache = KvCache::new(2, 16, 1, 8, KvDtype::Bf16, &Device::Cpu).unwrap();
     let new = zeros(&[2, 8]);
     assert!(write_kv(&cache, &new, &new, &[0, 31]).is_ok());
     refused(write_kv(&cache, &new, &new, &[0, 32]), "slot 32");
@@ -178,13 +179,16 @@ fn cache_slots() {
         "[n, width]",
     );
     for size in [0, 4, 24] {
-        refused(KvCache::new(2, size, 1, 8, KvDtype::F32), "multiple of 16");
+        refused(
+            KvCache::new(2, size, 1, 8, KvDtype::F32, &Device::Cpu),
+            "multiple of 16",
+        );
     }
 }
 
 #[test]
 fn attention_rows() {
-    let cache = KvCache::new(4, 16, 2, 8, KvDtype::F32).unwrap();
+    let cache = KvCache::new(4, 16, 2, 8, KvDtype::F32, &Device::Cpu).unwrap();
     let options = AttentionOptions {
         scale: 1.0,
         window: None,
@@ -216,10 +220,13 @@ fn attention_rows() {
         ..options
     };
     refused(paged_attention(&zeros(&[3, 32]), &cache, &[], &blind), "window");
-    refused(KvCache::new(1 << 40, 1 << 20, 8, 64, KvDtype::Bf16), "too large");
+    refused(
+        KvCache::new(1 << 40, 1 << 20, 8, 64, KvDtype::Bf16, &Device::Cpu),
+        "too large",
+    );
     for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
         refused(
-            KvCache::new(1, 16, 1, usize::MAX / 16, dtype),
+            KvCache::new(1, 16, 1, usize::MAX / 16, dtype, &Device::Cpu),
             "at most 1048576 dimensions",
         );
     }

@@ -1,6 +1,6 @@
 //! What every decoder has around its blocks: embedding, final norm, output head on the rows that are sampled.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rempart_kernels::op;
 
 use crate::{
@@ -59,8 +59,11 @@ impl<B: Block> Model for Decoder<B> {
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, input, kv.layer(layer))?;
         }
+        if input.logits.is_empty() {
+            return Ok(Tensor::zeros((0, self.head.outputs()), DType::F32, &Device::Cpu)?);
+        }
         // The head dominates small models: only the rows that are sampled pass through it.
-        let wanted = Tensor::from_slice(input.logits, input.logits.len(), &Device::Cpu)?;
+        let wanted = Tensor::from_slice(input.logits, input.logits.len(), x.device())?;
         let x = self.norm.forward(&x.index_select(&wanted, 0)?)?;
         self.head.forward(&x)
     }

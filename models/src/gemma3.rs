@@ -28,9 +28,9 @@ pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>) -> Result<Decode
         Source::Gguf => 0.0,
         Source::Safetensors => 1.0,
     };
-    let rope = |rope| Rope::new(rope, config.head_dim, RopeStyle::Halves, None);
-    let global = rope(&config.rope);
-    let local = rope(config.rope_local.as_ref().unwrap_or(&config.rope));
+    let rope = |rope| Rope::new(rope, config.head_dim, RopeStyle::Halves, None, weights.device());
+    let global = rope(&config.rope)?;
+    let local = rope(config.rope_local.as_ref().unwrap_or(&config.rope))?;
     Decoder::load(
         config,
         weights,

@@ -1,5 +1,6 @@
 //! The paged keys and values of all layers.
 
+use candle_core::Device;
 use rempart_kernels::{KvDtype, op};
 
 use crate::{ModelConfig, Result};
@@ -11,12 +12,19 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Allocates zeroed keys and values. Their memory is taken as it is written.
+    /// Allocates zeroed keys and values. On the CPU their memory is taken as it is written.
     ///
     /// # Errors
     /// When they are too large to be counted, or the block size is no multiple of 16.
-    pub fn new(config: &ModelConfig, blocks: usize, block_size: usize, dtype: KvDtype) -> Result<Self> {
-        let layer = |_| op::KvCache::new(blocks, block_size, config.kv_heads, config.head_dim, dtype);
+    pub fn new(
+        config: &ModelConfig,
+        blocks: usize,
+        block_size: usize,
+        dtype: KvDtype,
+        device: &Device,
+    ) -> Result<Self> {
+        let (heads, d) = (config.kv_heads, config.head_dim);
+        let layer = |_| op::KvCache::new(blocks, block_size, heads, d, dtype, device);
         let layers = (0..config.layers)
             .map(layer)
             .collect::<candle_core::Result<_>>()?;

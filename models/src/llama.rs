@@ -17,6 +17,12 @@ pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>) -> Result<Decode
         Source::Safetensors => RopeStyle::Halves,
     };
     let divisors = weights.at("rope_freqs").optional_vector(config.head_dim / 2)?;
-    let rope = Rope::new(&config.rope, config.head_dim, style, divisors.as_deref());
+    let rope = Rope::new(
+        &config.rope,
+        config.head_dim,
+        style,
+        divisors.as_deref(),
+        weights.device(),
+    )?;
     PreNormBlock::decoder(config, weights, &rope, None)
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use rempart_kernels::Activations;
 
 use crate::{
@@ -10,12 +11,24 @@ use crate::{
 };
 
 /// How to load.
-#[derive(Default)]
 pub struct LoadOptions<'a> {
+    /// Where the model computes.
+    pub device: Device,
     /// How layers with integer weights round their activations.
     pub activations: Activations,
     /// Called with bytes read so far and bytes in all, as the weights come into memory.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
+}
+
+impl Default for LoadOptions<'_> {
+    /// On the CPU, activations rounded to 8 bits.
+    fn default() -> Self {
+        Self {
+            device: Device::Cpu,
+            activations: Activations::default(),
+            progress: None,
+        }
+    }
 }
 
 /// A model's files, opened: all that is known of it before its weights are read.
@@ -68,6 +81,7 @@ impl ModelFiles {
             .checkpoint
             .weights()
             .with_activations(options.activations)
+            .with_device(&options.device)
             .with_progress(Progress(options.progress));
         let model = build(&self.config, &weights)?;
         if let Some(progress) = options.progress {

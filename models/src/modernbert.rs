@@ -69,7 +69,7 @@ impl PreNormLayer {
         Ok(Self {
             attention_norm: (layer > 0).then(|| norm("attn_norm")).transpose()?,
             qkv: dense("attn.Wqkv", (3 * hidden, hidden), modern.attention_bias)?,
-            rope: Rope::new(rope, config.head_dim, RopeStyle::Halves, None),
+            rope: Rope::new(rope, config.head_dim, RopeStyle::Halves, None, weights.device())?,
             attention: BidirectionalOptions {
                 head_dim: config.head_dim,
                 scale: (config.head_dim as f32).powf(-0.5),

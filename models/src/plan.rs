@@ -29,6 +29,9 @@ pub struct PlanRequest {
     pub kv_dtype: KvDtype,
     /// Bytes for keys and values; `None` lets the plan decide.
     pub kv: Option<u64>,
+    /// Whether the memory is there for models alone, as a card's is: then a plan that decides gives keys and values all that
+    /// is left.
+    pub dedicated: bool,
 }
 
 /// Memory by use, bytes.
@@ -60,7 +63,11 @@ impl MemoryPlan {
         let activations = activations(config, request);
         let left = request.available.saturating_sub(request.weights + activations);
         let kv = request.kv.unwrap_or_else(|| {
-            let automatic = (left / KV_PARTS).min(KV_AUTO_MAX);
+            let automatic = if request.dedicated {
+                left
+            } else {
+                (left / KV_PARTS).min(KV_AUTO_MAX)
+            };
             automatic.max(one_context)
         });
         let blocks = kv / block_bytes;
@@ -142,6 +149,7 @@ mod tests {
             logit_rows: 64,
             kv_dtype: KvDtype::Bf16,
             kv: None,
+            dedicated: false,
         }
     }
 

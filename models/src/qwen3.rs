@@ -11,6 +11,12 @@ use crate::{
 
 /// Loads the model.
 pub(crate) fn load(config: &ModelConfig, weights: &Weights<'_>) -> Result<Decoder<PreNormBlock>> {
-    let rope = Rope::new(&config.rope, config.head_dim, RopeStyle::Halves, None);
+    let rope = Rope::new(
+        &config.rope,
+        config.head_dim,
+        RopeStyle::Halves,
+        None,
+        weights.device(),
+    )?;
     PreNormBlock::decoder(config, weights, &rope, Some(0.0))
 }

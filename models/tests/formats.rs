@@ -17,6 +17,7 @@ use support::{Driver, LoadedModel, Rng, Tensors, difference, load, random_tensor
 
 /// Weights packed from GGUF meet rounded activations, safetensors' do not: as little rounding as there is.
 const EXACT: LoadOptions<'_> = LoadOptions {
+    device: Device::Cpu,
     progress: None,
     activations: Activations::Int16,
 };

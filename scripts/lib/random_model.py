@@ -1,15 +1,16 @@
-"""A checkpoint with the shape of Llama 3.2 1B and random weights, for measuring speed where no package carries such a model.
+"""A checkpoint with the shape of a Llama 3 and random weights, for measuring speed where no package carries such a model.
 
-Tensor types are those of a Q4_K_M file.  The vocabulary is the beginning of another model's, whose merges make its tokens.
+Tensor types are those of a Q4_K_M file.  The vocabulary is the beginning of another model's, whose merges make its tokens;
+of that model only the metadata are read.
 Weights repeat after some megabytes: caches go by addresses, so that no reader notices.
 """
+import dataclasses
 import os
 import pathlib
 import random
 import struct
 
-TITLE = "Random weights in the shape of Llama 3.2 1B, GGUF Q4_K_M mix"
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCAB = 2048, 16, 32, 8, 64, 8192, 128256
+VOCAB = 128256
 SEED = 20261124
 # In the file's name: another content must not be taken for an earlier one.
 REVISION = 2
@@ -23,6 +24,32 @@ BLOCK_BYTES = {Q4_K: 144, Q6_K: 210}
 # How many different blocks there are of each type.
 POOL_BLOCKS = 1 << 15
 CONTROL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How large a model is."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    # Whether the embedding is the head too.
+    tied: bool
+
+    @property
+    def title(self):
+        return f"Random weights in the shape of {self.name}, GGUF Q4_K_M mix"
+
+
+SHAPES = {
+    "1b": Shape("Llama 3.2 1B", 2048, 16, 32, 8, 64, 8192, tied=True),
+    "8b": Shape("Llama 3.1 8B", 4096, 32, 32, 8, 128, 14336, tied=False),
+}
+TITLE = SHAPES["1b"].title
 
 
 class Reader:
@@ -86,37 +113,40 @@ def vocabulary(donor):
     )), 7
 
 
-def shape():
+def metadata(shape):
     """The metadata that say how large the model is, and their number."""
     numbers = {
-        "context_length": 131072, "embedding_length": HIDDEN, "block_count": LAYERS, "feed_forward_length": FEED_FORWARD,
-        "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "rope.dimension_count": HEAD_DIM,
-        "vocab_size": VOCAB,
+        "context_length": 131072, "embedding_length": shape.hidden, "block_count": shape.layers,
+        "feed_forward_length": shape.feed_forward, "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads, "rope.dimension_count": shape.head_dim, "vocab_size": VOCAB,
     }
     floats = {"rope.freq_base": 500000.0, "attention.layer_norm_rms_epsilon": 1e-5}
-    pairs = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, TITLE)]
+    pairs = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, shape.title)]
     pairs += [pair(f"llama.{key}", UINT32, value) for key, value in numbers.items()]
     pairs += [pair(f"llama.{key}", FLOAT32, value) for key, value in floats.items()]
     return b"".join(pairs), len(pairs)
 
 
-def tensors():
+def tensors(shape):
     """Name, rows, columns and type of each tensor; a vector has no rows."""
-    yield "token_embd.weight", VOCAB, HIDDEN, Q6_K
-    for layer in range(LAYERS):
+    hidden, layers, feed_forward = shape.hidden, shape.layers, shape.feed_forward
+    yield "token_embd.weight", VOCAB, hidden, Q6_K if shape.tied else Q4_K
+    for layer in range(layers):
         # Half of the layers hold these two in more bits, as llama.cpp's mix has it.
-        wide = Q6_K if layer < LAYERS // 8 or layer >= 7 * LAYERS // 8 or (layer - LAYERS // 8) % 3 == 2 else Q4_K
+        wide = Q6_K if layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2 else Q4_K
         block = f"blk.{layer}"
-        yield f"{block}.attn_norm.weight", 0, HIDDEN, F32
-        yield f"{block}.attn_q.weight", HEADS * HEAD_DIM, HIDDEN, Q4_K
-        yield f"{block}.attn_k.weight", KV_HEADS * HEAD_DIM, HIDDEN, Q4_K
-        yield f"{block}.attn_v.weight", KV_HEADS * HEAD_DIM, HIDDEN, wide
-        yield f"{block}.attn_output.weight", HIDDEN, HEADS * HEAD_DIM, Q4_K
-        yield f"{block}.ffn_norm.weight", 0, HIDDEN, F32
-        yield f"{block}.ffn_gate.weight", FEED_FORWARD, HIDDEN, Q4_K
-        yield f"{block}.ffn_up.weight", FEED_FORWARD, HIDDEN, Q4_K
-        yield f"{block}.ffn_down.weight", HIDDEN, FEED_FORWARD, wide
-    yield "output_norm.weight", 0, HIDDEN, F32
+        yield f"{block}.attn_norm.weight", 0, hidden, F32
+        yield f"{block}.attn_q.weight", shape.heads * shape.head_dim, hidden, Q4_K
+        yield f"{block}.attn_k.weight", shape.kv_heads * shape.head_dim, hidden, Q4_K
+        yield f"{block}.attn_v.weight", shape.kv_heads * shape.head_dim, hidden, wide
+        yield f"{block}.attn_output.weight", hidden, shape.heads * shape.head_dim, Q4_K
+        yield f"{block}.ffn_norm.weight", 0, hidden, F32
+        yield f"{block}.ffn_gate.weight", feed_forward, hidden, Q4_K
+        yield f"{block}.ffn_up.weight", feed_forward, hidden, Q4_K
+        yield f"{block}.ffn_down.weight", hidden, feed_forward, wide
+    yield "output_norm.weight", 0, hidden, F32
+    if not shape.tied:
+        yield "output.weight", VOCAB, hidden, Q6_K
 
 
 def pool(kind, rng):
@@ -155,12 +185,12 @@ def aligned(size):
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def make(path, donor):
+def make(path, donor, shape=SHAPES["1b"]):
     """Writes the file; `donor` is a GGUF file with a byte-level vocabulary of more tokens than ours."""
     path = pathlib.Path(path)
-    (sizes, size_count), (words, word_count) = shape(), vocabulary(donor)
+    (sizes, size_count), (words, word_count) = metadata(shape), vocabulary(donor)
     described, offset = [], 0
-    for name, rows, columns, kind in tensors():
+    for name, rows, columns, kind in tensors(shape):
         dims = (columns, rows) if rows else (columns,)
         described.append(string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset))
         offset += aligned(size_of(rows, columns, kind))
@@ -170,7 +200,7 @@ def make(path, donor):
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         file.write(head.ljust(aligned(len(head)), b"\0"))
-        for _, rows, columns, kind in tensors():
+        for _, rows, columns, kind in tensors(shape):
             file.writelines(data_of(rows, columns, kind, pools, rng))
             file.write(bytes(aligned(size_of(rows, columns, kind)) - size_of(rows, columns, kind)))
     os.replace(part, path)

@@ -119,14 +119,9 @@ pub struct ServeArgs {
         help_heading = "Model"
     )]
     pub activations: Activations,
-    /// How keys and values are held: rounded to 8 or 16 bits, or as computed
-    #[arg(
-        long,
-        env = "REMPART_KV_DTYPE",
-        default_value = "int8",
-        help_heading = "Model"
-    )]
-    pub kv_dtype: KvDtype,
+    /// How keys and values are held: rounded to 8 or 16 bits, or as computed [default: int8 on the CPU, bf16 on CUDA]
+    #[arg(long, env = "REMPART_KV_DTYPE", help_heading = "Model")]
+    pub kv_dtype: Option<KvDtype>,
     /// Kernels of one instruction set, to look for a fault in another [default: the best this processor runs]
     #[arg(long, env = "REMPART_KERNELS", help_heading = "Model")]
     pub kernels: Option<String>,
@@ -255,7 +250,8 @@ pub struct ModelSettings {
     pub device: Device,
     pub threads: Option<usize>,
     pub activations: Activations,
-    pub kv_dtype: KvDtype,
+    /// What the device is best at, unless asked for.
+    pub kv_dtype: Option<KvDtype>,
     pub kernels: Option<String>,
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rempart_engine::{Batch, ModelRunner, SampleRow, Sampled, sampling};
 use rempart_kernels::{op, pool};
 use rempart_models::{AttentionRow, Error, ForwardInput, KvCache, Model};
@@ -48,6 +48,7 @@ impl ModelRunner for CandleRunner {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
+        let logits = logits.to_device(&Device::Cpu)?;
         let vocab = logits.dim(1)?;
         let sampled = op::edit(&logits, |values| {
             // One lock per row, each taken once: it only carries the row's slice into the pool's shared closure.

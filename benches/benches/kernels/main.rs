@@ -116,7 +116,7 @@ fn bench_attention(criterion: &mut Criterion, dtype: KvDtype) -> Result<()> {
         (1, 512, 4096),
     ] {
         let blocks = context / block_size;
-        let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d, dtype)?;
+        let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d, dtype, &Device::Cpu)?;
         let slots: Vec<u32> = (0..(sequences * context) as u32).collect();
         let kv = Tensor::ones((slots.len(), kv_heads * d), candle_core::DType::F32, &Device::Cpu)?;
         write_kv(&cache, &kv, &kv, &slots)?;

@@ -126,7 +126,7 @@ impl Product<'_> {
     fn packed(&self) -> impl Iterator<Item = (Scales, Activations)> {
         self.factors.iter().filter_map(|factor| match factor.weight {
             Weight::Packed(packed) => Some((packed.layout().scales, packed.activations())),
-            Weight::Dense(_) => None,
+            _ => None,
         })
     }
 
@@ -407,6 +407,8 @@ impl Kernels {
                 // SAFETY: as above.
                 unsafe { (self.linear)(&job, rows) }
             }
+            #[cfg(feature = "cuda")]
+            Weight::Card(_) => unreachable!("a card's weights do not come to the processor. This is a bug."),
         }
     }
 }

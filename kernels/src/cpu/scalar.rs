@@ -96,7 +96,7 @@ fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-fn activated(activation: Activation, x: f32) -> f32 {
+pub(crate) fn activated(activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => (0.5 * f64::from(x) * (1.0 + erf(f64::from(x) * FRAC_1_SQRT_2))) as f32,

@@ -1,6 +1,8 @@
 //! The paged keys and values of one layer.
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::Storage;
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor, bail};
 use half::{bf16, vec::HalfBitsVecExt as _};
 
 use super::{contiguous_mut, rows, storage_dtype};
@@ -49,7 +51,8 @@ impl KvDtype {
 ///
 /// Keys are `[blocks, kv_heads, block_size / 16, head_dim, 16]`: sixteen positions lie side by side, so that a vector of
 /// scores is made without adding up lanes. Values are `[blocks, kv_heads, block_size / 16, 16, head_dim]`. With
-/// [`KvDtype::Int8`] the last two dimensions of both are the bytes of a record, `cpu::records`.
+/// [`KvDtype::Int8`] the last two dimensions of both are the bytes of a record, `cpu::records`. On a card, whose kernels add up
+/// across lanes, it is the values whose positions lie side by side: the last two dimensions change places.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) k: Tensor,
@@ -65,14 +68,24 @@ pub(super) enum Side {
     Values,
 }
 
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Keys => Self::Values,
+            Self::Values => Self::Keys,
+        }
+    }
+}
+
 impl KvCache {
-    /// A zeroed cache of `blocks` blocks of `block_size` tokens, a multiple of 16, on the CPU.
+    /// A zeroed cache of `blocks` blocks of `block_size` tokens, a multiple of 16. On a card it is in bf16.
     pub fn new(
         blocks: usize,
         block_size: usize,
         kv_heads: usize,
         head_dim: usize,
         dtype: KvDtype,
+        device: &Device,
     ) -> Result<Self> {
         if block_size == 0 || !block_size.is_multiple_of(KEY_GROUP) {
             bail!("a cache's blocks hold a multiple of {KEY_GROUP} tokens, not {block_size}");
@@ -87,22 +100,38 @@ impl KvCache {
         let Some(bytes) = bytes.filter(|bytes| *bytes <= isize::MAX as usize - LINE) else {
             bail!("a cache of {groups:?} groups of heads of {head_dim} is too large");
         };
-        let tensor = |side| {
-            zeros(
-                dtype,
-                bytes,
-                &[
-                    &[groups.0, groups.1, groups.2],
-                    &*dtype.group_dims(side, head_dim),
-                ]
-                .concat(),
-            )
+        if !device.is_cpu() && dtype != KvDtype::Bf16 {
+            bail!("a cache on a card is in bf16, not {dtype:?}");
+        }
+        let shape = |side| {
+            [
+                &[groups.0, groups.1, groups.2],
+                &*dtype.group_dims(side, head_dim),
+            ]
+            .concat()
+        };
+        let tensor = |side: Side| match device {
+            Device::Cpu => zeros(dtype, bytes, &shape(side)),
+            _ => Tensor::zeros(shape(side.other()), DType::BF16, device),
         };
         Ok(Self {
             k: tensor(Side::Keys)?,
             v: tensor(Side::Values)?,
             head_dim,
             dtype,
+        })
+    }
+
+    /// As the kernels of a card take it.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_card(&self) -> Result<crate::cuda::ops::Cache<'_>> {
+        let (_, kv_heads, groups, ..) = self.k.dims5()?;
+        Ok(crate::cuda::ops::Cache {
+            k: &self.k,
+            v: &self.v,
+            kv_heads,
+            d: self.head_dim,
+            block_size: groups * KEY_GROUP,
         })
     }
 }
@@ -143,9 +172,45 @@ pub fn write_kv(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Resul
             v.shape()
         );
     }
+    #[cfg(feature = "cuda")]
+    if cache.k.device().is_cuda() {
+        return write_on_card(cache, k, v, slots);
+    }
     let write = |side| Write { slots, cache, side };
     cache.k.inplace_op2(k, &write(Side::Keys))?;
     cache.v.inplace_op2(v, &write(Side::Values))
+}
+
+/// Keys and values in one launch.
+#[cfg(feature = "cuda")]
+fn write_on_card(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
+    check(cache, cache.k.dims(), k.dims(), slots)?;
+    let (k, v) = (k.storage_and_layout(), v.storage_and_layout());
+    match ((&*k.0, k.1), (&*v.0, v.1)) {
+        ((Storage::Cuda(k), k_layout), (Storage::Cuda(v), v_layout)) => {
+            crate::cuda::ops::write_kv(cache.on_card()?, (k, k_layout), (v, v_layout), slots)
+        }
+        _ => bail!("write_kv: the cache is on a card, keys or values are not"),
+    }
+}
+
+/// Whether keys or values `new` `[n, kv_heads * d]` fit the cache, and every slot is there.
+fn check(cache: &KvCache, dims: &[usize], new: &[usize], slots: &[u32]) -> Result<()> {
+    let (&[blocks, heads, groups, ..], &[n, width]) = (dims, new) else {
+        bail!("write_kv: the cache is {dims:?}, {new:?} come")
+    };
+    let (d, block_size) = (cache.head_dim, groups * KEY_GROUP);
+    if heads * d != width || n != slots.len() {
+        bail!(
+            "write_kv: the cache is {dims:?} with heads of {d}, {n} tokens of {width} numbers come for {} slots",
+            slots.len()
+        );
+    }
+    let end = blocks.saturating_mul(block_size);
+    if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= end) {
+        bail!("write_kv: slot {slot} is not below {blocks} blocks of {block_size}");
+    }
+    Ok(())
 }
 
 struct Write<'a> {
@@ -204,23 +269,9 @@ impl Write<'_> {
         new: &StridedRows<'_>,
         write: impl Fn(Side, &mut [E], usize, &[f32]) + Sync,
     ) -> Result<()> {
-        let &[blocks, heads, groups, ..] = layout.dims() else {
-            bail!("write_kv: the cache is {:?}", layout.shape())
-        };
-        let (d, block_size) = (self.cache.head_dim, groups * KEY_GROUP);
-        if heads * d != new.width || new.n != self.slots.len() {
-            bail!(
-                "write_kv: the cache is {:?} with heads of {d}, {} tokens of {} numbers come for {} slots",
-                layout.shape(),
-                new.n,
-                new.width,
-                self.slots.len()
-            );
-        }
-        let slots = blocks.saturating_mul(block_size);
-        if let Some(slot) = self.slots.iter().find(|&&slot| slot as usize >= slots) {
-            bail!("write_kv: slot {slot} is not below {blocks} blocks of {block_size}");
-        }
+        check(self.cache, layout.dims(), &[new.n, new.width], self.slots)?;
+        let (heads, groups, d) = (layout.dims()[1], layout.dims()[2], self.cache.head_dim);
+        let block_size = groups * KEY_GROUP;
         let (cache, len) = (
             Output::new(cache),
             self.cache.dtype.group_dims(self.side, d).iter().product(),

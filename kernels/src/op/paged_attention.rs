@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{KvCache, elements};
@@ -107,6 +109,20 @@ impl CustomOp3 for PagedAttention<'_> {
         // SAFETY: `check` has compared the rows with the shapes, and the output was made of zeros.
         unsafe { cpu::best().attention(&job) };
         Ok((CpuStorage::F32(out), Shape::from((n, heads * d))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        _s2: &CudaStorage,
+        l2: &Layout,
+        _s3: &CudaStorage,
+        _l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.check(l1, l2)?;
+        crate::cuda::ops::paged_attention((s1, l1), self.cache.on_card()?, self.rows, self.options)
     }
 }
 

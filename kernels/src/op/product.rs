@@ -1,5 +1,7 @@
 //! Products of activations and weight matrices, with what comes before and after them in a transformer.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::{elements, with_elements};
@@ -100,6 +102,16 @@ impl CustomOp1 for Op<'_> {
         let finish = self.activation.map_or(Finish::Concat, Finish::Gate);
         self.forward(elements(self.name, storage, layout)?, layout, finish)
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.check(layout)?;
+        let finish = crate::cuda::ops::Finish {
+            gate: self.activation,
+            addends: None,
+        };
+        crate::cuda::ops::product(self.name, (storage, layout), self.norm, self.parts, &finish)
+    }
 }
 
 impl CustomOp2 for Op<'_> {
@@ -115,22 +127,34 @@ impl CustomOp2 for Op<'_> {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let residual = elements(self.name, s2, l2)?;
-        let rows: usize = self.parts.iter().map(|part| part.weight.rows()).sum();
-        if l2.dims() != [l1.dims().first().copied().unwrap_or(0), rows] {
-            bail!(
-                "{}: the input is {:?}, the residual {:?}, the weight has {rows} rows",
-                self.name,
-                l1.shape(),
-                l2.shape()
-            );
-        }
+        self.check_residual(l1, l2)?;
         self.forward(elements(self.name, s1, l1)?, l1, Finish::Add(residual))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.check(l1)?;
+        self.check_residual(l1, l2)?;
+        let finish = crate::cuda::ops::Finish {
+            gate: None,
+            addends: Some((s2, l2)),
+        };
+        crate::cuda::ops::product(self.name, (s1, l1), self.norm, self.parts, &finish)
     }
 }
 
 impl Op<'_> {
     fn forward(&self, x: &[f32], layout: &Layout, finish: Finish<'_>) -> Result<(CpuStorage, Shape)> {
         let n = self.check(layout)?;
+        if self.parts.iter().any(|part| !part.weight.on_cpu()) {
+            bail!("{}: the input is on the CPU, the weight is not", self.name);
+        }
         let tensors = self
             .norm
             .iter()
@@ -165,6 +189,19 @@ impl Op<'_> {
             let out = unsafe { cpu::filled(len, |out| cpu::best().product(&product, out)) };
             Ok((CpuStorage::F32(out), Shape::from((n, width))))
         })
+    }
+
+    fn check_residual(&self, x: &Layout, residual: &Layout) -> Result<()> {
+        let rows: usize = self.parts.iter().map(|part| part.weight.rows()).sum();
+        if residual.dims() != [x.dims().first().copied().unwrap_or(0), rows] {
+            bail!(
+                "{}: the input is {:?}, the residual {:?}, the weight has {rows} rows",
+                self.name,
+                x.shape(),
+                residual.shape()
+            );
+        }
+        Ok(())
     }
 
     /// The rows of the input.

@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elements;
@@ -33,6 +35,18 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((s1, l1), (s2, l2), None)
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(l1, l2)?;
+        crate::cuda::ops::rms_norm("rms_norm", (s1, l1), (s2, l2), None, self.eps)
+    }
 }
 
 impl CustomOp3 for RmsNorm {
@@ -49,15 +63,49 @@ impl CustomOp3 for RmsNorm {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        if l3.shape() != l1.shape() {
-            bail!(
-                "rms_norm_add: the input is {:?}, the residual {:?}",
-                l1.shape(),
-                l3.shape()
-            );
-        }
+        check_residual(l1, l3)?;
         self.forward((s1, l1), (s2, l2), Some(elements("rms_norm_add", s3, l3)?))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(l1, l2)?;
+        check_residual(l1, l3)?;
+        crate::cuda::ops::rms_norm("rms_norm_add", (s1, l1), (s2, l2), Some((s3, l3)), self.eps)
+    }
+}
+
+fn check(x: &Layout, weight: &Layout) -> Result<()> {
+    let Some(&d) = x.dims().last() else {
+        bail!("rms_norm: the input has no dimension")
+    };
+    if weight.dims() != [d] {
+        bail!(
+            "rms_norm: the input is {:?}, the weight {:?}",
+            x.shape(),
+            weight.shape()
+        );
+    }
+    Ok(())
+}
+
+fn check_residual(x: &Layout, residual: &Layout) -> Result<()> {
+    if residual.shape() != x.shape() {
+        bail!(
+            "rms_norm_add: the input is {:?}, the residual {:?}",
+            x.shape(),
+            residual.shape()
+        );
+    }
+    Ok(())
 }
 
 impl RmsNorm {
@@ -68,16 +116,7 @@ impl RmsNorm {
         residual: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (elements("rms_norm", s1, l1)?, elements("rms_norm", s2, l2)?);
-        let Some(&d) = l1.dims().last() else {
-            bail!("rms_norm: the input has no dimension")
-        };
-        if l2.dims() != [d] {
-            bail!(
-                "rms_norm: the input is {:?}, the weight {:?}",
-                l1.shape(),
-                l2.shape()
-            );
-        }
+        check(l1, l2)?;
         let norm = cpu::Norm {
             weight,
             eps: self.eps,

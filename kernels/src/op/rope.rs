@@ -2,6 +2,8 @@
 
 use std::{cell::RefCell, collections::VecDeque};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::{InputNorm, rows, with_elements};
@@ -20,14 +22,14 @@ pub enum RopeStyle {
 #[derive(Debug, Clone, Copy)]
 pub struct RopeOptions<'a> {
     /// Radians of each position for each pair, `[d/2]`.
-    pub inv_freq: &'a [f32],
+    pub inv_freq: &'a Tensor,
     /// Multiplies the result: the scale of `YaRN`, otherwise 1.
     pub attention_factor: f32,
     pub style: RopeStyle,
     /// Normalises each head before, with a weight `[d]`.
     pub norm: Option<InputNorm<'a>>,
     /// Multiplies the rotated elements, `[heads * d]`.
-    pub factors: Option<&'a [f32]>,
+    pub factors: Option<&'a Tensor>,
 }
 
 /// Rotates pair `i` of each head of `x` `[n, heads * d]` by `positions[row] * inv_freq[i]`; `positions` `[n]`.
@@ -47,6 +49,7 @@ impl CustomOp1 for Rope<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = rows(self.name(), storage, layout)?;
+        self.check(layout)?;
         let RopeOptions {
             inv_freq,
             attention_factor,
@@ -54,27 +57,16 @@ impl CustomOp1 for Rope<'_> {
             norm,
             factors,
         } = *self.options;
-        let d = inv_freq.len().saturating_mul(2);
-        if self.positions.len() != x.n || d == 0 || !x.width.is_multiple_of(d) {
-            bail!(
-                "rope: {:?} needs {} positions and heads of twice the frequencies, got {} and {}",
-                layout.shape(),
-                x.n,
-                self.positions.len(),
-                inv_freq.len()
-            );
-        }
-        if let Some(norm) = norm.filter(|norm| norm.weight.dims() != [d]) {
-            bail!("rope: heads of {d} with a norm of {:?}", norm.weight.shape());
-        }
-        if let Some(factors) = factors.filter(|factors| factors.len() != x.width) {
-            bail!("rope: {:?} with {} factors", layout.shape(), factors.len());
-        }
-        let out = with_elements(self.name(), norm.iter().map(|norm| norm.weight), |weights| {
-            let norm = norm.zip(weights.first()).map(|(norm, &weight)| Norm {
-                weight,
+        let tensors = [Some(inv_freq), norm.map(|norm| norm.weight), factors];
+        let out = with_elements(self.name(), tensors.into_iter().flatten(), |slices| {
+            let mut slices = slices.iter().copied();
+            let mut next = || slices.next().expect("a slice for each tensor. This is a bug.");
+            let inv_freq = next();
+            let norm = norm.map(|norm| Norm {
+                weight: next(),
                 eps: norm.eps,
             });
+            let factors = factors.map(|_| next());
             let rotate = |out: &Output<'_>| {
                 with_angles(inv_freq, attention_factor, self.positions, |angles| {
                     cpu::best().rope(&x, norm, (style, angles), factors, out);
@@ -84,6 +76,37 @@ impl CustomOp1 for Rope<'_> {
             Ok(unsafe { cpu::filled(x.n * x.width, rotate) })
         })?;
         Ok((CpuStorage::F32(out), Shape::from((x.n, x.width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.check(layout)?;
+        crate::cuda::ops::rope((storage, layout), self.options, self.positions)
+    }
+}
+
+impl Rope<'_> {
+    fn check(&self, layout: &Layout) -> Result<()> {
+        let &[n, width] = layout.dims() else {
+            bail!("rope: the tensor must be [n, width], it is {:?}", layout.shape())
+        };
+        let (inv_freq, norm, factors) = (self.options.inv_freq, self.options.norm, self.options.factors);
+        let d = inv_freq.elem_count().saturating_mul(2);
+        if self.positions.len() != n || d == 0 || !width.is_multiple_of(d) {
+            bail!(
+                "rope: {:?} needs {n} positions and heads of twice the frequencies, got {} and {}",
+                layout.shape(),
+                self.positions.len(),
+                inv_freq.elem_count()
+            );
+        }
+        if let Some(norm) = norm.filter(|norm| norm.weight.dims() != [d]) {
+            bail!("rope: heads of {d} with a norm of {:?}", norm.weight.shape());
+        }
+        if let Some(factors) = factors.filter(|factors| factors.dims() != [width]) {
+            bail!("rope: {:?} with {} factors", layout.shape(), factors.elem_count());
+        }
+        Ok(())
     }
 }
 

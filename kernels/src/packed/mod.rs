@@ -79,7 +79,7 @@ pub(crate) enum Scales {
 
 impl Scales {
     /// Bytes of a record of a panel.
-    const fn record_bytes(self) -> usize {
+    pub(crate) const fn record_bytes(self) -> usize {
         PANEL
             * match self {
                 Self::Half { .. } => 2,
@@ -90,7 +90,7 @@ impl Scales {
     }
 
     /// Groups that a record serves.
-    const fn record_groups(self) -> usize {
+    pub(crate) const fn record_groups(self) -> usize {
         match self {
             Self::Half { .. } | Self::HalfMin => 1,
             Self::Super { .. } | Self::Signed { .. } => 256 / GROUP,

@@ -23,7 +23,8 @@ pub(crate) struct Attention {
     v: Linear,
     o: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
-    balance: Option<Balance>,
+    /// What rotated queries and keys are multiplied by.
+    balance: Option<(Tensor, Tensor)>,
     rope: Rope,
     options: op::AttentionOptions,
 }
@@ -54,7 +55,12 @@ impl Attention {
             (Some(bias), None) => {
                 let group = config.heads / config.kv_heads;
                 let bias = bias.to_vec1()?;
-                Some(Balance::new(&bias, group, config.head_dim, &options.rope))
+                let Balance { q, k } = Balance::new(&bias, group, config.head_dim, &options.rope);
+                let device = weights.device();
+                Some((
+                    Tensor::from_vec(q, query, device)?,
+                    Tensor::from_vec(k, kv, device)?,
+                ))
             }
             _ => None,
         };
@@ -90,8 +96,7 @@ impl Attention {
         let (q, k) = (qkv.narrow(1, 0, q_size)?, qkv.narrow(1, q_size, kv_size)?);
         let v = qkv.narrow(1, q_size + kv_size, kv_size)?;
         let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
-        let balance = self.balance.as_ref();
-        let (q_factors, k_factors) = balance.map(|balance| (&*balance.q, &*balance.k)).unzip();
+        let (q_factors, k_factors) = self.balance.as_ref().map(|(q, k)| (q, k)).unzip();
         let q = self.rope.forward(&q, q_norm, q_factors, input.positions)?;
         let k = self.rope.forward(&k, k_norm, k_factors, input.positions)?;
         op::write_kv(kv, &k, &v, input.slots)?;

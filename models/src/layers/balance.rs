@@ -55,7 +55,7 @@ mod tests {
             theta: 10_000.0,
             scaling: RopeScaling::None,
         };
-        Rope::new(&config, head_dim, style, None)
+        Rope::new(&config, head_dim, style, None, &candle_core::Device::Cpu).unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Matrix products and the token embedding, on weights of whatever format.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rempart_kernels::{Projection, Weight, op};
 
 use crate::{Result, weights::Weights};
@@ -14,7 +14,7 @@ pub(crate) struct Linear {
 impl Linear {
     /// Loads `weight` `[outputs, inputs]` and, if `bias`, `bias` `[outputs]`.
     pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
-        let weight = weights.weight(outputs, inputs)?;
+        let weight = weights.weight(outputs, inputs)?.to_device(weights.device())?;
         let bias = if bias {
             weights.tensor("bias")?;
             weights.bias(outputs)?
@@ -22,7 +22,7 @@ impl Linear {
             None
         };
         let bias = bias
-            .map(|bias| Tensor::from_vec(bias, outputs, &Device::Cpu))
+            .map(|bias| Tensor::from_vec(bias, outputs, weights.device()))
             .transpose()?;
         Ok(Self { weight, bias })
     }
@@ -74,7 +74,7 @@ impl Embedding {
     /// Loads `weight` `[vocab, hidden]`; each row is multiplied by `scale` when looked up.
     pub(crate) fn load(weights: &Weights<'_>, vocab: usize, hidden: usize, scale: f32) -> Result<Self> {
         Ok(Self {
-            weight: weights.weight(vocab, hidden)?,
+            weight: weights.weight(vocab, hidden)?.to_device(weights.device())?,
             scale,
         })
     }

@@ -1,6 +1,6 @@
 //! Root mean square normalisation (arXiv:1910.07467).
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rempart_kernels::{InputNorm, op};
 
 use crate::{Result, weights::Weights};
@@ -29,7 +29,7 @@ impl RmsNorm {
             *weight += offset;
         }
         Ok(Self {
-            weight: Tensor::from_vec(weight, size, &Device::Cpu)?,
+            weight: Tensor::from_vec(weight, size, weights.device())?,
             eps,
         })
     }

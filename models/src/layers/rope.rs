@@ -1,6 +1,6 @@
 //! Rotary position embedding as attention applies it.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rempart_kernels::op::{self, RopeOptions, RopeStyle};
 
 use super::RmsNorm;
@@ -9,7 +9,7 @@ use crate::{Result, RopeConfig};
 /// Frequencies and the pairing of a head's dimensions.
 #[derive(Clone)]
 pub(crate) struct Rope {
-    inv_freq: Vec<f32>,
+    inv_freq: Tensor,
     style: RopeStyle,
 }
 
@@ -20,8 +20,9 @@ impl Rope {
         head_dim: usize,
         style: RopeStyle,
         divisors: Option<&[f32]>,
-    ) -> Self {
-        let inv_freq = match divisors {
+        device: &Device,
+    ) -> Result<Self> {
+        let inv_freq: Vec<f32> = match divisors {
             Some(divisors) => {
                 let plain = RopeConfig {
                     theta: config.theta,
@@ -36,7 +37,9 @@ impl Rope {
             }
             None => config.inv_freq(head_dim),
         };
-        Self { inv_freq, style }
+        let pairs = inv_freq.len();
+        let inv_freq = Tensor::from_vec(inv_freq, pairs, device)?;
+        Ok(Self { inv_freq, style })
     }
 
     /// The dimension that is rotated with dimension `i` of a head of `head_dim`.
@@ -53,7 +56,7 @@ impl Rope {
         &self,
         x: &Tensor,
         norm: Option<&RmsNorm>,
-        factors: Option<&[f32]>,
+        factors: Option<&Tensor>,
         positions: &[u32],
     ) -> Result<Tensor> {
         let options = RopeOptions {

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 
+use candle_core::Device;
 use rempart_kernels::{Activations, Matrix, Weight};
 
 use super::{Checkpoint, Error, Source, TensorEntry};
@@ -15,6 +16,7 @@ pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     path: String,
     activations: Activations,
+    device: Device,
     progress: Progress<'a>,
 }
 
@@ -34,6 +36,7 @@ impl<'a> Weights<'a> {
             checkpoint,
             path: String::new(),
             activations: Activations::default(),
+            device: Device::Cpu,
             progress: Progress(None),
         }
     }
@@ -57,6 +60,20 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The same place, for layers that compute on `device`.
+    #[must_use]
+    pub fn with_device(&self, device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Where the layers compute.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The same place, for layers that round their activations so.
     #[must_use]
     pub fn with_activations(&self, activations: Activations) -> Self {
@@ -66,7 +83,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The `.weight` here as the layers' kernels read it; see [`Weights::linear`].
+    /// The `.weight` here as the layers' kernels read it, in the processor's memory; see [`Weights::linear`].
     ///
     /// # Errors
     /// It is missing, or is not `[outputs, inputs]`.

@@ -133,7 +133,14 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(loaded: &'a LoadedModel, rng: &mut Rng) -> Self {
-        let kv = KvCache::new(&loaded.files.config, BLOCKS, BLOCK_SIZE, KvDtype::F32).unwrap();
+        let kv = KvCache::new(
+            &loaded.files.config,
+            BLOCKS,
+            BLOCK_SIZE,
+            KvDtype::F32,
+            &Device::Cpu,
+        )
+        .unwrap();
         let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
         for i in (1..free.len()).rev() {
             free.swap(i, rng.below(i + 1));

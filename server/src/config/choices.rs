@@ -22,7 +22,7 @@ pub enum LogLevel {
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
-    /// The best device this version knows: the CPU.
+    /// A CUDA card where this binary has CUDA and the machine a card, otherwise the CPU.
     Auto,
     Cpu,
     Cuda,

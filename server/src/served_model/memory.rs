@@ -1,12 +1,17 @@
 //! How much memory this process may plan for.
 
 use anyhow::Context as _;
+use candle_core::Device;
 
 /// Share of the free memory that a plan may use, per cent.
 const SHARE_PERCENT: u64 = 90;
 
-/// 90 % of what is free: the machine's available memory, or what the control group leaves if that is less. Bytes.
-pub(super) fn available() -> anyhow::Result<u64> {
+/// 90 % of what is free: of a card its own memory, of the CPU the machine's available memory, or what the control group leaves
+/// if that is less. Bytes.
+pub(super) fn available(device: &Device) -> anyhow::Result<u64> {
+    if let Some(free) = rempart_kernels::free_memory(device)? {
+        return Ok(free / 100 * SHARE_PERCENT);
+    }
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let machine = parse_available(&meminfo).context("/proc/meminfo has no MemAvailable")?;
     let free = cgroup_left().map_or(machine, |left| left.min(machine));

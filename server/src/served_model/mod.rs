@@ -65,9 +65,7 @@ pub struct ServedModels {
 /// # Errors
 /// Says what is wrong with which file or setting, and what to do.
 pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModels> {
-    if settings.model.device == Device::Cuda {
-        bail!("--device cuda: this version computes on the CPU only; use --device cpu or auto");
-    }
+    let device = open(settings.model.device)?;
     let threads = settings
         .model
         .threads
@@ -97,7 +95,7 @@ pub fn load(settings: &Settings, store: &Path) -> anyhow::Result<ServedModels> {
     let taken = all.encoders.iter().map(|encoder| encoder.bytes).sum();
     all.generator = generators
         .pop()
-        .map(|found| generator(settings, found, taken))
+        .map(|found| generator(settings, &device, found, taken))
         .transpose()?;
     let mut names: Vec<&str> = all.encoders.iter().map(|encoder| encoder.name.as_str()).collect();
     let served = &settings.model.served_names;
@@ -168,16 +166,21 @@ fn weights_bytes(dir: &Path) -> u64 {
 }
 
 /// `taken`: bytes that other models have of what the operator allows.
-fn generator(settings: &Settings, found: ModelPath, taken: u64) -> anyhow::Result<ServedModel> {
+fn generator(
+    settings: &Settings,
+    device: &candle_core::Device,
+    found: ModelPath,
+    taken: u64,
+) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
     let files = ModelFiles::open(&found.path).with_context(loading)?;
     // Before the weights are in memory: what is free then is what the plan divides.
-    let (plan, context_length) = plan(&files, settings, taken)?;
+    let (plan, context_length) = plan(&files, settings, device, taken)?;
     let (model, (tokenizer, chat_template)) =
-        read(&files, settings.model.activations).with_context(loading)?;
+        read(&files, settings.model.activations, device).with_context(loading)?;
     tracing::info!(
-        model = %found.name, threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
+        model = %found.name, device = ?device.location(), threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
     );
     let leftovers: Vec<&str> = files.checkpoint.leftovers().collect();
@@ -187,7 +190,8 @@ fn generator(settings: &Settings, found: ModelPath, taken: u64) -> anyhow::Resul
     let mut eos_tokens = [files.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
-    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype(settings))?;
+    let kv_dtype = kv_dtype(settings, device);
+    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype, device)?;
     Ok(ServedModel {
         id: found.name,
         tokenizer,
@@ -223,19 +227,27 @@ fn choose_kernels(name: Option<&str>) -> anyhow::Result<()> {
 
 /// Reads the weights and, meanwhile, builds the tokenizer: for a large vocabulary that takes as long as packing a small
 /// model, on one core.
-fn read(files: &ModelFiles, activations: Activations) -> anyhow::Result<(Box<dyn Model>, text::Text)> {
+fn read(
+    files: &ModelFiles,
+    activations: Activations,
+    device: &candle_core::Device,
+) -> anyhow::Result<(Box<dyn Model>, text::Text)> {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("tokenizer".to_owned());
         let text = builder
             .spawn_scoped(scope, || text::build(files))
             .context("the system refuses a thread for the tokenizer")?;
-        let model = weights(files, activations);
+        let model = weights(files, activations, device);
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((model?, text?))
     })
 }
 
-fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Result<Box<dyn Model>> {
+fn weights(
+    files: &ModelFiles,
+    activations: Activations,
+    device: &candle_core::Device,
+) -> rempart_models::Result<Box<dyn Model>> {
     let activations = match activations {
         Activations::Int8 => rempart_kernels::Activations::Int8,
         Activations::Int16 => rempart_kernels::Activations::Int16,
@@ -246,6 +258,7 @@ fn weights(files: &ModelFiles, activations: Activations) -> rempart_models::Resu
         bar.set_position(done);
     };
     let model = files.load(&LoadOptions {
+        device: device.clone(),
         progress: Some(&progress),
         activations,
     });
@@ -260,7 +273,12 @@ fn loading_bar() -> indicatif::ProgressBar {
 }
 
 /// The memory plan and the context length. A context that nobody asked for is halved until it fits.
-fn plan(files: &ModelFiles, settings: &Settings, taken: u64) -> anyhow::Result<(MemoryPlan, usize)> {
+fn plan(
+    files: &ModelFiles,
+    settings: &Settings,
+    device: &candle_core::Device,
+    taken: u64,
+) -> anyhow::Result<(MemoryPlan, usize)> {
     let ModelSettings {
         context_length,
         memory_max_bytes,
@@ -273,14 +291,16 @@ fn plan(files: &ModelFiles, settings: &Settings, taken: u64) -> anyhow::Result<(
     }
     let engine = &settings.engine;
     let mut request = PlanRequest {
-        available: memory_max_bytes.map_or_else(memory::available, |max| Ok(max.saturating_sub(taken)))?,
+        available: memory_max_bytes
+            .map_or_else(|| memory::available(device), |max| Ok(max.saturating_sub(taken)))?,
         weights: files.checkpoint.loaded_bytes(),
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
         logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
-        kv_dtype: kv_dtype(settings),
+        kv_dtype: kv_dtype(settings, device),
         kv: kv_cache_bytes,
+        dedicated: !device.is_cpu(),
     };
     loop {
         match MemoryPlan::new(&files.config, &request) {
@@ -293,11 +313,26 @@ fn plan(files: &ModelFiles, settings: &Settings, taken: u64) -> anyhow::Result<(
     }
 }
 
-fn kv_dtype(settings: &Settings) -> rempart_models::KvDtype {
+fn kv_dtype(settings: &Settings, device: &candle_core::Device) -> rempart_models::KvDtype {
     match settings.model.kv_dtype {
-        KvDtype::Int8 => rempart_models::KvDtype::Int8,
-        KvDtype::Bf16 => rempart_models::KvDtype::Bf16,
-        KvDtype::F32 => rempart_models::KvDtype::F32,
+        None if device.is_cpu() => rempart_models::KvDtype::Int8,
+        Some(KvDtype::Int8) => rempart_models::KvDtype::Int8,
+        Some(KvDtype::Bf16) | None => rempart_models::KvDtype::Bf16,
+        Some(KvDtype::F32) => rempart_models::KvDtype::F32,
+    }
+}
+
+/// The device that was asked for; of its own accord the server takes a card where there is one.
+fn open(device: Device) -> anyhow::Result<candle_core::Device> {
+    let cuda = rempart_kernels::open_cuda;
+    match device {
+        Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Cuda => cuda().context("--device cuda: no CUDA card can be used"),
+        Device::Auto if cfg!(feature = "cuda") => Ok(cuda().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no CUDA card can be used: the model computes on the CPU");
+            candle_core::Device::Cpu
+        })),
+        Device::Auto => Ok(candle_core::Device::Cpu),
     }
 }
 

@@ -1,0 +1,56 @@
+//! Compiles the CUDA kernels: for the card whose capability CUDA_COMPUTE_CAP names, and, for tests, for the host.
+
+use std::{env, error::Error, path::Path, process::Command};
+
+/// The oldest generation whose tensor cores and copies the kernels use.
+const OLDEST: &str = "80";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=cuda");
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        device()?;
+    }
+    #[cfg(feature = "simt")]
+    host();
+    Ok(())
+}
+
+/// Machine code for one generation and, for younger ones, the instructions that a driver compiles.
+fn device() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| OLDEST.to_owned());
+    let nvcc = match env::var_os("CUDA_HOME") {
+        Some(home) if Path::new(&home).join("bin/nvcc").exists() => Path::new(&home).join("bin/nvcc"),
+        _ => "nvcc".into(),
+    };
+    let out = Path::new(&env::var("OUT_DIR")?).join("kernels.fatbin");
+    let status = Command::new(&nvcc)
+        .args(["-fatbin", "-std=c++17", "-O3", "-fmad=false"])
+        .arg(format!(
+            "-gencode=arch=compute_{capability},code=[sm_{capability},compute_{capability}]"
+        ))
+        .arg("-o")
+        .args([&out, Path::new("cuda/all.cu")])
+        .status()
+        .map_err(|error| format!("{}: {error}; set CUDA_HOME to a CUDA toolkit", nvcc.display()))?;
+    if !status.success() {
+        return Err(format!("{} failed: {status}", nvcc.display()).into());
+    }
+    Ok(())
+}
+
+#[cfg(feature = "simt")]
+fn host() {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-Wno-unknown-pragmas")
+        .define("REMPART_SHIM", None)
+        .file("cuda/shim/host.cpp")
+        .compile("rempart_simt");
+}

@@ -1,0 +1,5 @@
+// Every kernel, in one module.
+#include "attention.cu"
+#include "block.cu"
+#include "product.cu"
+#include "round.cu"

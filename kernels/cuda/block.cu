@@ -1,0 +1,110 @@
+// What a transformer block does between its products, in f32. All are bound by memory: bytes read and written over bandwidth.
+#include "gpu.cuh"
+
+struct NormArgs {
+  const float* x;         // [n, d]
+  const float* weight;    // [d]
+  const float* residual;  // [n, d] that the result is added to, or null
+  float* out;             // [n, d]
+  uint32_t d;
+  float eps;
+};
+
+// 12 n d bytes with a residual, 8 n d without.
+KERNEL(rms_norm, NormArgs, 256) {
+  auto scratch = static_cast<float*>(shared());
+  uint64_t row = uint64_t(blockIdx.x) * a.d;
+  float sum = 0;
+  for (uint32_t i = threadIdx.x; i < a.d; i += blockDim.x) sum = __fmaf_rn(a.x[row + i], a.x[row + i], sum);
+  float scale = 1.0f / sqrtf(block_sum(sum, scratch) / float(a.d) + a.eps);
+  for (uint32_t i = threadIdx.x; i < a.d; i += blockDim.x) {
+    float x = a.x[row + i] * scale * a.weight[i];
+    a.out[row + i] = a.residual ? a.residual[row + i] + x : x;
+  }
+}
+
+struct GateArgs {
+  const float* x;  // [n, 2 d]: gates, then what they open
+  float* out;      // [n, d]
+  uint64_t len;    // n d
+  uint32_t d;
+  uint32_t activation;  // SiLU, GELU, GELU by tanh, ReLU
+};
+
+DEVICE float activate(float x, uint32_t activation) {
+  switch (activation) {
+    case 0: return x / (1.0f + expf(-x));
+    case 1: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case 2: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    default: return x > 0 ? x : 0;
+  }
+}
+
+// 12 n d bytes.
+KERNEL(gate, GateArgs, 256) {
+  uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= a.len) return;
+  const float* x = a.x + i / a.d * 2 * a.d + i % a.d;
+  a.out[i] = activate(x[0], a.activation) * x[a.d];
+}
+
+struct RopeArgs {
+  const float* x;             // rows of heads * d, `stride` apart
+  const uint32_t* positions;  // [n]
+  const float* inv_freq;      // [d / 2]
+  const float* weight;        // [d] of a norm of each head before, or null
+  const float* factors;       // [heads * d] that multiply the results, or null
+  float* out;                 // [n, heads * d]
+  uint64_t stride;
+  uint32_t n, heads, d;
+  float eps, attention_factor;
+  uint32_t interleaved;  // pairs (2 i, 2 i + 1) instead of (i, i + d / 2)
+};
+
+// A warp a head; 8 n heads d bytes.
+KERNEL(rope, RopeArgs, 256) {
+  uint64_t number = uint64_t(blockIdx.x) * (blockDim.x / 32) + warp();
+  if (number >= uint64_t(a.n) * a.heads) return;
+  uint32_t token = number / a.heads, head = number % a.heads;
+  const float* x = a.x + token * a.stride + uint64_t(head) * a.d;
+  float scale = 1;
+  if (a.weight) {
+    float sum = 0;
+    for (uint32_t i = lane(); i < a.d; i += 32) sum = __fmaf_rn(x[i], x[i], sum);
+    scale = 1.0f / sqrtf(warp_sum(sum) / float(a.d) + a.eps);
+  }
+  float* out = a.out + number * a.d;
+  for (uint32_t pair = lane(); pair < a.d / 2; pair += 32) {
+    uint32_t i = a.interleaved ? 2 * pair : pair, j = a.interleaved ? i + 1 : pair + a.d / 2;
+    float first = x[i], second = x[j];
+    if (a.weight) first *= scale * a.weight[i], second *= scale * a.weight[j];
+    float angle = float(a.positions[token]) * a.inv_freq[pair];
+    float c = cosf(angle) * a.attention_factor, s = sinf(angle) * a.attention_factor;
+    float turned[2] = {first * c - second * s, second * c + first * s};
+    if (a.factors) turned[0] *= a.factors[head * a.d + i], turned[1] *= a.factors[head * a.d + j];
+    out[i] = turned[0];
+    out[j] = turned[1];
+  }
+}
+
+struct WriteArgs {
+  const float* k;         // rows of kv_heads * d, `k_stride` apart
+  const float* v;         // as above, `v_stride` apart
+  const uint32_t* slots;  // [n]
+  uint16_t* keys;         // [blocks, kv_heads, block_size / 16, 16, d]
+  uint16_t* values;       // [blocks, kv_heads, block_size / 16, d, 16]
+  uint64_t k_stride, v_stride;
+  uint32_t kv_heads, d, block_size;
+  uint32_t pad;
+};
+
+// Keys and values in bf16 where attention.cu reads them; a block a token, 12 kv_heads d bytes.
+KERNEL(write_kv, WriteArgs, 256) {
+  uint32_t slot = a.slots[blockIdx.x], block = slot / a.block_size, offset = slot % a.block_size;
+  for (uint32_t i = threadIdx.x; i < a.kv_heads * a.d; i += blockDim.x) {
+    uint32_t head = i / a.d, dim = i % a.d;
+    uint64_t group = (uint64_t(block) * a.kv_heads + head) * (a.block_size / 16) + offset / 16;
+    a.keys[(group * 16 + offset % 16) * a.d + dim] = to_bf16(a.k[blockIdx.x * a.k_stride + i]);
+    a.values[(group * a.d + dim) * 16 + offset % 16] = to_bf16(a.v[blockIdx.x * a.v_stride + i]);
+  }
+}

@@ -1,0 +1,341 @@
+// x w^T with packed weights on the tensor cores, in whole numbers: `x` comes rounded (round.cu).
+//
+// A result is the same bits for any number of rows of x: a group's sum is exact, the sums of a strand, a fixed run of groups,
+// are scaled and added from first to last, and so are the strands. `product_few` reads each weight once, a warp for each
+// strand: bound by memory, bytes of the weights over bandwidth (Q4_K of 4096 x 14336: 33 MB, 10 us at an H100's 3.35 TB/s and
+// 38 us at an L40S's 864 GB/s). `product_many` makes tiles of 128 rows of w by 128 of x: 2 n k rows operations.
+#include "packed.cuh"
+
+struct ProductPart {
+  const uint8_t* panels;
+  const float* bias;  // [rows], or null
+  uint32_t rows;
+  uint32_t column;       // of the first row's result
+  uint32_t first_panel;  // among the panels of all parts
+  uint32_t pad;
+};
+
+struct ProductArgs {
+  const int8_t* codes;   // [padded, 32 groups], as round.cu leaves them, here and below
+  const float* scales;   // [groups, padded]
+  const float* shares;   // [groups, 3, padded]
+  const float* addends;  // [n, width], or null
+  float* out;            // [n, width]
+  ProductPart parts[3];
+  uint64_t panel_bytes;
+  uint32_t parts_len;
+  uint32_t n;
+  uint32_t padded;  // n, up to a multiple of 8
+  uint32_t groups;
+  uint32_t width;
+  uint32_t strand;  // groups of a strand, a multiple of 8
+};
+
+// The part that panel `panel` of all belongs to.
+DEVICE const ProductPart& part_of(const ProductArgs& a, uint32_t panel) {
+  uint32_t i = a.parts_len - 1;
+  while (i > 0 && a.parts[i].first_panel > panel) --i;
+  return a.parts[i];
+}
+
+// Of the lane's two columns, rows of x, in a group: scales, and what minima are multiplied by.
+template <class F> struct ColumnScales {
+  Words2 scale, share[F::halves];
+};
+
+// Adds a group's products, 16 rows of w by 8 of x, to `sums`.
+template <class F>
+DEVICE void add_group(float (&sums)[4], const uint32_t (&a)[4], const Words2& b, const RowScales<F>& rows,
+                      const ColumnScales<F>& columns) {
+  // A whole number below 2^22 added to these bits is that number plus 3 * 2^22 in f32.
+  constexpr int32_t kOne = 0x4b400000;
+  for (int half = 0; half < F::halves; ++half) {
+    int32_t d[4];
+    if (F::halves == 1) mma_16_8_32(d, a, b.w, kOne);
+    else mma_16_8_16(d, a[half * 2], a[half * 2 + 1], b.w[half], kOne);
+    for (int i = 0; i < 4; ++i) {
+      float sum = __fadd_rn(from_bits(uint32_t(d[i])), -12582912.0f);
+      float scale = __fmul_rn(rows.scale[i / 2][half], from_bits(columns.scale.w[i % 2]));
+      sums[i] = __fmaf_rn(sum, scale, sums[i]);
+      if (F::has_min) sums[i] = __fmaf_rn(rows.min[i / 2][half], from_bits(columns.share[half].w[i % 2]), sums[i]);
+    }
+  }
+}
+
+// Which of the three shares of a group the halves of a format take: the whole group's, or those of its halves.
+template <class F> DEVICE uint32_t share_of(uint32_t half) { return F::halves == 1 ? 0 : 1 + half; }
+
+DEVICE void store(const ProductArgs& a, const ProductPart& part, uint32_t row, uint32_t column, float sum) {
+  if (row >= part.rows || column >= a.n) return;
+  uint64_t at = uint64_t(column) * a.width + part.column + row;
+  if (part.bias) sum += part.bias[row];
+  if (a.addends) sum += a.addends[at];
+  a.out[at] = sum;
+}
+
+// Floats from a row of x to the next in shared memory, so that lanes write to different banks.
+constexpr uint32_t kSums = kPanel + 4;
+
+// A block makes 16 P rows of w by 8 T of x, a warp a strand of them.
+template <class F, int T, int P> DEVICE void product_few(const ProductArgs& a) {
+  const ProductPart& last = a.parts[a.parts_len - 1];
+  uint32_t panels = last.first_panel + (last.rows + kPanel - 1) / kPanel;
+  const uint8_t* codes[P];
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    // Panels behind the last are computed like it and not stored.
+    uint32_t panel = blockIdx.x * P + p < panels ? blockIdx.x * P + p : panels - 1;
+    const ProductPart& part = part_of(a, panel);
+    codes[p] = part.panels + (panel - part.first_panel) * a.panel_bytes;
+  }
+  uint64_t to_records = uint64_t(a.groups) * F::group_bytes;
+  uint32_t first_column = blockIdx.y * 8 * T;
+  uint32_t begin = warp() * a.strand, end = begin + a.strand < a.groups ? begin + a.strand : a.groups;
+  float sums[P][T][4] = {};
+  // Eight groups are a whole record of every format.
+  for (uint32_t group = begin; group < end; group += 8) {
+    uint64_t record = to_records + uint64_t(group / F::record_groups) * F::record_bytes;
+    Record<F> records[P];
+    if (F::record_groups > 1)
+#pragma unroll
+      for (int p = 0; p < P; ++p) records[p] = load_record<F>(codes[p] + record);
+    auto one = [&](uint32_t i) {
+      Words2 b[T];
+      ColumnScales<F> columns[T];
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        // Tiles behind the last are computed like it and not stored.
+        uint32_t tile = first_column + t * 8 < a.padded ? first_column + t * 8 : first_column;
+        auto x = reinterpret_cast<const uint8_t*>(a.codes) +
+                 (uint64_t(tile + lane() / 4) * a.groups + group + i) * kGroup + lane() % 4 * 8;
+        uint32_t column = tile + lane() % 4 * 2;
+        b[t] = load<Words2>(x);
+        columns[t].scale = *reinterpret_cast<const Words2*>(a.scales + uint64_t(group + i) * a.padded + column);
+        if (F::has_min)
+          for (uint32_t half = 0; half < F::halves; ++half)
+            columns[t].share[half] = *reinterpret_cast<const Words2*>(
+                a.shares + (uint64_t(group + i) * 3 + share_of<F>(half)) * a.padded + column);
+      }
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        uint32_t w[4];
+        unpack<F>(load_codes<F>(codes[p] + uint64_t(group + i) * F::group_bytes), w);
+        RowScales<F> rows =
+            row_scales<F>(F::record_groups > 1 ? records[p] : load_record<F>(codes[p] + record + i * F::record_bytes), i);
+#pragma unroll
+        for (int t = 0; t < T; ++t) add_group<F>(sums[p][t], w, b[t], rows, columns[t]);
+      }
+    };
+    if (group + 8 <= end) {
+#pragma unroll
+      for (uint32_t i = 0; i < 8; ++i) one(i);
+    } else {
+      for (uint32_t i = 0; group + i < end; ++i) one(i);
+    }
+  }
+  // [strands, P, 8 T, kSums]
+  auto strands = static_cast<float*>(shared());
+#pragma unroll
+  for (int p = 0; p < P; ++p)
+#pragma unroll
+    for (int t = 0; t < T; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t column = t * 8 + lane() % 4 * 2 + i % 2, row = lane() / 4 + i / 2 * 8;
+        strands[((warp() * P + p) * 8 * T + column) * kSums + row] = sums[p][t][i];
+      }
+  sync_block();
+  for (uint32_t i = threadIdx.x; i < P * 8 * T * kPanel; i += blockDim.x) {
+    const float* from = strands + i / kPanel * kSums + i % kPanel;
+    float sum = *from;
+    for (uint32_t strand = 1; strand < blockDim.x / 32; ++strand) sum += from[strand * P * 8 * T * kSums];
+    uint32_t panel = blockIdx.x * P + i / (8 * T * kPanel);
+    if (panel >= panels) continue;
+    const ProductPart& part = part_of(a, panel);
+    store(a, part, (panel - part.first_panel) * kPanel + i % kPanel, first_column + i / kPanel % (8 * T), sum);
+  }
+}
+
+// Groups that `product_many` has in shared memory at once, twice over: a record of every format.
+constexpr uint32_t kStage = 8;
+// Bytes from a row of x to the next there: lanes of a warp then read from different banks.
+constexpr uint32_t kStageRow = kStage * kGroup + 32;
+// Warps along the rows of w and of x, and panels of a warp.
+constexpr uint32_t kWarpsDown = 4, kWarpsAcross = 2, kPanels = 2;
+
+// One of the two parts of shared memory.
+template <int T> struct alignas(16) Stage {
+  static constexpr uint32_t columns = kWarpsAcross * 8 * T;
+  int8_t codes[columns * kStageRow];
+  float scales[kStage][columns];
+  float shares[kStage][2][columns];
+};
+
+// Starts the copies of groups `group` .. `group + kStage`.
+template <class F, int T> DEVICE void fill(Stage<T>& stage, const ProductArgs& a, uint32_t first_column, uint32_t group) {
+  constexpr uint32_t columns = Stage<T>::columns;
+  for (uint32_t i = threadIdx.x; i < columns * kStage * 2; i += blockDim.x) {
+    uint32_t column = i / (kStage * 2), piece = i % (kStage * 2);
+    bool real = first_column + column < a.padded && group + piece / 2 < a.groups;
+    const int8_t* from = a.codes;
+    if (real) from += (uint64_t(first_column + column) * a.groups + group) * kGroup + piece * 16;
+    copy_16(stage.codes + column * kStageRow + piece * 16, from, real);
+  }
+  // Rows of scales and of shares are whole pieces of 16 bytes: there are `padded`, a multiple of 8.
+  constexpr uint32_t kinds = 1 + (F::has_min ? F::halves : 0);
+  for (uint32_t i = threadIdx.x; i < kStage * kinds * columns / 4; i += blockDim.x) {
+    uint32_t column = i % (columns / 4) * 4, j = i / (columns / 4) / kinds, kind = i / (columns / 4) % kinds;
+    bool real = first_column + column < a.padded && group + j < a.groups;
+    const float* from = a.scales;
+    if (real && kind == 0) from = a.scales + uint64_t(group + j) * a.padded + first_column + column;
+    if (real && kind > 0)
+      from = a.shares + (uint64_t(group + j) * 3 + share_of<F>(kind - 1)) * a.padded + first_column + column;
+    copy_16(kind == 0 ? &stage.scales[j][column] : &stage.shares[j][kind - 1][column], from, real);
+  }
+  copies_end_group();
+}
+
+// A block makes kWarpsDown * kPanels * 16 rows of w by 2 * 8 T of x, a warp kPanels * 16 by 8 T.
+template <class F, int T> DEVICE void product_many(const ProductArgs& a) {
+  auto stages = static_cast<Stage<T>*>(shared());
+  uint32_t first_column = blockIdx.x * Stage<T>::columns, own_column = warp() % kWarpsAcross * 8 * T;
+  uint32_t first_panel = (blockIdx.y * kWarpsDown + warp() / kWarpsAcross) * kPanels;
+  const ProductPart& last = a.parts[a.parts_len - 1];
+  uint32_t panels = last.first_panel + (last.rows + kPanel - 1) / kPanel;
+  const uint8_t* codes[kPanels];
+#pragma unroll
+  for (uint32_t p = 0; p < kPanels; ++p) {
+    // Panels behind the last are computed like it and not stored.
+    uint32_t panel = first_panel + p < panels ? first_panel + p : panels - 1;
+    const ProductPart& part = part_of(a, panel);
+    codes[p] = part.panels + (panel - part.first_panel) * a.panel_bytes;
+  }
+  float totals[kPanels][T][4] = {}, sums[kPanels][T][4] = {};
+  auto flush = [&](bool first) {
+#pragma unroll
+    for (uint32_t p = 0; p < kPanels; ++p)
+#pragma unroll
+      for (int t = 0; t < T; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          totals[p][t][i] = first ? sums[p][t][i] : totals[p][t][i] + sums[p][t][i];
+          sums[p][t][i] = 0;
+        }
+  };
+  // Codes come a group ahead.
+  Codes<F> next[kPanels];
+#pragma unroll
+  for (uint32_t p = 0; p < kPanels; ++p) next[p] = load_codes<F>(codes[p]);
+  fill<F, T>(stages[0], a, first_column, 0);
+  for (uint32_t group = 0, number = 0; group < a.groups; group += kStage, ++number) {
+    if (group > 0 && group % a.strand == 0) flush(group == a.strand);
+    bool more = group + kStage < a.groups;
+    if (more) fill<F, T>(stages[(number + 1) % 2], a, first_column, group + kStage);
+    Record<F> records[kPanels];
+    const uint8_t* at[kPanels];
+#pragma unroll
+    for (uint32_t p = 0; p < kPanels; ++p) {
+      at[p] = codes[p] + uint64_t(a.groups) * F::group_bytes + uint64_t(group / F::record_groups) * F::record_bytes;
+      if (F::record_groups > 1) records[p] = load_record<F>(at[p]);
+    }
+    if (more) copies_wait<1>();
+    else copies_wait<0>();
+    sync_block();
+    const Stage<T>& stage = stages[number % 2];
+    auto one = [&](uint32_t j) {
+      uint32_t w[kPanels][4];
+      RowScales<F> rows[kPanels];
+#pragma unroll
+      for (uint32_t p = 0; p < kPanels; ++p) {
+        unpack<F>(next[p], w[p]);
+        uint32_t ahead = group + j + 1 < a.groups ? group + j + 1 : group + j;
+        next[p] = load_codes<F>(codes[p] + uint64_t(ahead) * F::group_bytes);
+        rows[p] = row_scales<F>(F::record_groups > 1 ? records[p] : load_record<F>(at[p] + j * F::record_bytes), j);
+      }
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        auto b = *reinterpret_cast<const Words2*>(stage.codes + (own_column + t * 8 + lane() / 4) * kStageRow +
+                                                  j * kGroup + lane() % 4 * 8);
+        uint32_t column = own_column + t * 8 + lane() % 4 * 2;
+        ColumnScales<F> columns;
+        columns.scale = *reinterpret_cast<const Words2*>(&stage.scales[j][column]);
+        if (F::has_min)
+          for (int half = 0; half < F::halves; ++half)
+            columns.share[half] = *reinterpret_cast<const Words2*>(&stage.shares[j][half][column]);
+#pragma unroll
+        for (uint32_t p = 0; p < kPanels; ++p) add_group<F>(sums[p][t], w[p], b, rows[p], columns);
+      }
+    };
+    if (group + kStage <= a.groups) {
+#pragma unroll 4
+      for (uint32_t j = 0; j < kStage; ++j) one(j);
+    } else {
+      for (uint32_t j = 0; group + j < a.groups; ++j) one(j);
+    }
+    sync_block();
+  }
+  flush(a.groups <= a.strand);
+#pragma unroll
+  for (uint32_t p = 0; p < kPanels; ++p) {
+    if (first_panel + p >= panels) continue;
+    const ProductPart& part = part_of(a, first_panel + p);
+#pragma unroll
+    for (int t = 0; t < T; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t row = (first_panel + p - part.first_panel) * kPanel + lane() / 4 + i / 2 * 8;
+        uint32_t column = first_column + own_column + t * 8 + lane() % 4 * 2 + i % 2;
+        store(a, part, row, column, totals[p][t][i]);
+      }
+  }
+}
+
+#define PRODUCTS(format)                                                                                       \
+  KERNEL(product_few_1_1_##format, ProductArgs, 512, 2) { product_few<format, 1, 1>(a); }                      \
+  KERNEL(product_few_2_2_##format, ProductArgs, 512, 1) { product_few<format, 2, 2>(a); }                      \
+  KERNEL(product_few_4_2_##format, ProductArgs, 512, 1) { product_few<format, 4, 2>(a); }                      \
+  KERNEL(product_many_4_##format, ProductArgs, 256, 1) { product_many<format, 4>(a); }                         \
+  KERNEL(product_many_8_##format, ProductArgs, 256, 1) { product_many<format, 8>(a); }
+
+PRODUCTS(Q4_0)
+PRODUCTS(Q4_1)
+PRODUCTS(Q5_0)
+PRODUCTS(Q5_1)
+PRODUCTS(Q8_0)
+PRODUCTS(Q2K)
+PRODUCTS(Q3K)
+PRODUCTS(Q4K)
+PRODUCTS(Q5K)
+PRODUCTS(Q6K)
+
+struct EmbedArgs {
+  const uint8_t* panels;
+  const uint32_t* ids;  // [n]
+  float* out;           // [n, k]
+  uint64_t panel_bytes;
+  uint32_t k;
+  float scale;
+};
+
+// A block a row: reads and writes nothing twice.
+template <class F> DEVICE void embed(const EmbedArgs& a) {
+  uint32_t id = a.ids[blockIdx.x];
+  const uint8_t* codes = a.panels + id / kPanel * a.panel_bytes;
+  const uint8_t* records = codes + uint64_t(a.k / kGroup) * F::group_bytes;
+  for (uint32_t i = threadIdx.x; i < a.k; i += blockDim.x)
+    a.out[uint64_t(blockIdx.x) * a.k + i] = weight_at<F>(codes, records, id % kPanel, i) * a.scale;
+}
+
+#define EMBED(format) \
+  KERNEL(embed_##format, EmbedArgs, 256) { embed<format>(a); }
+
+EMBED(Q4_0)
+EMBED(Q4_1)
+EMBED(Q5_0)
+EMBED(Q5_1)
+EMBED(Q8_0)
+EMBED(Q2K)
+EMBED(Q3K)
+EMBED(Q4K)
+EMBED(Q5K)
+EMBED(Q6K)

@@ -1,0 +1,3 @@
+// The kernels and what runs them, for the host.
+#include "simt.cpp"
+#include "../all.cu"

@@ -1,0 +1,210 @@
+//! Attention over the paged cache: `attention.cu`.
+
+use super::args::{Address, Args, Launch, count};
+use crate::op::{AttentionOptions, AttentionRow};
+
+/// Rows of queries, a token and a head each, of a tile.
+const ROWS: usize = 16;
+/// Positions of a split.
+const SPLIT: usize = 128;
+/// Warps of a block.
+const WARPS: usize = 4;
+/// A sequence with at least so many rows of queries has blocks of whole tiles that walk over its keys together.
+const MANY: usize = WARPS * ROWS;
+/// Widths of heads that there are kernels for.
+pub(crate) const HEAD_DIMS: [usize; 3] = [64, 128, 256];
+
+/// The structure of `attention.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct AttentionSequence {
+    pub(crate) table: u32,
+    pub(crate) first: u32,
+    pub(crate) tokens: u32,
+    pub(crate) context: u32,
+    pub(crate) first_tile: u32,
+}
+
+/// The structure of `attention.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct AttentionArgs {
+    pub(crate) q: Address,
+    pub(crate) keys: Address,
+    pub(crate) values: Address,
+    pub(crate) sequences: Address,
+    pub(crate) tiles: Address,
+    pub(crate) blocks: Address,
+    pub(crate) out: Address,
+    pub(crate) parts: Address,
+    pub(crate) heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) block_size: u32,
+    pub(crate) splits: u32,
+    pub(crate) window: u32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+    pub(crate) tiles_len: u32,
+    pub(crate) part_rows: u32,
+    pub(crate) pad: u32,
+}
+
+// SAFETY: numbers alone, in the order of the kernel's.
+unsafe impl Args for AttentionArgs {}
+
+/// Shape of the heads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) d: usize,
+    pub(crate) block_size: usize,
+}
+
+/// Sequences that one kernel computes, and their tiles.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// As words, [`AttentionSequence`] each.
+    pub(crate) sequences: Vec<u32>,
+    /// The sequence of each tile.
+    pub(crate) tiles: Vec<u32>,
+    splits: usize,
+    part_rows: usize,
+}
+
+/// A batch as the kernels take it.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Sequences with few rows of queries, those that decode: a warp for each split.
+    pub(crate) few: Work,
+    /// The others: a warp for each tile.
+    pub(crate) many: Work,
+    /// All block tables, one after the other.
+    pub(crate) blocks: Vec<u32>,
+}
+
+impl Plan {
+    pub(crate) fn new(rows: &[AttentionRow], heads: &Heads) -> Self {
+        let (mut plan, group) = (Self::default(), heads.heads / heads.kv_heads);
+        for row in rows.iter().filter(|row| !row.tokens.is_empty()) {
+            let len = row.tokens.len() * group;
+            let work = if len < MANY { &mut plan.few } else { &mut plan.many };
+            let (number, tiles) = (count(work.sequences.len() / WORDS), len.div_ceil(ROWS));
+            let sequence = AttentionSequence {
+                table: count(plan.blocks.len()),
+                first: count(row.tokens.start),
+                tokens: count(row.tokens.len()),
+                context: count(row.context_len),
+                first_tile: count(work.tiles.len()),
+            };
+            work.sequences.extend(words(&sequence));
+            work.tiles.extend(std::iter::repeat_n(number, tiles));
+            work.splits = work.splits.max(row.context_len.div_ceil(SPLIT));
+            work.part_rows = work.part_rows.max(len.min(ROWS));
+            plan.blocks
+                .extend(&row.block_table[..row.context_len.div_ceil(heads.block_size)]);
+        }
+        plan
+    }
+
+    /// Numbers that the parts of [`Plan::few`] take.
+    pub(crate) fn parts(&self, heads: &Heads) -> usize {
+        let rows = self.few.tiles.len() * heads.kv_heads * self.few.splits * self.few.part_rows;
+        rows * (heads.d + 2)
+    }
+}
+
+const WORDS: usize = size_of::<AttentionSequence>() / 4;
+
+fn words(sequence: &AttentionSequence) -> [u32; WORDS] {
+    let AttentionSequence {
+        table,
+        first,
+        tokens,
+        context,
+        first_tile,
+    } = *sequence;
+    [table, first, tokens, context, first_tile]
+}
+
+/// Arrays of a [`Plan`] on a device: the sequences, the tiles, and the blocks of both works.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrays {
+    pub(crate) sequences: Address,
+    pub(crate) tiles: Address,
+    pub(crate) blocks: Address,
+}
+
+/// Where the tensors are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tensors {
+    pub(crate) q: Address,
+    pub(crate) keys: Address,
+    pub(crate) values: Address,
+    pub(crate) out: Address,
+    /// As [`Plan::parts`] says.
+    pub(crate) parts: Address,
+}
+
+/// The launches for a work; `few` says which it is.
+pub(crate) fn attention(
+    work: &Work,
+    few: bool,
+    arrays: Arrays,
+    tensors: &Tensors,
+    heads: &Heads,
+    options: &AttentionOptions,
+) -> Vec<Launch<AttentionArgs>> {
+    if work.tiles.is_empty() {
+        return Vec::new();
+    }
+    let log2_e = std::f32::consts::LOG2_E;
+    let args = AttentionArgs {
+        q: tensors.q,
+        keys: tensors.keys,
+        values: tensors.values,
+        sequences: arrays.sequences,
+        tiles: arrays.tiles,
+        blocks: arrays.blocks,
+        out: tensors.out,
+        parts: tensors.parts,
+        heads: count(heads.heads),
+        kv_heads: count(heads.kv_heads),
+        block_size: count(heads.block_size),
+        splits: count(work.splits),
+        // A window beyond every context sees all.
+        window: options
+            .window
+            .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+        scale: options.scale * log2_e,
+        softcap: options.softcap.unwrap_or(0.0) * log2_e,
+        tiles_len: count(work.tiles.len()),
+        part_rows: count(work.part_rows),
+        pad: 0,
+    };
+    let (tiles, d) = (work.tiles.len(), heads.d);
+    let launch = |kernel: &str, grid: [usize; 2], shared: usize| Launch {
+        kernel: format!("{kernel}_{d}"),
+        grid: [count(grid[0]), count(heads.kv_heads), count(grid[1])],
+        block: count(32 * WARPS),
+        shared: count(shared),
+        args,
+    };
+    // Queries of two bytes; totals of four beside them.
+    if few {
+        vec![
+            launch(
+                "attend_few",
+                [tiles, work.splits.div_ceil(WARPS)],
+                WARPS * ROWS * d * 2,
+            ),
+            launch("attend_merge", [tiles, 1], 0),
+        ]
+    } else {
+        vec![launch(
+            "attend_many",
+            [tiles.div_ceil(WARPS), 1],
+            WARPS * ROWS * d * 6,
+        )]
+    }
+}

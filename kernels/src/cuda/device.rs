@@ -1,0 +1,261 @@
+//! A card: its memory, and kernels started on it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{
+    CudaDevice, CudaStorage, Device, Error, Layout, Result, Storage, Tensor, WithDType, bail,
+    cuda_backend::{
+        CudaDType,
+        cudarc::{
+            driver::{
+                CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
+                PushKernelArg, sys,
+            },
+            nvrtc::Ptx,
+        },
+    },
+};
+
+use super::args::{Address, Args, Launch};
+
+/// The kernels' machine code.
+const KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+/// Arrays of a step that every layer asks for again: tokens, positions, slots, and what attention needs.
+const UPLOADS_MAX: usize = 16;
+/// Shared memory that a block gets without asking.
+const SHARED_MAX: u32 = 48 << 10;
+
+/// Opens card `ordinal`. All work on it is in one stream.
+///
+/// # Errors
+/// There is no driver or no such card, or these kernels were compiled for another generation.
+pub(crate) fn open(ordinal: usize) -> Result<Device> {
+    let device = CudaDevice::new_with_stream(ordinal)?;
+    // SAFETY: whatever uses a tensor does so in the device's one stream, in which it was made.
+    unsafe { device.disable_event_tracking() };
+    Gpu::of(&device)?.keep_memory()?;
+    Ok(Device::Cuda(device))
+}
+
+/// Bytes of a card that are free.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn free_memory(device: &CudaDevice) -> Result<u64> {
+    let (free, _) = device
+        .cuda_stream()
+        .context()
+        .mem_get_info()
+        .map_err(Error::wrap)?;
+    Ok(free as u64)
+}
+
+/// A card with the kernels loaded.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    uploads: Mutex<VecDeque<(Vec<u32>, Words)>>,
+}
+
+/// Numbers of 32 bits in a card's memory.
+pub(crate) type Words = Arc<CudaSlice<u32>>;
+
+/// Cards that have the kernels.
+static LOADED: Mutex<Vec<Arc<Gpu>>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// The card of a Candle device.
+    pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>> {
+        let mut loaded = lock(&LOADED);
+        if let Some(gpu) = loaded.iter().find(|gpu| gpu.device.id() == device.id()) {
+            return Ok(gpu.clone());
+        }
+        let stream = device.cuda_stream();
+        let module = stream
+            .context()
+            .load_module(Ptx::from_binary(KERNELS.to_vec()))
+            .map_err(Error::wrap)?;
+        let gpu = Arc::new(Self {
+            device: device.clone(),
+            stream,
+            module,
+            functions: Mutex::default(),
+            uploads: Mutex::default(),
+        });
+        loaded.push(gpu.clone());
+        Ok(gpu)
+    }
+
+    /// Memory that is freed stays with the process: every step asks for what the last one gave back.
+    fn keep_memory(&self) -> Result<()> {
+        let mut pool = std::ptr::null_mut();
+        let mut threshold = u64::MAX;
+        let ordinal = i32::try_from(self.stream.context().ordinal()).map_err(Error::wrap)?;
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: plain calls of the driver, with places for their results.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, ordinal)
+                .result()
+                .map_err(Error::wrap)?;
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast())
+                .result()
+                .map_err(Error::wrap)
+        }
+    }
+
+    /// Memory that nothing has written.
+    pub(crate) fn empty<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
+        // SAFETY: whoever asks has it written by a kernel before it is read. At least one element: there is no memory of none.
+        unsafe { self.stream.alloc(len.max(1)) }.map_err(Error::wrap)
+    }
+
+    pub(crate) fn zeros(&self, len: usize) -> Result<CudaSlice<f32>> {
+        self.stream.alloc_zeros(len.max(1)).map_err(Error::wrap)
+    }
+
+    pub(crate) fn upload<T: DeviceRepr + Clone>(&self, numbers: &[T]) -> Result<CudaSlice<T>> {
+        if numbers.is_empty() {
+            return self.empty(1);
+        }
+        self.stream.clone_htod(numbers).map_err(Error::wrap)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn download<T: DeviceRepr>(&self, memory: &CudaSlice<T>) -> Result<Vec<T>> {
+        self.stream.clone_dtoh(memory).map_err(Error::wrap)
+    }
+
+    /// Numbers on the card; the same ones are copied there once while they are among the latest.
+    pub(crate) fn words(&self, numbers: &[u32]) -> Result<Words> {
+        let mut uploads = lock(&self.uploads);
+        if let Some((_, words)) = uploads.iter().find(|(known, _)| known == numbers) {
+            return Ok(words.clone());
+        }
+        let words = Arc::new(self.upload(numbers)?);
+        uploads.truncate(UPLOADS_MAX - 1);
+        uploads.push_front((numbers.to_vec(), words.clone()));
+        Ok(words)
+    }
+
+    pub(crate) fn address<T>(&self, memory: &CudaSlice<T>) -> Address {
+        Address(memory.device_ptr(&self.stream).0)
+    }
+
+    /// Starts a kernel, after all that was started before.
+    ///
+    /// # Safety
+    /// The kernel reads and writes where its arguments point.
+    pub(crate) unsafe fn launch<A: Args>(&self, launch: &Launch<A>) -> Result<()> {
+        let [x, y, z] = launch.grid;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let function = self.function(&launch.kernel, launch.shared)?;
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.block, 1, 1),
+            shared_mem_bytes: launch.shared,
+        };
+        let args = Plain(launch.args);
+        let mut builder = self.stream.launch_builder(&function);
+        builder.arg(&args);
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(config) }.map_err(Error::wrap)?;
+        Ok(())
+    }
+
+    fn function(&self, name: &str, shared: u32) -> Result<CudaFunction> {
+        let mut functions = lock(&self.functions);
+        if let Some(function) = functions.get(name) {
+            return Ok(function.clone());
+        }
+        let function = self.module.load_function(name).map_err(Error::wrap)?;
+        if shared > SHARED_MAX {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function
+                .set_attribute(attribute, shared.cast_signed())
+                .map_err(Error::wrap)?;
+        }
+        functions.insert(name.to_owned(), function.clone());
+        Ok(function)
+    }
+
+    /// A result of an operation.
+    pub(crate) fn storage<T: CudaDType + WithDType>(&self, memory: CudaSlice<T>) -> CudaStorage {
+        CudaStorage::wrap_cuda_slice(memory, self.device.clone())
+    }
+
+    pub(crate) fn tensor(&self, memory: CudaSlice<f32>, shape: (usize, usize)) -> Tensor {
+        let none = candle_core::op::BackpropOp::none();
+        Tensor::from_storage(Storage::Cuda(self.storage(memory)), shape, none, false)
+    }
+}
+
+/// Arguments, as a kernel takes them.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Plain<A>(A);
+
+// SAFETY: `Args` are laid out as the kernel's.
+unsafe impl<A: Args> DeviceRepr for Plain<A> {}
+
+/// Where a contiguous tensor's numbers are.
+pub(crate) fn elements<T: CudaDType>(
+    op: &str,
+    gpu: &Gpu,
+    storage: &CudaStorage,
+    layout: &Layout,
+) -> Result<Address> {
+    let Some((start, _)) = layout.contiguous_offsets() else {
+        bail!("{op}: the tensor {:?} must be contiguous", layout.shape())
+    };
+    let memory = storage.as_cuda_slice::<T>()?;
+    Ok(offset::<T>(gpu.address(memory), start))
+}
+
+/// Where the rows of an `f32` tensor `[n, width]` are, and how many numbers they are apart.
+pub(crate) fn rows(op: &str, gpu: &Gpu, storage: &CudaStorage, layout: &Layout) -> Result<(Address, usize)> {
+    let (&[_, width], &[stride, step]) = (layout.dims(), layout.stride()) else {
+        bail!("{op}: the tensor must be [n, width], it is {:?}", layout.shape())
+    };
+    if step != 1 && width > 1 {
+        bail!(
+            "{op}: the rows of the tensor {:?} must be contiguous",
+            layout.shape()
+        );
+    }
+    let memory = storage.as_cuda_slice::<f32>()?;
+    Ok((offset::<f32>(gpu.address(memory), layout.start_offset()), stride))
+}
+
+fn offset<T>(Address(at): Address, elements: usize) -> Address {
+    Address(at + (elements * size_of::<T>()) as u64)
+}
+
+/// Calls `work` with the addresses of contiguous tensors of one type on the card.
+pub(crate) fn with_elements<T: CudaDType, R>(
+    op: &str,
+    gpu: &Gpu,
+    tensors: &[&Tensor],
+    work: impl FnOnce(&[Address]) -> Result<R>,
+) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let addresses = guards
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            Storage::Cuda(storage) => elements::<T>(op, gpu, storage, layout),
+            _ => bail!("{op}: every tensor must be on the same device"),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    work(&addresses)
+}

@@ -1,0 +1,281 @@
+//! The operations of [`crate::op`] on a card: their shapes are checked there.
+
+use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
+
+use super::{
+    args::Address,
+    attention::{self, Arrays, HEAD_DIMS, Heads, Plan, Tensors, Work},
+    block::{self, NormArgs, RopeArgs, WriteArgs},
+    device::{Gpu, elements, rows, with_elements},
+    packed::{self, Rounded},
+    weight::CardWeight,
+};
+use crate::{
+    Weight,
+    op::{Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions},
+};
+
+/// A tensor's numbers as an operation gets them.
+pub(crate) type Input<'a> = (&'a CudaStorage, &'a Layout);
+
+/// What a product does with its results.
+pub(crate) struct Finish<'a> {
+    /// `activation(first) * second` of two parts.
+    pub(crate) gate: Option<Activation>,
+    /// Added to the result.
+    pub(crate) addends: Option<Input<'a>>,
+}
+
+fn on_card<'a>(op: &str, weight: &'a Weight) -> Result<&'a CardWeight> {
+    match weight {
+        Weight::Card(weight) => Ok(weight),
+        _ => bail!("{op}: the input is on a card, the weight is not"),
+    }
+}
+
+/// Products of `x` `[n, k]`, `n` rows of `width` results in all.
+pub(crate) fn product(
+    op: &str,
+    (storage, layout): Input<'_>,
+    norm: Option<InputNorm<'_>>,
+    parts: &[Projection<'_>],
+    finish: &Finish<'_>,
+) -> Result<(CudaStorage, Shape)> {
+    let gpu = &*Gpu::of(&storage.device)?;
+    let (x, stride) = rows(op, gpu, storage, layout)?;
+    let (n, k) = layout.shape().dims2()?;
+    let weights = parts
+        .iter()
+        .map(|part| on_card(op, part.weight))
+        .collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<_> = norm
+        .iter()
+        .map(|norm| norm.weight)
+        .chain(parts.iter().filter_map(|part| part.bias))
+        .collect();
+    let width: usize = weights.iter().map(|weight| weight.rows()).sum();
+    let [codes, scales, shares] = Rounded::bytes(n, k);
+    let (codes, scales, shares) = (
+        gpu.empty::<u8>(codes)?,
+        gpu.empty::<u8>(scales)?,
+        gpu.empty::<u8>(shares)?,
+    );
+    let rounded = Rounded {
+        n,
+        k,
+        codes: gpu.address(&codes),
+        scales: gpu.address(&scales),
+        shares: gpu.address(&shares),
+    };
+    let addends = match finish.addends {
+        Some((storage, layout)) => elements::<f32>(op, gpu, storage, layout)?,
+        None => Address::default(),
+    };
+    let out = gpu.empty::<f32>(n * width)?;
+    with_elements::<f32, _>(op, gpu, &tensors, |addresses| {
+        let mut addresses = addresses.iter().copied();
+        let norm = norm.and_then(|norm| Some((addresses.next()?, norm.eps)));
+        let factors: Vec<_> = parts
+            .iter()
+            .zip(&weights)
+            .map(|(part, weight)| {
+                let bias = part.bias.and_then(|_| addresses.next());
+                weight.factor(bias.unwrap_or_default())
+            })
+            .collect();
+        // SAFETY: the shapes were checked, and all memory outlives what is started here: freeing it waits in the same stream.
+        unsafe {
+            gpu.launch(&packed::round(x, stride, norm, &rounded))?;
+            for launch in packed::products(&rounded, &factors, addends, gpu.address(&out)) {
+                gpu.launch(&launch)?;
+            }
+        }
+        Ok(())
+    })?;
+    let Some(activation) = finish.gate else {
+        return Ok((gpu.storage(out), Shape::from((n, width))));
+    };
+    let gated = gpu.empty::<f32>(n * width / 2)?;
+    let launch = block::gate(gpu.address(&out), gpu.address(&gated), n, width / 2, activation);
+    // SAFETY: as above.
+    unsafe { gpu.launch(&launch)? };
+    Ok((gpu.storage(gated), Shape::from((n, width / 2))))
+}
+
+/// Rows of an embedding.
+pub(crate) fn embed(weight: &CardWeight, ids: &[u32], scale: f32) -> Result<Tensor> {
+    let (gpu, k) = (weight.gpu(), weight.cols());
+    let (table, out) = (gpu.words(ids)?, gpu.empty::<f32>(ids.len() * k)?);
+    let factor = weight.factor(Address::default());
+    let launch = packed::embed(
+        (&factor, k),
+        (gpu.address(&table), ids.len()),
+        scale,
+        gpu.address(&out),
+    );
+    // SAFETY: every id is a row; memory as in `product`.
+    unsafe { gpu.launch(&launch)? };
+    Ok(gpu.tensor(out, (ids.len(), k)))
+}
+
+/// `x` normalised by rows, onto `residual` where there is one.
+pub(crate) fn rms_norm(
+    op: &str,
+    (storage, layout): Input<'_>,
+    weight: Input<'_>,
+    residual: Option<Input<'_>>,
+    eps: f32,
+) -> Result<(CudaStorage, Shape)> {
+    let gpu = &*Gpu::of(&storage.device)?;
+    let d = layout.dims().last().copied().unwrap_or(0);
+    let len = layout.shape().elem_count();
+    let out = gpu.empty::<f32>(len)?;
+    let residual = match residual {
+        Some((storage, layout)) => elements::<f32>(op, gpu, storage, layout)?,
+        None => Address::default(),
+    };
+    let args = NormArgs {
+        x: elements::<f32>(op, gpu, storage, layout)?,
+        weight: elements::<f32>(op, gpu, weight.0, weight.1)?,
+        residual,
+        out: gpu.address(&out),
+        d: super::args::count(d),
+        eps,
+    };
+    // SAFETY: as in `product`.
+    unsafe { gpu.launch(&block::rms_norm(len.checked_div(d).unwrap_or(0), args))? };
+    Ok((gpu.storage(out), layout.shape().clone()))
+}
+
+/// Rotation of the heads of `x` `[n, heads * d]`.
+pub(crate) fn rope(
+    (storage, layout): Input<'_>,
+    options: &RopeOptions<'_>,
+    positions: &[u32],
+) -> Result<(CudaStorage, Shape)> {
+    let gpu = &*Gpu::of(&storage.device)?;
+    let (x, stride) = rows("rope", gpu, storage, layout)?;
+    let (n, width) = layout.shape().dims2()?;
+    let d = options.inv_freq.elem_count() * 2;
+    let tensors: Vec<_> = [
+        Some(options.inv_freq),
+        options.norm.map(|norm| norm.weight),
+        options.factors,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let (at, out) = (gpu.words(positions)?, gpu.empty::<f32>(n * width)?);
+    with_elements::<f32, _>("rope", gpu, &tensors, |addresses| {
+        let mut addresses = addresses.iter().copied();
+        let args = RopeArgs {
+            x,
+            positions: gpu.address(&at),
+            inv_freq: addresses.next().unwrap_or_default(),
+            weight: options.norm.and_then(|_| addresses.next()).unwrap_or_default(),
+            factors: options.factors.and_then(|_| addresses.next()).unwrap_or_default(),
+            out: gpu.address(&out),
+            stride: stride as u64,
+            n: super::args::count(n),
+            heads: super::args::count(width / d),
+            d: super::args::count(d),
+            eps: options.norm.map_or(0.0, |norm| norm.eps),
+            attention_factor: options.attention_factor,
+            interleaved: block::interleaved(options.style),
+        };
+        // SAFETY: as in `product`.
+        unsafe { gpu.launch(&block::rope(args)) }
+    })?;
+    Ok((gpu.storage(out), layout.shape().clone()))
+}
+
+/// A cache's tensors and shape.
+#[derive(Clone, Copy)]
+pub(crate) struct Cache<'a> {
+    pub(crate) k: &'a Tensor,
+    pub(crate) v: &'a Tensor,
+    pub(crate) kv_heads: usize,
+    pub(crate) d: usize,
+    pub(crate) block_size: usize,
+}
+
+/// Stores the keys and values of some tokens; every slot exists.
+pub(crate) fn write_kv(cache: Cache<'_>, k: Input<'_>, v: Input<'_>, slots: &[u32]) -> Result<()> {
+    let gpu = &*Gpu::of(&k.0.device)?;
+    let ((k, k_stride), (v, v_stride)) = (rows("write_kv", gpu, k.0, k.1)?, rows("write_kv", gpu, v.0, v.1)?);
+    let at = gpu.words(slots)?;
+    with_elements::<half::bf16, _>("write_kv", gpu, &[cache.k, cache.v], |addresses| {
+        let args = WriteArgs {
+            k,
+            v,
+            slots: gpu.address(&at),
+            keys: addresses[0],
+            values: addresses[1],
+            k_stride: k_stride as u64,
+            v_stride: v_stride as u64,
+            kv_heads: super::args::count(cache.kv_heads),
+            d: super::args::count(cache.d),
+            block_size: super::args::count(cache.block_size),
+            pad: 0,
+        };
+        // SAFETY: as in `product`; whatever reads the cache does so in the same stream, before or after.
+        unsafe { gpu.launch(&block::write_kv(slots.len(), args)) }
+    })
+}
+
+/// Attention of `q` `[n, heads * d]`; rows and their blocks exist. Tokens that no row names come out as zeros.
+pub(crate) fn paged_attention(
+    (storage, layout): Input<'_>,
+    cache: Cache<'_>,
+    rows: &[AttentionRow],
+    options: &AttentionOptions,
+) -> Result<(CudaStorage, Shape)> {
+    let op = "paged_attention";
+    let gpu = &*Gpu::of(&storage.device)?;
+    if !HEAD_DIMS.contains(&cache.d) {
+        bail!(
+            "{op}: there are no CUDA kernels for heads of {}, but of {HEAD_DIMS:?}",
+            cache.d
+        );
+    }
+    let (n, width) = layout.shape().dims2()?;
+    let heads = Heads {
+        heads: width / cache.d,
+        kv_heads: cache.kv_heads,
+        d: cache.d,
+        block_size: cache.block_size,
+    };
+    let plan = Plan::new(rows, &heads);
+    let named: usize = rows.iter().map(|row| row.tokens.len()).sum();
+    let out = if named == n {
+        gpu.empty::<f32>(n * width)?
+    } else {
+        gpu.zeros(n * width)?
+    };
+    let (parts, blocks) = (gpu.empty::<f32>(plan.parts(&heads))?, gpu.words(&plan.blocks)?);
+    with_elements::<half::bf16, _>(op, gpu, &[cache.k, cache.v], |addresses| {
+        let tensors = Tensors {
+            q: elements::<f32>(op, gpu, storage, layout)?,
+            keys: addresses[0],
+            values: addresses[1],
+            out: gpu.address(&out),
+            parts: gpu.address(&parts),
+        };
+        let run = |work: &Work, few: bool| {
+            let (sequences, tiles) = (gpu.words(&work.sequences)?, gpu.words(&work.tiles)?);
+            let arrays = Arrays {
+                sequences: gpu.address(&sequences),
+                tiles: gpu.address(&tiles),
+                blocks: gpu.address(&blocks),
+            };
+            for launch in attention::attention(work, few, arrays, &tensors, &heads, options) {
+                // SAFETY: as in `product`.
+                unsafe { gpu.launch(&launch)? };
+            }
+            Ok::<_, candle_core::Error>(())
+        };
+        run(&plan.few, true)?;
+        run(&plan.many, false)
+    })?;
+    Ok((gpu.storage(out), layout.shape().clone()))
+}

@@ -1,0 +1,308 @@
+//! Products with packed weights, rounding of what they meet, and rows of an embedding: `round.cu` and `product.cu`.
+
+use super::args::{Address, Args, Launch, count};
+use crate::{
+    Format,
+    packed::{GROUP, PANEL},
+};
+
+/// Rows of the activations come in tiles of so many.
+pub(crate) const TILE: usize = 8;
+/// Most strands, and so most warps of a block of `product_few`.
+const STRANDS_MAX: usize = 16;
+/// A strand is whole records of scales, which serve at most 8 groups.
+const STRAND: usize = 8;
+/// Rows of activations up to which each block reads its weights once.
+const FEW: usize = 32;
+/// As many for which blocks of [`Shape::Few`] may still be faster: they leave no multiprocessor without work.
+const FEW_MAX: usize = 128;
+/// Blocks below which tiles of `product_many` leave multiprocessors without work.
+const BLOCKS_MIN: usize = 112;
+/// Panels of a block of `product_many`, and its warps along the rows of activations.
+const MANY_PANELS: usize = 8;
+const MANY_WARPS: usize = 2;
+/// Groups in its shared memory at once, twice over.
+const MANY_GROUPS: usize = 8;
+/// Numbers from a row's sums to the next in the shared memory of `product_few`.
+const SUMS: usize = PANEL + 4;
+
+/// The structure of `round.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct RoundArgs {
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) codes: Address,
+    pub(crate) scales: Address,
+    pub(crate) shares: Address,
+    pub(crate) stride: u64,
+    pub(crate) k: u32,
+    pub(crate) rows: u32,
+    pub(crate) eps: f32,
+    pub(crate) pad: u32,
+}
+
+// SAFETY: numbers alone, in the order of the kernel's.
+unsafe impl Args for RoundArgs {}
+
+/// Rounded activations: `n` rows of `k`, padded to whole tiles.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rounded {
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// `[padded, k]` bytes.
+    pub(crate) codes: Address,
+    /// `[k / 32, padded]` numbers of 4 bytes.
+    pub(crate) scales: Address,
+    /// `[k / 32, 3, padded]` numbers of 4 bytes.
+    pub(crate) shares: Address,
+}
+
+impl Rounded {
+    pub(crate) fn padded(n: usize) -> usize {
+        n.next_multiple_of(TILE)
+    }
+
+    /// Bytes of codes, of scales and of shares.
+    pub(crate) fn bytes(n: usize, k: usize) -> [usize; 3] {
+        let (padded, groups) = (Self::padded(n), k / GROUP);
+        [padded * k, padded * groups * 4, padded * groups * 12]
+    }
+}
+
+/// Rounds rows of `x`, `stride` numbers apart; `norm`: the weight of a norm before, and its epsilon.
+pub(crate) fn round(
+    x: Address,
+    stride: usize,
+    norm: Option<(Address, f32)>,
+    to: &Rounded,
+) -> Launch<RoundArgs> {
+    let (weight, eps) = norm.unwrap_or_default();
+    Launch {
+        kernel: "round_rows".to_owned(),
+        grid: [count(to.n), 1, 1],
+        block: 256,
+        shared: 32 * 4,
+        args: RoundArgs {
+            x,
+            weight,
+            codes: to.codes,
+            scales: to.scales,
+            shares: to.shares,
+            stride: stride as u64,
+            k: count(to.k),
+            rows: count(Rounded::padded(to.n)),
+            eps,
+            pad: 0,
+        },
+    }
+}
+
+/// A matrix whose products stand side by side with others'.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct ProductPart {
+    pub(crate) panels: Address,
+    pub(crate) bias: Address,
+    pub(crate) rows: u32,
+    pub(crate) column: u32,
+    pub(crate) first_panel: u32,
+    pub(crate) pad: u32,
+}
+
+const PARTS_MAX: usize = 3;
+
+/// The structure of `product.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ProductArgs {
+    pub(crate) codes: Address,
+    pub(crate) scales: Address,
+    pub(crate) shares: Address,
+    pub(crate) addends: Address,
+    pub(crate) out: Address,
+    pub(crate) parts: [ProductPart; PARTS_MAX],
+    pub(crate) panel_bytes: u64,
+    pub(crate) parts_len: u32,
+    pub(crate) n: u32,
+    pub(crate) padded: u32,
+    pub(crate) groups: u32,
+    pub(crate) width: u32,
+    pub(crate) strand: u32,
+}
+
+// SAFETY: numbers alone, in the order of the kernel's.
+unsafe impl Args for ProductArgs {}
+
+/// Where a matrix of a product is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Factor {
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) panels: Address,
+    pub(crate) panel_bytes: usize,
+    /// `[rows]`, or nowhere.
+    pub(crate) bias: Address,
+}
+
+/// The products of `x` with some matrices, side by side in `out` `[n, sum of their rows]`, onto `addends` of that shape where
+/// they are somewhere. Neighbours of one format share a launch.
+pub(crate) fn products(
+    x: &Rounded,
+    factors: &[Factor],
+    addends: Address,
+    out: Address,
+) -> Vec<Launch<ProductArgs>> {
+    let width: usize = factors.iter().map(|factor| factor.rows).sum();
+    let mut column = 0;
+    let runs = factors.chunk_by(|a, b| a.format == b.format);
+    let mut launches = Vec::new();
+    for run in runs.flat_map(|run| run.chunks(PARTS_MAX)) {
+        let (mut parts, mut panels) = ([ProductPart::default(); PARTS_MAX], 0);
+        for (part, factor) in parts.iter_mut().zip(run) {
+            *part = ProductPart {
+                panels: factor.panels,
+                bias: factor.bias,
+                rows: count(factor.rows),
+                column: count(column),
+                first_panel: count(panels),
+                pad: 0,
+            };
+            column += factor.rows;
+            panels += factor.rows.div_ceil(PANEL);
+        }
+        let groups = x.k / GROUP;
+        let args = ProductArgs {
+            codes: x.codes,
+            scales: x.scales,
+            shares: x.shares,
+            addends,
+            out,
+            parts,
+            panel_bytes: run[0].panel_bytes as u64,
+            parts_len: count(run.len()),
+            n: count(x.n),
+            padded: count(Rounded::padded(x.n)),
+            groups: count(groups),
+            width: count(width),
+            strand: count(strand(groups)),
+        };
+        launches.push(product(run[0].format, panels, args));
+    }
+    launches
+}
+
+/// Groups of a strand: a function of the matrix alone, so that sums are the same in every batch.
+fn strand(groups: usize) -> usize {
+    groups.div_ceil(STRANDS_MAX * STRAND).max(1) * STRAND
+}
+
+/// How a product is cut into blocks.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// So many tiles of activations and panels, a warp for each strand.
+    Few { tiles: usize, panels: usize },
+    /// [`MANY_PANELS`], and two warps of so many tiles.
+    Many { tiles: usize },
+}
+
+/// What is fastest for `n` rows of activations, as measured on an H200.
+fn shape(n: usize, panels: usize) -> Shape {
+    let blocks = |tiles: usize| panels.div_ceil(MANY_PANELS) * n.div_ceil(MANY_WARPS * TILE * tiles);
+    match n {
+        ..=8 => Shape::Few { tiles: 1, panels: 1 },
+        ..=16 => Shape::Few { tiles: 2, panels: 2 },
+        ..=FEW => Shape::Few { tiles: 4, panels: 2 },
+        _ if blocks(8) >= BLOCKS_MIN && n > 64 => Shape::Many { tiles: 8 },
+        ..=FEW_MAX if blocks(4) < BLOCKS_MIN => Shape::Few { tiles: 4, panels: 2 },
+        _ => Shape::Many { tiles: 4 },
+    }
+}
+
+fn product(format: Format, panels: usize, args: ProductArgs) -> Launch<ProductArgs> {
+    let (n, format) = (args.n as usize, name(format));
+    let (kernel, grid, block, shared) = match shape(n, panels) {
+        Shape::Few { tiles, panels: each } => {
+            let strands = (args.groups as usize).div_ceil(args.strand as usize);
+            let grid = [panels.div_ceil(each), n.div_ceil(tiles * TILE)];
+            let shared = strands * each * tiles * TILE * SUMS * 4;
+            (
+                format!("product_few_{tiles}_{each}_{format}"),
+                grid,
+                strands * 32,
+                shared,
+            )
+        }
+        Shape::Many { tiles } => {
+            let rows = MANY_WARPS * TILE * tiles;
+            // Codes, padded by a group; a scale and two shares for each group.
+            let stage = rows * ((MANY_GROUPS + 1) * GROUP + MANY_GROUPS * 3 * 4);
+            let grid = [n.div_ceil(rows), panels.div_ceil(MANY_PANELS)];
+            (format!("product_many_{tiles}_{format}"), grid, 256, 2 * stage)
+        }
+    };
+    Launch {
+        kernel,
+        grid: [count(grid[0]), count(grid[1]), 1],
+        block: count(block),
+        shared: count(shared),
+        args,
+    }
+}
+
+/// As kernels' names end.
+fn name(format: Format) -> &'static str {
+    match format {
+        Format::F32 => "F32",
+        Format::F16 => "F16",
+        Format::Bf16 => "Bf16",
+        Format::Q4_0 => "Q4_0",
+        Format::Q4_1 => "Q4_1",
+        Format::Q5_0 => "Q5_0",
+        Format::Q5_1 => "Q5_1",
+        Format::Q8_0 => "Q8_0",
+        Format::Q2K => "Q2K",
+        Format::Q3K => "Q3K",
+        Format::Q4K => "Q4K",
+        Format::Q5K => "Q5K",
+        Format::Q6K => "Q6K",
+    }
+}
+
+/// The structure of `product.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct EmbedArgs {
+    pub(crate) panels: Address,
+    pub(crate) ids: Address,
+    pub(crate) out: Address,
+    pub(crate) panel_bytes: u64,
+    pub(crate) k: u32,
+    pub(crate) scale: f32,
+}
+
+// SAFETY: numbers alone, in the order of the kernel's.
+unsafe impl Args for EmbedArgs {}
+
+/// The rows at `ids` of a matrix, `n` of `k` numbers, times `scale`.
+pub(crate) fn embed(
+    (weight, k): (&Factor, usize),
+    (ids, n): (Address, usize),
+    scale: f32,
+    out: Address,
+) -> Launch<EmbedArgs> {
+    Launch {
+        kernel: format!("embed_{}", name(weight.format)),
+        grid: [count(n), 1, 1],
+        block: 256,
+        shared: 0,
+        args: EmbedArgs {
+            panels: weight.panels,
+            ids,
+            out,
+            panel_bytes: weight.panel_bytes as u64,
+            k: count(k),
+            scale,
+        },
+    }
+}

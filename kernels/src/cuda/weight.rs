@@ -1,0 +1,72 @@
+//! Weights in a card's memory.
+
+use std::sync::Arc;
+
+use candle_core::{CudaDevice, Result, bail, cuda_backend::cudarc::driver::CudaSlice};
+
+use super::{args::Address, device::Gpu, packed::Factor};
+use crate::{Activations, Format, Packed};
+
+/// A packed matrix on a card. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct CardWeight {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    panel_bytes: usize,
+    gpu: Arc<Gpu>,
+    panels: Arc<CudaSlice<u8>>,
+}
+
+impl CardWeight {
+    /// Copies a matrix's panels.
+    ///
+    /// # Errors
+    /// The card has no room, or the weights ask for activations of more than 8 bits.
+    pub(crate) fn new(packed: &Packed, device: &CudaDevice) -> Result<Self> {
+        if packed.activations() != Activations::Int8 {
+            bail!("on CUDA activations are rounded to 8 bits: choose --activations int8");
+        }
+        let gpu = Gpu::of(device)?;
+        let (panels, panel_bytes) = super::panels::arrange(packed);
+        let panels = gpu.upload(&panels)?;
+        Ok(Self {
+            format: packed.format(),
+            rows: packed.rows(),
+            cols: packed.cols(),
+            panel_bytes,
+            gpu,
+            panels: Arc::new(panels),
+        })
+    }
+
+    /// The format of the file.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Rows: outputs of a linear layer, entries of an embedding.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Weights of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// With a bias `[rows]` at `bias`.
+    pub(crate) fn factor(&self, bias: Address) -> Factor {
+        Factor {
+            format: self.format,
+            rows: self.rows,
+            panels: self.gpu.address(&self.panels),
+            panel_bytes: self.panel_bytes,
+            bias,
+        }
+    }
+}
