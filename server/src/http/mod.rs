@@ -191,6 +191,7 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(Arc::clone(&state), head::check))
         .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
+        .layer(from_fn(messages::shape_errors))
         .layer(from_fn(observe::arrive))
         .with_state(state)
 }
