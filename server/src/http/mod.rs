@@ -112,7 +112,7 @@ impl App {
             return Ok(Arc::clone(found));
         }
         match &models.generator {
-            Some(model) if model.check_name(name).is_ok() => {
+            Some(model) if model.names.iter().any(|own| own == name) => {
                 let message = "this model generates text: it neither embeds nor ranks";
                 Err(ApiError::invalid("model", "model_not_supported", message))
             }

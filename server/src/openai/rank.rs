@@ -154,13 +154,20 @@ fn texts(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Vec<Strin
     items.iter().enumerate().map(item).collect()
 }
 
+/// A text that says something: the score of an empty one would mean nothing.
 fn text(raw: &RawValue, path: &str) -> Result<String> {
-    if !raw.get().starts_with('{') {
-        return json::typed(raw, path, "a string");
+    let text: String = if raw.get().starts_with('{') {
+        let mut object = Object::from_raw(raw, path)?;
+        let text = json::typed(object.require("text")?, &object.path("text"), "a string")?;
+        object.finish(&["text"], &[])?;
+        text
+    } else {
+        json::typed(raw, path, "a string")?
+    };
+    if text.is_empty() {
+        let message = format!("`{path}` must not be empty");
+        return Err(ApiError::invalid(path, "empty_string", message));
     }
-    let mut object = Object::from_raw(raw, path)?;
-    let text = json::typed(object.require("text")?, &object.path("text"), "a string")?;
-    object.finish(&["text"], &[])?;
     Ok(text)
 }
 
