@@ -13,6 +13,7 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod rank;
+pub mod reference;
 pub mod responses;
 pub mod sse;
 pub mod timeout_io;
@@ -187,6 +188,8 @@ pub fn app(state: AppState) -> Router {
         .route("/health", get(health::readyz))
         .route("/version", get(health::version))
         .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(reference::openapi))
+        .route("/docs", get(reference::docs))
         .fallback(async || ApiError::route_not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(Arc::clone(&state), head::check))

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -82,7 +83,7 @@ fn one_source(code: &'static str) -> ApiError {
     ApiError::invalid("prompt", code, message)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Tokenized {
     pub count: usize,
     pub max_model_len: usize,
@@ -116,7 +117,7 @@ impl DetokenizeRequest {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Detokenized {
     pub prompt: String,
 }
