@@ -191,6 +191,10 @@ impl<'a> Object<'a> {
         if unsupported.contains(&name.as_str()) {
             return Err(ApiError::unsupported(path));
         }
+        if known.contains(&name.as_str()) {
+            let message = format!("`{path}` doesn't go with what else this request asks for");
+            return Err(ApiError::invalid(path, "invalid_value", message));
+        }
         let hint = nearest(name, known)
             .map(|near| format!("; did you mean `{near}`?"))
             .unwrap_or_default();
@@ -461,6 +465,9 @@ mod tests {
             error.message,
             "`temprature` is not a known parameter; did you mean `temperature`?"
         );
+        let object = Object::from_body(br#"{"type":"auto","name":"f"}"#, 64).unwrap();
+        let error = object.finish(&["name", "type"], &[]).unwrap_err();
+        assert_eq!(error.code, Some("invalid_value"), "{}", error.message);
         let twice = Object::from_body(br#"{"n":1,"n":2}"#, 64).err().unwrap();
         assert_eq!(twice.code, Some("duplicate_parameter"));
     }
