@@ -1,6 +1,6 @@
 """The server against its own description: requests made at random from /openapi.json, within it and beside it.
 
-REMPART_CONTRACT_CASES is how many are sent, about 500 by default; REMPART_CONTRACT_SEED begins elsewhere: a seed that is
+REMPART_CONTRACT_CASES is how many are sent, about 1,500 by default; REMPART_CONTRACT_SEED begins elsewhere: a seed that is
 fixed makes a failure come again.
 """
 import collections
@@ -18,7 +18,7 @@ from conftest import WITH_ENCODER
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
-CASES = int(os.environ.get("REMPART_CONTRACT_CASES", "500"))
+CASES = int(os.environ.get("REMPART_CONTRACT_CASES", "1500"))
 SEED = int(os.environ.get("REMPART_CONTRACT_SEED", "20261126"))
 # The most tokens that a case may ask for: it is the requests that are tried here, and not the model.
 TOKENS_MAX = 3
@@ -52,6 +52,50 @@ def test_the_page_to_read_needs_nothing_from_elsewhere(served):
     answer = requests.get(f"{served.server.root}/docs", timeout=30)
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in answer.headers["content-security-policy"] and "http:" not in answer.text
+
+
+def fits(document, name, value):
+    """Whether a value is what the document says of a schema of its components."""
+    schema = document["components"]["schemas"][name] | {"components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+ASKED = [{"role": "user", "content": "How is the weather in Oslo?"}]
+FUNCTION = {"name": "weather", "parameters": PARAMETERS}
+
+
+@pytest.mark.parametrize(("path", "schema", "body"), [
+    ("/v1/chat/completions", "ChatCompletion", {
+        "messages": ASKED, "max_tokens": 60, "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": "required", "logprobs": True, "top_logprobs": 2, "return_token_ids": True}),
+    ("/v1/completions", "Completion", {
+        "prompt": "One two", "max_tokens": 3, "echo": True, "logprobs": 2, "return_token_ids": True, "n": 2}),
+    ("/v1/responses", "Response", {
+        "input": ASKED, "max_output_tokens": 60, "tools": [{"type": "function", **FUNCTION}], "tool_choice": "required"}),
+    ("/v1/responses", "Response", {
+        "input": "Hello", "max_output_tokens": 3, "include": ["message.output_text.logprobs"], "top_logprobs": 1}),
+    ("/v1/messages", "Message", {
+        "messages": ASKED, "max_tokens": 60, "tools": [{"name": "weather", "input_schema": PARAMETERS}],
+        "tool_choice": {"type": "any"}}),
+])
+def test_answers_with_all_that_they_can_have_are_as_described(served, document, path, schema, body):
+    answer = requests.post(served.server.root + path, json=body | {"model": served.model}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    fits(document, schema, answer.json())
+    assert "tools" not in body or "Oslo" in answer.text or "Rome" in answer.text
+
+
+def test_kept_answers_are_as_described(served, document):
+    root = f"{served.server.root}/v1/responses"
+    body = {"model": served.model, "input": "Hello", "max_output_tokens": 3}
+    kept = f"{root}/{requests.post(root, json=body, timeout=60).json()['id']}"
+    fits(document, "Response", requests.get(kept, timeout=30).json())
+    fits(document, "ResponseItems", requests.get(f"{kept}/input_items", timeout=30).json())
+    fits(document, "ResponseDeleted", requests.delete(kept, timeout=30).json())
+    missing = requests.get(kept, timeout=30)
+    assert missing.status_code == 404
+    fits(document, "Error", missing.json())
 
 
 def within_vocabularies(part):
