@@ -23,7 +23,7 @@ const SHARED_TOKENS_MIN: usize = 32;
 /// Failed sequences in a row after which an encoder is not healthy.
 const FAILURES_MAX: usize = 3;
 /// The longest that a client is told to wait when the queue is full.
-const RETRY_AFTER_MAX_S: u64 = 600;
+pub const RETRY_AFTER_MAX_S: u64 = 600;
 /// Tokens of the sequence that tells how fast an encoder is: it should cost no time that anybody notices.
 const WARM_UP_TOKENS_MAX: usize = 128;
 

@@ -8,7 +8,7 @@ use super::schema::{
 use super::words::Section;
 use crate::anthropic::{EFFORTS, TEMPERATURE, THINKING_TOKENS_MIN, WITHOUT_EFFECT};
 use crate::config::RequestLimits;
-use crate::openai::shared::{TOKENS_MAX, TOP_K, TOP_P};
+use crate::openai::shared::{Sampling, TOKENS_MAX, TOP_K, TOP_P};
 
 /// The components, by their names.
 pub(super) fn all(limits: &RequestLimits) -> Vec<(&'static str, AnySchema)> {
@@ -27,6 +27,7 @@ pub(super) fn all(limits: &RequestLimits) -> Vec<(&'static str, AnySchema)> {
 }
 
 fn request(limits: &RequestLimits, generates: bool) -> AnySchema {
+    let unsaid = Sampling::default();
     let fields = Fields::of(Section::of("/v1/messages"))
         .required("model", string())
         .required(
@@ -42,8 +43,8 @@ fn request(limits: &RequestLimits, generates: bool) -> AnySchema {
             ]),
         )
         .defaults("stream", boolean(), false)
-        .defaults("temperature", number(&TEMPERATURE), 1.0)
-        .defaults("top_p", number(&TOP_P), 1.0)
+        .defaults("temperature", number(&TEMPERATURE), unsaid.temperature)
+        .defaults("top_p", number(&TOP_P), unsaid.top_p)
         .optional("top_k", integer(&TOP_K))
         .optional("output_config", output_config())
         .optional("thinking", thinking())

@@ -6,11 +6,11 @@ use utoipa::openapi::{
     Content, HeaderBuilder, HttpMethod, PathsBuilder, Ref, Required, Response, ResponseBuilder,
 };
 
-use super::schema::{AnySchema, Fields, any_of, count, event, json, named, string, told, word};
+use super::schema::{AnySchema, Fields, any_of, event, integer, json, named, string, told, word};
+use crate::encoder_thread::RETRY_AFTER_MAX_S;
 
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
-const RETRY_AFTER_MAX_S: usize = 600;
 
 /// What errors mean, by their status. All have the same body.
 const ERRORS: &[(u16, &str)] = &[
@@ -78,8 +78,10 @@ fn error(shape: Shape, status: u16, what: &str) -> (String, Response) {
     let content = Content::new(Some(named(shape.schema())));
     let mut response = ResponseBuilder::new().description(what).content(JSON, content);
     if status == 503 {
+        // Of all queues, those of encoders may ask for the longest wait.
+        let longest = i64::try_from(RETRY_AFTER_MAX_S).unwrap_or(i64::MAX);
         let seconds = HeaderBuilder::new()
-            .schema(Some(count(1..=RETRY_AFTER_MAX_S)))
+            .schema(Some(integer(&(1..=longest))))
             .description(Some("Seconds after which to try again."));
         response = response.header("Retry-After", seconds.build());
     }

@@ -14,7 +14,7 @@ use crate::openai::responses::{
     ENCRYPTED, LOGPROBS, METADATA_NAME_MAX, METADATA_PAIRS_MAX, METADATA_VALUE_MAX, VERBOSITIES,
     WITHOUT_EFFECT,
 };
-use crate::openai::shared::{TEMPERATURE, TOKENS_MAX, TOP_LOGPROBS_MAX, TOP_P};
+use crate::openai::shared::{Sampling, TEMPERATURE, TOKENS_MAX, TOP_LOGPROBS_MAX, TOP_P};
 use crate::openai::tools::ALLOWED_MODES;
 
 /// The components, by their names.
@@ -30,6 +30,7 @@ pub(super) fn all(limits: &RequestLimits) -> Vec<(&'static str, AnySchema)> {
 }
 
 fn request(limits: &RequestLimits) -> AnySchema {
+    let unsaid = Sampling::default();
     let input = any_of([
         text(0..=limits.prompt_bytes_max),
         array(named("ResponsesInput"), &(1..=limits.messages_max)),
@@ -47,8 +48,8 @@ fn request(limits: &RequestLimits) -> AnySchema {
         .optional("metadata", metadata())
         .optional("include", words(&[LOGPROBS, ENCRYPTED]))
         .optional("top_logprobs", count(0..=TOP_LOGPROBS_MAX))
-        .defaults("temperature", number(&TEMPERATURE), 1.0)
-        .defaults("top_p", number(&TOP_P), 1.0)
+        .defaults("temperature", number(&TEMPERATURE), unsaid.temperature)
+        .defaults("top_p", number(&TOP_P), unsaid.top_p)
         .optional("text", text_config())
         .optional("reasoning", reasoning())
         .optional("tools", array(tool(), &(0..=limits.tools_max)))

@@ -250,6 +250,58 @@ async fn the_limits_of_the_document_are_those_of_the_server() {
     assert!(checked > 500, "{checked}");
 }
 
+/// What an answer says, without what is new in every one.
+fn said(answer: &Answer) -> Value {
+    fn without_news(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, _| {
+                    !["id", "created", "created_at", "completed_at"].contains(&name.as_str())
+                });
+                fields.values_mut().for_each(without_news);
+            }
+            Value::Array(items) => items.iter_mut().for_each(without_news),
+            _ => {}
+        }
+    }
+    let mut body = serde_json::from_str(&answer.body).unwrap_or(Value::Null);
+    without_news(&mut body);
+    body
+}
+
+#[tokio::test]
+async fn a_default_is_what_happens_without_it() {
+    let server = TestServer::saying(None, SCRIPT, &["--no-prefix-cache"]).await;
+    let document = document(&server).await;
+    let mut checked = 0;
+    for endpoint in page() {
+        let path = endpoint.path.as_str();
+        let fields = fields(&document, path);
+        for (name, (schema, _)) in &fields {
+            let name = *name;
+            let Some(value) = schema.get("default") else {
+                continue;
+            };
+            // Nothing may depend on chance.
+            let likeliest = match (fields.contains_key("temperature"), name) {
+                (false, _) => json!({}),
+                (true, "temperature") => json!({"top_p": 0}),
+                (true, _) => json!({"temperature": 0}),
+            };
+            let body =
+                |value: &Value| merged(base(path, name), merged(likeliest.clone(), json!({name: value})));
+            let (with, without) = (
+                server.post(path, body(value)).await,
+                server.post(path, body(&Value::Null)).await,
+            );
+            assert_eq!(with.status, 200, "{path} {name}");
+            assert_eq!(said(&with), said(&without), "{path} {name}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
+}
+
 #[tokio::test]
 async fn limits_that_an_operator_sets_are_in_the_document() {
     let server = TestServer::start(&["--stops-max", "3", "--choices-max", "5"]).await;
