@@ -30,6 +30,15 @@ pub struct EncoderModel {
 }
 
 impl EncoderModel {
+    /// What to use it for, as clients are told who ask for something else.
+    pub fn usage(&self) -> &'static str {
+        match self.task {
+            Task::Embed { .. } => "it embeds; use /v1/embeddings, /v1/rerank or /v1/score",
+            Task::Rank { labels: 1, .. } => "it scores pairs of texts; use /v1/rerank or /v1/score",
+            Task::Rank { .. } => "it tells classes apart, which no endpoint of this server gives",
+        }
+    }
+
     /// Elements of its vectors; refused for a model that gives scores.
     pub fn dimensions(&self) -> Result<usize> {
         match self.task {

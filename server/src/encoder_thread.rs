@@ -23,7 +23,9 @@ const SHARED_TOKENS_MIN: usize = 32;
 /// Failed sequences in a row after which an encoder is not healthy.
 const FAILURES_MAX: usize = 3;
 /// The longest that a client is told to wait when the queue is full.
-const RETRY_AFTER_MAX_S: u64 = 600;
+pub const RETRY_AFTER_MAX_S: u64 = 600;
+/// Tokens of the sequence that tells how fast an encoder is: it should cost no time that anybody notices.
+const WARM_UP_TOKENS_MAX: usize = 128;
 
 /// What computes batches.
 pub trait Encode: Send {
@@ -148,6 +150,22 @@ impl EncoderHandle {
         }
     }
 
+    /// Computes a little before anybody asks: once to bring the weights into memory, and once to know how fast it is, which
+    /// clients of a full queue are told.
+    ///
+    /// # Errors
+    /// 504 past the deadline, 500 if computing fails.
+    pub async fn warm_up(&self, tokens_max: usize, deadline: Instant) -> Result<(), ApiError> {
+        for tokens in [1, WARM_UP_TOKENS_MAX.min(tokens_max)] {
+            let sequence = Encoded {
+                ids: vec![0; tokens],
+                type_ids: vec![0; tokens],
+            };
+            self.run(vec![sequence], deadline).await?;
+        }
+        Ok(())
+    }
+
     /// Whether it fails at everything.
     pub fn has_failed(&self) -> bool {
         self.0.0.failures.load(Ordering::Relaxed) >= FAILURES_MAX
@@ -193,6 +211,8 @@ impl Batch {
 struct Pace {
     /// Of the latest batches, each of which counts a quarter.
     tokens_per_s: u64,
+    /// Whether that was learnt from batches that are not tiny.
+    settled: bool,
     last_turn: Option<u64>,
     shared: bool,
 }
@@ -212,16 +232,19 @@ impl Pace {
         // Somebody had a turn since our last.
         self.shared = self.last_turn.is_some_and(|last| turn - last > 1);
         self.last_turn = Some(turn);
-        // A few tokens tell nothing of many.
-        if tokens < SHARED_TOKENS_MIN {
+        // A few tokens tell little of many, though more than nothing does.
+        let few = tokens < SHARED_TOKENS_MIN;
+        if few && self.settled {
             return;
         }
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let rate = tokens as u64 * 1_000_000 / us;
-        self.tokens_per_s = match self.tokens_per_s {
-            0 => rate,
-            before => before / 4 * 3 + rate / 4,
+        self.tokens_per_s = if self.settled {
+            self.tokens_per_s / 4 * 3 + rate / 4
+        } else {
+            rate
         };
+        self.settled = !few;
     }
 }
 

@@ -13,6 +13,7 @@ pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod openai;
+pub mod openapi;
 mod process;
 pub mod response_store;
 mod runner;

@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rempart_engine::{Event, Finish, Request, SamplingParams, StopRules};
 
-use rempart_text::Encoded;
-
 use crate::encoder::EncoderModel;
 use crate::http::AppState;
 
-/// For one token, on any machine.
+/// For a few tokens, on any machine.
 const ENCODER_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Generates one token and, if that works, marks the engine ready.
@@ -61,16 +59,9 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Encodes one token, so that the first client waits for nothing.
+/// Encodes a little, so that the first client waits for nothing.
 pub async fn warm_up_encoder(encoder: &EncoderModel) -> anyhow::Result<()> {
-    let sequence = Encoded {
-        ids: vec![0],
-        type_ids: vec![0],
-    };
     let deadline = Instant::now() + ENCODER_DEADLINE;
-    let result = encoder.engine.run(vec![sequence], deadline).await;
-    match result {
-        Ok(_) => Ok(()),
-        Err(_) => bail!("{} failed at its first token", encoder.name),
-    }
+    let warmed = encoder.engine.warm_up(encoder.tokens_max, deadline).await;
+    warmed.map_err(|_| anyhow::anyhow!("{} failed at its first tokens", encoder.name))
 }

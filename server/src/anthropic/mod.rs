@@ -19,10 +19,13 @@ use crate::openai::shared::{self, Common, Sampling, StreamOptions, TOKENS_MAX};
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// The least that `thinking.budget_tokens` may be, as with Anthropic.
-const THINKING_TOKENS_MIN: usize = 1024;
+pub const THINKING_TOKENS_MIN: usize = 1024;
 /// Anthropic's range, half of OpenAI's.
-const TEMPERATURE: std::ops::RangeInclusive<f64> = 0.0..=1.0;
+pub const TEMPERATURE: std::ops::RangeInclusive<f64> = 0.0..=1.0;
 
+/// Parameters that change nothing in an answer.
+pub const WITHOUT_EFFECT: &[&str] = &["cache_control", "metadata", "service_tier"];
+pub const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
 const KNOWN: &[&str] = &[
     "max_tokens",
     "messages",
@@ -60,7 +63,7 @@ impl MessagesRequest {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let mut common = Common::new(json::typed(object.require("model")?, "model", "a string")?);
         // Neither changes an answer; the cache of prompts needs no marks.
-        for name in ["metadata", "service_tier", "cache_control"] {
+        for name in WITHOUT_EFFECT {
             object.take(name);
         }
         common.max_tokens = object.count("max_tokens", 1..=TOKENS_MAX)?;
@@ -130,7 +133,7 @@ fn output_config(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Outp
         return Ok(Output::default());
     };
     let mut config = Object::from_raw(raw, "output_config")?;
-    let effort = config.choice("effort", &["low", "medium", "high", "xhigh", "max"])?;
+    let effort = config.choice("effort", EFFORTS)?;
     let format = config
         .take("format")
         .map(|raw| output_format(raw, limits))

@@ -95,8 +95,13 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
         return Ok(());
     };
     // The thread lives as long as the process: the app, which holds a handle on it, does.
-    let (model, _engine) = start(generator, &settings, app, turns)?;
+    let (mut model, _engine) = start(generator, &settings, app, turns)?;
     let handle = model.engine.clone();
+    model.encoders = models
+        .encoders
+        .iter()
+        .map(|encoder| (encoder.name.clone(), encoder.usage()))
+        .collect();
     models.generator = Some(Arc::new(model));
     app.serve_models(models);
     let watched = tokio::select! {
@@ -196,6 +201,7 @@ fn start(
         context_length: served.context_length,
         vocab_size: served.vocab_size,
         eos_tokens: served.eos_tokens,
+        encoders: Vec::new(),
         created: served.created,
         engine: handle,
     };

@@ -65,6 +65,38 @@ fn batches_are_short_while_others_compute() {
     assert_eq!(pace.tokens_max(1024), 1024);
 }
 
+#[test]
+fn a_few_tokens_tell_the_pace_until_there_are_more() {
+    let mut pace = Pace::default();
+    let second = Duration::from_secs(1);
+    pace.learn(2, second, 0);
+    assert_eq!(pace.tokens_per_s, 2);
+    pace.learn(4000, second, 1);
+    assert_eq!(pace.tokens_per_s, 4000);
+    pace.learn(2, second, 2);
+    assert_eq!(pace.tokens_per_s, 4000);
+    pace.learn(8000, second, 3);
+    assert_eq!(pace.tokens_per_s, 5000);
+}
+
+/// Without it, the first clients of a full queue were told to wait as long as there is.
+#[tokio::test]
+async fn how_fast_an_encoder_is_is_known_before_the_first_request() {
+    for tokens_max in [16, 512] {
+        let (handle, batches) = start(100);
+        assert_eq!(handle.0.0.tokens_per_s.load(Ordering::Relaxed), 0);
+        handle.warm_up(tokens_max, soon()).await.unwrap();
+        let longest = tokens_max.min(WARM_UP_TOKENS_MAX);
+        assert_eq!(*batches.lock().unwrap(), [[1], [longest]]);
+        let rate = handle.0.0.tokens_per_s.load(Ordering::Relaxed);
+        assert!(
+            (1..=200 * longest as u64).contains(&rate),
+            "{rate}: a batch takes 5 ms"
+        );
+        assert!(handle.0.0.retry_after_s(1000) < RETRY_AFTER_MAX_S);
+    }
+}
+
 #[tokio::test]
 async fn results_come_in_order_whatever_is_computed_together() {
     let (handle, batches) = start(10);

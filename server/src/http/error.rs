@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// An answer other than success, in OpenAI's shape. The message is written for the client and never holds text that
 /// the client sent; what only the operator may know goes to the log where the error is made.
@@ -21,8 +22,9 @@ pub struct ApiError {
 }
 
 /// The `type` of an error object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ErrorType)]
 pub enum Kind {
     InvalidRequestError,
     TimeoutError,
@@ -30,12 +32,13 @@ pub enum Kind {
 }
 
 /// The body of every error, also inside a stream.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
 pub struct ErrorBody<'a> {
     error: ErrorObject<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ErrorObject<'a> {
     message: &'a str,
     #[serde(rename = "type")]
@@ -349,6 +352,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        // An outer layer may write it in another interface's shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

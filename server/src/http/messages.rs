@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::header::CONTENT_LENGTH;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Value, json};
@@ -20,7 +23,9 @@ use crate::config::RequestLimits;
 use crate::model::Model;
 use crate::openai::shared::Usage;
 
-/// An error in Anthropic's shape.
+const PATH: &str = "/v1/messages";
+
+/// An error with this interface's names of parameters.
 pub struct Failure(ApiError);
 
 impl From<ApiError> for Failure {
@@ -34,33 +39,42 @@ impl From<ApiError> for Failure {
     }
 }
 
-impl Failure {
-    /// An object that is also one of OpenAI's.
-    fn body(&self) -> Value {
-        let error = &self.0;
-        let kind = match error.status.as_u16() {
-            400 | 415 => "invalid_request_error",
-            403 => "permission_error",
-            404 => "not_found_error",
-            413 => "request_too_large",
-            429 => "rate_limit_error",
-            503 => "overloaded_error",
-            408 | 504 => "timeout_error",
-            _ => "api_error",
-        };
-        let inner = json!({"type": kind, "message": error.message, "param": error.param, "code": error.code});
-        json!({"type": "error", "error": inner})
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        self.0.into_response()
     }
 }
 
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let body = self.body();
-        // The status and the headers are those of any error.
-        let (mut parts, _) = self.0.into_response().into_parts();
-        parts.headers.remove(axum::http::header::CONTENT_LENGTH);
-        Response::from_parts(parts, axum::body::Body::from(body.to_string()))
+/// The layer that gives errors Anthropic's shape on its paths, wherever they were made: also those of routes that are not
+/// there and of requests that never reached one.
+pub async fn shape_errors(request: Request, next: Next) -> Response {
+    let rest = request.uri().path().strip_prefix(PATH);
+    let own = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) if own => {
+            let (mut parts, _) = response.into_parts();
+            parts.headers.remove(CONTENT_LENGTH);
+            Response::from_parts(parts, Body::from(body(&error).to_string()))
+        }
+        _ => response,
     }
+}
+
+/// An object that is also one of OpenAI's.
+fn body(error: &ApiError) -> Value {
+    let kind = match error.status.as_u16() {
+        400 | 405 | 415 | 431 => "invalid_request_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        408 | 504 => "timeout_error",
+        _ => "api_error",
+    };
+    let inner = json!({"type": kind, "message": error.message, "param": error.param, "code": error.code});
+    json!({"type": "error", "error": inner})
 }
 
 pub async fn messages(
@@ -215,7 +229,7 @@ impl Chunks for Answer {
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Chunk> {
-        vec![Chunk::named("error", &Failure(error.clone()).body())]
+        vec![Chunk::named("error", &body(&Failure::from(error.clone()).0))]
     }
 }
 

@@ -13,6 +13,7 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod rank;
+pub mod reference;
 pub mod responses;
 pub mod sse;
 pub mod timeout_io;
@@ -112,7 +113,7 @@ impl App {
             return Ok(Arc::clone(found));
         }
         match &models.generator {
-            Some(model) if model.check_name(name).is_ok() => {
+            Some(model) if model.names.iter().any(|own| own == name) => {
                 let message = "this model generates text: it neither embeds nor ranks";
                 Err(ApiError::invalid("model", "model_not_supported", message))
             }
@@ -187,10 +188,13 @@ pub fn app(state: AppState) -> Router {
         .route("/health", get(health::readyz))
         .route("/version", get(health::version))
         .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(reference::openapi))
+        .route("/docs", get(reference::docs))
         .fallback(async || ApiError::route_not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(Arc::clone(&state), head::check))
         .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
+        .layer(from_fn(messages::shape_errors))
         .layer(from_fn(observe::arrive))
         .with_state(state)
 }

@@ -6,17 +6,18 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::{AppState, Models};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ModelList {
     object: &'static str,
     data: Vec<ModelCard>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ModelCard {
     id: String,
     object: &'static str,

@@ -23,6 +23,35 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// The patterns of all routes.
+pub const ROUTES: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/v1/responses/{id}",
+    "/v1/responses/{id}/input_items",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/rerank",
+    "/v2/rerank",
+    "/v1/score",
+    "/score",
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/tokenize",
+    "/detokenize",
+    "/livez",
+    "/readyz",
+    "/health",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+];
+
 /// When a request's head was read.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrived(pub Instant);
@@ -118,31 +147,6 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
 
 /// The route's pattern, or "other": a label must not take values that clients choose.
 fn route_label(matched: Option<&str>) -> &'static str {
-    const ROUTES: &[&str] = &[
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/responses",
-        "/v1/responses/input_tokens",
-        "/v1/responses/{id}",
-        "/v1/responses/{id}/input_items",
-        "/v1/embeddings",
-        "/v1/rerank",
-        "/rerank",
-        "/v2/rerank",
-        "/v1/score",
-        "/score",
-        "/v1/models",
-        "/v1/models/{*id}",
-        "/tokenize",
-        "/detokenize",
-        "/livez",
-        "/readyz",
-        "/health",
-        "/version",
-        "/metrics",
-    ];
     matched
         .and_then(|path| ROUTES.iter().find(|route| **route == path))
         .copied()

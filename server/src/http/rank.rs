@@ -163,6 +163,9 @@ impl Comparison {
         asked: &Asked<'_>,
         limits: &RequestLimits,
     ) -> Result<Self, ApiError> {
+        for (first, _) in asked.pairs {
+            check_bytes(asked.paths[0], first.len(), limits)?;
+        }
         // A query counts once for each document: that is how often it is read.
         let bytes = asked
             .pairs

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -28,7 +29,7 @@ const OWN: &[&str] = &[
 
 /// Arguments of a chat template that a client may set; all are switches. Anything else could reach what the template
 /// computes with.
-const TEMPLATE_SWITCHES: &[&str] = &["enable_thinking", "thinking"];
+pub const TEMPLATE_SWITCHES: &[&str] = &["enable_thinking", "thinking"];
 
 /// A chat request within its limits.
 pub struct ChatRequest {
@@ -180,7 +181,7 @@ fn template_kwargs(object: &mut Object<'_>) -> Result<Map<String, Value>> {
 }
 
 /// A whole answer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ChatCompletion {
     pub id: String,
     pub object: &'static str,
@@ -194,7 +195,7 @@ pub struct ChatCompletion {
     pub prompt_token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ChatChoice {
     pub index: usize,
     pub message: AssistantMessage,
@@ -205,11 +206,12 @@ pub struct ChatChoice {
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct AssistantMessage {
     pub role: &'static str,
     /// `null` where there is nothing but calls.
     pub content: Option<String>,
+    #[schema(value_type = Option<String>)]
     pub refusal: Option<()>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
@@ -218,7 +220,7 @@ pub struct AssistantMessage {
 }
 
 /// A call that the model made.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ToolCall {
     pub id: String,
     #[serde(rename = "type")]
@@ -226,7 +228,7 @@ pub struct ToolCall {
     pub function: CalledFunction,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CalledFunction {
     pub name: String,
     /// JSON, as the model wrote it.
@@ -234,13 +236,14 @@ pub struct CalledFunction {
 }
 
 /// The token likelihoods of a choice, or of one chunk of it.
-#[derive(Serialize, Default)]
+#[derive(Serialize, Default, ToSchema)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatLogprob>,
+    #[schema(value_type = Option<String>)]
     pub refusal: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ChatLogprob {
     #[serde(flatten)]
     pub token: TokenLogprob,
@@ -248,7 +251,7 @@ pub struct ChatLogprob {
 }
 
 /// One token as text, its natural log likelihood and its bytes, which may be part of a character.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct TokenLogprob {
     pub token: String,
     pub logprob: f32,
@@ -256,7 +259,7 @@ pub struct TokenLogprob {
 }
 
 /// One event of a stream.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ChatChunk<'a> {
     pub id: &'a str,
     pub object: &'static str,
@@ -265,13 +268,14 @@ pub struct ChatChunk<'a> {
     pub choices: Vec<ChatChunkChoice>,
     pub system_fingerprint: &'static str,
     #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: ChunkUsage,
     /// With `return_token_ids`: the prompt, with the first chunk of each choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ChatChunkChoice {
     pub index: usize,
     pub delta: Delta,
@@ -282,7 +286,7 @@ pub struct ChatChunkChoice {
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize, Default)]
+#[derive(Serialize, Default, ToSchema)]
 pub struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -295,7 +299,7 @@ pub struct Delta {
 }
 
 /// The beginning of a call, or more of its arguments.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ToolCallDelta {
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -305,7 +309,7 @@ pub struct ToolCallDelta {
     pub function: CalledFunctionDelta,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CalledFunctionDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

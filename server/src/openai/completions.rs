@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -145,7 +146,7 @@ fn token_list(raw: &RawValue, path: &str) -> Result<Prompt> {
 }
 
 /// A whole answer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Completion {
     pub id: String,
     pub object: &'static str,
@@ -157,7 +158,7 @@ pub struct Completion {
 }
 
 /// One choice of an answer, or of one event of a stream.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CompletionChoice {
     pub index: usize,
     pub text: String,
@@ -172,7 +173,7 @@ pub struct CompletionChoice {
 }
 
 /// Token likelihoods in the older, columnar form. The first token of an echoed prompt has none.
-#[derive(Serialize, Default)]
+#[derive(Serialize, Default, ToSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     pub token_logprobs: Vec<Option<f32>>,
@@ -182,7 +183,7 @@ pub struct CompletionLogprobs {
 }
 
 /// One event of a stream.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CompletionChunk<'a> {
     pub id: &'a str,
     pub object: &'static str,
@@ -191,5 +192,6 @@ pub struct CompletionChunk<'a> {
     pub choices: Vec<CompletionChoice>,
     pub system_fingerprint: &'static str,
     #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: ChunkUsage,
 }

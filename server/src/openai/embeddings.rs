@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -42,8 +43,10 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
+/// How vectors are written.
+pub const ENCODINGS: &[&str] = &["float", "base64"];
 /// The most elements that `dimensions` may ask for; the model's own number is checked later.
-const DIMENSIONS_MAX: usize = 1 << 16;
+pub const DIMENSIONS_MAX: usize = 1 << 16;
 
 impl EmbeddingsRequest {
     /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
@@ -58,7 +61,7 @@ impl EmbeddingsRequest {
         let request = Self {
             model: json::typed(object.require("model")?, "model", "a string")?,
             dimensions: object.count("dimensions", 1..=DIMENSIONS_MAX)?,
-            base64: object.choice("encoding_format", &["float", "base64"])? == Some("base64"),
+            base64: object.choice("encoding_format", ENCODINGS)? == Some("base64"),
             truncate: Truncate::read(&mut object)?,
             inputs: inputs(object.require("input")?, limits)?,
         };
@@ -108,7 +111,7 @@ fn input(raw: &RawValue, path: &str) -> Result<Input> {
     Ok(input)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Embeddings {
     pub object: &'static str,
     pub data: Vec<Embedding>,
@@ -116,7 +119,7 @@ pub struct Embeddings {
     pub usage: EncoderUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Embedding {
     pub object: &'static str,
     pub index: usize,
@@ -124,7 +127,7 @@ pub struct Embedding {
 }
 
 /// Numbers, or their bytes: f32, the least significant first, in base64.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Vector {
     Numbers(Vec<f32>),
@@ -132,7 +135,7 @@ pub enum Vector {
 }
 
 /// Tokens of the inputs, those around a text included.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct EncoderUsage {
     pub prompt_tokens: usize,
     pub total_tokens: usize,

@@ -53,6 +53,9 @@ pub struct AskedFormat {
 /// Names that [`read`] takes.
 pub const NAMES: &[&str] = &["response_format", "structured_outputs"];
 
+/// Types of formats.
+pub const TYPES: &[&str] = &["text", "json_object", "json_schema"];
+
 /// Takes both parameters, of which one at most may ask for anything.
 pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<AskedFormat>> {
     let response = object
@@ -72,7 +75,7 @@ pub fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<As
 
 fn response_format(raw: &RawValue, limits: &RequestLimits) -> Result<Option<AskedFormat>> {
     let mut object = Object::from_raw(raw, "response_format")?;
-    let kind = object.require_choice("type", &["text", "json_object", "json_schema"])?;
+    let kind = object.require_choice("type", TYPES)?;
     let format = if kind == "json_schema" {
         let schema = object.require("json_schema")?;
         Some(OutputFormat::JsonSchema(named_schema(schema, limits)?))

@@ -9,6 +9,9 @@ use crate::http::error::ApiError;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// Below this a double holds every whole number, and none that was written as another.
+const WHOLE_END: f64 = (1_u64 << 53) as f64;
+
 /// Refuses a body nested deeper than `depth_max` before anything is built from it, and a body that is not JSON.
 ///
 /// Strings are skipped as JSON lexes them, so a bracket inside one does not count.
@@ -188,6 +191,10 @@ impl<'a> Object<'a> {
         if unsupported.contains(&name.as_str()) {
             return Err(ApiError::unsupported(path));
         }
+        if known.contains(&name.as_str()) {
+            let message = format!("`{path}` doesn't go with what else this request asks for");
+            return Err(ApiError::invalid(path, "invalid_value", message));
+        }
         let hint = nearest(name, known)
             .map(|near| format!("; did you mean `{near}`?"))
             .unwrap_or_default();
@@ -233,19 +240,28 @@ pub fn number(raw: &RawValue, path: &str, limits: &RangeInclusive<f64>) -> Resul
     }
 }
 
-/// A whole number, written as one, within `limits`.
+/// A whole number within `limits`. JSON has one kind of numbers: 5.0 is 5.
 pub fn integer(raw: &RawValue, path: &str, limits: &RangeInclusive<i64>) -> Result<i64> {
     let (low, high) = (limits.start(), limits.end());
-    let whole = is_number(raw) && !raw.get().contains(['.', 'e', 'E']);
-    if !whole {
+    let wrong = |code| {
         let message = format!("`{path}` must be an integer between {low} and {high}");
-        return Err(ApiError::invalid(path, "invalid_type", message));
-    }
-    let parsed = raw.get().parse::<i64>().ok();
-    parsed.filter(|value| limits.contains(value)).ok_or_else(|| {
-        let message = format!("`{path}` must be an integer between {low} and {high}");
-        ApiError::invalid(path, "out_of_range", message)
-    })
+        ApiError::invalid(path, code, message)
+    };
+    let text = is_number(raw)
+        .then(|| raw.get())
+        .ok_or_else(|| wrong("invalid_type"))?;
+    let parsed = if text.contains(['.', 'e', 'E']) {
+        let value: f64 = text.parse().map_err(|_| wrong("invalid_type"))?;
+        if value.is_finite() && value.fract() != 0.0 {
+            return Err(wrong("invalid_type"));
+        }
+        (value.abs() < WHOLE_END).then_some(value as i64)
+    } else {
+        text.parse().ok()
+    };
+    parsed
+        .filter(|value| limits.contains(value))
+        .ok_or_else(|| wrong("out_of_range"))
 }
 
 fn is_number(raw: &RawValue) -> bool {
@@ -390,7 +406,7 @@ mod tests {
 
     #[test]
     fn numbers_are_strict() {
-        let body = br#"{"a":1e999,"b":-0,"c":1.0,"d":9223372036854775808,"e":"1","f":-0.0}"#;
+        let body = br#"{"a":1e999,"b":-0,"c":1.5,"d":9223372036854775808,"e":"1","f":-0.0}"#;
         let mut object = Object::from_body(body, 64).unwrap();
         assert_eq!(
             object.number("a", &(0.0..=2.0)).unwrap_err().code,
@@ -418,6 +434,29 @@ mod tests {
         );
     }
 
+    /// JSON schemas have it so, and some clients write whole numbers with a point.
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        let body = br#"{"a":5.0,"b":-0.0,"c":1.5e1,"d":5e-1,"e":1e999,"f":9007199254740993.0}"#;
+        let mut object = Object::from_body(body, 64).unwrap();
+        for (name, expected) in [
+            ("a", Ok(5)),
+            ("b", Ok(0)),
+            ("c", Ok(15)),
+            ("d", Err("invalid_type")),
+        ] {
+            let read = object.integer(name, &(-100..=100));
+            assert_eq!(
+                read.map(Option::unwrap).map_err(|error| error.code.unwrap()),
+                expected
+            );
+        }
+        for name in ["e", "f"] {
+            let read = object.integer(name, &(i64::MIN..=i64::MAX));
+            assert_eq!(read.unwrap_err().code, Some("out_of_range"));
+        }
+    }
+
     #[test]
     fn leftovers_are_named_with_the_nearest_name() {
         let object = Object::from_body(br#"{"temprature":1}"#, 64).unwrap();
@@ -426,6 +465,9 @@ mod tests {
             error.message,
             "`temprature` is not a known parameter; did you mean `temperature`?"
         );
+        let object = Object::from_body(br#"{"type":"auto","name":"f"}"#, 64).unwrap();
+        let error = object.finish(&["name", "type"], &[]).unwrap_err();
+        assert_eq!(error.code, Some("invalid_value"), "{}", error.message);
         let twice = Object::from_body(br#"{"n":1,"n":2}"#, 64).err().unwrap();
         assert_eq!(twice.code, Some("duplicate_parameter"));
     }

@@ -10,6 +10,9 @@ use crate::openai::tools::PastCall;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// Who may speak.
+pub const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
+
 /// One message; its content is plain text, the parts of a list joined by line feeds.
 #[derive(Clone)]
 pub struct Message {
@@ -89,10 +92,7 @@ fn message(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Message
     // What OpenAI's SDKs send back when a client returns an answer to the history.
     const ECHOED: &[&str] = &["annotations", "parsed", "refusal"];
     let mut object = Object::from_raw(raw, path)?;
-    let role = object.require_choice(
-        "role",
-        &["system", "developer", "user", "assistant", "tool", "function"],
-    )?;
+    let role = object.require_choice("role", &[ROLES, &["function"]].concat())?;
     let role = match role {
         "function" => return Err(ApiError::unsupported(object.path("role"))),
         // The newer name for the same thing; chat templates know only the older one.

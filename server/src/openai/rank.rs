@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -10,6 +11,9 @@ use crate::openai::json::{self, Object};
 use crate::openai::shared::{TOKENS_MAX, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
+
+/// The most that `top_n` may ask for.
+pub const TOP_N_MAX: usize = u16::MAX as usize;
 
 /// A query and what is to be put in order for it.
 pub struct RerankRequest {
@@ -51,9 +55,7 @@ impl RerankRequest {
             query: text(object.require("query")?, "query")?,
             documents: texts(object.require("documents")?, "documents", limits)?,
             // 0 is vLLM's word for all.
-            top_n: object
-                .count("top_n", 0..=usize::from(u16::MAX))?
-                .filter(|top| *top > 0),
+            top_n: object.count("top_n", 0..=TOP_N_MAX)?.filter(|top| *top > 0),
             return_documents: object.boolean("return_documents")?.unwrap_or(returns_documents),
             document_tokens_max: object.count("max_tokens_per_doc", 1..=TOKENS_MAX)?,
             truncate: Truncate::read(&mut object)?,
@@ -154,17 +156,24 @@ fn texts(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<Vec<Strin
     items.iter().enumerate().map(item).collect()
 }
 
+/// A text that says something: the score of an empty one would mean nothing.
 fn text(raw: &RawValue, path: &str) -> Result<String> {
-    if !raw.get().starts_with('{') {
-        return json::typed(raw, path, "a string");
+    let text: String = if raw.get().starts_with('{') {
+        let mut object = Object::from_raw(raw, path)?;
+        let text = json::typed(object.require("text")?, &object.path("text"), "a string")?;
+        object.finish(&["text"], &[])?;
+        text
+    } else {
+        json::typed(raw, path, "a string")?
+    };
+    if text.is_empty() {
+        let message = format!("`{path}` must not be empty");
+        return Err(ApiError::invalid(path, "empty_string", message));
     }
-    let mut object = Object::from_raw(raw, path)?;
-    let text = json::typed(object.require("text")?, &object.path("text"), "a string")?;
-    object.finish(&["text"], &[])?;
     Ok(text)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Reranked {
     pub id: String,
     pub model: String,
@@ -172,7 +181,7 @@ pub struct Reranked {
     pub usage: EncoderUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct RankedDocument {
     /// Its place in the request.
     pub index: usize,
@@ -181,12 +190,12 @@ pub struct RankedDocument {
     pub document: Option<DocumentText>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct DocumentText {
     pub text: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Scores {
     pub id: String,
     pub object: &'static str,
@@ -196,7 +205,7 @@ pub struct Scores {
     pub usage: EncoderUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Score {
     pub index: usize,
     pub object: &'static str,

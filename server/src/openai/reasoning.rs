@@ -30,10 +30,14 @@ impl Effort {
         ("xhigh", Self::XHigh),
     ];
 
+    /// All the words.
+    pub fn words() -> [&'static str; 6] {
+        Self::ALL.map(|(word, _)| word)
+    }
+
     /// Takes a field that is one of the words.
     pub fn read(object: &mut Object<'_>, name: &str) -> Result<Option<Self>> {
-        let words = Self::ALL.map(|(word, _)| word);
-        let word = object.choice(name, &words)?;
+        let word = object.choice(name, &Self::words())?;
         let known = Self::ALL.iter().find(|(known, _)| Some(*known) == word);
         Ok(known.map(|(_, effort)| *effort))
     }

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
@@ -234,15 +235,20 @@ impl Default for Sampling {
 
 impl Sampling {
     fn read(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Self> {
+        let unsaid = Self::default();
         let mut real = |name: &str, range: &RangeInclusive<f64>, default: f32| -> Result<f32> {
             Ok(object.number(name, range)?.map_or(default, |value| value as f32))
         };
-        let temperature = real("temperature", &TEMPERATURE, 1.0)?;
-        let top_p = real("top_p", &TOP_P, 1.0)?;
-        let min_p = real("min_p", &MIN_P, 0.0)?;
-        let repetition_penalty = real("repetition_penalty", &REPETITION_PENALTY, 1.0)?;
-        let presence_penalty = real("presence_penalty", &PRESENCE_PENALTY, 0.0)?;
-        let frequency_penalty = real("frequency_penalty", &FREQUENCY_PENALTY, 0.0)?;
+        let temperature = real("temperature", &TEMPERATURE, unsaid.temperature)?;
+        let top_p = real("top_p", &TOP_P, unsaid.top_p)?;
+        let min_p = real("min_p", &MIN_P, unsaid.min_p)?;
+        let repetition_penalty = real(
+            "repetition_penalty",
+            &REPETITION_PENALTY,
+            unsaid.repetition_penalty,
+        )?;
+        let presence_penalty = real("presence_penalty", &PRESENCE_PENALTY, unsaid.presence_penalty)?;
+        let frequency_penalty = real("frequency_penalty", &FREQUENCY_PENALTY, unsaid.frequency_penalty)?;
         let top_k = object.integer("top_k", &TOP_K)?.unwrap_or(0);
         let seed = object.integer("seed", &(i64::MIN..=i64::MAX))?;
         Ok(Self {
@@ -395,7 +401,7 @@ fn refuse_priority(object: &mut Object<'_>) -> Result<()> {
 pub const FINGERPRINT: &str = concat!("rempart-", env!("CARGO_PKG_VERSION"));
 
 /// How many tokens a request took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
@@ -404,12 +410,12 @@ pub struct Usage {
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PromptTokensDetails {
     pub cached_tokens: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: usize,
 }

@@ -2,11 +2,13 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::chat::Conversation;
 use crate::openai::json::{self, Object};
+use crate::openai::reasoning;
 use crate::openai::shared;
 use crate::openai::tools;
 
@@ -26,6 +28,28 @@ pub struct TokenizeRequest {
 }
 
 impl TokenizeRequest {
+    const OWN: &[&str] = &[
+        "add_generation_prompt",
+        "add_special_tokens",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "messages",
+        "model",
+        "prompt",
+        "return_token_strs",
+    ];
+    const UNSUPPORTED: &[&str] = &["chat_template", "mm_processor_kwargs"];
+
+    /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        [Self::known().as_slice(), Self::UNSUPPORTED].concat()
+    }
+
+    fn known() -> Vec<&'static str> {
+        [Self::OWN, tools::NAMES, reasoning::NAMES].concat()
+    }
+
+    /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let model = object.string("model")?;
@@ -39,18 +63,12 @@ impl TokenizeRequest {
         if matches!(source, Source::Prompt(_)) && object.has("messages") {
             return Err(one_source("invalid_value"));
         }
-        let known = [
-            "add_generation_prompt",
-            "add_special_tokens",
-            "chat_template_kwargs",
-            "continue_final_message",
-            "messages",
-            "model",
-            "prompt",
-            "return_token_strs",
-        ];
-        let known = [&known, tools::NAMES, &["reasoning_effort"]].concat();
-        object.finish(&known, &["chat_template", "mm_processor_kwargs"])?;
+        if matches!(source, Source::Chat(_)) && add_special_tokens == Some(true) {
+            let message =
+                "`add_special_tokens` can't be true with `messages`: chat templates bring their own";
+            return Err(ApiError::invalid("add_special_tokens", "invalid_value", message));
+        }
+        object.finish(&Self::known(), Self::UNSUPPORTED)?;
         Ok(Self {
             model,
             source,
@@ -65,7 +83,7 @@ fn one_source(code: &'static str) -> ApiError {
     ApiError::invalid("prompt", code, message)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Tokenized {
     pub count: usize,
     pub max_model_len: usize,
@@ -79,6 +97,14 @@ pub struct DetokenizeRequest {
 }
 
 impl DetokenizeRequest {
+    const KNOWN: &[&str] = &["model", "tokens"];
+
+    /// All names that a request may have; docs/api.md tells what becomes of each.
+    pub fn names() -> Vec<&'static str> {
+        Self::KNOWN.to_vec()
+    }
+
+    /// Reads a request body.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self> {
         let mut object = Object::from_body(body, limits.json_depth_max)?;
         let model = object.string("model")?;
@@ -86,12 +112,12 @@ impl DetokenizeRequest {
             json::typed::<Vec<&RawValue>>(object.require("tokens")?, "tokens", "an array of token numbers")?;
         let token = |(at, raw): (usize, &&RawValue)| shared::token_id(raw, &format!("tokens[{at}]"));
         let tokens = items.iter().enumerate().map(token).collect::<Result<_>>()?;
-        object.finish(&["model", "tokens"], &[])?;
+        object.finish(Self::KNOWN, &[])?;
         Ok(Self { model, tokens })
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Detokenized {
     pub prompt: String,
 }

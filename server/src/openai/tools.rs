@@ -11,8 +11,10 @@ type Result<T> = std::result::Result<T, ApiError>;
 
 /// Names that [`Tools::read`] takes.
 pub const NAMES: &[&str] = &["parallel_tool_calls", "tool_choice", "tools"];
+/// Whether one of the allowed functions may or must be called.
+pub const ALLOWED_MODES: &[&str] = &["auto", "required"];
 /// Bytes of a function's name.
-const NAME_BYTES_MAX: usize = 128;
+pub const NAME_BYTES_MAX: usize = 128;
 
 /// What may be called.
 #[derive(Clone, Debug)]
@@ -199,7 +201,7 @@ impl Choice {
         } else {
             let path = object.path("allowed_tools");
             let mut allowed = Object::from_raw(object.require("allowed_tools")?, &path)?;
-            let mode = allowed.require_choice("mode", &["auto", "required"])?;
+            let mode = allowed.require_choice("mode", ALLOWED_MODES)?;
             let path = allowed.path("tools");
             let tools = json::array(allowed.require("tools")?, &path, limits.tools_max)?;
             let name = |(at, raw): (usize, &&RawValue)| allowed_name(raw, &format!("{path}[{at}]"));

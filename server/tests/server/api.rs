@@ -7,15 +7,17 @@ use serde_json::{Value, json};
 use crate::support::{Answer, SCRIPT, TestServer, merged};
 
 /// One endpoint of the page.
-struct Endpoint {
-    path: String,
-    /// Names, what is taken and what is refused.
-    rows: Vec<(String, Value, Value)>,
-    without_effect: Vec<String>,
-    refused: Vec<String>,
+pub(crate) struct Endpoint {
+    pub(crate) path: String,
+    /// Names, what is taken, what is refused, and what they do.
+    pub(crate) rows: Vec<(String, Value, Value, String)>,
+    pub(crate) without_effect: Vec<String>,
+    pub(crate) refused: Vec<String>,
+    /// All that stands there as code.
+    pub(crate) names: BTreeSet<String>,
 }
 
-fn page() -> Vec<Endpoint> {
+pub(crate) fn page() -> Vec<Endpoint> {
     let page = include_str!("../../../docs/api.md");
     page.split("\n## POST ").skip(1).map(endpoint).collect()
 }
@@ -27,9 +29,14 @@ fn endpoint(section: &str) -> Endpoint {
         serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
     };
     let rows = text.lines().filter(|line| line.starts_with("| `")).map(|line| {
-        let cells: Vec<&str> = line.split(" | ").collect();
+        let cells: Vec<&str> = line.trim_end_matches(" |").splitn(4, " | ").collect();
         let name = cells[0].trim_start_matches("| ").trim_matches('`');
-        (name.to_owned(), value(cells[1]), value(cells[2]))
+        (
+            name.to_owned(),
+            value(cells[1]),
+            value(cells[2]),
+            cells[3].to_owned(),
+        )
     });
     let list = |begin: &str| -> Vec<String> {
         let line = text
@@ -43,26 +50,36 @@ fn endpoint(section: &str) -> Endpoint {
         rows: rows.collect(),
         without_effect: list("Without effect: "),
         refused: list("Refused by name: "),
+        names: text.split('`').skip(1).step_by(2).map(str::to_owned).collect(),
     }
 }
 
 /// A body to which a parameter is added.
-fn base(path: &str) -> Value {
+pub(crate) fn base(path: &str, name: &str) -> Value {
     let messages = json!([{"role": "user", "content": "Hi"}]);
     match path {
         "/v1/chat/completions" => json!({"model": "test-model", "messages": messages, "max_tokens": 40}),
+        // No token at all is for prompts that are repeated.
+        "/v1/completions" if name == "max_tokens" => {
+            json!({"model": "test-model", "prompt": "Hi", "echo": true})
+        }
         "/v1/completions" => json!({"model": "test-model", "prompt": "Hi", "max_tokens": 40}),
         "/v1/responses" => json!({"model": "test-model", "input": "Hi", "max_output_tokens": 40}),
         "/v1/messages" => json!({"model": "test-model", "messages": messages, "max_tokens": 40}),
         "/v1/embeddings" => json!({"model": "embedder", "input": "a"}),
         "/v1/rerank" => json!({"model": "ranker", "query": "a", "documents": ["a", "b"]}),
         "/v1/score" => json!({"model": "ranker", "text_1": "a", "text_2": "b"}),
+        "/tokenize" if name == "prompt" => json!({"model": "test-model"}),
+        "/tokenize" => json!({"model": "test-model", "messages": messages}),
+        "/detokenize" => json!({"model": "test-model", "tokens": [72]}),
         other => panic!("{other} is new: add a body"),
     }
 }
 
 async fn send(server: &TestServer, path: &str, name: &str, value: &Value) -> Answer {
-    server.post(path, merged(base(path), json!({name: value}))).await
+    server
+        .post(path, merged(base(path, name), json!({name: value})))
+        .await
 }
 
 fn param(answer: &Answer) -> String {
@@ -76,11 +93,11 @@ fn param(answer: &Answer) -> String {
 async fn every_example_is_taken_and_every_limit_holds() {
     let server = TestServer::saying(None, SCRIPT, &[]).await;
     let page = page();
-    assert_eq!(page.len(), 7);
+    assert_eq!(page.len(), 9);
     for endpoint in &page {
         let path = &endpoint.path;
-        assert!(endpoint.rows.len() > 3, "{path}");
-        for (name, taken, refused) in &endpoint.rows {
+        assert!(endpoint.rows.len() > 1, "{path}");
+        for (name, taken, refused, _) in &endpoint.rows {
             let answer = send(&server, path, name, taken).await;
             assert_eq!(answer.status, 200, "{path} {name} {taken}: {}", answer.body);
             let answer = send(&server, path, name, refused).await;
@@ -122,6 +139,7 @@ fn no_parameter_is_missing() {
     use rempart::openai::embeddings::EmbeddingsRequest;
     use rempart::openai::rank::{RerankRequest, ScoreRequest};
     use rempart::openai::responses::ResponsesRequest;
+    use rempart::openai::tokenize::{DetokenizeRequest, TokenizeRequest};
     let text = include_str!("../../../docs/api.md");
     let known = [
         ("/v1/chat/completions", ChatRequest::names()),
@@ -131,6 +149,8 @@ fn no_parameter_is_missing() {
         ("/v1/embeddings", EmbeddingsRequest::names()),
         ("/v1/rerank", RerankRequest::names()),
         ("/v1/score", ScoreRequest::names()),
+        ("/tokenize", TokenizeRequest::names()),
+        ("/detokenize", DetokenizeRequest::names()),
     ];
     for (path, names) in known {
         let section = text

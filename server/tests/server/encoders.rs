@@ -240,3 +240,69 @@ async fn bad_requests_are_named() {
         "array_above_max_length"
     );
 }
+
+/// A score of nothing would mean nothing; `/v1/embeddings` refuses it, too.
+#[tokio::test]
+async fn empty_texts_are_refused() {
+    let server = TestServer::start(&[]).await;
+    for (path, fields, param) in [
+        ("/v1/rerank", json!({"query": "", "documents": ["a"]}), "query"),
+        (
+            "/v1/rerank",
+            json!({"query": "a", "documents": ["a", ""]}),
+            "documents[1]",
+        ),
+        (
+            "/v1/rerank",
+            json!({"query": "a", "documents": [{"text": ""}]}),
+            "documents[0]",
+        ),
+        ("/v1/score", json!({"text_1": "", "text_2": "a"}), "text_1"),
+        (
+            "/v1/score",
+            json!({"queries": "a", "documents": ["a", ""]}),
+            "documents[1]",
+        ),
+    ] {
+        for model in ["ranker", "embedder"] {
+            let answer = server
+                .post(path, merged(json!({"model": model}), fields.clone()))
+                .await;
+            let error = &answer.json()["error"];
+            assert_eq!(
+                (answer.status.as_u16(), &error["code"], &error["param"]),
+                (400, &json!("empty_string"), &json!(param)),
+                "{fields}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_asks_an_encoder_for_text_is_told_what_it_does() {
+    let server = TestServer::start(&[]).await;
+    let messages = json!([{"role": "user", "content": "a"}]);
+    for (path, fields) in [
+        ("/v1/chat/completions", json!({"messages": messages})),
+        ("/v1/completions", json!({"prompt": "a"})),
+        ("/v1/responses", json!({"input": "a"})),
+        ("/v1/responses/input_tokens", json!({"input": "a"})),
+        ("/v1/messages", json!({"messages": messages, "max_tokens": 5})),
+        ("/v1/messages/count_tokens", json!({"messages": messages})),
+        ("/tokenize", json!({"prompt": "a"})),
+        ("/detokenize", json!({"tokens": [97]})),
+    ] {
+        for (model, usage) in [("embedder", "/v1/embeddings"), ("ranker", "/v1/rerank")] {
+            let answer = server
+                .post(path, merged(fields.clone(), json!({"model": model})))
+                .await;
+            let error = &answer.json()["error"];
+            assert_eq!(
+                (answer.status.as_u16(), &error["code"], &error["param"]),
+                (400, &json!("model_not_supported"), &json!("model")),
+                "{path} {model}"
+            );
+            assert!(error["message"].as_str().unwrap().contains(usage), "{error}");
+        }
+    }
+}

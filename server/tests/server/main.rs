@@ -16,6 +16,7 @@ mod errors;
 mod formats;
 mod messages;
 mod numbers;
+mod openapi;
 mod others;
 mod reasoning;
 mod responses;

@@ -1,5 +1,8 @@
 //! Anthropic's Messages API.
 
+use axum::body::Body;
+use axum::http::Request;
+use rempart::shutdown::Phase;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, REASONING_TEMPLATE, SCRIPT, TestServer, merged};
@@ -264,4 +267,73 @@ async fn bad_requests_are_refused_in_both_shapes() {
         (unknown.status.as_u16(), &unknown.json()["error"]["type"]),
         (404, &json!("not_found_error"))
     );
+}
+
+/// A method, a path, a host, a body's type and size; what comes of them.
+type Refused = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    usize,
+    u16,
+    &'static str,
+);
+
+const REFUSED: [Refused; 6] = [
+    ("GET", PATH, "localhost", JSON, 0, 405, "invalid_request_error"),
+    ("POST", PATH, "evil.example", JSON, 0, 403, "permission_error"),
+    (
+        "POST",
+        "/v1/messages/batches",
+        "localhost",
+        JSON,
+        0,
+        404,
+        "not_found_error",
+    ),
+    (
+        "POST",
+        PATH,
+        "localhost",
+        "text/plain",
+        0,
+        415,
+        "invalid_request_error",
+    ),
+    ("POST", PATH, "localhost", JSON, 2000, 413, "request_too_large"),
+    ("POST", PATH, "localhost", JSON, 1, 400, "invalid_request_error"),
+];
+const PATH: &str = "/v1/messages";
+const JSON: &str = "application/json";
+
+/// Also those that no route made: Anthropic's clients look for the envelope.
+#[tokio::test]
+async fn every_error_has_the_envelope() {
+    let server = TestServer::start(&["--body-bytes-max", "1000"]).await;
+    for (method, path, host, content_type, bytes, status, kind) in REFUSED {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", host)
+            .header("content-type", content_type)
+            .body(Body::from("{".repeat(bytes)));
+        let answer = server.send(request.unwrap()).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        let error = answer.json();
+        let types = (&error["type"], &error["error"]["type"]);
+        assert_eq!(types, (&json!("error"), &json!(kind)), "{error}");
+        assert!(error["error"]["message"].is_string());
+        assert_eq!(answer.headers["content-type"], JSON);
+    }
+    server.app.shutdown.advance(Phase::Draining);
+    let draining = server.post(PATH, json!({})).await;
+    assert_eq!(draining.status, 503);
+    assert_eq!(draining.json()["error"]["type"], "overloaded_error");
+    assert_eq!(draining.headers["retry-after"], "1");
+    for other in ["/v1/messages2", "/v1/chat"] {
+        let answer = server.post(other, json!({})).await;
+        assert_eq!(answer.status, 404);
+        assert_eq!(answer.json()["type"], Value::Null);
+    }
 }

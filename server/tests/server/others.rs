@@ -102,7 +102,13 @@ async fn one_source_is_tokenized() {
         assert_eq!(error["message"], "send exactly one of `prompt` and `messages`");
         assert_eq!(error["code"], code);
     }
-    let one = json!({"prompt": null, "messages": messages});
+    // Templates bring their own, so nothing would come of it.
+    let special = json!({"messages": messages, "add_special_tokens": true});
+    assert_eq!(
+        server.post("/tokenize", special).await.json()["error"]["param"],
+        "add_special_tokens"
+    );
+    let one = json!({"prompt": null, "messages": messages, "add_special_tokens": false});
     assert_eq!(server.post("/tokenize", one).await.status, 200);
 }
 

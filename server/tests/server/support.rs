@@ -304,6 +304,7 @@ impl TestServer {
         let state = Arc::new(App::new(http, request, metrics, Shutdown::default()));
         let template = ChatTemplate::new(template, tokenizer.special_tokens()).unwrap();
         let chat = Chat::new(template, &tokenizer, &[IM_END]);
+        let beside = encoders::start(&engine, &state);
         let model = Model {
             names: vec!["test-model".to_owned(), "alias".to_owned()],
             grammars: Grammars::new(
@@ -318,12 +319,13 @@ impl TestServer {
             context_length: context,
             vocab_size: VOCAB,
             eos_tokens: vec![IM_END],
+            encoders: encoders::usages(&beside),
             created: 1_700_000_000,
             engine: handle.clone(),
         };
         state.serve_models(Models {
             generator: Some(Arc::new(model)),
-            encoders: encoders::start(&engine, &state).to_vec(),
+            encoders: beside.to_vec(),
         });
         Self {
             router: app(Arc::clone(&state)),

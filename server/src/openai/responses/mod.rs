@@ -47,7 +47,7 @@ const UNSUPPORTED: &[&str] = &[
     "prompt",
 ];
 /// Parameters that change nothing in an answer.
-const WITHOUT_EFFECT: &[&str] = &[
+pub const WITHOUT_EFFECT: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -56,9 +56,16 @@ const WITHOUT_EFFECT: &[&str] = &[
     "user",
 ];
 /// What `include` may ask for.
-const LOGPROBS: &str = "message.output_text.logprobs";
+pub const LOGPROBS: &str = "message.output_text.logprobs";
 /// Reasoning is told as it is, so nobody needs it encrypted.
-const ENCRYPTED: &str = "reasoning.encrypted_content";
+pub const ENCRYPTED: &str = "reasoning.encrypted_content";
+
+/// How many words an answer should have, which changes nothing here.
+pub const VERBOSITIES: &[&str] = &["low", "medium", "high"];
+/// Limits of `metadata`, which are OpenAI's because answers repeat it.
+pub const METADATA_PAIRS_MAX: usize = 16;
+pub const METADATA_NAME_MAX: usize = 64;
+pub const METADATA_VALUE_MAX: usize = 512;
 
 /// A request within its limits.
 pub struct ResponsesRequest {
@@ -184,7 +191,7 @@ fn text(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<AskedF
         return Ok(None);
     };
     let mut text = Object::from_raw(raw, "text")?;
-    text.choice("verbosity", &["low", "medium", "high"])?;
+    text.choice("verbosity", VERBOSITIES)?;
     let format = text
         .take("format")
         .map(|raw| text_format(raw, limits))
@@ -199,7 +206,7 @@ fn text(object: &mut Object<'_>, limits: &RequestLimits) -> Result<Option<AskedF
 
 fn text_format(raw: &RawValue, limits: &RequestLimits) -> Result<Option<OutputFormat>> {
     let mut object = Object::from_raw(raw, "text.format")?;
-    let kind = object.require_choice("type", &["text", "json_object", "json_schema"])?;
+    let kind = object.require_choice("type", format::TYPES)?;
     let mut format = (kind == "json_object").then_some(OutputFormat::JsonObject);
     let mut known = vec!["type"];
     if kind == "json_schema" {
@@ -296,25 +303,22 @@ const DEFAULTS: [Echoed; 14] = [
     ("user", || Value::Null),
 ];
 
-/// OpenAI's limits, because answers repeat it.
 fn check_metadata(object: &mut Object<'_>) -> Result<()> {
-    const PAIRS_MAX: usize = 16;
-    const NAME_MAX: usize = 64;
-    const VALUE_MAX: usize = 512;
     let Some(raw) = object.take("metadata") else {
         return Ok(());
     };
     let pairs = Object::from_raw(raw, "metadata")?.into_entries();
-    let mut fits = pairs.len() <= PAIRS_MAX;
+    let mut fits = pairs.len() <= METADATA_PAIRS_MAX;
     for (name, raw) in pairs {
         let value: String = json::typed(raw, "metadata", "an object of strings")?;
-        fits &= name.chars().count() <= NAME_MAX && value.chars().count() <= VALUE_MAX;
+        fits &= name.chars().count() <= METADATA_NAME_MAX && value.chars().count() <= METADATA_VALUE_MAX;
     }
     if fits {
         return Ok(());
     }
     let message = format!(
-        "`metadata` may have {PAIRS_MAX} names of {NAME_MAX} characters with values of {VALUE_MAX} characters"
+        "`metadata` may have {METADATA_PAIRS_MAX} names of {METADATA_NAME_MAX} characters with values of \
+         {METADATA_VALUE_MAX} characters"
     );
     Err(ApiError::invalid("metadata", "out_of_range", message))
 }

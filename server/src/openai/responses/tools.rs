@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
-use crate::openai::tools::{Choice, Function, Tools, functions, parameters};
+use crate::openai::tools::{ALLOWED_MODES, Choice, Function, Tools, functions, parameters};
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -57,7 +57,7 @@ fn choice(raw: &RawValue, limits: &RequestLimits) -> Result<Choice> {
         object.finish(&["type", "name"], &[])?;
         return Ok(Choice::Named(name));
     }
-    let mode = object.require_choice("mode", &["auto", "required"])?;
+    let mode = object.require_choice("mode", ALLOWED_MODES)?;
     let path = object.path("tools");
     let tools = json::array(object.require("tools")?, &path, limits.tools_max)?;
     object.finish(&["type", "mode", "tools"], &[])?;

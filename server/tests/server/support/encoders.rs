@@ -77,6 +77,12 @@ pub(super) fn start(engine: &EngineSettings, state: &App) -> [Arc<EncoderModel>;
     })
 }
 
+/// What the model beside them knows of them.
+pub(super) fn usages(encoders: &[Arc<EncoderModel>]) -> Vec<(String, &'static str)> {
+    let usage = |encoder: &Arc<EncoderModel>| (encoder.name.clone(), encoder.usage());
+    encoders.iter().map(usage).collect()
+}
+
 /// A tokenizer that knows pairs: a token for each letter, nothing around a text.
 fn tokenizer_of_pairs() -> Tokenizer {
     let vocab: serde_json::Map<String, Value> = (1..=255_u32)
