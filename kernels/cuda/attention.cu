@@ -26,7 +26,7 @@ struct AttentionSequence {
 };
 
 struct AttentionArgs {
-  const float* q;  // [n, heads * d]
+  const float* q;  // [n, heads * d], from a multiple of 16 bytes on
   const uint16_t* keys;
   const uint16_t* values;
   const AttentionSequence* sequences;
@@ -38,7 +38,7 @@ struct AttentionArgs {
   uint32_t splits;  // most of any sequence
   uint32_t window;  // positions seen, 0 for all
   float scale;      // of products, times log2(e)
-  float softcap;    // in units of log2(e), 0 for none
+  float softcap;    // in units of log2(e), of the capped kernels
   uint32_t tiles_len;
   uint32_t part_rows;  // most of any tile
   uint32_t pad;
@@ -114,12 +114,16 @@ DEVICE uint64_t group_at(const AttentionArgs& a, const AttentionSequence& sequen
 // Queries of a tile in bf16 as the lanes take them: 32 dimensions of 16 rows in two steps, dimension 8 j + i of them being
 // element i of lane j. [D / 32, 2, 32 lanes] of four words.
 template <int D> DEVICE void load_queries(uint32_t* q, const AttentionArgs& a, const Tile& tile, uint32_t kv_head) {
+#pragma unroll
   for (uint32_t i = 0; i < D / 32; ++i)
+#pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
       uint32_t row = lane() / 4 + half * 8;
-      const float* from = a.q + place_of(a, tile, kv_head, row, D) + i * 32 + lane() % 4 * 8;
+      const float* from = a.q + place_of(a, tile, kv_head, is_row(tile, row) ? row : 0, D) + i * 32 + lane() % 4 * 8;
+      Words4 eight[2] = {*reinterpret_cast<const Words4*>(from), *reinterpret_cast<const Words4*>(from + 4)};
       for (uint32_t j = 0; j < 4; ++j) {
-        uint32_t pair = is_row(tile, row) ? pair_bf16(from[2 * j], from[2 * j + 1]) : 0;
+        const uint32_t* two = eight[j / 2].w + j % 2 * 2;
+        uint32_t pair = is_row(tile, row) ? pair_bf16(from_bits(two[0]), from_bits(two[1])) : 0;
         // Elements 0 to 3 are the first step's, 4 to 7 the second's; of a step the first two and the last two.
         q[((i * 2 + j / 2) * 32 + lane()) * 4 + j % 2 * 2 + half] = pair;
       }
@@ -128,7 +132,7 @@ template <int D> DEVICE void load_queries(uint32_t* q, const AttentionArgs& a, c
 }
 
 // Takes the tile's rows over positions begin .. begin + kChunk<D>, those before `end`.
-template <int D>
+template <int D, bool CAPPED>
 DEVICE void attend_chunk(State<D>& state, const uint32_t* q, const AttentionArgs& a, const Tile& tile, uint32_t kv_head,
                          uint32_t begin, uint32_t end) {
   constexpr uint32_t groups = kChunk<D> / 16;
@@ -160,17 +164,22 @@ DEVICE void attend_chunk(State<D>& state, const uint32_t* q, const AttentionArgs
       }
   }
   float largest[2] = {state.largest[0], state.largest[1]};
+  // Last and first position that a row sees.
+  uint32_t own[2], from[2];
+  for (int i = 0; i < 2; ++i) {
+    own[i] = position_of(tile, lane() / 4 + i * 8);
+    from[i] = a.window == 0 || own[i] < a.window ? 0 : own[i] - a.window + 1;
+  }
 #pragma unroll
   for (uint32_t g = 0; g < groups; ++g)
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        uint32_t row = lane() / 4 + i / 2 * 8, position = begin + g * 16 + lane() % 4 * 4 + half * 2 + i % 2;
-        uint32_t own = position_of(tile, row);
+        uint32_t position = begin + g * 16 + lane() % 4 * 4 + half * 2 + i % 2;
         float score = scores[g][half][i] * a.scale;
-        if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-        bool seen = position <= own && position < end && (a.window == 0 || position + a.window > own);
+        if (CAPPED) score = a.softcap * tanhf(score / a.softcap);
+        bool seen = position <= own[i / 2] && position < end && position >= from[i / 2];
         scores[g][half][i] = seen ? score : -INFINITY;
         largest[i / 2] = scores[g][half][i] > largest[i / 2] ? scores[g][half][i] : largest[i / 2];
       }
@@ -201,6 +210,15 @@ DEVICE void attend_chunk(State<D>& state, const uint32_t* q, const AttentionArgs
     p[g][3] = pair_bf16(w[1][2], w[1][3]);
   }
   for (int i = 0; i < 2; ++i) state.weights[i] = __fmaf_rn(state.weights[i], kept[i], weights[i]);
+  // Values that were never written may be no numbers, and zero times such is none.
+  uint32_t kept_bits[groups][2];
+#pragma unroll
+  for (uint32_t g = 0; g < groups; ++g)
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      uint32_t position = begin + g * 16 + lane() % 4 * 4 + half * 2;
+      kept_bits[g][half] = position + 2 <= end ? ~0u : position < end ? 0xffffu : 0;
+    }
 #pragma unroll
   for (uint32_t t = 0; t < D / 8; ++t) {
 #pragma unroll
@@ -209,27 +227,19 @@ DEVICE void attend_chunk(State<D>& state, const uint32_t* q, const AttentionArgs
     for (uint32_t g = 0; g < groups; ++g) {
       const uint16_t* from = a.values + (at[g] * D + t * 8 + lane() / 4) * 16 + lane() % 4 * 4;
       auto v = *reinterpret_cast<const Words2*>(from);
-      // What was never written may be no number, and zero times that is none.
-      uint32_t position = begin + g * 16 + lane() % 4 * 4;
-      if (position + 4 > end) {
-        if (position >= end) v.w[0] = 0;
-        else if (position + 1 >= end) v.w[0] &= 0xffffu;
-        if (position + 2 >= end) v.w[1] = 0;
-        else if (position + 3 >= end) v.w[1] &= 0xffffu;
-      }
-      mma_bf16(state.sums[t], p[g], v.w[0], v.w[1]);
+      mma_bf16(state.sums[t], p[g], v.w[0] & kept_bits[g][0], v.w[1] & kept_bits[g][1]);
     }
   }
 }
 
 // Takes the rows over one split.
-template <int D>
+template <int D, bool CAPPED>
 DEVICE void attend_split(State<D>& state, const uint32_t* q, const AttentionArgs& a, const Tile& tile, uint32_t kv_head,
                          uint32_t split) {
   clear(state);
   uint32_t end = tile.sequence.context;
   for (uint32_t begin = split * kSplit; begin < (split + 1) * kSplit && begin < end; begin += kChunk<D>)
-    attend_chunk<D>(state, q, a, tile, kv_head, begin, end);
+    attend_chunk<D, CAPPED>(state, q, a, tile, kv_head, begin, end);
   // A lane has summed the weights of its own positions.
   for (int i = 0; i < 2; ++i)
     for (int mask = 1; mask < 4; mask *= 2) state.weights[i] += shuffle_xor(state.weights[i], mask);
@@ -241,7 +251,7 @@ DEVICE float* part_at(const AttentionArgs& a, uint32_t tile, uint32_t kv_head, u
 }
 
 // Warp w of block (tile, kv_head, z) takes split 4 z + w.
-template <int D> DEVICE void attend_few(const AttentionArgs& a) {
+template <int D, bool CAPPED> DEVICE void attend_few(const AttentionArgs& a) {
   Tile tile = tile_at(a, blockIdx.x);
   uint32_t kv_head = blockIdx.y, split = blockIdx.z * (blockDim.x / 32) + warp(), first, end;
   splits_of(a, tile, first, end);
@@ -249,7 +259,7 @@ template <int D> DEVICE void attend_few(const AttentionArgs& a) {
   auto q = static_cast<uint32_t*>(shared()) + warp() * kRows * D / 2;
   load_queries<D>(q, a, tile, kv_head);
   State<D> state;
-  attend_split<D>(state, q, a, tile, kv_head, split);
+  attend_split<D, CAPPED>(state, q, a, tile, kv_head, split);
   for (uint32_t half = 0; half < 2; ++half) {
     if (!is_row(tile, lane() / 4 + half * 8)) continue;
     float* row = part_at<D>(a, blockIdx.x, kv_head, split, lane() / 4 + half * 8);
@@ -284,7 +294,7 @@ template <int D> DEVICE void attend_merge(const AttentionArgs& a) {
 }
 
 // A block takes four tiles, a warp each, over all of their splits; the totals are in shared memory.
-template <int D> DEVICE void attend_many(const AttentionArgs& a) {
+template <int D, bool CAPPED> DEVICE void attend_many(const AttentionArgs& a) {
   uint32_t number = blockIdx.x * (blockDim.x / 32) + warp(), kv_head = blockIdx.y;
   if (number >= a.tiles_len) return;
   Tile tile = tile_at(a, number);
@@ -296,7 +306,7 @@ template <int D> DEVICE void attend_many(const AttentionArgs& a) {
   float largest[2] = {-INFINITY, -INFINITY}, weights[2] = {};
   for (uint32_t split = first; split < end; ++split) {
     State<D> state;
-    attend_split<D>(state, q, a, tile, kv_head, split);
+    attend_split<D, CAPPED>(state, q, a, tile, kv_head, split);
     Merge m[2];
     for (int i = 0; i < 2; ++i) {
       m[i] = merge(largest[i], state.largest[i]);
@@ -321,10 +331,13 @@ template <int D> DEVICE void attend_many(const AttentionArgs& a) {
   }
 }
 
-#define ATTENTION(D)                                                            \
-  KERNEL(attend_few_##D, AttentionArgs, 128) { attend_few<D>(a); }              \
-  KERNEL(attend_merge_##D, AttentionArgs, 128) { attend_merge<D>(a); }          \
-  KERNEL(attend_many_##D, AttentionArgs, 128) { attend_many<D>(a); }
+// With and without a cap on scores: few models have one, and its code is long.
+#define ATTENTION(D)                                                                    \
+  KERNEL(attend_few_##D, AttentionArgs, 128) { attend_few<D, false>(a); }               \
+  KERNEL(attend_few_capped_##D, AttentionArgs, 128) { attend_few<D, true>(a); }         \
+  KERNEL(attend_many_##D, AttentionArgs, 128) { attend_many<D, false>(a); }             \
+  KERNEL(attend_many_capped_##D, AttentionArgs, 128) { attend_many<D, true>(a); }       \
+  KERNEL(attend_merge_##D, AttentionArgs, 128) { attend_merge<D>(a); }
 
 ATTENTION(64)
 ATTENTION(128)

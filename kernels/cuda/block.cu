@@ -14,9 +14,8 @@ struct NormArgs {
 KERNEL(rms_norm, NormArgs, 256) {
   auto scratch = static_cast<float*>(shared());
   uint64_t row = uint64_t(blockIdx.x) * a.d;
-  float sum = 0;
-  for (uint32_t i = threadIdx.x; i < a.d; i += blockDim.x) sum = __fmaf_rn(a.x[row + i], a.x[row + i], sum);
-  float scale = 1.0f / sqrtf(block_sum(sum, scratch) / float(a.d) + a.eps);
+  float scale = 1.0f / sqrtf(block_squares(a.x + row, a.d, scratch) / float(a.d) + a.eps);
+#pragma unroll 4
   for (uint32_t i = threadIdx.x; i < a.d; i += blockDim.x) {
     float x = a.x[row + i] * scale * a.weight[i];
     a.out[row + i] = a.residual ? a.residual[row + i] + x : x;

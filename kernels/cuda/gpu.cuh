@@ -118,3 +118,19 @@ DEVICE float block_sum(float x, float* scratch) {
   for (uint32_t i = 0; i < blockDim.x / 32; ++i) sum += scratch[i];
   return sum;
 }
+
+// The sum of squares of a block's share of numbers, the same whatever their place in memory: many loads are under way at once.
+DEVICE float block_squares(const float* x, uint32_t len, float* scratch) {
+  bool whole = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  float sum = 0;
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x * 4; i < len; i += blockDim.x * 4) {
+    if (whole && i + 4 <= len) {
+      auto four = *reinterpret_cast<const Words4*>(x + i);
+      for (int j = 0; j < 4; ++j) sum = __fmaf_rn(from_bits(four.w[j]), from_bits(four.w[j]), sum);
+    } else {
+      for (uint32_t j = i; j < len && j < i + 4; ++j) sum = __fmaf_rn(x[j], x[j], sum);
+    }
+  }
+  return block_sum(sum, scratch);
+}

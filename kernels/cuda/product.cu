@@ -92,6 +92,8 @@ template <class F, int T, int P> DEVICE void product_few(const ProductArgs& a) {
   uint32_t first_column = blockIdx.y * 8 * T;
   uint32_t begin = warp() * a.strand, end = begin + a.strand < a.groups ? begin + a.strand : a.groups;
   float sums[P][T][4] = {};
+  // Groups whose loads are under way at once, as far as there are registers.
+  [[maybe_unused]] constexpr int kAtOnce = T * P >= 8 && (F::bits == 5 || F::scales == Super16) ? 1 : 8;
   // Eight groups are a whole record of every format.
   for (uint32_t group = begin; group < end; group += 8) {
     uint64_t record = to_records + uint64_t(group / F::record_groups) * F::record_bytes;
@@ -127,7 +129,7 @@ template <class F, int T, int P> DEVICE void product_few(const ProductArgs& a) {
       }
     };
     if (group + 8 <= end) {
-#pragma unroll
+#pragma unroll kAtOnce
       for (uint32_t i = 0; i < 8; ++i) one(i);
     } else {
       for (uint32_t i = 0; group + i < end; ++i) one(i);
@@ -222,6 +224,7 @@ template <class F, int T> DEVICE void product_many(const ProductArgs& a) {
           sums[p][t][i] = 0;
         }
   };
+  [[maybe_unused]] constexpr int kAtOnce = F::halves == 2 && F::has_min ? 1 : 4;
   // Codes come a group ahead.
   Codes<F> next[kPanels];
 #pragma unroll
@@ -267,7 +270,7 @@ template <class F, int T> DEVICE void product_many(const ProductArgs& a) {
       }
     };
     if (group + kStage <= a.groups) {
-#pragma unroll 4
+#pragma unroll kAtOnce
       for (uint32_t j = 0; j < kStage; ++j) one(j);
     } else {
       for (uint32_t j = 0; group + j < a.groups; ++j) one(j);

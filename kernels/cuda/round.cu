@@ -1,7 +1,8 @@
 // Activations as whole numbers of 8 bits, as integer weights meet them: the numbers of `cpu::operand`, normalised before
 // where asked for.
 //
-// Bytes: reads 4 n k, writes 1.5 n k; one block a row, so that few rows are bound by the start of a kernel, some 3 us on an H100.
+// Bytes: reads 4 n k, writes 1.5 n k; of few rows each has several
+// blocks, which all sum its squares, so that it is the start of a kernel that bounds them, some 3 us on an H100.
 #include "gpu.cuh"
 
 struct RoundArgs {
@@ -25,13 +26,10 @@ KERNEL(round_rows, RoundArgs, 256) {
   auto scratch = static_cast<float*>(shared());
   uint32_t row = blockIdx.x;
   const float* x = a.x + row * a.stride;
-  float scale = 1;
-  if (a.weight) {
-    float sum = 0;
-    for (uint32_t i = threadIdx.x; i < a.k; i += blockDim.x) sum = __fmaf_rn(x[i], x[i], sum);
-    scale = 1.0f / sqrtf(block_sum(sum, scratch) / float(a.k) + a.eps);
-  }
-  for (uint32_t group = warp(); group < a.k / 32; group += blockDim.x / 32) {
+  float scale = a.weight ? 1.0f / sqrtf(block_squares(x, a.k, scratch) / float(a.k) + a.eps) : 1;
+  uint32_t step = gridDim.y * blockDim.x / 32;
+#pragma unroll 2
+  for (uint32_t group = blockIdx.y * blockDim.x / 32 + warp(); group < a.k / 32; group += step) {
     uint32_t i = group * 32 + lane();
     float value = a.weight ? x[i] * scale * a.weight[i] : x[i];
     uint32_t magnitude = warp_max(bits_of(value) & 0x7fffffffu);

@@ -2,6 +2,9 @@
 
 use candle_core::{Device, Result};
 
+/// Whether this build can use CUDA cards.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+
 /// Opens the first CUDA card.
 ///
 /// # Errors

@@ -6,16 +6,18 @@
 //! surrounds it.
 
 // Unit tests share what the integration tests have in common.
-#[cfg(all(test, feature = "simt"))]
+#[cfg(all(test, target_arch = "x86_64"))]
 extern crate self as rempart_kernels;
 
 pub mod cpu;
-#[cfg(any(feature = "cuda", all(test, feature = "simt")))]
+// On the host the kernels are tested once: under an emulated processor that would take an hour.
+#[cfg(any(feature = "cuda", all(test, target_arch = "x86_64")))]
 mod cuda;
 mod dense;
 mod device;
 mod error;
 mod format;
+mod graphs;
 mod matrix;
 pub mod op;
 mod packed;
@@ -25,9 +27,10 @@ mod weight;
 #[cfg(feature = "cuda")]
 pub use cuda::CardWeight;
 pub use dense::{Dense, Precision};
-pub use device::{free_memory, open_cuda};
+pub use device::{HAS_CUDA, free_memory, open_cuda};
 pub use error::Error;
 pub use format::Format;
+pub use graphs::{Graphs, Heads, StepArrays};
 pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,

@@ -63,8 +63,11 @@ impl<B: Block> Model for Decoder<B> {
             return Ok(Tensor::zeros((0, self.head.outputs()), DType::F32, &Device::Cpu)?);
         }
         // The head dominates small models: only the rows that are sampled pass through it.
-        let wanted = Tensor::from_slice(input.logits, input.logits.len(), x.device())?;
-        let x = self.norm.forward(&x.index_select(&wanted, 0)?)?;
+        if !input.wants_all() {
+            let wanted = Tensor::from_slice(input.logits, input.logits.len(), x.device())?;
+            x = x.index_select(&wanted, 0)?;
+        }
+        let x = self.norm.forward(&x)?;
         self.head.forward(&x)
     }
 }

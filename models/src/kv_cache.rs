@@ -8,6 +8,7 @@ use crate::{ModelConfig, Result};
 /// Keys and values of every layer, in blocks of `block_size` token slots shared by all sequences.
 #[derive(Debug)]
 pub struct KvCache {
+    block_size: usize,
     layers: Vec<op::KvCache>,
 }
 
@@ -28,13 +29,18 @@ impl KvCache {
         let layers = (0..config.layers)
             .map(layer)
             .collect::<candle_core::Result<_>>()?;
-        Ok(Self { layers })
+        Ok(Self { block_size, layers })
     }
 
     /// Bytes that one block takes over all layers.
     pub fn block_bytes(config: &ModelConfig, block_size: usize, dtype: KvDtype) -> usize {
         let heads = 2 * config.layers * config.kv_heads;
         heads * block_size.div_ceil(op::KEY_GROUP) * dtype.group_bytes(config.head_dim)
+    }
+
+    /// Token slots of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
     }
 
     pub(crate) fn layer(&self, index: usize) -> &op::KvCache {

@@ -17,6 +17,7 @@ mod modernbert;
 mod plan;
 mod qwen2;
 mod qwen3;
+mod steps;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
@@ -28,6 +29,7 @@ pub use kv_cache::KvCache;
 pub use load::{LoadOptions, ModelFiles, TextSource};
 pub use plan::{MemoryPlan, PlanRequest};
 pub use rempart_kernels::{KvDtype, Precision, op::AttentionRow};
+pub use steps::Steps;
 
 use candle_core::Tensor;
 
@@ -44,6 +46,13 @@ pub struct ForwardInput<'a> {
     pub rows: &'a [AttentionRow],
     /// Indices into `tokens` whose logits are wanted.
     pub logits: &'a [u32],
+}
+
+impl ForwardInput<'_> {
+    /// Whether the logits of every token are wanted, in order.
+    pub(crate) fn wants_all(&self) -> bool {
+        self.logits.iter().copied().eq(0..self.tokens.len() as u32)
+    }
 }
 
 /// A generative model: token ids in, logits out.

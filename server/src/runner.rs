@@ -5,18 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use rempart_engine::{Batch, ModelRunner, SampleRow, Sampled, sampling};
 use rempart_kernels::{op, pool};
-use rempart_models::{AttentionRow, Error, ForwardInput, KvCache, Model};
+use rempart_models::{AttentionRow, Error, ForwardInput, Steps};
 
 /// A model with its keys and values.
-pub struct CandleRunner {
-    model: Box<dyn Model>,
-    kv: KvCache,
-}
+pub struct CandleRunner(Steps);
 
 impl CandleRunner {
-    /// Takes the model and the cache its sequences share.
-    pub fn new(model: Box<dyn Model>, kv: KvCache) -> Self {
-        Self { model, kv }
+    pub fn new(steps: Steps) -> Self {
+        Self(steps)
     }
 }
 
@@ -41,7 +37,7 @@ impl ModelRunner for CandleRunner {
             rows: &rows,
             logits: &batch.logits,
         };
-        self.model.forward(&input, &self.kv)
+        self.0.forward(&input)
     }
 
     fn sample(&mut self, logits: Tensor, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, Error> {

@@ -126,7 +126,9 @@ impl Product<'_> {
     fn packed(&self) -> impl Iterator<Item = (Scales, Activations)> {
         self.factors.iter().filter_map(|factor| match factor.weight {
             Weight::Packed(packed) => Some((packed.layout().scales, packed.activations())),
-            _ => None,
+            Weight::Dense(_) => None,
+            #[cfg(feature = "cuda")]
+            Weight::Card(_) => None,
         })
     }
 

@@ -1,12 +1,15 @@
 //! Attention over the paged cache: `attention.cu`.
 
 use super::args::{Address, Args, Launch, count};
-use crate::op::{AttentionOptions, AttentionRow};
+use crate::{
+    Heads,
+    op::{AttentionOptions, AttentionRow},
+};
 
 /// Rows of queries, a token and a head each, of a tile.
 const ROWS: usize = 16;
 /// Positions of a split.
-const SPLIT: usize = 128;
+pub(crate) const SPLIT: usize = 128;
 /// Warps of a block.
 const WARPS: usize = 4;
 /// A sequence with at least so many rows of queries has blocks of whole tiles that walk over its keys together.
@@ -52,28 +55,19 @@ pub(crate) struct AttentionArgs {
 // SAFETY: numbers alone, in the order of the kernel's.
 unsafe impl Args for AttentionArgs {}
 
-/// Shape of the heads.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Heads {
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) d: usize,
-    pub(crate) block_size: usize,
-}
-
 /// Sequences that one kernel computes, and their tiles.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Work {
     /// As words, [`AttentionSequence`] each.
     pub(crate) sequences: Vec<u32>,
     /// The sequence of each tile.
     pub(crate) tiles: Vec<u32>,
-    splits: usize,
+    pub(crate) splits: usize,
     part_rows: usize,
 }
 
 /// A batch as the kernels take it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
     /// Sequences with few rows of queries, those that decode: a warp for each split.
     pub(crate) few: Work,
@@ -183,8 +177,9 @@ pub(crate) fn attention(
         pad: 0,
     };
     let (tiles, d) = (work.tiles.len(), heads.d);
-    let launch = |kernel: &str, grid: [usize; 2], shared: usize| Launch {
-        kernel: format!("{kernel}_{d}"),
+    let capped = if options.softcap.is_some() { "_capped" } else { "" };
+    let launch = |kernel: String, grid: [usize; 2], shared: usize| Launch {
+        kernel,
         grid: [count(grid[0]), count(heads.kv_heads), count(grid[1])],
         block: count(32 * WARPS),
         shared: count(shared),
@@ -194,15 +189,15 @@ pub(crate) fn attention(
     if few {
         vec![
             launch(
-                "attend_few",
+                format!("attend_few{capped}_{d}"),
                 [tiles, work.splits.div_ceil(WARPS)],
                 WARPS * ROWS * d * 2,
             ),
-            launch("attend_merge", [tiles, 1], 0),
+            launch(format!("attend_merge_{d}"), [tiles, 1], 0),
         ]
     } else {
         vec![launch(
-            "attend_many",
+            format!("attend_many{capped}_{d}"),
             [tiles.div_ceil(WARPS), 1],
             WARPS * ROWS * d * 6,
         )]

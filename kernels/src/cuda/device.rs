@@ -19,7 +19,10 @@ use candle_core::{
     },
 };
 
-use super::args::{Address, Args, Launch};
+use super::{
+    args::{Address, Args, Launch},
+    graph::Recording,
+};
 
 /// The kernels' machine code.
 const KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -60,16 +63,41 @@ pub(crate) struct Gpu {
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
-    uploads: Mutex<VecDeque<(Vec<u32>, Words)>>,
+    uploads: Mutex<VecDeque<Upload>>,
+    scratch: Mutex<[Option<Memory>; SCRATCHES]>,
+    /// The step that is being recorded.
+    pub(super) recording: Mutex<Option<Recording>>,
 }
 
-/// Numbers of 32 bits in a card's memory.
-pub(crate) type Words = Arc<CudaSlice<u32>>;
+/// Numbers, and the same on the card.
+type Upload = (Vec<u32>, Arc<CudaSlice<u32>>);
+
+/// Bytes of a card.
+pub(crate) type Memory = Arc<CudaSlice<u8>>;
+
+/// Numbers of 32 bits in a card's memory, which stay while this is held or, in a recorded step, while that is.
+pub(crate) struct Words {
+    pub(crate) address: Address,
+    _memory: Option<Arc<CudaSlice<u32>>>,
+}
+
+/// What an operation needs for itself alone. Work on a card is in one stream: the next one may write where the last one is
+/// still to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scratch {
+    Codes,
+    Scales,
+    Shares,
+    Wide,
+    Parts,
+}
+
+const SCRATCHES: usize = 5;
 
 /// Cards that have the kernels.
 static LOADED: Mutex<Vec<Arc<Gpu>>> = Mutex::new(Vec::new());
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -91,6 +119,8 @@ impl Gpu {
             module,
             functions: Mutex::default(),
             uploads: Mutex::default(),
+            scratch: Mutex::default(),
+            recording: Mutex::default(),
         });
         loaded.push(gpu.clone());
         Ok(gpu)
@@ -137,14 +167,50 @@ impl Gpu {
 
     /// Numbers on the card; the same ones are copied there once while they are among the latest.
     pub(crate) fn words(&self, numbers: &[u32]) -> Result<Words> {
-        let mut uploads = lock(&self.uploads);
-        if let Some((_, words)) = uploads.iter().find(|(known, _)| known == numbers) {
-            return Ok(words.clone());
+        if let Some(recording) = &*lock(&self.recording) {
+            let address = recording.address_of(numbers)?;
+            return Ok(Words {
+                address,
+                _memory: None,
+            });
         }
-        let words = Arc::new(self.upload(numbers)?);
-        uploads.truncate(UPLOADS_MAX - 1);
-        uploads.push_front((numbers.to_vec(), words.clone()));
-        Ok(words)
+        let mut uploads = lock(&self.uploads);
+        let known = uploads.iter().find(|(known, _)| known == numbers);
+        let memory = if let Some((_, memory)) = known {
+            memory.clone()
+        } else {
+            let memory = Arc::new(self.upload(numbers)?);
+            uploads.truncate(UPLOADS_MAX - 1);
+            uploads.push_front((numbers.to_vec(), memory.clone()));
+            memory
+        };
+        Ok(Words {
+            address: self.address(&memory),
+            _memory: Some(memory),
+        })
+    }
+
+    /// Memory that nothing has written and that the next operation may write again.
+    pub(crate) fn scratch(&self, of: Scratch, bytes: usize) -> Result<Address> {
+        let memory = &mut lock(&self.scratch)[of as usize];
+        let mut recording = lock(&self.recording);
+        if memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
+            if recording.is_some() {
+                bail!("a recorded step asks for more memory than it did before");
+            }
+            *memory = Some(Arc::new(self.empty(bytes.next_power_of_two())?));
+        }
+        let memory = memory.clone().expect("made above. This is a bug.");
+        let address = self.address(&memory);
+        if let Some(recording) = &mut *recording {
+            // Should a larger step take its place, the recorded one goes on with this.
+            recording.keep.push(memory);
+        }
+        Ok(address)
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
     }
 
     pub(crate) fn address<T>(&self, memory: &CudaSlice<T>) -> Address {

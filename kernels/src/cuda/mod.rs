@@ -1,7 +1,7 @@
 //! The CUDA kernels of `kernels/cuda`: what each is started with, on a card or, in tests, on the host.
 //!
 //! Arguments are one structure, laid out as the kernel's. The functions here that make a [`Launch`] decide how many threads
-//! there are of; they see addresses alone, so that the same ones serve a card ([`device`]) and the shim ([`simt`]).
+//! there are of; they see addresses alone, so that the same ones serve a card and the host.
 
 mod args;
 mod attention;
@@ -9,12 +9,12 @@ mod block;
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
 #[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
 pub(crate) mod ops;
 mod packed;
 mod panels;
-#[cfg(all(test, feature = "simt"))]
-mod simt;
-#[cfg(all(test, feature = "simt"))]
+#[cfg(test)]
 mod tests;
 #[cfg(feature = "cuda")]
 mod weight;
@@ -23,5 +23,7 @@ mod weight;
 pub(crate) use args::{Address, Args, Launch};
 #[cfg(feature = "cuda")]
 pub(crate) use device::{free_memory, open};
+#[cfg(feature = "cuda")]
+pub(crate) use graph::{StepGraph, graph_splits};
 #[cfg(feature = "cuda")]
 pub use weight::CardWeight;

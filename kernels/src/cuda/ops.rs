@@ -4,14 +4,14 @@ use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 
 use super::{
     args::Address,
-    attention::{self, Arrays, HEAD_DIMS, Heads, Plan, Tensors, Work},
+    attention::{self, Arrays, HEAD_DIMS, Tensors, Work},
     block::{self, NormArgs, RopeArgs, WriteArgs},
-    device::{Gpu, elements, rows, with_elements},
+    device::{Gpu, Scratch, elements, rows, with_elements},
     packed::{self, Rounded},
     weight::CardWeight,
 };
 use crate::{
-    Weight,
+    Heads, Weight,
     op::{Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions},
 };
 
@@ -55,23 +55,24 @@ pub(crate) fn product(
         .collect();
     let width: usize = weights.iter().map(|weight| weight.rows()).sum();
     let [codes, scales, shares] = Rounded::bytes(n, k);
-    let (codes, scales, shares) = (
-        gpu.empty::<u8>(codes)?,
-        gpu.empty::<u8>(scales)?,
-        gpu.empty::<u8>(shares)?,
-    );
     let rounded = Rounded {
         n,
         k,
-        codes: gpu.address(&codes),
-        scales: gpu.address(&scales),
-        shares: gpu.address(&shares),
+        codes: gpu.scratch(Scratch::Codes, codes)?,
+        scales: gpu.scratch(Scratch::Scales, scales)?,
+        shares: gpu.scratch(Scratch::Shares, shares)?,
     };
     let addends = match finish.addends {
         Some((storage, layout)) => elements::<f32>(op, gpu, storage, layout)?,
         None => Address::default(),
     };
-    let out = gpu.empty::<f32>(n * width)?;
+    let columns = if finish.gate.is_some() { width / 2 } else { width };
+    let out = gpu.empty::<f32>(n * columns)?;
+    // Gates and what they open, before they meet.
+    let to = match finish.gate {
+        Some(_) => gpu.scratch(Scratch::Wide, n * width * 4)?,
+        None => gpu.address(&out),
+    };
     with_elements::<f32, _>(op, gpu, &tensors, |addresses| {
         let mut addresses = addresses.iter().copied();
         let norm = norm.and_then(|norm| Some((addresses.next()?, norm.eps)));
@@ -83,23 +84,21 @@ pub(crate) fn product(
                 weight.factor(bias.unwrap_or_default())
             })
             .collect();
-        // SAFETY: the shapes were checked, and all memory outlives what is started here: freeing it waits in the same stream.
+        // SAFETY: the shapes were checked, and all memory outlives what is started here: freeing it, or
+        // writing it again, waits in the same stream.
         unsafe {
             gpu.launch(&packed::round(x, stride, norm, &rounded))?;
-            for launch in packed::products(&rounded, &factors, addends, gpu.address(&out)) {
+            for launch in packed::products(&rounded, &factors, addends, to) {
                 gpu.launch(&launch)?;
             }
         }
         Ok(())
     })?;
-    let Some(activation) = finish.gate else {
-        return Ok((gpu.storage(out), Shape::from((n, width))));
-    };
-    let gated = gpu.empty::<f32>(n * width / 2)?;
-    let launch = block::gate(gpu.address(&out), gpu.address(&gated), n, width / 2, activation);
-    // SAFETY: as above.
-    unsafe { gpu.launch(&launch)? };
-    Ok((gpu.storage(gated), Shape::from((n, width / 2))))
+    if let Some(activation) = finish.gate {
+        // SAFETY: as above.
+        unsafe { gpu.launch(&block::gate(to, gpu.address(&out), n, columns, activation))? };
+    }
+    Ok((gpu.storage(out), Shape::from((n, columns))))
 }
 
 /// Rows of an embedding.
@@ -107,12 +106,7 @@ pub(crate) fn embed(weight: &CardWeight, ids: &[u32], scale: f32) -> Result<Tens
     let (gpu, k) = (weight.gpu(), weight.cols());
     let (table, out) = (gpu.words(ids)?, gpu.empty::<f32>(ids.len() * k)?);
     let factor = weight.factor(Address::default());
-    let launch = packed::embed(
-        (&factor, k),
-        (gpu.address(&table), ids.len()),
-        scale,
-        gpu.address(&out),
-    );
+    let launch = packed::embed((&factor, k), (table.address, ids.len()), scale, gpu.address(&out));
     // SAFETY: every id is a row; memory as in `product`.
     unsafe { gpu.launch(&launch)? };
     Ok(gpu.tensor(out, (ids.len(), k)))
@@ -170,7 +164,7 @@ pub(crate) fn rope(
         let mut addresses = addresses.iter().copied();
         let args = RopeArgs {
             x,
-            positions: gpu.address(&at),
+            positions: at.address,
             inv_freq: addresses.next().unwrap_or_default(),
             weight: options.norm.and_then(|_| addresses.next()).unwrap_or_default(),
             factors: options.factors.and_then(|_| addresses.next()).unwrap_or_default(),
@@ -208,7 +202,7 @@ pub(crate) fn write_kv(cache: Cache<'_>, k: Input<'_>, v: Input<'_>, slots: &[u3
         let args = WriteArgs {
             k,
             v,
-            slots: gpu.address(&at),
+            slots: at.address,
             keys: addresses[0],
             values: addresses[1],
             k_stride: k_stride as u64,
@@ -245,28 +239,33 @@ pub(crate) fn paged_attention(
         d: cache.d,
         block_size: cache.block_size,
     };
-    let plan = Plan::new(rows, &heads);
+    let plan = gpu.plan(rows, &heads)?;
     let named: usize = rows.iter().map(|row| row.tokens.len()).sum();
     let out = if named == n {
         gpu.empty::<f32>(n * width)?
     } else {
         gpu.zeros(n * width)?
     };
-    let (parts, blocks) = (gpu.empty::<f32>(plan.parts(&heads))?, gpu.words(&plan.blocks)?);
+    let parts = gpu.scratch(Scratch::Parts, plan.parts(&heads) * 4)?;
     with_elements::<half::bf16, _>(op, gpu, &[cache.k, cache.v], |addresses| {
+        let q = elements::<f32>(op, gpu, storage, layout)?;
+        if !q.0.is_multiple_of(16) {
+            bail!("{op}: the queries must start at a multiple of 16 bytes");
+        }
         let tensors = Tensors {
-            q: elements::<f32>(op, gpu, storage, layout)?,
+            q,
             keys: addresses[0],
             values: addresses[1],
             out: gpu.address(&out),
-            parts: gpu.address(&parts),
+            parts,
         };
+        let blocks = gpu.words(&plan.blocks)?;
         let run = |work: &Work, few: bool| {
             let (sequences, tiles) = (gpu.words(&work.sequences)?, gpu.words(&work.tiles)?);
             let arrays = Arrays {
-                sequences: gpu.address(&sequences),
-                tiles: gpu.address(&tiles),
-                blocks: gpu.address(&blocks),
+                sequences: sequences.address,
+                tiles: tiles.address,
+                blocks: blocks.address,
             };
             for launch in attention::attention(work, few, arrays, &tensors, &heads, options) {
                 // SAFETY: as in `product`.

@@ -12,6 +12,9 @@ pub(crate) const TILE: usize = 8;
 const STRANDS_MAX: usize = 16;
 /// A strand is whole records of scales, which serve at most 8 groups.
 const STRAND: usize = 8;
+/// Blocks that rounding is cut into, and warps of one.
+const ROUND_BLOCKS: usize = 256;
+const ROUND_WARPS: usize = 8;
 /// Rows of activations up to which each block reads its weights once.
 const FEW: usize = 32;
 /// As many for which blocks of [`Shape::Few`] may still be faster: they leave no multiprocessor without work.
@@ -78,10 +81,12 @@ pub(crate) fn round(
     to: &Rounded,
 ) -> Launch<RoundArgs> {
     let (weight, eps) = norm.unwrap_or_default();
+    // Enough blocks for the card, each of at least a group for each of its warps.
+    let parts = (ROUND_BLOCKS / to.n.max(1)).clamp(1, (to.k / GROUP).div_ceil(ROUND_WARPS).max(1));
     Launch {
         kernel: "round_rows".to_owned(),
-        grid: [count(to.n), 1, 1],
-        block: 256,
+        grid: [count(to.n), count(parts), 1],
+        block: count(32 * ROUND_WARPS),
         shared: 32 * 4,
         args: RoundArgs {
             x,
@@ -209,12 +214,13 @@ enum Shape {
 /// What is fastest for `n` rows of activations, as measured on an H200.
 fn shape(n: usize, panels: usize) -> Shape {
     let blocks = |tiles: usize| panels.div_ceil(MANY_PANELS) * n.div_ceil(MANY_WARPS * TILE * tiles);
+    let few = |tiles, panels| Shape::Few { tiles, panels };
     match n {
-        ..=8 => Shape::Few { tiles: 1, panels: 1 },
-        ..=16 => Shape::Few { tiles: 2, panels: 2 },
-        ..=FEW => Shape::Few { tiles: 4, panels: 2 },
-        _ if blocks(8) >= BLOCKS_MIN && n > 64 => Shape::Many { tiles: 8 },
-        ..=FEW_MAX if blocks(4) < BLOCKS_MIN => Shape::Few { tiles: 4, panels: 2 },
+        0..=8 => few(1, 1),
+        9..=16 => few(2, 2),
+        17..=FEW => few(4, 2),
+        65.. if blocks(8) >= BLOCKS_MIN => Shape::Many { tiles: 8 },
+        33..=FEW_MAX if blocks(4) < BLOCKS_MIN => few(4, 2),
         _ => Shape::Many { tiles: 4 },
     }
 }

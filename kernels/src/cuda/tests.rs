@@ -1,7 +1,13 @@
 //! Every kernel against the plain arithmetic, on random shapes: on the host in four orders of its threads, and on a card
 //! where there is one.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::allow_attributes,
+    clippy::many_single_char_names,
+    clippy::needless_range_loop,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and names shapes and indices as papers do"
+)]
 
 mod attention;
 mod block;

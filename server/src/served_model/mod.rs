@@ -15,7 +15,7 @@ use rempart_hub::progress::Terminal;
 use rempart_hub::store::ModelPath;
 use rempart_kernels::cpu;
 use rempart_models::{
-    EncoderOptions, KvCache, LoadOptions, LoadedEncoder, MemoryPlan, Model, ModelFiles, PlanRequest,
+    EncoderOptions, KvCache, LoadOptions, LoadedEncoder, MemoryPlan, Model, ModelFiles, PlanRequest, Steps,
 };
 use rempart_text::{ChatTemplate, Tokenizer};
 
@@ -201,7 +201,7 @@ fn generator(
         eos_tokens,
         engine_config: engine_config(&settings.engine, &plan, context_length),
         created: created(&found.path),
-        runner: CandleRunner::new(model, kv),
+        runner: CandleRunner::new(Steps::new(model, kv, &files.config, device)),
     })
 }
 
@@ -328,7 +328,7 @@ fn open(device: Device) -> anyhow::Result<candle_core::Device> {
     match device {
         Device::Cpu => Ok(candle_core::Device::Cpu),
         Device::Cuda => cuda().context("--device cuda: no CUDA card can be used"),
-        Device::Auto if cfg!(feature = "cuda") => Ok(cuda().unwrap_or_else(|error| {
+        Device::Auto if rempart_kernels::HAS_CUDA => Ok(cuda().unwrap_or_else(|error| {
             tracing::warn!(%error, "no CUDA card can be used: the model computes on the CPU");
             candle_core::Device::Cpu
         })),

@@ -5,7 +5,8 @@ use half::bf16;
 use super::common::Rng;
 use super::machine::{Machine, assert_close};
 use super::on_every_machine;
-use crate::cuda::attention::{Arrays, HEAD_DIMS, Heads, Plan, Tensors, attention};
+use crate::Heads;
+use crate::cuda::attention::{Arrays, HEAD_DIMS, Plan, Tensors, attention};
 use crate::op::{AttentionOptions, AttentionRow};
 
 on_every_machine!(agrees, tokens_alone);
@@ -115,7 +116,7 @@ fn rows(rng: &mut Rng, heads: &Heads) -> (Vec<AttentionRow>, usize) {
         let other = i + rng.below(free.len() - i);
         free.swap(i, other);
     }
-    for _ in 0..1 + rng.below(3) {
+    for _ in 0..=rng.below(3) {
         let tokens = [1, 1, 2, 5, 20, 33][rng.below(6)];
         let context = (tokens + rng.below(200)).min(12 * heads.block_size);
         let tokens = tokens.min(context);

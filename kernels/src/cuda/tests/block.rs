@@ -25,7 +25,7 @@ fn rms_norm<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let (n, d) = (1 + rng.below(5), 1 + rng.below(700));
     let (x, weight) = (rng.floats(n * d), rng.floats(d));
-    let residual = (seed % 2 == 0).then(|| rng.floats(n * d));
+    let residual = seed.is_multiple_of(2).then(|| rng.floats(n * d));
     let (input, factors, out) = (
         machine.upload(&x),
         machine.upload(&weight),
@@ -91,8 +91,8 @@ fn rope<M: Machine>(machine: &M, seed: u64) {
     let inv_freq: Vec<f32> = (0..d / 2)
         .map(|i| 10_000_f32.powf(-(i as f32) / d as f32))
         .collect();
-    let weight = (seed % 2 == 0).then(|| rng.floats(d));
-    let factors = (seed % 3 == 0).then(|| rng.floats(width));
+    let weight = seed.is_multiple_of(2).then(|| rng.floats(d));
+    let factors = seed.is_multiple_of(3).then(|| rng.floats(width));
     let (input, at, freq) = (
         machine.upload(&x),
         machine.upload(&positions),

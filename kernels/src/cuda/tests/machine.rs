@@ -1,6 +1,6 @@
 //! Where kernels run in tests, and how near their numbers must be.
 
-use crate::cuda::{Address, Args, Launch, simt};
+use crate::cuda::{Address, Args, Launch};
 
 /// Memory and a way to run kernels on it.
 pub(super) trait Machine {
@@ -70,7 +70,16 @@ impl Machine for Host {
 
     fn launch<A: Args>(&self, launch: &Launch<A>) {
         // SAFETY: the test gives buffers of the sizes that the launch's shapes ask for; nothing else sees them meanwhile.
-        unsafe { simt::launch(launch, self.order) }
+        unsafe {
+            rempart_simt::launch(
+                &launch.kernel,
+                launch.grid,
+                launch.block,
+                launch.shared,
+                self.order,
+                &launch.args,
+            );
+        }
     }
 }
 

@@ -176,7 +176,7 @@ fn product<M: Machine>(machine: &M, seed: u64) {
     let biases: Vec<Vec<f32>> = parts
         .iter()
         .map(|(matrix, _)| {
-            if seed % 3 == 0 {
+            if seed.is_multiple_of(3) {
                 rng.floats(matrix.rows())
             } else {
                 Vec::new()
@@ -256,7 +256,7 @@ fn embedding<M: Machine>(machine: &M, seed: u64) {
     let of = format(rng);
     let (_, packed) = random(rng, of);
     let k = packed.cols();
-    let ids: Vec<u32> = (0..1 + rng.below(9))
+    let ids: Vec<u32> = (0..=rng.below(9))
         .map(|_| rng.below(packed.rows()) as u32)
         .collect();
     let (panels, table) = (upload(machine, &packed), machine.upload(&ids));

@@ -18,6 +18,12 @@ const MEMBERS: &[Member] = &[
         name: "rempart-kernels",
         folder: "kernels",
         dependencies: &[],
+        dev_dependencies: &["rempart-simt"],
+    },
+    Member {
+        name: "rempart-simt",
+        folder: "kernels/simt",
+        dependencies: &[],
         dev_dependencies: &[],
     },
     Member {

@@ -1,4 +1,4 @@
-//! The CUDA kernels against what the card can do: `cargo bench -p rempart-bench --features cuda --bench cuda`.
+//! The CUDA kernels against what the card can do: `cargo bench -p rempart-kernels --features cuda --bench cuda`.
 //!
 //! The roof of bytes is a copy within the card's memory, measured first. A figure is the median of several rounds of many
 //! calls in a row, so that the time to start a kernel shows only where that is what limits. Weights take turns, so that no

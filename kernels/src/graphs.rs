@@ -1,0 +1,148 @@
+//! Steps of decoding that a card runs as a whole, kept by their shape.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::op::AttentionRow;
+
+/// Shape of attention's heads and of its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Of queries.
+    pub heads: usize,
+    /// Of keys and values.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub d: usize,
+    /// Positions of a block of the cache.
+    pub block_size: usize,
+}
+
+/// What changes between steps of decoding: a row for each sequence, of one token.
+#[derive(Debug, Clone, Copy)]
+pub struct StepArrays<'a> {
+    /// `[n]`
+    pub tokens: &'a [u32],
+    /// `[n]`
+    pub positions: &'a [u32],
+    /// `[n]`
+    pub slots: &'a [u32],
+    /// `n` of them.
+    pub rows: &'a [AttentionRow],
+}
+
+/// Recorded steps of one model. Without CUDA there are none.
+pub struct Graphs {
+    #[cfg(feature = "cuda")]
+    known: recorded::Known,
+    /// Whether there is anything to record.
+    on_card: bool,
+}
+
+impl Graphs {
+    /// Of a model on `device`, whose logits are `[n, vocab]`.
+    pub fn new(device: &Device, heads: Heads, vocab: usize) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = (heads, vocab);
+        Self {
+            #[cfg(feature = "cuda")]
+            known: recorded::Known::new(device, heads, vocab),
+            on_card: device.is_cuda(),
+        }
+    }
+
+    /// Logits of a step that is recorded, or that is recorded now as it comes for the second time; `None` where it must run
+    /// kernel by kernel. `step` computes it from these very arrays. The next call may write the result again.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn run(
+        &mut self,
+        arrays: &StepArrays<'_>,
+        step: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let n = arrays.tokens.len();
+        let decodes = arrays.rows.len() == n && arrays.rows.iter().all(|row| row.tokens.len() == 1);
+        if !self.on_card || !decodes || n == 0 || n > SEQUENCES_MAX {
+            return Ok(None);
+        }
+        #[cfg(feature = "cuda")]
+        return self.known.run(arrays, step);
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = step;
+            Ok(None)
+        }
+    }
+}
+
+/// Sequences of a step up to which starting kernels one by one takes longer than they do.
+const SEQUENCES_MAX: usize = 64;
+
+#[cfg(feature = "cuda")]
+mod recorded {
+    use std::collections::HashMap;
+
+    use candle_core::{Device, Result, Tensor};
+
+    use super::{Heads, StepArrays};
+    use crate::cuda::{StepGraph, graph_splits};
+
+    /// Graphs held at once; with one more, all are recorded anew as they are asked for.
+    const GRAPHS_MAX: usize = 128;
+
+    /// Steps by their sequences and the splits of their longest context.
+    pub(super) struct Known {
+        device: Device,
+        heads: Heads,
+        vocab: usize,
+        steps: HashMap<(usize, usize), Step>,
+    }
+
+    enum Step {
+        /// It has run once, kernel by kernel.
+        Seen,
+        Recorded(Box<StepGraph>),
+        /// It cannot be recorded.
+        Refused,
+    }
+
+    impl Known {
+        pub(super) fn new(device: &Device, heads: Heads, vocab: usize) -> Self {
+            Self {
+                device: device.clone(),
+                heads,
+                vocab,
+                steps: HashMap::new(),
+            }
+        }
+
+        pub(super) fn run(
+            &mut self,
+            arrays: &StepArrays<'_>,
+            step: impl FnOnce() -> Result<Tensor>,
+        ) -> Result<Option<Tensor>> {
+            let key = (arrays.tokens.len(), graph_splits(arrays.rows));
+            if self.steps.len() >= GRAPHS_MAX && !self.steps.contains_key(&key) {
+                self.steps.clear();
+            }
+            match self.steps.get_mut(&key) {
+                None => {
+                    self.steps.insert(key, Step::Seen);
+                    Ok(None)
+                }
+                Some(Step::Refused) => Ok(None),
+                Some(Step::Recorded(graph)) => Ok(Some(graph.run(arrays)?)),
+                Some(known) => {
+                    let recorded = StepGraph::record(&self.device, self.heads, arrays, self.vocab, step);
+                    let Ok(mut graph) = recorded else {
+                        *known = Step::Refused;
+                        return Ok(None);
+                    };
+                    let logits = graph.run(arrays)?;
+                    *known = Step::Recorded(Box::new(graph));
+                    Ok(Some(logits))
+                }
+            }
+        }
+    }
+}
