@@ -16,6 +16,7 @@ mod dense;
 mod device;
 mod error;
 mod format;
+mod heap;
 mod matrix;
 pub mod op;
 mod packed;
@@ -28,6 +29,7 @@ pub use dense::{Dense, Precision};
 pub use device::{free_memory, open_cuda};
 pub use error::Error;
 pub use format::Format;
+pub use heap::{trim_heap, use_one_heap};
 pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,
