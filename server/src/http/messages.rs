@@ -107,10 +107,15 @@ pub async fn messages(
     })
 }
 
-pub async fn count_tokens(State(app): State<AppState>, request: Request) -> Result<Response, Failure> {
-    let model = app.model()?;
+pub async fn count_tokens(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, Failure> {
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let (bytes, request_limits, model) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await?;
+    let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = MessagesRequest::parse(&bytes, &request_limits, false)?.chat;
         model.check_name(&request.common.model)?;

@@ -50,10 +50,15 @@ pub async fn create(
     })
 }
 
-pub async fn input_tokens(State(app): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let model = app.model()?;
+pub async fn input_tokens(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let (bytes, state, model) = (body.bytes.clone(), Arc::clone(&app), Arc::clone(&model));
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await?;
+    let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = parse(&state, &bytes, &state.limits)?.chat;
         model.check_name(&request.common.model)?;
