@@ -206,6 +206,12 @@ def test_two_models_that_generate_answer_by_their_names(administered):
     assert running.metric("rempart_model_loads_total") == 3
 
 
+def test_a_served_name_is_for_one_model(administered):
+    gemma = models.fetch("gemma3", models.default_directory())
+    with pytest.raises(servers.ServerError, match="leave it out"):
+        administered("lifecycle-named.log", gemma, "--served-model-name", "name")
+
+
 def test_what_is_damaged_or_too_large_leaves_the_first_as_it_was(administered):
     running, client, admin = administered("lifecycle-damaged.log", "--memory-max-mib", "400")
     (STORE / "damaged").mkdir(exist_ok=True)

@@ -18,11 +18,11 @@ pub async fn embeddings(
     request: Request,
 ) -> Result<Json<Embeddings>, ApiError> {
     let body = limits::read_json(&app, request).await?;
-    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await?;
+    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = EmbeddingsRequest::parse(&bytes, &state.limits)?;
-        let model = model.ok_or_else(|| state.registry.not_found(&request.model))?;
+        let model = model?;
         let dimensions = model.dimensions()?;
         if request.dimensions.is_some_and(|asked| asked > dimensions) {
             let message =

@@ -22,24 +22,21 @@ pub(super) struct Started {
     pub rules: Rules,
 }
 
-/// The model that a body asks for, and that of a body without a name the first one.
+/// The model that a body asks for, and that of a body without a name the first one. That there is none is told only after
+/// what is wrong with the body itself.
 pub(super) async fn model_for(app: &App, body: &[u8], arrived: Instant) -> Result<Arc<Model>, ApiError> {
     let (name, deadline) = (named(body), app.timing(arrived).deadline);
     app.registry.generator(name.as_deref(), deadline).await
 }
 
-/// The encoder that a body asks for; `None` for a body without a name, which whoever reads it refuses.
+/// The encoder that a body asks for, likewise. Whoever reads a body without a name refuses it.
 pub(super) async fn encoder_for(
     app: &App,
     body: &[u8],
     arrived: Instant,
-) -> Result<Option<Arc<EncoderModel>>, ApiError> {
-    app.registry.check_opened()?;
-    let Some(name) = named(body) else {
-        return Ok(None);
-    };
-    let deadline = app.timing(arrived).deadline;
-    app.registry.encoder(&name, deadline).await.map(Some)
+) -> Result<Arc<EncoderModel>, ApiError> {
+    let (name, deadline) = (named(body).unwrap_or_default(), app.timing(arrived).deadline);
+    app.registry.encoder(&name, deadline).await
 }
 
 /// The name of the model in a body, if there is one to find: whoever reads the body says what is wrong with it. The rest is
@@ -63,15 +60,24 @@ pub(super) async fn start<T, F>(
 ) -> Result<(Started, T), ApiError>
 where
     T: Send + 'static,
-    F: FnOnce(&[u8], &Model, &RequestLimits) -> Result<(Prepared, T), ApiError> + Send + 'static,
+    F: FnOnce(&[u8], Result<&Model, ApiError>, &RequestLimits) -> Result<(Prepared, T), ApiError>
+        + Send
+        + 'static,
 {
     app.registry.check_opened()?;
     let body = limits::read_json(app, request).await?;
-    let model = model_for(app, &body.bytes, arrived).await?;
-    let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
-    let work = move || prepare(&bytes, &prepared_for, &request_limits);
+    let model = model_for(app, &body.bytes, arrived).await;
+    let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
+    let work = move || {
+        prepare(
+            &bytes,
+            prepared_for.as_deref().map_err(Clone::clone),
+            &request_limits,
+        )
+    };
     let (mut prepared, kept) = app.preparation.run(work).await?;
     drop(body);
+    let model = model?;
     app.follow_format(&model, &mut prepared).await?;
     let rules = prepared.rules.clone();
     let generation =

@@ -45,11 +45,11 @@ async fn reranked(
     returns_documents: bool,
 ) -> Result<Json<Reranked>, ApiError> {
     let body = limits::read_json(app, request).await?;
-    let model = generate::encoder_for(app, &body.bytes, arrived).await?;
+    let model = generate::encoder_for(app, &body.bytes, arrived).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(app));
     let work = move || {
         let request = RerankRequest::parse(&bytes, &state.limits, returns_documents)?;
-        let model = model.ok_or_else(|| state.registry.not_found(&request.model))?;
+        let model = model?;
         let documents = request.documents.iter().map(String::as_str);
         let pairs: Vec<(&str, &str)> = documents.map(|text| (request.query.as_str(), text)).collect();
         let asked = Asked {
@@ -92,11 +92,11 @@ pub async fn score(
     request: Request,
 ) -> Result<Json<Scores>, ApiError> {
     let body = limits::read_json(&app, request).await?;
-    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await?;
+    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = ScoreRequest::parse(&bytes, &state.limits)?;
-        let model = model.ok_or_else(|| state.registry.not_found(&request.model))?;
+        let model = model?;
         let pairs = request.pairs();
         let asked = Asked {
             pairs: &pairs,

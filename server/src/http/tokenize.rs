@@ -15,10 +15,11 @@ pub async fn tokenize(
 ) -> Result<Json<Tokenized>, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await?;
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = TokenizeRequest::parse(&bytes, &request_limits)?;
+        let model = model?;
         request
             .model
             .as_deref()
@@ -53,10 +54,11 @@ pub async fn detokenize(
 ) -> Result<Json<Detokenized>, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await?;
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = DetokenizeRequest::parse(&bytes, &request_limits)?;
+        let model = model?;
         request
             .model
             .as_deref()

@@ -53,6 +53,9 @@ async fn requests_go_to_the_model_that_they_name() {
     }
     let all = ["test-model", "alias", "stored", "embedder", "ranker"];
     assert_eq!(ids(&server.get("/v1/models").await), all);
+    // What is wrong with a request is told before that there is no such model.
+    let wrong = server.chat(json!({"model": "other", "temperature": 9})).await;
+    assert_eq!(code(&wrong), "out_of_range");
     let unknown = say(&server, "other").await;
     assert_eq!(unknown.status, 404);
     let message = unknown.json()["error"]["message"].to_string();
