@@ -40,7 +40,7 @@ pub(super) async fn encoder_for(
 }
 
 /// The name of the model in a body, if there is one to find: whoever reads the body says what is wrong with it. The rest is
-/// only passed over, which takes a millisecond for megabytes.
+/// passed over, and nothing is made of it.
 fn named(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Named<'a> {

@@ -188,6 +188,27 @@ async fn what_cannot_be_loaded_leaves_all_else_as_it_was() {
 }
 
 #[tokio::test]
+async fn an_engine_that_gives_up_takes_its_own_model_only() {
+    let server = TestServer::start(&[]).await;
+    server.administer("/admin/models/stored/load").await;
+    server
+        .controls
+        .panic
+        .store(3, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..3 {
+        assert_eq!(code(&say(&server, "stored").await), "internal_error");
+    }
+    while server.state_of("stored").await["state"] != "failed" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(code(&say(&server, "stored").await), "model_unloaded");
+    assert_eq!(content(&say(&server, "test-model").await), SCRIPT);
+    assert_eq!(server.get("/livez").await.status, 200);
+    assert_eq!(server.administer("/admin/models/stored/load").await.status, 200);
+    assert_eq!(content(&say(&server, "stored").await), STORED);
+}
+
+#[tokio::test]
 async fn running_requests_finish_before_their_model_goes() {
     let server = TestServer::start(&[]).await;
     server.administer("/admin/models/stored/load").await;
