@@ -18,6 +18,7 @@ mod device;
 mod error;
 mod format;
 mod graphs;
+mod heap;
 mod matrix;
 pub mod op;
 mod packed;
@@ -31,6 +32,7 @@ pub use device::{HAS_CUDA, free_memory, open_cuda};
 pub use error::Error;
 pub use format::Format;
 pub use graphs::{Graphs, Heads, StepArrays};
+pub use heap::{trim_heap, use_one_heap};
 pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,

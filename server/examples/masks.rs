@@ -6,13 +6,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use clap::Parser;
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
-use rempart::grammar::Grammars;
+use rempart::metrics::Metrics;
 use rempart::openai::format::{AskedFormat, OutputFormat};
-use rempart::served_model;
+use rempart::registry::Served;
+use rempart::served_model::Loader;
 use rempart_engine::Then;
 
 /// Tokens of one walk.
@@ -33,10 +33,10 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("give a model and a folder of schemas");
     };
     let settings = settings(model)?;
-    let served = served_model::load(&settings, &settings.model.store)?;
-    let served = served.generator.context("the model generates no text")?;
-    let program = std::env::current_exe()?;
-    let grammars = Grammars::new(served.tokenizer, served.vocab_size, served.eos_tokens, program);
+    let first = Loader::new(settings.clone(), Metrics::new()?)?.load_first()?;
+    let Some(Served::Generator(model)) = first.first().map(|first| &first.loaded.served) else {
+        anyhow::bail!("the model generates no text");
+    };
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
         .collect::<std::io::Result<_>>()?;
@@ -48,11 +48,11 @@ fn main() -> anyhow::Result<()> {
             param: "schema",
             fallback: None,
         };
-        match grammars.compile(&asked, &settings.request) {
+        match model.grammars.compile(&asked, &settings.request) {
             Ok(grammar) => walk(
                 &mut *grammar.0.start(),
                 seed as u64 + 1,
-                served.vocab_size,
+                model.vocab_size,
                 &mut times,
             ),
             Err(_) => refused += 1,

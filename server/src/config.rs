@@ -1,6 +1,7 @@
 //! Everything that can be configured: each limit with its name, its default and its environment variable. What was
 //! typed ([`ServeArgs`]) becomes what is used ([`Settings`]) in one place, [`ServeArgs::check`].
 
+mod admin;
 mod choices;
 mod hosts;
 mod pull;
@@ -15,6 +16,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use thiserror::Error;
 
+pub use admin::{AdminArgs, AdminSettings};
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
@@ -28,6 +30,13 @@ pub enum Error {
          or add --allow-remote if a proxy or a firewall decides who gets through"
     )]
     RemoteBind { bind: SocketAddr },
+    #[error(
+        "--admin-bind {bind} can be reached from other machines, and this server asks nobody for a key: bind a loopback \
+         address, or add --allow-remote if a firewall decides who gets through"
+    )]
+    RemoteAdminBind { bind: SocketAddr },
+    #[error("--admin-bind {bind} is also what --bind says: administration has an address of its own")]
+    OneBind { bind: SocketAddr },
     #[error("--served-model-name {name:?} must have 1 to 128 of the characters A-Z a-z 0-9 . _ - / : @")]
     ModelName { name: String },
     #[error(
@@ -84,13 +93,14 @@ pub struct LogArgs {
 /// Options of `rempart serve`, as typed.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// The model: a name of the catalogue, a GGUF file, or a directory with safetensors. Beside one that generates text, any
-    /// number of encoders, for embeddings and ranking
+    /// The models: each a name of the catalogue, a GGUF file, or a directory with safetensors; any number of models that
+    /// generate text and of encoders, for embeddings and ranking
     #[arg(env = "REMPART_MODEL", value_name = "MODEL", required = true)]
     pub models: Vec<String>,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Name that clients ask for the model that generates by; give it again for further names [default: the model's own]
+    /// Name that clients ask for the model that generates by, if there is one such; give it again for further names [default:
+    /// the model's own]
     #[arg(
         long,
         env = "REMPART_SERVED_MODEL_NAME",
@@ -138,6 +148,8 @@ pub struct ServeArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub http: HttpArgs,
+    #[command(flatten)]
+    pub admin: AdminArgs,
     #[command(flatten)]
     pub request: RequestArgs,
 }
@@ -289,12 +301,13 @@ pub struct HttpSettings {
     pub drain_timeout: Duration,
     pub prepare_concurrency: usize,
     pub prepare_queue_max: usize,
+    pub admin: AdminSettings,
 }
 
 impl ServeArgs {
     /// Makes settings of what was typed, or says what is wrong with it.
     pub fn check(self) -> Result<Settings, Error> {
-        let http = self.http.check()?;
+        let http = self.http.check(self.admin)?;
         let engine = self.engine.check()?;
         if let Some(name) = self.served_model_name.iter().find(|name| !is_model_name(name)) {
             return Err(Error::ModelName { name: name.clone() });
@@ -356,7 +369,7 @@ impl EngineArgs {
 }
 
 impl HttpArgs {
-    fn check(self) -> Result<HttpSettings, Error> {
+    fn check(self, admin: AdminArgs) -> Result<HttpSettings, Error> {
         if !self.bind.ip().is_loopback() && !self.allow_remote {
             return Err(Error::RemoteBind { bind: self.bind });
         }
@@ -365,7 +378,9 @@ impl HttpArgs {
             return Err(Error::BodiesBelowBody { all, one });
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let admin = admin.check(self.bind, self.allowed_host.clone(), self.allow_remote)?;
         Ok(HttpSettings {
+            admin,
             bind: self.bind,
             hosts: AllowedHosts::new(self.bind, self.allowed_host)?,
             connections_max: at_most("--connections-max", self.connections_max, CONNECTIONS_LIMIT)?,

@@ -9,6 +9,7 @@ use crate::encoder_thread::EncoderHandle;
 use crate::http::error::ApiError;
 use crate::openai::embeddings::Input;
 use crate::openai::shared::Truncate;
+use crate::registry::Kind;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -30,13 +31,9 @@ pub struct EncoderModel {
 }
 
 impl EncoderModel {
-    /// What to use it for, as clients are told who ask for something else.
-    pub fn usage(&self) -> &'static str {
-        match self.task {
-            Task::Embed { .. } => "it embeds; use /v1/embeddings, /v1/rerank or /v1/score",
-            Task::Rank { labels: 1, .. } => "it scores pairs of texts; use /v1/rerank or /v1/score",
-            Task::Rank { .. } => "it tells classes apart, which no endpoint of this server gives",
-        }
+    /// What it is for.
+    pub fn kind(&self) -> Kind {
+        Kind::of(self.task)
     }
 
     /// Elements of its vectors; refused for a model that gives scores.

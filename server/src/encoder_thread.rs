@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rempart_models::{EncoderBatch, LoadedEncoder, Task};
@@ -55,7 +56,7 @@ pub struct EncoderLimits {
     pub queue_tokens_max: usize,
 }
 
-/// A cheap handle on the thread, which ends when the last one is gone.
+/// A cheap handle on the thread, which ends when the last one is gone, or at once when one of them closes it.
 #[derive(Clone)]
 pub struct EncoderHandle(Arc<Owner>);
 
@@ -77,6 +78,9 @@ struct Queue {
     waiting: VecDeque<Request>,
     /// Tokens of sequences that are in no batch yet.
     tokens: usize,
+    /// No handle is left.
+    orphaned: bool,
+    /// Whatever waits is given up.
     closed: bool,
 }
 
@@ -90,13 +94,13 @@ struct Request {
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, ApiError>>,
 }
 
-/// Starts the thread.
+/// Starts the thread. It is joined through the returned [`JoinHandle`].
 pub fn spawn(
     encoder: impl Encode + 'static,
     limits: EncoderLimits,
     turns: Turns,
     metrics: EncoderMetrics,
-) -> std::io::Result<EncoderHandle> {
+) -> std::io::Result<(EncoderHandle, JoinHandle<()>)> {
     let shared = Arc::new(Shared {
         limits,
         queue: Mutex::default(),
@@ -121,10 +125,10 @@ pub fn spawn(
             shared.deliver(&batch, results);
         }
     };
-    std::thread::Builder::new()
+    let join = std::thread::Builder::new()
         .name("encoder".to_owned())
         .spawn(run)?;
-    Ok(EncoderHandle(Arc::new(owner)))
+    Ok((EncoderHandle(Arc::new(owner)), join))
 }
 
 impl EncoderHandle {
@@ -144,6 +148,7 @@ impl EncoderHandle {
         })?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
+            Ok(Err(_)) if self.0.0.lock().closed => Err(ApiError::model_unloaded()),
             Ok(Err(_)) if Instant::now() < deadline => Err(ApiError::internal()),
             // The thread may notice first.
             Ok(Err(_)) | Err(_) => Err(ApiError::deadline()),
@@ -166,6 +171,12 @@ impl EncoderHandle {
         Ok(())
     }
 
+    /// Ends the thread before its next batch, whatever still waits.
+    pub fn close(&self) {
+        self.0.0.lock().closed = true;
+        self.0.0.changed.notify_all();
+    }
+
     /// Whether it fails at everything.
     pub fn has_failed(&self) -> bool {
         self.0.0.failures.load(Ordering::Relaxed) >= FAILURES_MAX
@@ -174,7 +185,7 @@ impl EncoderHandle {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
+        self.0.lock().orphaned = true;
         self.0.changed.notify_all();
     }
 }
@@ -296,6 +307,9 @@ impl Shared {
             return Err(ApiError::invalid("input", "request_too_large", message));
         }
         let mut queue = self.lock();
+        if queue.closed {
+            return Err(ApiError::model_unloaded());
+        }
         let full = queue.waiting.len() >= self.limits.queue_requests_max
             || (queue.tokens > 0 && queue.tokens + tokens > limit);
         if full {
@@ -323,13 +337,18 @@ impl Shared {
     fn next_batch(&self, tokens_max: usize) -> Option<Batch> {
         let mut queue = self.lock();
         loop {
+            if queue.closed {
+                queue.waiting.clear();
+                self.metrics.queued(0);
+                return None;
+            }
             queue.drop_abandoned(Instant::now());
             let batch = queue.take(tokens_max);
             self.metrics.queued(queue.tokens);
             if !batch.lengths.is_empty() {
                 return Some(batch);
             }
-            if queue.closed {
+            if queue.orphaned {
                 return None;
             }
             queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);

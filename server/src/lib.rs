@@ -15,6 +15,7 @@ pub mod model;
 pub mod openai;
 pub mod openapi;
 mod process;
+pub mod registry;
 pub mod response_store;
 mod runner;
 pub mod served_model;

@@ -3,6 +3,7 @@
 //! Labels take values from short lists only, so the number of series is bounded.
 
 mod encoder;
+mod lifecycle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use rempart_engine::{EngineConfig, StepReport};
 
 use crate::process;
 pub use encoder::EncoderMetrics;
+pub use lifecycle::LifecycleMetrics;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
 const FIRST_TOKEN_S: &[f64] = &[
@@ -263,6 +265,7 @@ pub struct ModelMetrics {
     kv_usage: Gauge,
     kv_used: Gauge,
     kv_cached: Gauge,
+    kv_total: Gauge,
     drain_rate: Gauge,
     prompt_tokens: Counter,
     prompt_cached: Counter,
@@ -297,7 +300,8 @@ pub struct ModelMetrics {
 
 impl ModelMetrics {
     fn new(s: &Series<'_>, blocks: usize) -> Self {
-        s.gauge("rempart_kv_blocks_total").set(blocks as f64);
+        let kv_total = s.gauge("rempart_kv_blocks_total");
+        kv_total.set(blocks as f64);
         let ended = |reason: &str| {
             s.with("finished_reason", reason)
                 .counter("vllm:request_success_total")
@@ -314,6 +318,7 @@ impl ModelMetrics {
             kv_usage: s.gauge("vllm:kv_cache_usage_perc"),
             kv_used: s.gauge("rempart_kv_blocks_used"),
             kv_cached: s.gauge("rempart_kv_blocks_cached"),
+            kv_total,
             drain_rate: s.gauge("rempart_drain_requests_per_second"),
             prompt_tokens: s.counter("vllm:prompt_tokens_total"),
             prompt_cached: s.counter("vllm:prompt_tokens_cached_total"),

@@ -22,8 +22,6 @@ pub struct Model {
     pub eos_tokens: Vec<u32>,
     /// The formats that answers can follow.
     pub grammars: Grammars,
-    /// The encoders that are served beside it, and what to use each for.
-    pub encoders: Vec<(String, &'static str)>,
     /// Unix time in seconds.
     pub created: i64,
     pub engine: EngineHandle,
@@ -35,19 +33,12 @@ impl Model {
         &self.names[0]
     }
 
-    /// Refuses any name but this model's.
+    /// Refuses any name but this model's. Requests reach it by their model's name, so that no other should come.
     pub fn check_name(&self, asked: &str) -> Result<(), ApiError> {
         if self.names.iter().any(|name| name == asked) {
             return Ok(());
         }
-        let encoder = self.encoders.iter().find(|(name, _)| name == asked);
-        Err(match encoder {
-            Some((_, usage)) => {
-                let message = format!("this model generates no text: {usage}");
-                ApiError::invalid("model", "model_not_supported", message)
-            }
-            None => ApiError::model_not_found(asked),
-        })
+        Err(ApiError::model_not_found(asked, &self.names))
     }
 
     /// A token's bytes; empty for a number outside the vocabulary.

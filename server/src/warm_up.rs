@@ -6,14 +6,25 @@ use anyhow::{Context as _, bail};
 use rempart_engine::{Event, Finish, Request, SamplingParams, StopRules};
 
 use crate::encoder::EncoderModel;
-use crate::http::AppState;
+use crate::engine_thread::Timing;
+use crate::model::Model;
+use crate::registry::Served;
 
-/// For a few tokens, on any machine.
+/// For a first token, on any machine and with other models at work.
+const DEADLINE: Duration = Duration::from_mins(10);
+/// For a few tokens.
 const ENCODER_DEADLINE: Duration = Duration::from_mins(1);
 
+/// Has a model do a little.
+pub async fn warm_up(served: &Served) -> anyhow::Result<()> {
+    match served {
+        Served::Generator(model) => generator(model).await,
+        Served::Encoder(model) => encoder(model).await,
+    }
+}
+
 /// Generates one token and, if that works, marks the engine ready.
-pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
-    let model = app.model().map_err(|error| anyhow::anyhow!(error.message))?;
+async fn generator(model: &Model) -> anyhow::Result<()> {
     let first = model.tokenizer.bos().or(model.tokenizer.eos()).unwrap_or(0);
     let request = Request {
         prompt: vec![first],
@@ -34,9 +45,13 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
         deadline_ms: None,
     };
     let began = Instant::now();
+    let timing = Timing {
+        arrived: began,
+        deadline: began + DEADLINE,
+    };
     let mut stream = model
         .engine
-        .submit(vec![request], app.timing(began))
+        .submit(vec![request], timing)
         .await
         .context("the first request")?;
     let mut made = false;
@@ -60,7 +75,7 @@ pub async fn warm_up(app: &AppState) -> anyhow::Result<()> {
 }
 
 /// Encodes a little, so that the first client waits for nothing.
-pub async fn warm_up_encoder(encoder: &EncoderModel) -> anyhow::Result<()> {
+async fn encoder(encoder: &EncoderModel) -> anyhow::Result<()> {
     let deadline = Instant::now() + ENCODER_DEADLINE;
     let warmed = encoder.engine.warm_up(encoder.tokens_max, deadline).await;
     warmed.map_err(|_| anyhow::anyhow!("{} failed at its first tokens", encoder.name))

@@ -154,7 +154,11 @@ impl Generation {
                 () = &mut self.overdue => return Err(ApiError::deadline()),
             };
             let Some(event) = event else {
-                return Err(ApiError::internal());
+                return Err(if self.model.engine.is_closed() {
+                    ApiError::model_unloaded()
+                } else {
+                    ApiError::internal()
+                });
             };
             if let Some(update) = self.update(event)? {
                 return Ok(Some(update));
@@ -324,6 +328,7 @@ fn refusal(model: &Model, error: &SubmitError) -> ApiError {
             tracing::error!(%error, "the engine refused a prepared request. This is a bug.");
             ApiError::internal()
         }
+        SubmitError::Stopped if model.engine.is_closed() => ApiError::model_unloaded(),
         SubmitError::Stopped => ApiError::not_ready("the engine has stopped"),
     }
 }

@@ -33,7 +33,7 @@ fn start(tokens_max: usize) -> (EncoderHandle, Arc<Mutex<Vec<Vec<usize>>>>) {
     let metrics = Metrics::new().unwrap().encoder("test");
     let encoder = First(Arc::clone(&batches));
     (
-        spawn(encoder, limits, Turns::default(), metrics).unwrap(),
+        spawn(encoder, limits, Turns::default(), metrics).unwrap().0,
         batches,
     )
 }

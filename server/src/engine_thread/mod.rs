@@ -58,13 +58,21 @@ pub enum NeverQueued {
     Tokens { count: usize, limit: usize },
 }
 
-/// A cheap handle on the engine thread. The thread ends when the last handle is gone and its work is done.
+/// A cheap handle on the engine thread. The thread ends when the last handle is gone and its work is done, or at once when
+/// one of them closes it.
 #[derive(Clone)]
 pub struct EngineHandle {
-    inbox: SyncSender<Submission>,
+    inbox: SyncSender<Message>,
     progress: Arc<Progress>,
     config: EngineConfig,
     metrics: Arc<ModelMetrics>,
+}
+
+/// What the engine thread is told.
+enum Message {
+    Submit(Submission),
+    /// Wakes a thread that waits for work, so that it sees that it was closed.
+    Close,
 }
 
 /// Requests on their way to the engine thread. It takes all of them or none.
@@ -127,12 +135,14 @@ where
     let budget = Budget::new(pace.itl_target, config.step_tokens_max);
     let (shared, turns) = (Arc::clone(&progress), pace.turns);
     let mut steps = Steps::new(engine, inbox, shared, Arc::clone(&metrics), budget, turns);
-    let watched = Arc::clone(&progress);
+    let (watched, retired) = (Arc::clone(&progress), Arc::clone(&metrics));
     let run = move || {
         if catch_unwind(AssertUnwindSafe(|| steps.run())).is_err() {
             tracing::error!("the engine thread panicked outside a step. This is a bug.");
             watched.fail();
         }
+        retired.retire();
+        watched.end();
     };
     let join = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
     Ok((
@@ -231,9 +241,23 @@ impl EngineHandle {
         self.progress.mark_warm();
     }
 
-    /// Waits until the engine thread has given up.
-    pub async fn failed(&self) {
-        self.progress.failed().await;
+    /// Waits for the end of the engine thread, and tells whether it has given up. The future is no handle: the thread may
+    /// end while somebody waits.
+    pub fn ended(&self) -> impl Future<Output = bool> + Send + use<> {
+        let progress = Arc::clone(&self.progress);
+        async move { progress.thread_ended().await }
+    }
+
+    /// Ends the thread before its next step, whatever still runs: streams end without a word.
+    pub fn close(&self) {
+        self.progress.close();
+        // A full inbox keeps no thread waiting.
+        let _ = self.inbox.try_send(Message::Close);
+    }
+
+    /// Whether the thread was told to end.
+    pub fn is_closed(&self) -> bool {
+        self.progress.is_closed()
     }
 
     fn send(&self, submission: Submission) -> Result<(), SubmitError> {
@@ -245,7 +269,7 @@ impl EngineHandle {
             .sum();
         // Counted first: the thread may take the submission, and count it off, before `try_send` returns.
         self.progress.sent(requests, tokens);
-        self.inbox.try_send(submission).map_err(|error| {
+        self.inbox.try_send(Message::Submit(submission)).map_err(|error| {
             self.progress.taken(requests, tokens);
             self.progress.ended(requests);
             match error {

@@ -49,7 +49,17 @@ pub(super) struct Progress {
     /// Requests finished a second, times 1000.
     drain_milli: AtomicU64,
     warm: AtomicBool,
-    failed: watch::Sender<bool>,
+    /// Whether the thread was told to end, whatever still runs.
+    closed: AtomicBool,
+    end: watch::Sender<End>,
+}
+
+/// Whether the thread has ended, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Runs,
+    Ended,
+    Failed,
 }
 
 impl Progress {
@@ -65,7 +75,8 @@ impl Progress {
             moved_ms: AtomicU64::new(0),
             drain_milli: AtomicU64::new(0),
             warm: AtomicBool::new(false),
-            failed: watch::Sender::new(false),
+            closed: AtomicBool::new(false),
+            end: watch::Sender::new(End::Runs),
         }
     }
 
@@ -133,7 +144,7 @@ impl Progress {
     }
 
     pub(super) fn health(&self) -> Health {
-        if *self.failed.borrow() {
+        if *self.end.borrow() == End::Failed {
             return Health::Failed;
         }
         let silent_ms = self
@@ -156,14 +167,35 @@ impl Progress {
         self.warm.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn fail(&self) {
-        self.failed.send_replace(true);
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
     }
 
-    pub(super) async fn failed(&self) {
-        let mut receiver = self.failed.subscribe();
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn fail(&self) {
+        self.end.send_replace(End::Failed);
+    }
+
+    /// The thread is about to end; that it has given up stays known.
+    pub(super) fn end(&self) {
+        self.end.send_if_modified(|end| {
+            let runs = *end == End::Runs;
+            if runs {
+                *end = End::Ended;
+            }
+            runs
+        });
+    }
+
+    /// Waits for the end of the thread, and tells whether it has given up.
+    pub(super) async fn thread_ended(&self) -> bool {
+        let mut receiver = self.end.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
-        let _ = receiver.wait_for(|failed| *failed).await;
+        let end = receiver.wait_for(|end| *end != End::Runs).await;
+        end.is_ok_and(|end| *end == End::Failed)
     }
 }
 

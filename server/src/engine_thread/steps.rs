@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::budget::{Budget, Work};
 use super::progress::Progress;
-use super::{StreamEvent, Submission};
+use super::{Message, StreamEvent, Submission};
 use crate::metrics::{Ended, Finished, ModelMetrics};
 use crate::turns::Turns;
 
@@ -30,7 +30,7 @@ const IDLE_STEP: Duration = Duration::from_millis(1);
 /// All that the engine thread owns.
 pub(super) struct Steps<R> {
     engine: Engine<R>,
-    inbox: Receiver<Submission>,
+    inbox: Receiver<Message>,
     progress: Arc<Progress>,
     metrics: Arc<ModelMetrics>,
     budget: Budget,
@@ -69,7 +69,7 @@ struct SequenceTimes {
 impl<R: ModelRunner> Steps<R> {
     pub(super) fn new(
         engine: Engine<R>,
-        inbox: Receiver<Submission>,
+        inbox: Receiver<Message>,
         progress: Arc<Progress>,
         metrics: Arc<ModelMetrics>,
         budget: Budget,
@@ -89,23 +89,35 @@ impl<R: ModelRunner> Steps<R> {
         }
     }
 
-    /// Runs until every handle is gone, or until too many steps have failed.
+    /// Runs until every handle is gone or one of them closes it, or until too many steps have failed.
     pub(super) fn run(&mut self) {
         loop {
             if !self.engine.has_work() {
                 match self.inbox.recv() {
-                    Ok(submission) => self.admit(submission),
+                    Ok(message) => self.take(message),
                     Err(_) => return,
                 }
             }
-            while let Ok(submission) = self.inbox.try_recv() {
-                self.admit(submission);
+            while let Ok(message) = self.inbox.try_recv() {
+                self.take(message);
+            }
+            if self.progress.is_closed() {
+                self.live.clear();
+                return;
             }
             self.progress.publish(&self.engine.stats());
             self.cancel();
             if !self.step() {
                 return self.give_up();
             }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Submit(submission) => self.admit(submission),
+            // What it stands for is looked at before every step.
+            Message::Close => {}
         }
     }
 

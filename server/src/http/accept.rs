@@ -32,6 +32,8 @@ const HTTP2_STREAMS_MAX: u32 = 128;
 /// hyper refuses a head with an answer of its own, which has no body. Up to so many times our limit it lets heads
 /// through to [`super::head`], which tells what is wrong.
 const HEAD_SLACK: u32 = 2;
+/// Open connections to administration.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How often an HTTP/2 peer must show that it is there.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
@@ -64,6 +66,27 @@ pub async fn serve(listener: TcpListener, router: Router, app: AppState) {
         }
     }
     drain(&listener, &permits, &router, &app, connections).await;
+}
+
+/// Serves administration until the last running request of the other interface has ended.
+pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState) {
+    let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    let mut closing = pin!(app.shutdown.reached(Phase::Closing));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => admit(stream, &permits, &router, &app, &mut connections),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = &mut closing => break,
+        }
+    }
+    connections.shutdown().await;
 }
 
 /// Lets running requests finish. New connections are still taken, so that their requests get a proper refusal.

@@ -29,9 +29,9 @@ pub async fn chat_completions(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let prepare = |body: &[u8], model: &Model, limits: &RequestLimits| {
+    let prepare = |body: &[u8], model: Result<&Model, ApiError>, limits: &RequestLimits| {
         let request = ChatRequest::parse(body, limits)?;
-        let prepared = prepare_chat(&request, model, limits)?;
+        let prepared = prepare_chat(&request, model?, limits)?;
         Ok((prepared, request.common.stream))
     };
     let (started, stream) = generate::start(&app, arrived.0, request, prepare).await?;

@@ -26,9 +26,9 @@ pub async fn completions(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let prepare = |body: &[u8], model: &Model, limits: &RequestLimits| {
+    let prepare = |body: &[u8], model: Result<&Model, ApiError>, limits: &RequestLimits| {
         let request = CompletionRequest::parse(body, limits)?;
-        let prepared = prepare_completion(&request, model, limits)?;
+        let prepared = prepare_completion(&request, model?, limits)?;
         Ok((prepared, request.common.stream))
     };
     let (started, stream) = generate::start(&app, arrived.0, request, prepare).await?;

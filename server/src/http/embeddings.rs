@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::error::ApiError;
-use super::{AppState, Arrived, limits};
+use super::{AppState, Arrived, generate, limits};
 use crate::encoder::normalize;
 use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
 
@@ -18,10 +18,11 @@ pub async fn embeddings(
     request: Request,
 ) -> Result<Json<Embeddings>, ApiError> {
     let body = limits::read_json(&app, request).await?;
+    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = EmbeddingsRequest::parse(&bytes, &state.limits)?;
-        let model = state.encoder(&request.model)?;
+        let model = model?;
         let dimensions = model.dimensions()?;
         if request.dimensions.is_some_and(|asked| asked > dimensions) {
             let message =

@@ -6,6 +6,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+/// When a client may ask again for a model that is not loaded, in seconds.
+const UNLOADED_RETRY_AFTER_S: u64 = 10;
+/// Names of models in a message.
+const NAMES_TOLD: usize = 16;
+
 /// An answer other than success, in OpenAI's shape. The message is written for the client and never holds text that
 /// the client sent; what only the operator may know goes to the log where the error is made.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,14 +128,28 @@ impl ApiError {
         )
     }
 
-    /// 404: no such model. The name is the client's own and is told back only if it looks like a model name.
-    pub fn model_not_found(name: &str) -> Self {
+    /// 404: no such model. The name is the client's own and is told back only if it looks like a model name. `served` are
+    /// the names that there are, of which a message has room for some.
+    pub fn model_not_found(name: &str, served: &[String]) -> Self {
         let sane = (1..=128).contains(&name.len())
             && name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b));
         let shown = if sane { format!("`{name}` ") } else { String::new() };
-        let message = format!("The model {shown}does not exist on this server");
+        let mut message = format!("The model {shown}does not exist on this server");
+        if !served.is_empty() {
+            let told: Vec<String> = served
+                .iter()
+                .take(NAMES_TOLD)
+                .map(|name| format!("`{name}`"))
+                .collect();
+            let more = if served.len() > NAMES_TOLD {
+                " and more"
+            } else {
+                ""
+            };
+            message = format!("{message}; it serves {}{more}", told.join(", "));
+        }
         let error = Self::new(
             StatusCode::NOT_FOUND,
             Kind::InvalidRequestError,
@@ -141,6 +160,47 @@ impl ApiError {
             param: Some("model".to_owned()),
             ..error
         }
+    }
+
+    /// 503: the model is known, and not in memory.
+    pub fn model_unloaded() -> Self {
+        let message = "The model is not loaded; the operator of this server can load it";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let error = Self::new(status, Kind::ServerError, Some("model_unloaded"), message);
+        Self {
+            param: Some("model".to_owned()),
+            retry_after_s: Some(UNLOADED_RETRY_AFTER_S),
+            ..error
+        }
+    }
+
+    /// 409: the model is being loaded or unloaded.
+    pub fn model_busy(state: &str) -> Self {
+        let message = format!("The model is {state}: try again when that has ended");
+        Self::new(
+            StatusCode::CONFLICT,
+            Kind::InvalidRequestError,
+            Some("model_busy"),
+            message,
+        )
+    }
+
+    /// 422: a model could not be loaded. The reason is for the operator, who alone is told it.
+    pub fn load_failed(why: &str) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self::new(status, Kind::InvalidRequestError, Some("model_load_failed"), why)
+    }
+
+    /// 403: a page of the web has sent this through its visitor's browser.
+    pub fn origin_not_allowed() -> Self {
+        let message = "This interface is not for pages of the web: send no `Origin` header";
+        let status = StatusCode::FORBIDDEN;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("origin_not_allowed"),
+            message,
+        )
     }
 
     /// 405.

@@ -17,16 +17,30 @@ const HEADER_BYTES: usize = ": \r\n".len();
 
 /// Refuses such heads with an error like every other.
 pub async fn check(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    match check_head(&app, app.http.hosts.as_ref(), &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The same for administration, which no page of the web has a part in: browsers say where a request comes from if it is
+/// from a page, and there is no body whose type would give such a request away.
+pub async fn check_admin(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::ORIGIN) {
+        return ApiError::origin_not_allowed().into_response();
+    }
+    match check_head(&app, app.http.admin.hosts.as_ref(), &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn check_head(app: &AppState, hosts: Option<&AllowedHosts>, request: &Request) -> Result<(), ApiError> {
     let limit = app.http.header_bytes_max as usize;
-    if head_bytes(&request) > limit {
-        return ApiError::head_too_large(limit).into_response();
+    if head_bytes(request) > limit {
+        return Err(ApiError::head_too_large(limit));
     }
-    if let Some(hosts) = &app.http.hosts
-        && let Err(error) = check_host(hosts, &request)
-    {
-        return error.into_response();
-    }
-    next.run(request).await
+    hosts.map_or(Ok(()), |hosts| check_host(hosts, request))
 }
 
 /// The size of the head as HTTP/1.1 writes it.

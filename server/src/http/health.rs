@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
-use crate::engine_thread::Health;
+use crate::registry::Served;
 use crate::shutdown::Phase;
 
 #[derive(Serialize, ToSchema)]
@@ -20,8 +20,8 @@ pub struct Status {
 
 /// Alive: the process should not be restarted, however busy it is.
 pub async fn livez(State(app): State<AppState>) -> Response {
-    let generator = app.models().ok().and_then(|models| models.generator.as_ref());
-    let failed = generator.is_some_and(|model| model.engine.health() == Health::Failed);
+    let mut loaded = app.registry.loaded().into_iter();
+    let failed = loaded.any(|(_, served)| served.has_stopped());
     answer(failed.then(|| "the engine has stopped".to_owned()), "alive")
 }
 
@@ -30,24 +30,23 @@ pub async fn readyz(State(app): State<AppState>) -> Response {
     answer(not_ready(&app), "ready")
 }
 
+/// Models that an operator loads, or has unloaded, leave the server as ready as it was.
 fn not_ready(app: &AppState) -> Option<String> {
     if app.shutdown.phase() > Phase::Running {
         return Some("the server is shutting down".to_owned());
     }
-    let Ok(models) = app.models() else {
+    if app.registry.check_opened().is_err() {
         return Some("the models are loading".to_owned());
-    };
-    let failed = models.encoders.iter().find(|encoder| encoder.engine.has_failed());
-    if let Some(encoder) = failed {
-        return Some(format!("the encoder {} fails at everything", encoder.name));
     }
-    let model = models.generator.as_ref()?;
-    match model.engine.health() {
-        Health::Ready => None,
-        Health::Warming => Some("no token was made yet".to_owned()),
-        Health::Stalled { seconds } => Some(format!("no step got anywhere for {seconds} seconds")),
-        Health::Failed => Some("the engine has stopped".to_owned()),
-    }
+    let loaded = app.registry.loaded();
+    let generators = loaded
+        .iter()
+        .filter(|(_, served)| matches!(served, Served::Generator(_)));
+    let several = generators.count() > 1;
+    loaded.iter().find_map(|(name, served)| match served.ailment()? {
+        ailment if several => Some(format!("{name}: {ailment}")),
+        ailment => Some(ailment),
+    })
 }
 
 fn answer(reason: Option<String>, well: &'static str) -> Response {

@@ -82,9 +82,12 @@ pub async fn messages(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let prepare = |body: &[u8], model: &Model, limits: &RequestLimits| -> Result<(Prepared, _), ApiError> {
+    let prepare = |body: &[u8],
+                   model: Result<&Model, ApiError>,
+                   limits: &RequestLimits|
+     -> Result<(Prepared, _), ApiError> {
         let request = MessagesRequest::parse(body, limits, true)?;
-        let prepared = prepare_chat(&request.chat, model, limits)?;
+        let prepared = prepare_chat(&request.chat, model?, limits)?;
         Ok((prepared, (request.chat.common.stream.is_some(), request.thinking)))
     };
     let (started, (stream, thinking)) = generate::start(&app, arrived.0, request, prepare).await?;
@@ -107,12 +110,18 @@ pub async fn messages(
     })
 }
 
-pub async fn count_tokens(State(app): State<AppState>, request: Request) -> Result<Response, Failure> {
-    let model = app.model()?;
+pub async fn count_tokens(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, Failure> {
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let (bytes, request_limits, model) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = MessagesRequest::parse(&bytes, &request_limits, false)?.chat;
+        let model = model?;
         model.check_name(&request.common.model)?;
         render(&request.conversation, &model, &request_limits, usize::MAX)
     };

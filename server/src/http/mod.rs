@@ -1,6 +1,7 @@
 //! The routes, and the state that they share.
 
 pub mod accept;
+pub mod admin;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
@@ -19,7 +20,7 @@ pub mod sse;
 pub mod timeout_io;
 pub mod tokenize;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -31,31 +32,24 @@ use tokio::sync::Semaphore;
 
 use crate::chat::Prepared;
 use crate::config::{HttpSettings, RequestLimits};
-use crate::encoder::EncoderModel;
 use crate::engine_thread::Timing;
 use crate::grammar::COMPILING_MAX;
 use crate::metrics::{Metrics, Rejection};
 use crate::model::Model;
+use crate::registry::Registry;
 use crate::response_store::ResponseStore;
 use crate::shutdown::{Phase, Shutdown};
 use error::ApiError;
 use limits::Preparation;
 use observe::Arrived;
 
-/// What a process serves.
-#[derive(Default)]
-pub struct Models {
-    pub generator: Option<Arc<Model>>,
-    pub encoders: Vec<Arc<EncoderModel>>,
-}
-
-/// What every handler can reach. The models are absent while they load.
+/// What every handler can reach.
 pub struct App {
     pub http: HttpSettings,
     pub limits: RequestLimits,
     pub metrics: Metrics,
     pub shutdown: Shutdown,
-    models: OnceLock<Models>,
+    pub registry: Registry,
     preparation: Preparation,
     /// Texts for encoders wait apart from prompts: there can be thousands in one request.
     encoding: Preparation,
@@ -79,45 +73,11 @@ impl App {
                 limits.responses_retention,
                 limits.responses_bytes_max,
             )),
-            models: OnceLock::new(),
+            registry: Registry::new(metrics.clone(), http.admin.unload_timeout),
             http,
             limits,
             metrics,
             shutdown,
-        }
-    }
-
-    /// Puts the loaded models into service. Only the first call does.
-    pub fn serve_models(&self, models: Models) -> bool {
-        self.models.set(models).is_ok()
-    }
-
-    /// All models, or what to tell a client that is too early.
-    pub fn models(&self) -> Result<&Models, ApiError> {
-        let models = self.models.get();
-        models.ok_or_else(|| ApiError::not_ready("the models are loading"))
-    }
-
-    /// The model that generates text.
-    pub fn model(&self) -> Result<Arc<Model>, ApiError> {
-        self.models()?.generator.clone().ok_or_else(|| {
-            let message = "no model of this server generates text";
-            ApiError::invalid("model", "model_not_supported", message)
-        })
-    }
-
-    /// The encoder of a name.
-    pub fn encoder(&self, name: &str) -> Result<Arc<EncoderModel>, ApiError> {
-        let models = self.models()?;
-        if let Some(found) = models.encoders.iter().find(|encoder| encoder.name == name) {
-            return Ok(Arc::clone(found));
-        }
-        match &models.generator {
-            Some(model) if model.names.iter().any(|own| own == name) => {
-                let message = "this model generates text: it neither embeds nor ranks";
-                Err(ApiError::invalid("model", "model_not_supported", message))
-            }
-            _ => Err(ApiError::model_not_found(name)),
         }
     }
 

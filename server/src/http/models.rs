@@ -8,8 +8,9 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::AppState;
 use super::error::ApiError;
-use super::{AppState, Models};
+use crate::registry::About;
 
 #[derive(Serialize, ToSchema)]
 pub struct ModelList {
@@ -29,7 +30,7 @@ pub struct ModelCard {
 }
 
 pub async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let data = cards(app.models()?);
+    let data = cards(app.registry.offered()?);
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -37,32 +38,29 @@ pub async fn retrieve(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
-    let cards = cards(app.models()?);
+    let cards = cards(app.registry.offered()?);
     // What is no UTF-8 names no model.
     let Ok(Path(id)) = id else {
-        return Err(ApiError::model_not_found(""));
+        return Err(app.registry.not_found(""));
     };
     let found = cards.into_iter().find(|card| card.id == id);
-    found.map(Json).ok_or_else(|| ApiError::model_not_found(&id))
+    found.map(Json).ok_or_else(|| app.registry.not_found(&id))
 }
 
-fn cards(models: &Models) -> Vec<ModelCard> {
-    let card = |name: &str, root: &str, created, max_model_len| ModelCard {
-        id: name.to_owned(),
-        object: "model",
-        created,
-        owned_by: "rempart",
-        root: root.to_owned(),
-        max_model_len,
-    };
-    let generator = models.generator.iter().flat_map(|model| {
-        let names = model.names.iter();
-        names.map(|name| card(name, model.id(), model.created, model.context_length))
-    });
-    let encoders = models.encoders.iter();
-    generator
-        .chain(encoders.map(|model| card(&model.name, &model.name, model.created, model.tokens_max)))
-        .collect()
+fn cards(offered: Vec<(Vec<String>, About)>) -> Vec<ModelCard> {
+    let mut cards = Vec::new();
+    for (names, about) in offered {
+        let root = names[0].clone();
+        cards.extend(names.into_iter().map(|id| ModelCard {
+            id,
+            object: "model",
+            created: about.created,
+            owned_by: "rempart",
+            root: root.clone(),
+            max_model_len: about.tokens_max,
+        }));
+    }
+    cards
 }
 
 /// Now, in seconds since 1970.

@@ -52,6 +52,15 @@ pub const ROUTES: &[&str] = &[
     "/docs",
 ];
 
+/// The patterns of the administrative interface.
+pub const ADMIN_ROUTES: &[&str] = &[
+    "/admin/models",
+    "/admin/models/{name}/load",
+    "/admin/models/{name}/unload",
+    "/admin/models/{name}/reload",
+    "/openapi.json",
+];
+
 /// When a request's head was read.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrived(pub Instant);
@@ -148,7 +157,7 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
 /// The route's pattern, or "other": a label must not take values that clients choose.
 fn route_label(matched: Option<&str>) -> &'static str {
     matched
-        .and_then(|path| ROUTES.iter().find(|route| **route == path))
+        .and_then(|path| ROUTES.iter().chain(ADMIN_ROUTES).find(|route| **route == path))
         .copied()
         .unwrap_or("other")
 }

@@ -11,7 +11,7 @@ use rempart_text::Encoded;
 
 use super::error::ApiError;
 use super::models::unix_now;
-use super::{AppState, Arrived, limits};
+use super::{AppState, Arrived, generate, limits};
 use crate::chat::check_bytes;
 use crate::config::RequestLimits;
 use crate::encoder::{EncoderModel, cosine};
@@ -45,10 +45,11 @@ async fn reranked(
     returns_documents: bool,
 ) -> Result<Json<Reranked>, ApiError> {
     let body = limits::read_json(app, request).await?;
+    let model = generate::encoder_for(app, &body.bytes, arrived).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(app));
     let work = move || {
         let request = RerankRequest::parse(&bytes, &state.limits, returns_documents)?;
-        let model = state.encoder(&request.model)?;
+        let model = model?;
         let documents = request.documents.iter().map(String::as_str);
         let pairs: Vec<(&str, &str)> = documents.map(|text| (request.query.as_str(), text)).collect();
         let asked = Asked {
@@ -91,10 +92,11 @@ pub async fn score(
     request: Request,
 ) -> Result<Json<Scores>, ApiError> {
     let body = limits::read_json(&app, request).await?;
+    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = ScoreRequest::parse(&bytes, &state.limits)?;
-        let model = state.encoder(&request.model)?;
+        let model = model?;
         let pairs = request.pairs();
         let asked = Asked {
             pairs: &pairs,

@@ -1,21 +1,25 @@
 //! `POST /tokenize` and `POST /detokenize`.
 
-use std::sync::Arc;
-
-use axum::Json;
 use axum::extract::{Request, State};
+use axum::{Extension, Json};
 
 use super::error::ApiError;
-use super::{AppState, limits};
+use super::{AppState, Arrived, generate, limits};
 use crate::chat;
 use crate::openai::tokenize::{DetokenizeRequest, Detokenized, Source, TokenizeRequest, Tokenized};
 
-pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<Json<Tokenized>, ApiError> {
-    let model = app.model()?;
+pub async fn tokenize(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Json<Tokenized>, ApiError> {
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let (bytes, request_limits, model) = (body.bytes.clone(), app.limits.clone(), Arc::clone(&model));
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = TokenizeRequest::parse(&bytes, &request_limits)?;
+        let model = model?;
         request
             .model
             .as_deref()
@@ -45,13 +49,16 @@ pub async fn tokenize(State(app): State<AppState>, request: Request) -> Result<J
 
 pub async fn detokenize(
     State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let model = app.model()?;
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = DetokenizeRequest::parse(&bytes, &request_limits)?;
+        let model = model?;
         request
             .model
             .as_deref()

@@ -1,6 +1,7 @@
 //! The description of the HTTP interface for programs: OpenAPI 3.1. Numbers come from the constants and limits that requests
 //! are checked with, words from docs/api.md.
 
+mod admin;
 mod encoders;
 mod generate;
 mod messages;
@@ -11,7 +12,8 @@ mod schema;
 mod words;
 
 use utoipa::openapi::{
-    Components, ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr, Schema, Tag,
+    Components, ComponentsBuilder, InfoBuilder, License, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr,
+    Schema, Tag,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -24,6 +26,7 @@ use crate::openai::completions::{Completion, CompletionChunk};
 use crate::openai::embeddings::Embeddings;
 use crate::openai::rank::{Reranked, Scores};
 use crate::openai::tokenize::{Detokenized, Tokenized};
+pub use admin::admin_document;
 use schema::AnySchema;
 
 const ABOUT: &str = "What this server takes and gives, with the limits that it was started with. Requests that have a field \
@@ -40,20 +43,22 @@ const TAGS: &[&str] = &[
 
 /// The document of a server with these limits.
 pub fn document(limits: &RequestLimits) -> OpenApi {
-    let license = LicenseBuilder::new()
-        .name("Apache-2.0")
-        .identifier(Some("Apache-2.0"));
     let info = InfoBuilder::new()
         .title("Rempart")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(ABOUT))
-        .license(Some(license.build()));
+        .license(Some(license()));
     OpenApiBuilder::new()
         .info(info.build())
         .paths(operations::paths())
         .components(Some(components(limits)))
         .tags(Some(TAGS.iter().map(Tag::new)))
         .build()
+}
+
+fn license() -> License {
+    let license = LicenseBuilder::new().name("Apache-2.0");
+    license.identifier(Some("Apache-2.0")).build()
 }
 
 fn components(limits: &RequestLimits) -> Components {

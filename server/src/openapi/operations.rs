@@ -36,7 +36,7 @@ const ERRORS: &[(u16, &str)] = &[
     (500, "The server is at fault."),
     (
         503,
-        "Not now: a queue is full, models are loading, or the server is shutting down.",
+        "Not now: a queue is full, the model is not loaded, models are loading, or the server is shutting down.",
     ),
     (504, "The request took longer than this server lets it."),
 ];
@@ -74,7 +74,7 @@ pub(super) fn errors() -> Vec<(String, Response)> {
     Shape::ALL.into_iter().flat_map(of).collect()
 }
 
-fn error(shape: Shape, status: u16, what: &str) -> (String, Response) {
+pub(super) fn error(shape: Shape, status: u16, what: &str) -> (String, Response) {
     let content = Content::new(Some(named(shape.schema())));
     let mut response = ResponseBuilder::new().description(what).content(JSON, content);
     if status == 503 {
@@ -89,7 +89,7 @@ fn error(shape: Shape, status: u16, what: &str) -> (String, Response) {
 }
 
 /// One way to call the server.
-struct Call {
+pub(super) struct Call {
     method: HttpMethod,
     path: &'static str,
     operation: OperationBuilder,
@@ -97,7 +97,7 @@ struct Call {
 }
 
 impl Call {
-    fn new(method: HttpMethod, path: &'static str, tag: &str, summary: &str) -> Self {
+    pub(super) fn new(method: HttpMethod, path: &'static str, tag: &str, summary: &str) -> Self {
         let verb = if method == HttpMethod::Get {
             "get"
         } else if method == HttpMethod::Post {
@@ -128,7 +128,7 @@ impl Call {
         call.fails(&[400, 403, 431, 500])
     }
 
-    fn get(path: &'static str, tag: &str, summary: &str) -> Self {
+    pub(super) fn get(path: &'static str, tag: &str, summary: &str) -> Self {
         Self::new(HttpMethod::Get, path, tag, summary)
     }
 
@@ -142,7 +142,7 @@ impl Call {
         call
     }
 
-    fn fails(mut self, statuses: &[u16]) -> Self {
+    pub(super) fn fails(mut self, statuses: &[u16]) -> Self {
         for status in statuses {
             let reference = Ref::from_response_name(self.shape.response(*status));
             self.operation = self.operation.response(status.to_string(), reference);
@@ -150,7 +150,7 @@ impl Call {
         self
     }
 
-    fn gives(self, what: &str, content_type: &str, schema: AnySchema) -> Self {
+    pub(super) fn gives(self, what: &str, content_type: &str, schema: AnySchema) -> Self {
         self.responds(
             "200",
             ResponseBuilder::new()
@@ -164,7 +164,7 @@ impl Call {
         self
     }
 
-    fn answers(self, schema: &str) -> Self {
+    pub(super) fn answers(self, schema: &str) -> Self {
         self.gives("The answer.", JSON, named(schema))
     }
 
@@ -178,9 +178,13 @@ impl Call {
         self.responds("200", response)
     }
 
-    fn id(mut self, what: &str) -> Self {
+    fn id(self, what: &str) -> Self {
+        self.part_of_path("id", what)
+    }
+
+    pub(super) fn part_of_path(mut self, name: &str, what: &str) -> Self {
         let id = ParameterBuilder::new()
-            .name("id")
+            .name(name)
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
             .description(Some(what))
@@ -193,13 +197,15 @@ impl Call {
 /// All of them.
 pub(super) fn paths() -> Paths {
     let calls = [generating(), encoding(), tokens(), kept(), models(), operating()];
-    let paths = calls
-        .into_iter()
-        .flatten()
-        .fold(PathsBuilder::new(), |paths, call| {
-            let operation: Operation = call.operation.build();
-            paths.path(call.path, PathItem::new(call.method, operation))
-        });
+    paths_of(calls.into_iter().flatten())
+}
+
+/// Calls by their paths.
+pub(super) fn paths_of(calls: impl IntoIterator<Item = Call>) -> Paths {
+    let paths = calls.into_iter().fold(PathsBuilder::new(), |paths, call| {
+        let operation: Operation = call.operation.build();
+        paths.path(call.path, PathItem::new(call.method, operation))
+    });
     paths.build()
 }
 

@@ -85,6 +85,14 @@ fn settings_that_cannot_work_are_refused() {
         Error::RemoteBind { .. }
     ));
     assert!(matches!(
+        refused(&["--admin-bind", "0.0.0.0:9090"]),
+        Error::RemoteAdminBind { .. }
+    ));
+    assert!(matches!(
+        refused(&["--admin-bind", "127.0.0.1:8080"]),
+        Error::OneBind { .. }
+    ));
+    assert!(matches!(
         refused(&["--served-model-name", "a b"]),
         Error::ModelName { .. }
     ));
@@ -123,6 +131,8 @@ fn settings_that_cannot_work_are_refused() {
             == 80
     );
     assert!(settings(&["--bind", "[::1]:80"]).http.bind.is_ipv6());
+    let admin = settings(&["--admin-bind", "127.0.0.1:9090"]).http.admin;
+    assert!(admin.bind.is_some() && admin.hosts.is_some() && admin.idle_unload.is_none());
     assert_eq!(
         settings(&["--served-model-name", "a,b/c:1"]).model.served_names,
         ["a", "b/c:1"]

@@ -96,7 +96,8 @@ async fn the_third_failure_within_a_minute_ends_the_engine() {
     for _ in 0..3 {
         assert_eq!(server.chat(json!({})).await.status, 500);
     }
-    server.engine.failed().await;
+    assert!(server.engine.ended().await);
+    assert_eq!(server.app.registry.lost().await, "test-model");
     assert_eq!(server.engine.health(), Health::Failed);
     assert_eq!(server.get("/readyz").await.status, 503);
     assert_eq!(server.get("/livez").await.status, 503);

@@ -202,7 +202,7 @@ async fn readiness_needs_a_token() {
             r#"{"status":"not ready","reason":"no token was made yet"}"#
         );
     }
-    rempart::warm_up::warm_up(&server.app).await.unwrap();
+    server.warm_up().await;
     assert_eq!(server.get("/readyz").await.body, r#"{"status":"ready"}"#);
     assert_eq!(
         server.get("/version").await.body,

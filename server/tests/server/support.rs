@@ -1,6 +1,7 @@
 //! A server over a model that always says the same, and the means to hold it, break it and read its answers.
 
 mod encoders;
+mod generators;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,21 +12,20 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use clap::Parser as _;
 use http_body_util::BodyExt as _;
-use rempart::chat::template::Chat;
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
-use rempart::engine_thread::{self, Pace};
-use rempart::grammar::Grammars;
-use rempart::http::{App, AppState, Models, app};
+use rempart::engine_thread::EngineHandle;
+use rempart::http::{App, AppState, admin, app};
 use rempart::metrics::Metrics;
-use rempart::model::Model;
+use rempart::registry::{First, Loaded, Served};
 use rempart::shutdown::Shutdown;
-use rempart::turns::Turns;
 use rempart::warm_up::warm_up;
-use rempart_engine::{Batch, Engine, EngineConfig, ModelRunner, SampleRow, Sampled, sampling};
-use rempart_text::{ChatTemplate, GgufVocab, Segment, Tokenizer};
+use rempart_text::{GgufVocab, Tokenizer};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+
+pub(crate) use generators::STORED;
+use generators::{Says, Stored};
 
 /// What the model says to everything, one token for each byte, before it ends.
 pub(crate) const SCRIPT: &str = "Hello, wörld. One two three.";
@@ -87,7 +87,7 @@ impl Controls {
         .unwrap();
     }
 
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         let mut gate = self.gate.lock().unwrap();
         gate.held = gate.closed;
         self.changed.notify_all();
@@ -95,45 +95,10 @@ impl Controls {
         gate.held = false;
     }
 
-    fn due(count: &AtomicUsize) -> bool {
+    pub(super) fn due(count: &AtomicUsize) -> bool {
         count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
             .is_ok()
-    }
-}
-
-/// Says its script, then ends; with end-of-sequence ignored, begins again.
-struct ScriptedRunner {
-    controls: Arc<Controls>,
-    script: Vec<u32>,
-}
-
-impl ModelRunner for ScriptedRunner {
-    type Logits = ();
-    type Error = String;
-
-    fn forward(&mut self, batch: &Batch) -> Result<(), String> {
-        self.controls.pass();
-        self.controls.rows.store(batch.rows.len(), Ordering::Relaxed);
-        let ms = self.controls.token_ms.load(Ordering::Relaxed) * batch.tokens.len();
-        std::thread::sleep(Duration::from_millis(ms as u64));
-        assert!(!Controls::due(&self.controls.panic), "the test asked for it");
-        if Controls::due(&self.controls.fail) {
-            Err("the test asked for it".to_owned())
-        } else {
-            Ok(())
-        }
-    }
-
-    fn sample(&mut self, (): (), rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
-        let sample = |row: &SampleRow<'_>| {
-            let at = row.output.len() % (self.script.len() + 1);
-            let next = self.script.get(at).copied().unwrap_or(IM_END);
-            let mut logits: Vec<f32> = (0..VOCAB).map(|token| -(token as f32) / 64.0).collect();
-            logits[next as usize] = 12.0;
-            sampling::sample(&mut logits, row)
-        };
-        Ok(rows.iter().map(sample).collect())
     }
 }
 
@@ -142,7 +107,9 @@ pub(crate) struct TestServer {
     pub(crate) app: AppState,
     pub(crate) router: Router,
     pub(crate) controls: Arc<Controls>,
-    pub(crate) engine: engine_thread::EngineHandle,
+    pub(crate) engine: EngineHandle,
+    pub(crate) admin: Router,
+    served: Served,
 }
 
 impl Drop for TestServer {
@@ -248,14 +215,14 @@ impl TestServer {
     /// A server with these options of `rempart serve`, whose first token was made.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
         let server = Self::cold(arguments);
-        warm_up(&server.app).await.unwrap();
+        server.warm_up().await;
         server
     }
 
     /// A server over a model that says something else, with a template of its own.
     pub(crate) async fn saying(template: Option<&str>, script: &str, arguments: &[&str]) -> Self {
         let server = Self::scripted(template.unwrap_or(TEMPLATE), script, LONG_CONTEXT, arguments);
-        warm_up(&server.app).await.unwrap();
+        server.warm_up().await;
         server
     }
 
@@ -271,81 +238,73 @@ impl TestServer {
             request,
             ..
         } = settings(arguments);
-        let config = EngineConfig {
-            blocks: 1024,
-            block_size: engine.block_size,
-            step_tokens_max: engine.step_tokens_max,
-            sequences_max: engine.sequences_max,
-            queue_requests_max: engine.queue_requests_max,
-            queue_tokens_max: engine.queue_tokens_max,
-            speculative_tokens: engine.speculative_tokens,
-            context_max: context,
-            prefix_cache: engine.prefix_cache,
-            cache_secret: 0,
-        };
-        let metrics = Metrics::new().unwrap();
         let controls = Arc::new(Controls::default());
-        let tokenizer = tokenizer();
-        let runner = ScriptedRunner {
+        let state = Arc::new(App::new(
+            http,
+            request,
+            Metrics::new().unwrap(),
+            Shutdown::default(),
+        ));
+        let says = Says {
+            names: &["test-model", "alias"],
+            template,
+            script,
+            context,
+        };
+        let loaded = generators::start(&says, &engine, &state.metrics, &controls);
+        let Served::Generator(model) = &loaded.served else {
+            unreachable!("it generates")
+        };
+        let (handle, served) = (model.engine.clone(), loaded.served.clone());
+        let first = |loaded: Loaded, names: &[&str]| First {
+            source: names[0].to_owned(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            loaded,
+        };
+        let mut models = vec![first(loaded, says.names)];
+        for (name, loaded) in encoders::start(&engine, &state.metrics) {
+            models.push(first(loaded, &[name]));
+        }
+        let loader = Stored {
+            engine,
+            metrics: state.metrics.clone(),
             controls: Arc::clone(&controls),
-            script: tokenizer.encode(&[Segment::Markup(script)], false).unwrap(),
         };
-        let (handle, _join) = engine_thread::spawn(
-            Engine::new(runner, config),
-            config,
-            metrics.model("test-model", &config),
-            Pace {
-                stall_timeout: engine.stall_timeout,
-                itl_target: engine.itl_target,
-                turns: Turns::default(),
-            },
-        )
-        .unwrap();
-        let state = Arc::new(App::new(http, request, metrics, Shutdown::default()));
-        let template = ChatTemplate::new(template, tokenizer.special_tokens()).unwrap();
-        let chat = Chat::new(template, &tokenizer, &[IM_END]);
-        let beside = encoders::start(&engine, &state);
-        let model = Model {
-            names: vec!["test-model".to_owned(), "alias".to_owned()],
-            grammars: Grammars::new(
-                tokenizer.clone(),
-                VOCAB,
-                vec![IM_END],
-                env!("CARGO_BIN_EXE_rempart").into(),
-            ),
-            infill: tokenizer.infill(),
-            tokenizer,
-            chat: Some(chat),
-            context_length: context,
-            vocab_size: VOCAB,
-            eos_tokens: vec![IM_END],
-            encoders: encoders::usages(&beside),
-            created: 1_700_000_000,
-            engine: handle.clone(),
-        };
-        state.serve_models(Models {
-            generator: Some(Arc::new(model)),
-            encoders: beside.to_vec(),
-        });
+        state.registry.open(models, Some(Box::new(loader)));
         Self {
             router: app(Arc::clone(&state)),
+            admin: admin::app(Arc::clone(&state)),
             app: state,
             controls,
             engine: handle,
+            served,
         }
+    }
+
+    /// Makes the first token.
+    pub(crate) async fn warm_up(&self) {
+        warm_up(&self.served).await.unwrap();
+    }
+
+    /// A POST to the administrative interface.
+    pub(crate) async fn administer(&self, path: &str) -> Answer {
+        let request = Request::post(path).header("host", "localhost");
+        read(&self.admin, request.body(Body::empty()).unwrap()).await
+    }
+
+    /// What the administrative interface tells of a model.
+    pub(crate) async fn state_of(&self, name: &str) -> Value {
+        let request = Request::get("/admin/models").header("host", "localhost");
+        let list = read(&self.admin, request.body(Body::empty()).unwrap()).await;
+        let list: Value = serde_json::from_str(&list.body).unwrap();
+        let mut all = list["data"].as_array().unwrap().iter();
+        all.find(|model| model["id"] == name).cloned().unwrap_or_default()
     }
 
     pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
         let host = HeaderValue::from_static("localhost");
         request.headers_mut().entry("host").or_insert(host);
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        Answer {
-            status,
-            headers,
-            body: String::from_utf8(bytes.to_vec()).unwrap(),
-        }
+        read(&self.router, request).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -392,6 +351,18 @@ impl TestServer {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("{series} is {}, not {wanted}", self.metric(series).await);
+    }
+}
+
+/// Sends a request, and reads its answer to the end.
+pub(crate) async fn read(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    Answer {
+        status,
+        headers,
+        body: String::from_utf8(bytes.to_vec()).unwrap(),
     }
 }
 

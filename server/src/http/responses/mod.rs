@@ -28,7 +28,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let state = Arc::clone(&app);
-    let prepare = move |body: &[u8], model: &Model, limits: &RequestLimits| {
+    let prepare = move |body: &[u8], model: Result<&Model, ApiError>, limits: &RequestLimits| {
         let request = parse(&state, body, limits)?;
         let keeps = state.responses().keeps();
         if request.store == Some(true) && !keeps {
@@ -36,7 +36,7 @@ pub async fn create(
                 "`store` can't be true: this server keeps no responses (--responses-retention-s is 0)";
             return Err(ApiError::invalid("store", "unsupported_parameter", message));
         }
-        let prepared = prepare_chat(&request.chat, model, limits).map_err(named)?;
+        let prepared = prepare_chat(&request.chat, model?, limits).map_err(named)?;
         Ok((prepared, (request, keeps)))
     };
     let (started, (request, keeps)) = generate::start(&app, arrived.0, request, prepare).await?;
@@ -50,12 +50,18 @@ pub async fn create(
     })
 }
 
-pub async fn input_tokens(State(app): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let model = app.model()?;
+pub async fn input_tokens(
+    State(app): State<AppState>,
+    Extension(arrived): Extension<Arrived>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let (bytes, state, model) = (body.bytes.clone(), Arc::clone(&app), Arc::clone(&model));
+    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = parse(&state, &bytes, &state.limits)?.chat;
+        let model = model?;
         model.check_name(&request.common.model)?;
         render(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
     };

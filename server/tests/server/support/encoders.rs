@@ -5,7 +5,8 @@ use std::sync::Arc;
 use rempart::config::EngineSettings;
 use rempart::encoder::EncoderModel;
 use rempart::encoder_thread::{self, Encode, EncoderLimits};
-use rempart::http::App;
+use rempart::metrics::Metrics;
+use rempart::registry::{Loaded, Served};
 use rempart::turns::Turns;
 use rempart_models::{EncoderBatch, Pooling, ScoreActivation, Task};
 use rempart_text::Tokenizer;
@@ -57,30 +58,34 @@ impl Encode for Counting {
 }
 
 /// A model that embeds and one that scores pairs.
-pub(super) fn start(engine: &EngineSettings, state: &App) -> [Arc<EncoderModel>; 2] {
-    [("embedder", EMBED), ("ranker", RANK)].map(|(name, task)| {
-        let limits = EncoderLimits {
-            batch_tokens_max: engine.encoder_batch_tokens_max,
-            queue_requests_max: engine.queue_requests_max,
-            queue_tokens_max: engine.queue_tokens_max,
-        };
-        let metrics = state.metrics.encoder(name);
-        Arc::new(EncoderModel {
-            name: name.to_owned(),
-            tokenizer: tokenizer_of_pairs(),
-            task,
-            tokens_max: 64,
-            vocab_size: VOCAB,
-            created: 1_700_000_000,
-            engine: encoder_thread::spawn(Counting(task), limits, Turns::default(), metrics).unwrap(),
-        })
-    })
+pub(super) fn start(engine: &EngineSettings, metrics: &Metrics) -> [(&'static str, Loaded); 2] {
+    ["embedder", "ranker"].map(|name| (name, start_one(name, engine, metrics)))
 }
 
-/// What the model beside them knows of them.
-pub(super) fn usages(encoders: &[Arc<EncoderModel>]) -> Vec<(String, &'static str)> {
-    let usage = |encoder: &Arc<EncoderModel>| (encoder.name.clone(), encoder.usage());
-    encoders.iter().map(usage).collect()
+pub(super) fn start_one(name: &str, engine: &EngineSettings, metrics: &Metrics) -> Loaded {
+    let task = if name == "ranker" { RANK } else { EMBED };
+    let limits = EncoderLimits {
+        batch_tokens_max: engine.encoder_batch_tokens_max,
+        queue_requests_max: engine.queue_requests_max,
+        queue_tokens_max: engine.queue_tokens_max,
+    };
+    let metrics = metrics.encoder(name);
+    let (engine, thread) = encoder_thread::spawn(Counting(task), limits, Turns::default(), metrics).unwrap();
+    let model = EncoderModel {
+        name: name.to_owned(),
+        tokenizer: tokenizer_of_pairs(),
+        task,
+        tokens_max: 64,
+        vocab_size: VOCAB,
+        created: 1_700_000_000,
+        engine,
+    };
+    Loaded {
+        served: Served::Encoder(Arc::new(model)),
+        thread,
+        bytes: 10,
+        planned: 10,
+    }
 }
 
 /// A tokenizer that knows pairs: a token for each letter, nothing around a text.

@@ -1,0 +1,22 @@
+//! What the allocator keeps of memory that was freed.
+
+/// Has all threads allocate from one heap. glibc otherwise makes one for each of up to eight threads a core, and of all but
+/// the first it keeps what is free at the end: models that come and go leave some of themselves in each. Called before there
+/// are threads.
+pub fn use_one_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call changes a number of the allocator, under its locks.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives freed memory back to the system, where the allocator is glibc's: by itself it keeps what lies between parts that are
+/// still in use, and after a model was unloaded that is most of it.
+pub fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call works on the allocator's own state alone, and takes its locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,59 @@
+//! The administrative interface, and when models are unloaded.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{AllowedHosts, Error};
+
+/// Options of what an operator does at run time.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Administration")]
+pub struct AdminArgs {
+    /// Address of the interface that loads and unloads models, apart from the other one [default: there is none]
+    #[arg(long, env = "REMPART_ADMIN_BIND")]
+    pub admin_bind: Option<SocketAddr>,
+    /// Seconds that running requests get to finish when their model is unloaded
+    #[arg(long, env = "REMPART_UNLOAD_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub unload_timeout_s: u64,
+    /// Seconds without a request after which a model is unloaded, until the next one asks for it; 0: never
+    #[arg(long, env = "REMPART_IDLE_UNLOAD_S", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
+    pub idle_unload_s: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct AdminSettings {
+    pub bind: Option<SocketAddr>,
+    /// What the `Host` header may name there; `None`: anything.
+    pub hosts: Option<AllowedHosts>,
+    pub unload_timeout: Duration,
+    pub idle_unload: Option<Duration>,
+}
+
+impl AdminArgs {
+    /// `bind` and `names` are those of the other interface; `remote`, whether other machines may reach this server.
+    pub(super) fn check(
+        self,
+        bind: SocketAddr,
+        names: Vec<String>,
+        remote: bool,
+    ) -> Result<AdminSettings, Error> {
+        let mut hosts = None;
+        if let Some(own) = self.admin_bind {
+            if !own.ip().is_loopback() && !remote {
+                return Err(Error::RemoteAdminBind { bind: own });
+            }
+            if own == bind && own.port() != 0 {
+                return Err(Error::OneBind { bind });
+            }
+            hosts = AllowedHosts::new(own, names)?;
+        }
+        Ok(AdminSettings {
+            bind: self.admin_bind,
+            hosts,
+            unload_timeout: Duration::from_secs(self.unload_timeout_s),
+            idle_unload: (self.idle_unload_s > 0).then(|| Duration::from_secs(self.idle_unload_s)),
+        })
+    }
+}

@@ -1,0 +1,76 @@
+//! Administration at run time, on an address of its own: which models there are, and their loading and unloading.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::ApiError;
+use super::{AppState, head, observe};
+use crate::openapi::admin_document;
+use crate::registry::Snapshot;
+use crate::shutdown::Phase;
+
+/// The models that are known.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AdminModelList)]
+pub struct Snapshots {
+    object: &'static str,
+    data: Vec<Snapshot>,
+}
+
+type Name = Result<Path<String>, PathRejection>;
+
+/// The administrative interface.
+pub fn app(state: AppState) -> Router {
+    Router::new()
+        .route("/admin/models", get(list))
+        .route("/admin/models/{name}/load", post(load))
+        .route("/admin/models/{name}/unload", post(unload))
+        .route("/admin/models/{name}/reload", post(reload))
+        .route("/openapi.json", get(async || Json(admin_document())))
+        .fallback(async || ApiError::route_not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&state), head::check_admin))
+        .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
+        .layer(from_fn(observe::arrive))
+        .with_state(state)
+}
+
+async fn list(State(app): State<AppState>) -> Json<Snapshots> {
+    Json(Snapshots {
+        object: "list",
+        data: app.registry.snapshots(),
+    })
+}
+
+async fn load(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+    let name = checked(&app, name)?;
+    app.registry.load(&name).await.map(Json)
+}
+
+async fn unload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+    let name = checked(&app, name)?;
+    app.registry.unload(&name).await.map(Json)
+}
+
+async fn reload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+    let name = checked(&app, name)?;
+    app.registry.reload(&name).await.map(Json)
+}
+
+/// The name in a path, while models may still come and go.
+fn checked(app: &AppState, name: Name) -> Result<String, ApiError> {
+    if app.shutdown.phase() > Phase::Running {
+        return Err(ApiError::draining());
+    }
+    // What is no UTF-8 names no model.
+    name.map(|Path(name)| name)
+        .map_err(|_| app.registry.not_found(""))
+}

@@ -1,0 +1,398 @@
+//! Which models there are, what state each is in, and the way from a name to one that is loaded.
+//!
+//! A request holds the model that it was given for as long as it lives, and so does nothing else but the registry: a model
+//! that is unloaded ends with its last request.
+
+mod lifecycle;
+mod served;
+mod snapshot;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::encoder::EncoderModel;
+use crate::http::error::ApiError;
+use crate::http::models::unix_now;
+use crate::metrics::{LifecycleMetrics, Metrics};
+use crate::model::Model;
+pub use served::{About, Kind, Served};
+pub use snapshot::Snapshot;
+
+/// A model that could not be loaded when a request wanted it is not tried again for so long.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What brings a model from its files into memory.
+pub trait Load: Send + Sync {
+    /// The name that a model of the store goes by; `None` where there is no model of that name.
+    fn find(&self, name: &str) -> Option<String>;
+
+    /// Loads a model and starts its thread. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// Says what is wrong, for the operator.
+    fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded>;
+}
+
+/// What is to be loaded.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What the operator named: of the store or, on the command line, anything.
+    pub source: String,
+    pub names: Vec<String>,
+    /// Bytes of the memory plan that other models have.
+    pub taken: u64,
+}
+
+/// A model that is in memory.
+pub struct Loaded {
+    pub served: Served,
+    /// The thread that computes. Memory is free again when it has ended.
+    pub thread: JoinHandle<()>,
+    /// What it takes at most, bytes.
+    pub bytes: u64,
+    /// How much of that is of the memory that the plan divides.
+    pub planned: u64,
+}
+
+/// A model of the command line, loaded.
+pub struct First {
+    pub source: String,
+    pub names: Vec<String>,
+    pub loaded: Loaded,
+}
+
+/// A cheap handle on all models.
+#[derive(Clone)]
+pub struct Registry(Arc<Shared>);
+
+struct Shared {
+    entries: Mutex<Vec<Entry>>,
+    /// Whether the models of the command line are there.
+    opened: AtomicBool,
+    loader: OnceLock<Box<dyn Load>>,
+    /// Loads come one after the other: each plans with what the others leave.
+    loading: tokio::sync::Mutex<()>,
+    /// Counts changes of states.
+    changed: watch::Sender<u64>,
+    /// A model of the command line whose engine has given up.
+    lost: watch::Sender<Option<String>>,
+    /// Loads and unloads go on if those who asked for them leave.
+    tasks: Mutex<JoinSet<()>>,
+    metrics: Metrics,
+    unload_timeout: Duration,
+}
+
+/// One model. Entries are never removed, so that an entry's place is its identity.
+struct Entry {
+    source: String,
+    /// The first is the one that answers carry.
+    names: Vec<String>,
+    /// Whether the command line has it.
+    first: bool,
+    state: State,
+    /// Known once it was loaded.
+    about: Option<About>,
+    bytes: u64,
+    planned: u64,
+    used: Option<Used>,
+    metrics: LifecycleMetrics,
+}
+
+#[derive(Clone, Copy)]
+struct Used {
+    at: Instant,
+    unix_s: i64,
+}
+
+enum State {
+    Loading,
+    Ready(Loaded),
+    Draining(Then),
+    /// `idle`: a request brings it back.
+    Unloaded {
+        idle: bool,
+    },
+    Failed {
+        error: String,
+        /// Whether a request had asked for it, and another may try again, when it was tried.
+        idle: bool,
+        at: Instant,
+    },
+}
+
+/// What comes after draining.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Stay,
+    Idle,
+    Reload,
+}
+
+/// What a name leads to.
+enum Found {
+    Ready(Served),
+    /// It is on its way.
+    Coming,
+    /// The caller must bring it: its state says so already.
+    Bring(usize),
+}
+
+/// What a request wants of a model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Text,
+    Vectors,
+}
+
+impl Registry {
+    /// `unload_timeout` is what running requests get when their model is unloaded.
+    pub fn new(metrics: Metrics, unload_timeout: Duration) -> Self {
+        Self(Arc::new(Shared {
+            entries: Mutex::default(),
+            opened: AtomicBool::new(false),
+            loader: OnceLock::new(),
+            loading: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(0),
+            lost: watch::Sender::new(None),
+            tasks: Mutex::default(),
+            metrics,
+            unload_timeout,
+        }))
+    }
+
+    /// Puts the models of the command line into service, and `loader` to work for those that come later. Called once.
+    pub fn open(&self, models: Vec<First>, loader: Option<Box<dyn Load>>) {
+        if let Some(loader) = loader {
+            let _only_once = self.0.loader.set(loader);
+        }
+        for First {
+            source,
+            names,
+            loaded,
+        } in models
+        {
+            let mut entry = self.entry(source, names, true);
+            entry.metrics.loaded(loaded.bytes);
+            entry.begin(&loaded);
+            let served = loaded.served.clone();
+            entry.state = State::Ready(loaded);
+            let id = self.add(entry);
+            self.watch(id, &served);
+        }
+        self.0.opened.store(true, Ordering::Release);
+        self.changed();
+    }
+
+    /// Waits until the engine of a model of the command line has given up; its name.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.0.lost.subscribe();
+        match lost.wait_for(Option::is_some).await {
+            Ok(name) => name.clone().unwrap_or_default(),
+            // The sender lives in `self`.
+            Err(_) => String::new(),
+        }
+    }
+
+    /// What to tell a client that is too early.
+    pub fn check_opened(&self) -> Result<(), ApiError> {
+        if self.0.opened.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(ApiError::not_ready("the models are loading"))
+        }
+    }
+
+    /// The model of a name that generates text, loaded: one that a request brings back, or that is on its way, is waited for.
+    /// Without a name the first one.
+    pub async fn generator(&self, name: Option<&str>, deadline: Instant) -> Result<Arc<Model>, ApiError> {
+        match self.served(name, Use::Text, deadline).await? {
+            Served::Generator(model) => Ok(model),
+            Served::Encoder(encoder) => Err(no_text(encoder.kind())),
+        }
+    }
+
+    /// The encoder of a name, likewise.
+    pub async fn encoder(&self, name: &str, deadline: Instant) -> Result<Arc<EncoderModel>, ApiError> {
+        match self.served(Some(name), Use::Vectors, deadline).await? {
+            Served::Encoder(encoder) => Ok(encoder),
+            Served::Generator(_) => Err(no_vectors()),
+        }
+    }
+
+    async fn served(&self, name: Option<&str>, wanted: Use, deadline: Instant) -> Result<Served, ApiError> {
+        let mut changed = self.0.changed.subscribe();
+        loop {
+            match self.find(name, wanted)? {
+                Found::Ready(served) => return Ok(served),
+                Found::Coming => {}
+                Found::Bring(id) => self.bring_in_background(id, true),
+            }
+            let waited = tokio::time::timeout_at(deadline.into(), changed.changed()).await;
+            if waited.is_err() {
+                return Err(ApiError::deadline());
+            }
+        }
+    }
+
+    fn find(&self, name: Option<&str>, wanted: Use) -> Result<Found, ApiError> {
+        self.check_opened()?;
+        let mut entries = self.lock();
+        let found = match name {
+            Some(name) => entries.iter().position(|entry| entry.has(name)),
+            None => entries
+                .iter()
+                .position(|entry| entry.is_offered() && entry.is_for(wanted)),
+        };
+        let Some(id) = found else {
+            let message = "no model of this server generates text";
+            return Err(name.map_or_else(
+                || ApiError::invalid("model", "model_not_supported", message),
+                |name| ApiError::model_not_found(name, &offered(&entries)),
+            ));
+        };
+        let entry = &mut entries[id];
+        if let Some(about) = entry.about.filter(|_| !entry.is_for(wanted)) {
+            return Err(match wanted {
+                Use::Text => no_text(about.kind),
+                Use::Vectors => no_vectors(),
+            });
+        }
+        let found = entry.state.found(id).ok_or_else(ApiError::model_unloaded)?;
+        match &found {
+            Found::Ready(_) => entry.used = Some(Used::now()),
+            Found::Bring(_) => entry.state = State::Loading,
+            Found::Coming => {}
+        }
+        Ok(found)
+    }
+
+    /// What to tell a client that asks for what there is not.
+    pub fn not_found(&self, name: &str) -> ApiError {
+        ApiError::model_not_found(name, &offered(&self.lock()))
+    }
+
+    /// What clients may ask for: names, and what is known of the model. Those that generate come first.
+    pub fn offered(&self) -> Result<Vec<(Vec<String>, About)>, ApiError> {
+        self.check_opened()?;
+        let entries = self.lock();
+        let offered = entries.iter().filter(|entry| entry.is_offered());
+        let mut all: Vec<_> = offered
+            .filter_map(|entry| Some((entry.names.clone(), entry.about?)))
+            .collect();
+        all.sort_by_key(|(_, about)| about.kind != Kind::Generator);
+        Ok(all)
+    }
+
+    /// The models that are in memory, with their names.
+    pub fn loaded(&self) -> Vec<(String, Served)> {
+        let entries = self.lock();
+        let ready = entries.iter().filter_map(|entry| match &entry.state {
+            State::Ready(loaded) => Some((entry.id().to_owned(), loaded.served.clone())),
+            _ => None,
+        });
+        ready.collect()
+    }
+
+    fn entry(&self, source: String, names: Vec<String>, first: bool) -> Entry {
+        Entry {
+            metrics: self.0.metrics.lifecycle(&names[0]),
+            source,
+            names,
+            first,
+            state: State::Unloaded { idle: false },
+            about: None,
+            bytes: 0,
+            planned: 0,
+            used: None,
+        }
+    }
+
+    fn add(&self, entry: Entry) -> usize {
+        let mut entries = self.lock();
+        entries.push(entry);
+        entries.len() - 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.0.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Used {
+    fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            unix_s: unix_now(),
+        }
+    }
+}
+
+impl State {
+    /// What a request for it gets; `None` where only the operator brings it back.
+    fn found(&self, id: usize) -> Option<Found> {
+        match self {
+            Self::Ready(loaded) => Some(Found::Ready(loaded.served.clone())),
+            Self::Loading | Self::Draining(Then::Idle | Then::Reload) => Some(Found::Coming),
+            Self::Unloaded { idle: true } => Some(Found::Bring(id)),
+            Self::Failed { idle: true, at, .. } if at.elapsed() >= RETRY => Some(Found::Bring(id)),
+            Self::Draining(Then::Stay) | Self::Unloaded { .. } | Self::Failed { .. } => None,
+        }
+    }
+}
+
+impl Entry {
+    fn id(&self) -> &str {
+        &self.names[0]
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own == name)
+    }
+
+    fn is_for(&self, wanted: Use) -> bool {
+        let generates = self.about.is_some_and(|about| about.kind == Kind::Generator);
+        generates == (wanted == Use::Text)
+    }
+
+    /// Whether clients may ask for it.
+    fn is_offered(&self) -> bool {
+        match &self.state {
+            State::Loading | State::Draining(Then::Idle | Then::Reload) => self.about.is_some(),
+            State::Ready(_) | State::Unloaded { idle: true } | State::Failed { idle: true, .. } => true,
+            State::Draining(Then::Stay) | State::Unloaded { .. } | State::Failed { .. } => false,
+        }
+    }
+
+    /// Notes what is known of it now that it is loaded.
+    fn begin(&mut self, loaded: &Loaded) {
+        self.about = Some(loaded.served.about());
+        self.bytes = loaded.bytes;
+        self.planned = loaded.planned;
+        self.used = Some(Used::now());
+    }
+}
+
+/// The names that clients may ask for.
+fn offered(entries: &[Entry]) -> Vec<String> {
+    let offered = entries.iter().filter(|entry| entry.is_offered());
+    offered.flat_map(|entry| entry.names.iter().cloned()).collect()
+}
+
+fn no_text(kind: Kind) -> ApiError {
+    let message = format!("this model generates no text: {}", kind.usage());
+    ApiError::invalid("model", "model_not_supported", message)
+}
+
+fn no_vectors() -> ApiError {
+    let message = "this model generates text: it neither embeds nor ranks";
+    ApiError::invalid("model", "model_not_supported", message)
+}

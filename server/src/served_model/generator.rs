@@ -1,0 +1,264 @@
+//! A model that generates text: from its files to its engine thread.
+
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use candle_core::Device;
+use rempart_engine::EngineConfig;
+use rempart_hub::store::ModelPath;
+use rempart_kernels::cpu;
+use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
+use rempart_text::{ChatTemplate, Tokenizer};
+
+use super::{created, loading_bar, text};
+use crate::chat::template::Chat;
+use crate::config::{Activations, EngineSettings, KvDtype, ModelSettings, Settings};
+use crate::engine_thread::{self, Pace};
+use crate::grammar::Grammars;
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::registry::{Loaded, Served};
+use crate::runner::CandleRunner;
+use crate::turns::Turns;
+
+/// Shortest context that an automatic plan falls back to before it gives up, tokens.
+const CONTEXT_AUTO_MIN: usize = 1024;
+
+/// A loaded model with everything the server needs to know of it.
+pub struct ServedModel {
+    pub runner: CandleRunner,
+    tokenizer: Tokenizer,
+    /// `None` for a base model.
+    chat_template: Option<ChatTemplate>,
+    /// Tokens of prompt and answer together.
+    context_length: usize,
+    vocab_size: usize,
+    eos_tokens: Vec<u32>,
+    engine_config: EngineConfig,
+    /// When its files were written, Unix time in seconds.
+    created: i64,
+    /// What was planned for it.
+    bytes: u64,
+}
+
+/// What a model gets.
+#[derive(Clone)]
+pub(super) struct Plan {
+    pub(super) memory: MemoryPlan,
+    pub(super) context_length: usize,
+}
+
+/// Reads a model into memory that was planned for it.
+pub(super) fn load(
+    settings: &Settings,
+    device: &Device,
+    found: &ModelPath,
+    files: &ModelFiles,
+    plan: &Plan,
+) -> anyhow::Result<ServedModel> {
+    let started = Instant::now();
+    let loading = || format!("loading {}", found.path.display());
+    let (model, (tokenizer, chat_template)) =
+        read(files, settings.model.activations, device).with_context(loading)?;
+    let Plan {
+        memory: plan,
+        context_length,
+    } = plan;
+    let context_length = *context_length;
+    tracing::info!(
+        model = %found.name, device = ?device.location(), threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
+        seconds = started.elapsed().as_secs_f32(), "{plan}"
+    );
+    let leftovers: Vec<&str> = files.checkpoint.leftovers().collect();
+    if !leftovers.is_empty() {
+        tracing::warn!(tensors = ?leftovers, "the file holds tensors that this model does not use");
+    }
+    let mut eos_tokens = [files.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
+    eos_tokens.sort_unstable();
+    eos_tokens.dedup();
+    let kv_dtype = kv_dtype(settings, device);
+    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype, device)?;
+    Ok(ServedModel {
+        tokenizer,
+        chat_template,
+        context_length,
+        vocab_size: files.config.vocab_size,
+        eos_tokens,
+        engine_config: engine_config(&settings.engine, plan, context_length),
+        created: created(&found.path),
+        runner: CandleRunner::new(Steps::new(model, kv, &files.config, device)),
+        bytes: plan.total(),
+    })
+}
+
+/// Reads the weights and, meanwhile, builds the tokenizer: for a large vocabulary that takes as long as packing a small
+/// model, on one core.
+fn read(
+    files: &ModelFiles,
+    activations: Activations,
+    device: &Device,
+) -> anyhow::Result<(Box<dyn Weights>, text::Text)> {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("tokenizer".to_owned());
+        let text = builder
+            .spawn_scoped(scope, || text::build(files))
+            .context("the system refuses a thread for the tokenizer")?;
+        let model = weights(files, activations, device);
+        let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok((model?, text?))
+    })
+}
+
+fn weights(
+    files: &ModelFiles,
+    activations: Activations,
+    device: &Device,
+) -> rempart_models::Result<Box<dyn Weights>> {
+    let activations = match activations {
+        Activations::Int8 => rempart_kernels::Activations::Int8,
+        Activations::Int16 => rempart_kernels::Activations::Int16,
+    };
+    let bar = loading_bar();
+    let progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let model = files.load(&LoadOptions {
+        device: device.clone(),
+        progress: Some(&progress),
+        activations,
+    });
+    bar.finish_and_clear();
+    model
+}
+
+/// The memory plan and the context length. A context that nobody asked for is halved until it fits.
+pub(super) fn plan(
+    files: &ModelFiles,
+    settings: &Settings,
+    device: &Device,
+    available: u64,
+) -> anyhow::Result<Plan> {
+    let ModelSettings {
+        context_length,
+        kv_cache_bytes,
+        ..
+    } = settings.model;
+    let trained = files.config.context_length;
+    if let Some(asked) = context_length.filter(|&asked| asked > trained) {
+        bail!("--context-length {asked} is more than the model was made for, {trained}");
+    }
+    let engine = &settings.engine;
+    let mut request = PlanRequest {
+        available,
+        weights: files.checkpoint.loaded_bytes(),
+        context_length: context_length.unwrap_or(trained),
+        block_size: engine.block_size,
+        step_tokens: engine.step_tokens_max,
+        logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
+        kv_dtype: kv_dtype(settings, device),
+        kv: kv_cache_bytes,
+        dedicated: !device.is_cpu(),
+    };
+    loop {
+        match MemoryPlan::new(&files.config, &request) {
+            Ok(memory) => {
+                let context_length = request.context_length;
+                return Ok(Plan {
+                    memory,
+                    context_length,
+                });
+            }
+            Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {
+                request.context_length = (request.context_length / 2).max(CONTEXT_AUTO_MIN);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn kv_dtype(settings: &Settings, device: &Device) -> rempart_models::KvDtype {
+    match settings.model.kv_dtype {
+        None if device.is_cpu() => rempart_models::KvDtype::Int8,
+        Some(KvDtype::Int8) => rempart_models::KvDtype::Int8,
+        Some(KvDtype::Bf16) | None => rempart_models::KvDtype::Bf16,
+        Some(KvDtype::F32) => rempart_models::KvDtype::F32,
+    }
+}
+
+fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usize) -> EngineConfig {
+    EngineConfig {
+        blocks: plan.blocks,
+        block_size: engine.block_size,
+        step_tokens_max: engine.step_tokens_max,
+        sequences_max: engine.sequences_max,
+        queue_requests_max: engine.queue_requests_max,
+        queue_tokens_max: engine.queue_tokens_max,
+        speculative_tokens: engine.speculative_tokens,
+        context_max: context_length,
+        prefix_cache: engine.prefix_cache,
+        cache_secret: uuid::Uuid::new_v4().as_u64_pair().0,
+    }
+}
+
+impl ServedModel {
+    /// Starts its engine thread.
+    pub(super) fn start(
+        self,
+        names: Vec<String>,
+        settings: &EngineSettings,
+        metrics: &Metrics,
+        turns: &Turns,
+    ) -> anyhow::Result<Loaded> {
+        let Some(name) = names.first() else {
+            bail!("the model has no name")
+        };
+        self.engine_config.check().context("the engine's limits")?;
+        let metrics = metrics.model(name, &self.engine_config);
+        let engine = rempart_engine::Engine::new(self.runner, self.engine_config);
+        let pace = Pace {
+            stall_timeout: settings.stall_timeout,
+            itl_target: settings.itl_target,
+            turns: turns.clone(),
+        };
+        let (handle, thread) = engine_thread::spawn(engine, self.engine_config, metrics, pace)
+            .context("starting the engine thread")?;
+        let chat = self
+            .chat_template
+            .map(|template| Chat::new(template, &self.tokenizer, &self.eos_tokens));
+        let model = Model {
+            names,
+            grammars: Grammars::new(
+                self.tokenizer.clone(),
+                self.vocab_size,
+                self.eos_tokens.clone(),
+                this_program()?,
+            ),
+            infill: self.tokenizer.infill(),
+            tokenizer: self.tokenizer,
+            chat,
+            context_length: self.context_length,
+            vocab_size: self.vocab_size,
+            eos_tokens: self.eos_tokens,
+            created: self.created,
+            engine: handle,
+        };
+        Ok(Loaded {
+            served: Served::Generator(model.into()),
+            thread,
+            bytes: self.bytes,
+            planned: self.bytes,
+        })
+    }
+}
+
+/// This program, even if an upgrade replaces or removes its file.
+fn this_program() -> anyhow::Result<PathBuf> {
+    if cfg!(target_os = "linux") {
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    std::env::current_exe().context("finding this program")
+}
