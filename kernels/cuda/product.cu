@@ -2,8 +2,8 @@
 //
 // A result is the same bits for any number of rows of x: a group's sum is exact, the sums of a strand, a fixed run of groups,
 // are scaled and added from first to last, and so are the strands. `product_few` reads each weight once, a warp for each
-// strand: bound by memory, bytes of the weights over bandwidth (Q4_K of 4096 x 14336: 33 MB, 10 us at an H100's 3.35 TB/s and
-// 38 us at an L40S's 864 GB/s). `product_many` makes tiles of 128 rows of w by 128 of x: 2 n k rows operations.
+// strand: bound by memory, bytes of the weights over bandwidth (Q4_K of 4096 x 14336: 33 MB, so at least 8 us on an H200;
+// docs/performance.md has what was measured). `product_many` makes tiles of 128 rows of w by 128 of x: 2 n k rows operations.
 #include "packed.cuh"
 
 struct ProductPart {

@@ -5,7 +5,8 @@ use candle_core::{Device, Result};
 /// Whether this build can use CUDA cards.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 
-/// Opens the first CUDA card.
+/// Opens the first CUDA card. Each call makes a device with a stream of its own: models on devices of their own never wait for
+/// each other's copies, nor record them.
 ///
 /// # Errors
 /// This binary is without CUDA, or there is no driver or no card, or the kernels were compiled for another generation.

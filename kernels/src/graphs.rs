@@ -52,31 +52,24 @@ impl Graphs {
 
     /// Logits of a step that is recorded, or that is recorded now as it comes for the second time; `None` where it must run
     /// kernel by kernel. `step` computes it from these very arrays. The next call may write the result again.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn run(
-        &mut self,
-        arrays: &StepArrays<'_>,
-        step: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<Option<Tensor>> {
+    pub fn run(&mut self, arrays: &StepArrays<'_>, step: impl FnOnce() -> Result<Tensor>) -> Option<Tensor> {
         let n = arrays.tokens.len();
         let decodes = arrays.rows.len() == n && arrays.rows.iter().all(|row| row.tokens.len() == 1);
         if !self.on_card || !decodes || n == 0 || n > SEQUENCES_MAX {
-            return Ok(None);
+            return None;
         }
         #[cfg(feature = "cuda")]
         return self.known.run(arrays, step);
         #[cfg(not(feature = "cuda"))]
         {
             let _ = step;
-            Ok(None)
+            None
         }
     }
 }
 
 /// Sequences of a step up to which starting kernels one by one takes longer than they do.
-const SEQUENCES_MAX: usize = 64;
+const SEQUENCES_MAX: usize = 32;
 
 #[cfg(feature = "cuda")]
 mod recorded {
@@ -87,15 +80,18 @@ mod recorded {
     use super::{Heads, StepArrays};
     use crate::cuda::{StepGraph, graph_splits};
 
-    /// Graphs held at once; with one more, all are recorded anew as they are asked for.
-    const GRAPHS_MAX: usize = 128;
+    /// Steps known at once: each recorded one has memory of its own on the card, for logits above all. One more takes the place
+    /// of the one that is longest unused.
+    const STEPS_MAX: usize = 48;
 
     /// Steps by their sequences and the splits of their longest context.
     pub(super) struct Known {
         device: Device,
         heads: Heads,
         vocab: usize,
-        steps: HashMap<(usize, usize), Step>,
+        steps: HashMap<(usize, usize), (Step, u64)>,
+        /// Steps so far.
+        now: u64,
     }
 
     enum Step {
@@ -113,6 +109,7 @@ mod recorded {
                 heads,
                 vocab,
                 steps: HashMap::new(),
+                now: 0,
             }
         }
 
@@ -120,28 +117,37 @@ mod recorded {
             &mut self,
             arrays: &StepArrays<'_>,
             step: impl FnOnce() -> Result<Tensor>,
-        ) -> Result<Option<Tensor>> {
+        ) -> Option<Tensor> {
             let key = (arrays.tokens.len(), graph_splits(arrays.rows));
-            if self.steps.len() >= GRAPHS_MAX && !self.steps.contains_key(&key) {
-                self.steps.clear();
+            self.now += 1;
+            let Some((known, used)) = self.steps.get_mut(&key) else {
+                self.make_room();
+                self.steps.insert(key, (Step::Seen, self.now));
+                return None;
+            };
+            *used = self.now;
+            if matches!(known, Step::Seen) {
+                let recorded = StepGraph::record(&self.device, self.heads, arrays, self.vocab, step);
+                *known = recorded.map_or(Step::Refused, |graph| Step::Recorded(Box::new(graph)));
             }
-            match self.steps.get_mut(&key) {
-                None => {
-                    self.steps.insert(key, Step::Seen);
-                    Ok(None)
-                }
-                Some(Step::Refused) => Ok(None),
-                Some(Step::Recorded(graph)) => Ok(Some(graph.run(arrays)?)),
-                Some(known) => {
-                    let recorded = StepGraph::record(&self.device, self.heads, arrays, self.vocab, step);
-                    let Ok(mut graph) = recorded else {
-                        *known = Step::Refused;
-                        return Ok(None);
-                    };
-                    let logits = graph.run(arrays)?;
-                    *known = Step::Recorded(Box::new(graph));
-                    Ok(Some(logits))
-                }
+            let Step::Recorded(graph) = known else {
+                return None;
+            };
+            let logits = graph.run(arrays);
+            if logits.is_err() {
+                *known = Step::Refused;
+            }
+            // Kernel by kernel it may still work, and if not, that says why.
+            logits.ok()
+        }
+
+        fn make_room(&mut self) {
+            if self.steps.len() < STEPS_MAX {
+                return;
+            }
+            let oldest = self.steps.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(key) = oldest.map(|(key, _)| *key) {
+                self.steps.remove(&key);
             }
         }
     }

@@ -11,9 +11,12 @@ pub fn use_one_heap() {
     }
 }
 
-/// Gives freed memory back to the system, where the allocator is glibc's: by itself it keeps what lies between parts that are
+/// Gives freed memory back: a card's to the card, and to the system where the allocator is glibc's: by itself it keeps what lies between parts that are
 /// still in use, and after a model was unloaded that is most of it.
 pub fn trim_heap() {
+    // What cannot be given back is missing in the next plan, which says so.
+    #[cfg(feature = "cuda")]
+    let _ = crate::cuda::trim();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the call works on the allocator's own state alone, and takes its locks.
     unsafe {

@@ -46,8 +46,8 @@ impl Weight {
                 Ok(Self::Card(crate::CardWeight::new(&packed, device)?))
             }
             (weight, device) => bail!(
-                "weights in {:?} cannot be used on {:?} by this version",
-                weight.format(),
+                "this version has no kernels for weights in {} on {:?}: choose --device cpu",
+                weight.format().name(),
                 device.location()
             ),
         }

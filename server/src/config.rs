@@ -31,8 +31,8 @@ pub enum Error {
     )]
     RemoteBind { bind: SocketAddr },
     #[error(
-        "--admin-bind {bind} can be reached from other machines, and this server asks nobody for a key: bind a loopback \
-         address, or add --allow-remote if a firewall decides who gets through"
+        "--admin-bind {bind} can be reached from other machines, and administration asks nobody for a key: bind a \
+         loopback address"
     )]
     RemoteAdminBind { bind: SocketAddr },
     #[error("--admin-bind {bind} is also what --bind says: administration has an address of its own")]
@@ -378,7 +378,7 @@ impl HttpArgs {
             return Err(Error::BodiesBelowBody { all, one });
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let admin = admin.check(self.bind, self.allowed_host.clone(), self.allow_remote)?;
+        let admin = admin.check(self.bind)?;
         Ok(HttpSettings {
             admin,
             bind: self.bind,

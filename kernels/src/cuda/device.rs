@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use candle_core::{
@@ -31,7 +31,8 @@ const UPLOADS_MAX: usize = 16;
 /// Shared memory that a block gets without asking.
 const SHARED_MAX: u32 = 48 << 10;
 
-/// Opens card `ordinal`. All work on it is in one stream.
+/// Opens card `ordinal`. All work of the device is in one stream of its own: each model has a device, so that what one loads,
+/// frees or records never meets what another computes.
 ///
 /// # Errors
 /// There is no driver or no such card, or these kernels were compiled for another generation.
@@ -41,6 +42,14 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     unsafe { device.disable_event_tracking() };
     Gpu::of(&device)?.keep_memory()?;
     Ok(Device::Cuda(device))
+}
+
+/// Gives back to the first card what this process has freed of its memory.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn trim() -> Result<()> {
+    Gpu::of(&CudaDevice::new_with_stream(0)?)?.trim()
 }
 
 /// Bytes of a card that are free.
@@ -62,7 +71,8 @@ pub(crate) struct Gpu {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    /// Kernels by name, and the shared memory that each may use.
+    functions: Mutex<HashMap<String, (CudaFunction, u32)>>,
     uploads: Mutex<VecDeque<Upload>>,
     scratch: Mutex<[Option<Memory>; SCRATCHES]>,
     /// The step that is being recorded.
@@ -94,8 +104,8 @@ pub(crate) enum Scratch {
 
 const SCRATCHES: usize = 5;
 
-/// Cards that have the kernels.
-static LOADED: Mutex<Vec<Arc<Gpu>>> = Mutex::new(Vec::new());
+/// Devices that have the kernels, as long as weights or recorded steps are on them.
+static LOADED: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -105,8 +115,10 @@ impl Gpu {
     /// The card of a Candle device.
     pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         let mut loaded = lock(&LOADED);
-        if let Some(gpu) = loaded.iter().find(|gpu| gpu.device.id() == device.id()) {
-            return Ok(gpu.clone());
+        loaded.retain(|gpu| gpu.strong_count() > 0);
+        let mut known = loaded.iter().filter_map(Weak::upgrade);
+        if let Some(gpu) = known.find(|gpu| gpu.device.id() == device.id()) {
+            return Ok(gpu);
         }
         let stream = device.cuda_stream();
         let module = stream
@@ -122,22 +134,43 @@ impl Gpu {
             scratch: Mutex::default(),
             recording: Mutex::default(),
         });
-        loaded.push(gpu.clone());
+        loaded.push(Arc::downgrade(&gpu));
         Ok(gpu)
     }
 
     /// Memory that is freed stays with the process: every step asks for what the last one gave back.
     fn keep_memory(&self) -> Result<()> {
-        let mut pool = std::ptr::null_mut();
         let mut threshold = u64::MAX;
-        let ordinal = i32::try_from(self.stream.context().ordinal()).map_err(Error::wrap)?;
         let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        // SAFETY: plain calls of the driver, with places for their results.
+        // SAFETY: a plain call of the driver, with a place for what it reads.
+        unsafe { sys::cuMemPoolSetAttribute(self.pool()?, attribute, (&raw mut threshold).cast()) }
+            .result()
+            .map_err(Error::wrap)
+    }
+
+    /// What the process holds of the card's memory.
+    fn pool(&self) -> Result<sys::CUmemoryPool> {
+        let mut pool = std::ptr::null_mut();
+        // SAFETY: a plain call of the driver, with a place for its result.
+        unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.ordinal()?) }
+            .result()
+            .map_err(Error::wrap)?;
+        Ok(pool)
+    }
+
+    fn ordinal(&self) -> Result<i32> {
+        i32::try_from(self.stream.context().ordinal()).map_err(Error::wrap)
+    }
+
+    /// Gives back to the card what nobody uses: else models that were unloaded leave no room for others.
+    fn trim(&self) -> Result<()> {
+        self.stream.context().synchronize().map_err(Error::wrap)?;
+        // SAFETY: plain calls of the driver.
         unsafe {
-            sys::cuDeviceGetDefaultMemPool(&raw mut pool, ordinal)
+            sys::cuMemPoolTrimTo(self.pool()?, 0)
                 .result()
                 .map_err(Error::wrap)?;
-            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast())
+            sys::cuDeviceGraphMemTrim(self.ordinal()?)
                 .result()
                 .map_err(Error::wrap)
         }
@@ -240,20 +273,22 @@ impl Gpu {
         Ok(())
     }
 
+    /// A kernel with leave to use so much shared memory: what it asks for depends on the matrix.
     fn function(&self, name: &str, shared: u32) -> Result<CudaFunction> {
         let mut functions = lock(&self.functions);
-        if let Some(function) = functions.get(name) {
-            return Ok(function.clone());
+        if !functions.contains_key(name) {
+            let function = self.module.load_function(name).map_err(Error::wrap)?;
+            functions.insert(name.to_owned(), (function, SHARED_MAX));
         }
-        let function = self.module.load_function(name).map_err(Error::wrap)?;
-        if shared > SHARED_MAX {
+        let (function, granted) = functions.get_mut(name).expect("inserted above. This is a bug.");
+        if shared > *granted {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function
                 .set_attribute(attribute, shared.cast_signed())
                 .map_err(Error::wrap)?;
+            *granted = shared;
         }
-        functions.insert(name.to_owned(), function.clone());
-        Ok(function)
+        Ok(function.clone())
     }
 
     /// A result of an operation.

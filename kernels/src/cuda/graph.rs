@@ -1,7 +1,11 @@
 //! Steps of decoding, recorded once and started as a whole: a step of one token starts some hundreds of kernels, and starting
 //! them one by one takes longer than they do.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
 
 use candle_core::{Device, Error, Result, Storage, Tensor, bail, cuda_backend::cudarc::driver};
 use driver::{
@@ -12,7 +16,7 @@ use driver::{
 use super::{
     args::Address,
     attention::{Plan, SPLIT},
-    device::{Gpu, Memory, lock},
+    device::{Gpu, Memory, Scratch, lock},
 };
 use crate::{Heads, StepArrays, op::AttentionRow};
 
@@ -120,16 +124,25 @@ impl Gpu {
         }
     }
 
-    /// What `work` starts, as a graph; nothing of it runs.
-    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    /// What `work` starts while `recording` says where its inputs are, as a graph, and what that writes; nothing of it runs.
+    fn capture(
+        &self,
+        recording: Recording,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(CudaGraph, Vec<Memory>)> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream().begin_capture(mode).map_err(Error::wrap)?;
-        let done = work();
-        // The stream must leave this state whatever happened.
+        *lock(&self.recording) = Some(recording);
+        // The stream and the card must leave this state whatever happens.
+        let done = catch_unwind(AssertUnwindSafe(work));
+        let recording = lock(&self.recording).take();
         let graph = self.stream().end_capture(CUgraphInstantiate_flags(0));
-        done?;
+        done.unwrap_or_else(|panic| resume_unwind(panic))?;
         match graph.map_err(Error::wrap)? {
-            Some(graph) => Ok(graph),
+            Some(graph) => Ok((
+                graph,
+                recording.map(|recording| recording.keep).unwrap_or_default(),
+            )),
             None => bail!("a recorded step has started nothing"),
         }
     }
@@ -164,10 +177,12 @@ impl StepGraph {
         }
         let layout = Layout::new(arrays, &plan, &heads);
         plan.few.splits = layout.splits;
+        // What is recorded has room for longer contexts than those that ran before.
+        gpu.scratch(Scratch::Parts, plan.parts(&heads) * 4)?;
         let inputs = gpu.empty::<u32>(layout.words())?;
         let mut out = gpu.empty::<f32>(layout.n * vocab)?;
-        *lock(&gpu.recording) = Some(Recording::new(arrays, plan, heads, gpu.address(&inputs)));
-        let graph = gpu.capture(|| {
+        let recording = Recording::new(arrays, plan, heads, gpu.address(&inputs));
+        let (graph, scratch) = gpu.capture(recording, || {
             let logits = step()?;
             match &*logits.storage_and_layout().0 {
                 Storage::Cuda(storage) if logits.dims() == [layout.n, vocab] => {
@@ -176,15 +191,14 @@ impl StepGraph {
                 }
                 _ => bail!("a recorded step gives {:?}, not logits", logits.shape()),
             }
-        });
-        let recording = lock(&gpu.recording).take();
+        })?;
         Ok(Self {
-            graph: graph?,
+            graph,
             heads,
             layout,
             inputs,
             logits: gpu.tensor(out, (layout.n, vocab)),
-            _scratch: recording.map(|recording| recording.keep).unwrap_or_default(),
+            _scratch: scratch,
             gpu,
         })
     }

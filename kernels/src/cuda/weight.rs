@@ -25,7 +25,7 @@ impl CardWeight {
     /// The card has no room, or the weights ask for activations of more than 8 bits.
     pub(crate) fn new(packed: &Packed, device: &CudaDevice) -> Result<Self> {
         if packed.activations() != Activations::Int8 {
-            bail!("on CUDA activations are rounded to 8 bits: choose --activations int8");
+            bail!("on CUDA activations are rounded to 8 bits: choose --activations int8 or --device cpu");
         }
         let gpu = Gpu::of(device)?;
         let (panels, panel_bytes) = super::panels::arrange(packed);

@@ -101,7 +101,16 @@ impl KvCache {
             bail!("a cache of {groups:?} groups of heads of {head_dim} is too large");
         };
         if !device.is_cpu() && dtype != KvDtype::Bf16 {
-            bail!("a cache on a card is in bf16, not {dtype:?}");
+            bail!(
+                "keys and values on a card are in bf16, not {dtype:?}: choose --kv-dtype bf16 or --device cpu"
+            );
+        }
+        #[cfg(feature = "cuda")]
+        if !device.is_cpu() && !crate::cuda::HEAD_DIMS.contains(&head_dim) {
+            bail!(
+                "this version has CUDA kernels for heads of {:?} dimensions, not {head_dim}: choose --device cpu",
+                crate::cuda::HEAD_DIMS
+            );
         }
         let shape = |side| {
             [

@@ -32,22 +32,17 @@ pub struct AdminSettings {
 }
 
 impl AdminArgs {
-    /// `bind` and `names` are those of the other interface; `remote`, whether other machines may reach this server.
-    pub(super) fn check(
-        self,
-        bind: SocketAddr,
-        names: Vec<String>,
-        remote: bool,
-    ) -> Result<AdminSettings, Error> {
+    /// `bind` is that of the other interface.
+    pub(super) fn check(self, bind: SocketAddr) -> Result<AdminSettings, Error> {
         let mut hosts = None;
         if let Some(own) = self.admin_bind {
-            if !own.ip().is_loopback() && !remote {
+            if !own.ip().is_loopback() {
                 return Err(Error::RemoteAdminBind { bind: own });
             }
             if own == bind && own.port() != 0 {
                 return Err(Error::OneBind { bind });
             }
-            hosts = AllowedHosts::new(own, names)?;
+            hosts = AllowedHosts::new(own, Vec::new())?;
         }
         Ok(AdminSettings {
             bind: self.admin_bind,

@@ -170,7 +170,13 @@ impl Loader {
         files: &ModelFiles,
         plan: Plan,
     ) -> anyhow::Result<Loaded> {
-        let served = generator::load(&self.settings, &self.device, found, files, &plan)?;
+        // A device of its own: see `open_cuda`.
+        let device = if self.device.is_cpu() {
+            self.device.clone()
+        } else {
+            rempart_kernels::open_cuda()?
+        };
+        let served = generator::load(&self.settings, &device, found, files, &plan)?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.insert(found.path.clone(), plan);
         drop(plans);

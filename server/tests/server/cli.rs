@@ -85,7 +85,7 @@ fn settings_that_cannot_work_are_refused() {
         Error::RemoteBind { .. }
     ));
     assert!(matches!(
-        refused(&["--admin-bind", "0.0.0.0:9090"]),
+        refused(&["--allow-remote", "--admin-bind", "0.0.0.0:9090"]),
         Error::RemoteAdminBind { .. }
     ));
     assert!(matches!(

@@ -8,7 +8,7 @@ use crate::cuda::packed::{Factor, Rounded, embed, products, round};
 use crate::cuda::panels::arrange;
 use crate::{Activations, Format, Matrix, Packed};
 
-on_every_machine!(rounding, product, rows_alone, embedding);
+on_every_machine!(rounding, product, wide, rows_alone, embedding);
 
 const GROUP: usize = 32;
 
@@ -215,6 +215,43 @@ fn product<M: Machine>(machine: &M, seed: u64) {
     }
     let actual: Vec<f32> = machine.download(&out);
     assert_close(&actual, &expected, 2e-6, &format!("{first:?}, {n} rows of {k}"));
+}
+
+/// A kernel that has been started for a narrow matrix takes a wide one, for which it needs more shared memory.
+fn wide<M: Machine>(machine: &M, seed: u64) {
+    // Three are enough: these are large for threads that take turns.
+    if seed > 2 {
+        return;
+    }
+    let rng = &mut Rng(seed);
+    for k in [1024, 8192] {
+        let matrix = matrix(rng, Format::Q8_0, 33, k, 0);
+        let packed = Packed::new(&matrix, Activations::Int8).unwrap();
+        let operand = rounded(machine, &rng.floats(20 * k), (20, k, k), None);
+        let panels = upload(machine, &packed);
+        let out = machine.poisoned(20 * 33 * 4);
+        let factors = [factor(machine, &packed, &panels, None)];
+        for launch in products(
+            &operand.shape,
+            &factors,
+            Address::default(),
+            machine.address(&out),
+        ) {
+            machine.launch(&launch);
+        }
+        let (x, w) = (values(machine, &operand), matrix.dequantize());
+        let row = |x: &[f64], w: &[f32]| x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum();
+        let expected: Vec<f64> = x
+            .chunks(k)
+            .flat_map(|x| w.chunks(k).map(move |w| row(x, w)))
+            .collect();
+        assert_close(
+            &machine.download::<f32>(&out),
+            &expected,
+            2e-6,
+            &format!("{k} wide"),
+        );
+    }
 }
 
 /// A row's results are the same bits alone and among others, whichever kernel computes it.
