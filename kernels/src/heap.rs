@@ -1,5 +1,9 @@
 //! What the allocator keeps of memory that was freed.
 
+/// Allocations of so much are pages of their own.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const LARGE_BYTES: libc::c_int = 1 << 20;
+
 /// Has all threads allocate from one heap. glibc otherwise makes one for each of up to eight threads a core, and of all but
 /// the first it keeps what is free at the end: models that come and go leave some of themselves in each. Called before there
 /// are threads.
@@ -8,11 +12,14 @@ pub fn use_one_heap() {
     // SAFETY: the call changes a number of the allocator, under its locks.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        // What is large is pages of its own, for good: otherwise glibc takes it from the heap once something as large was freed,
+        // and writes the zeros of a cache that nobody uses yet.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
     }
 }
 
-/// Gives freed memory back: a card's to the card, and to the system where the allocator is glibc's: by itself it keeps what lies between parts that are
-/// still in use, and after a model was unloaded that is most of it.
+/// Gives freed memory back: a card's to the card, and to the system where the allocator is glibc's, which by itself keeps what
+/// lies between parts that are still in use; after a model was unloaded that is most of it.
 pub fn trim_heap() {
     // What cannot be given back is missing in the next plan, which says so.
     #[cfg(feature = "cuda")]

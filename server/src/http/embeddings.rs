@@ -46,7 +46,7 @@ pub async fn embeddings(
             .collect::<Result<_, _>>()?;
         Ok((model, sequences, request))
     };
-    let (model, sequences, request) = app.encoding.run(work).await?;
+    let (model, sequences, request) = app.encoding.run(app.timing(arrived.0).deadline, work).await?;
     drop(body);
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     let vectors = model

@@ -75,10 +75,11 @@ where
             &request_limits,
         )
     };
-    let (mut prepared, kept) = app.preparation.run(work).await?;
+    let deadline = app.timing(arrived).deadline;
+    let (mut prepared, kept) = app.preparation.run(deadline, work).await?;
     drop(body);
     let model = model?;
-    app.follow_format(&model, &mut prepared).await?;
+    app.follow_format(&model, &mut prepared, deadline).await?;
     let rules = prepared.rules.clone();
     let generation =
         Generation::start(Arc::clone(&model), prepared, app.timing(arrived), &app.shutdown).await?;

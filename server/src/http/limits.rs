@@ -106,8 +106,9 @@ impl Preparation {
         }
     }
 
-    /// Runs `work` on the blocking pool when it is its turn.
-    pub async fn run<T, F>(&self, work: F) -> Result<T, ApiError>
+    /// Runs `work` on the blocking pool when it is its turn. Whoever waits beyond `deadline` is told so, and work whose turn
+    /// comes later is not done.
+    pub async fn run<T, F>(&self, deadline: Instant, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -116,22 +117,55 @@ impl Preparation {
             self.metrics.reject(Rejection::PrepareQueue);
             return Err(ApiError::overloaded(RETRY_AFTER_S));
         };
-        let running = Arc::clone(&self.running)
-            .acquire_owned()
+        let at = tokio::time::Instant::from_std(deadline);
+        let running = tokio::time::timeout_at(at, Arc::clone(&self.running).acquire_owned())
             .await
+            .map_err(|_| ApiError::deadline())?
             .expect("the semaphore is never closed");
         let span = tracing::Span::current();
         let began = Instant::now();
-        let result = tokio::task::spawn_blocking(move || {
+        let work = tokio::task::spawn_blocking(move || {
             // Held by the work itself: a client that leaves must not let a further prompt in beside it.
             let _running = running;
             span.in_scope(work)
-        })
-        .await;
+        });
+        let result = tokio::time::timeout_at(at, work)
+            .await
+            .map_err(|_| ApiError::deadline())?;
         self.metrics.prepared(began.elapsed());
         result.unwrap_or_else(|_| {
             tracing::error!("preparing a request panicked. This is a bug.");
             Err(ApiError::internal())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Whoever waits for others' work is told when its own time is over, and its work is not done later.
+    #[tokio::test]
+    async fn waiting_for_a_turn_ends_with_the_deadline() {
+        let preparation = Preparation::new(1, 2, Metrics::new().unwrap());
+        let (release, held) = mpsc::channel::<()>();
+        let late = Instant::now() + Duration::from_mins(1);
+        let first = preparation.run(late, move || {
+            held.recv().ok();
+            Ok(1)
+        });
+        let second = async {
+            // The first one has its turn by now: it was asked first.
+            let soon = Instant::now() + Duration::from_millis(20);
+            let error = preparation.run(soon, || Ok(2)).await.unwrap_err();
+            release.send(()).unwrap();
+            error
+        };
+        let (first, error) = tokio::join!(first, second);
+        assert_eq!(first.unwrap(), 1);
+        assert_eq!(error.status.as_u16(), 504);
     }
 }

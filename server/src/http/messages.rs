@@ -125,7 +125,11 @@ pub async fn count_tokens(
         model.check_name(&request.common.model)?;
         render(&request.conversation, &model, &request_limits, usize::MAX)
     };
-    let tokens = app.preparation.run(work).await?.tokens;
+    let tokens = app
+        .preparation
+        .run(app.timing(arrived.0).deadline, work)
+        .await?
+        .tokens;
     Ok(Json(json!({"input_tokens": tokens.len()})).into_response())
 }
 

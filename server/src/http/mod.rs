@@ -88,14 +88,19 @@ impl App {
 
     /// Gives prepared requests the grammar of the format that was asked for, compiled now if it is a new one, behind what
     /// holds reasoning to its limits.
-    async fn follow_format(&self, model: &Arc<Model>, prepared: &mut Prepared) -> Result<(), ApiError> {
+    async fn follow_format(
+        &self,
+        model: &Arc<Model>,
+        prepared: &mut Prepared,
+        deadline: Instant,
+    ) -> Result<(), ApiError> {
         let mut grammar = None;
         if let Some(asked) = prepared.format.take() {
             grammar = model.grammars.find(&asked);
             if grammar.is_none() {
                 let (model, limits) = (Arc::clone(model), self.limits.clone());
                 let compile = move || model.grammars.compile(&asked, &limits);
-                grammar = Some(self.compilation.run(compile).await?);
+                grammar = Some(self.compilation.run(deadline, compile).await?);
             }
         }
         if let Some(thinking) = prepared.thinking {

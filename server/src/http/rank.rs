@@ -61,7 +61,8 @@ async fn reranked(
         let comparison = Comparison::prepare(model, &asked, &state.limits)?;
         Ok((comparison, request))
     };
-    let (comparison, request) = app.encoding.run(work).await?;
+    let deadline = app.timing(arrived).deadline;
+    let (comparison, request) = app.encoding.run(deadline, work).await?;
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     let scores = comparison.scores(app.timing(arrived).deadline).await?;
@@ -106,7 +107,8 @@ pub async fn score(
         };
         Comparison::prepare(model, &asked, &state.limits)
     };
-    let comparison = app.encoding.run(work).await?;
+    let deadline = app.timing(arrived.0).deadline;
+    let comparison = app.encoding.run(deadline, work).await?;
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     let scores = comparison.scores(app.timing(arrived.0).deadline).await?;

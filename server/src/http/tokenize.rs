@@ -44,7 +44,7 @@ pub async fn tokenize(
             token_strs,
         }))
     };
-    app.preparation.run(work).await
+    app.preparation.run(app.timing(arrived.0).deadline, work).await
 }
 
 pub async fn detokenize(
@@ -71,5 +71,5 @@ pub async fn detokenize(
             prompt: chat::decode(&request.tokens, false, &model)?,
         }))
     };
-    app.preparation.run(work).await
+    app.preparation.run(app.timing(arrived.0).deadline, work).await
 }

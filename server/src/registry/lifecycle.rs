@@ -35,7 +35,8 @@ impl Registry {
             }
             State::Draining(_) => Some(Err(ApiError::model_busy("draining"))),
             State::Failed { error, .. } if begun => Some(Err(ApiError::load_failed(error))),
-            State::Unloaded { .. } if begun => Some(Ok(())),
+            // Another operator was faster.
+            State::Unloaded { .. } if begun => Some(Err(ApiError::model_busy("unloaded again"))),
             State::Unloaded { .. } | State::Failed { .. } => {
                 begun = true;
                 *state = State::Loading;

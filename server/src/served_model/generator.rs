@@ -49,6 +49,16 @@ pub struct ServedModel {
 pub(super) struct Plan {
     pub(super) memory: MemoryPlan,
     pub(super) context_length: usize,
+    /// What the model was trained for: files that say otherwise are another model's.
+    pub(super) trained: usize,
+}
+
+impl Plan {
+    /// Whether it was made for files like these.
+    pub(super) fn is_for(&self, files: &ModelFiles) -> bool {
+        let MemoryPlan { weights, .. } = self.memory;
+        weights == files.checkpoint.loaded_bytes() && self.trained == files.config.context_length
+    }
 }
 
 /// Reads a model into memory that was planned for it.
@@ -66,6 +76,7 @@ pub(super) fn load(
     let Plan {
         memory: plan,
         context_length,
+        ..
     } = plan;
     let context_length = *context_length;
     tracing::info!(
@@ -170,6 +181,7 @@ pub(super) fn plan(
                 return Ok(Plan {
                     memory,
                     context_length,
+                    trained,
                 });
             }
             Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {

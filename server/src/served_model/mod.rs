@@ -30,7 +30,7 @@ pub struct Loader {
     device: candle_core::Device,
     /// Bytes that all models may take together.
     memory: u64,
-    /// What models had when they were loaded before, by what is loaded: they get the same again if that is free.
+    /// What models had when they were loaded first, by what is loaded: they get the same again if that is free.
     plans: Mutex<BTreeMap<PathBuf, Plan>>,
     turns: Turns,
     metrics: Metrics,
@@ -178,7 +178,10 @@ impl Loader {
         };
         let served = generator::load(&self.settings, &device, found, files, &plan)?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.insert(found.path.clone(), plan);
+        // A plan of when memory was short is for once.
+        if plans.get(&found.path).is_none_or(|first| !first.is_for(files)) {
+            plans.insert(found.path.clone(), plan);
+        }
         drop(plans);
         served.start(names.to_vec(), &self.settings.engine, &self.metrics, &self.turns)
     }
@@ -211,13 +214,12 @@ impl Loader {
         Ok(left.min(memory::available(&self.device)?))
     }
 
-    /// What a model had before, if that is free, and otherwise what a new plan gives it.
+    /// What a model had at first, if that is free, and otherwise what a new plan gives it.
     fn plan_again(&self, found: &ModelPath, files: &ModelFiles, available: u64) -> anyhow::Result<Plan> {
         let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let before = plans.get(&found.path).cloned();
         drop(plans);
-        let weights = files.checkpoint.loaded_bytes();
-        let fits = |plan: &Plan| plan.memory.weights == weights && plan.memory.total() <= available;
+        let fits = |plan: &Plan| plan.is_for(files) && plan.memory.total() <= available;
         if let Some(plan) = before.filter(fits) {
             return Ok(plan);
         }

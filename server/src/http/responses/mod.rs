@@ -65,7 +65,11 @@ pub async fn input_tokens(
         model.check_name(&request.common.model)?;
         render(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
     };
-    let tokens = app.preparation.run(work).await?.tokens;
+    let tokens = app
+        .preparation
+        .run(app.timing(arrived.0).deadline, work)
+        .await?
+        .tokens;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})).into_response())
 }
 
