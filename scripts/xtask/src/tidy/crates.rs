@@ -124,7 +124,13 @@ fn root(tree: &Tree, findings: &mut Vec<Finding>) {
         return findings.push(Finding::new(file, 1, "arrows", message));
     };
     for member in MEMBERS {
-        if !drawing.text().contains(&format!("{}/", member.folder)) {
+        // At the beginning of a line: a folder can lie in another one.
+        let folder = format!("{}/", member.folder);
+        let mut words = drawing
+            .text()
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        if !words.any(|word| word == folder) {
             let message = format!(
                 "does not say what `{}/` (`{}`) is for",
                 member.folder, member.name
