@@ -98,19 +98,11 @@ template <class T> T shuffle_xor(T x, int mask) {
   auto slots = simt::exchange(&x, sizeof(T));
   return simt::lane_of<T>(slots, (threadIdx.x % 32) ^ mask);
 }
-template <class T> T __shfl_sync(unsigned, T x, int lane) {
-  auto slots = simt::exchange(&x, sizeof(T));
-  return simt::lane_of<T>(slots, lane);
-}
 
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float exp2_fast(float x) { return std::exp2(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline int __float_as_int(float x) { int i; std::memcpy(&i, &x, 4); return i; }
 
 inline float from_f16(uint16_t bits) {
   int exponent = bits >> 10 & 31, fraction = bits & 1023;
