@@ -313,6 +313,22 @@ fn hostile_templates_are_refused() {
 }
 
 #[test]
+fn beginnings_of_tags_are_not_tags() {
+    for source in ["{%}", "a{%", "{%-", "{% generation", "{%generation%"] {
+        assert!(
+            matches!(ChatTemplate::new(source, special()), Err(Error::Template(_))),
+            "{source}"
+        );
+    }
+    let messages = json!([]);
+    assert_eq!(render("b {{ 'a{%c' }} d", &messages).unwrap(), "b a{%c d");
+    assert_eq!(
+        render("{%- generation %}b {{ '{%' }}{% endgeneration %}", &messages).unwrap(),
+        "b {%"
+    );
+}
+
+#[test]
 fn errors_never_quote_the_messages() {
     let messages = json!([{"role": "user", "content": "CANARY"}]);
     let sources = [

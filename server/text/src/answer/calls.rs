@@ -113,12 +113,13 @@ impl CallSyntax {
                 Head::Other
             };
         };
-        let Some(name_end) = rest.find(|character| !is_of_name(character)) else {
-            return if rest.len() > NAME_BYTES_MAX {
-                Head::Other
-            } else {
-                Head::Incomplete
-            };
+        let name_end = rest.find(|character| !is_of_name(character));
+        // The same for a name that ends and for one that has not yet: pieces must change nothing.
+        if name_end.unwrap_or(rest.len()) > NAME_BYTES_MAX {
+            return Head::Other;
+        }
+        let Some(name_end) = name_end else {
+            return Head::Incomplete;
         };
         let (name, after) = rest.split_at(name_end);
         // The arguments are an object: without its bracket, `middle` may still go on.
@@ -199,6 +200,12 @@ mod tests {
         let whole = format!("{head}{{");
         assert_eq!(syntax.head(&whole, true), Head::Call(head.len(), "get_it"));
         assert_eq!(syntax.head("[TOOL_CALLS]x", true), Head::Other);
+        let long = format!("[TOOL_CALLS][{{\"name\": \"{}", "n".repeat(NAME_BYTES_MAX + 1));
+        assert_eq!(syntax.head(&long, true), Head::Other);
+        assert_eq!(
+            syntax.head(&format!("{long}\", \"arguments\": {{"), true),
+            Head::Other
+        );
         assert_eq!(syntax.head("[TOOL_CALLS][{\"name\": \"\"", true), Head::Other);
         assert_eq!(syntax.tail("}"), Tail::Incomplete);
         assert_eq!(syntax.tail("}]"), Tail::End(2));

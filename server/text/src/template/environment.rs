@@ -101,8 +101,10 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
-        let inside = &tag[2..end];
+        rest = tag;
+        let Some((inside, behind)) = tag["{%".len()..].split_once("%}") else {
+            break;
+        };
         let word = inside
             .trim_matches(|character: char| matches!(character, '-' | '+') || character.is_whitespace());
         let replacement = match word {
@@ -118,7 +120,7 @@ fn without_generation_tags(source: &str) -> String {
                 .unwrap_or_default();
             // Writing to a string cannot fail.
             let _ = write!(out, "{{%{open} {replacement} {close}%}}");
-            rest = &tag[end + 2..];
+            rest = behind;
         } else {
             // Only the opening is passed over: a string in the tag may hold "%}".
             out.push_str("{%");
