@@ -54,6 +54,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
             min_tokens: 0,
         },
         prompt_logprobs: None,
+        prediction: Vec::new(),
         grammar: None,
         cache_salt: 0,
         priority: 0,

@@ -142,11 +142,15 @@ impl Scheduler {
     /// Appends the sampled tokens, as so many steps would have: each answer after the first is of a text that goes on
     /// with a guess, and counts only if that guess is the token sampled before it.
     fn append_confirmed(&mut self, seq: SeqId, sampled: Vec<Sampled>, drafts: &[Token]) {
-        let accepted = drafts
+        let right = drafts
             .iter()
             .zip(&sampled)
             .take_while(|(draft, sampled)| **draft == sampled.token)
             .count();
+        // What was guessed behind a stop token is of no use.
+        let stops = &self.sequence(seq).spec.stop.tokens;
+        let stop = drafts.iter().position(|draft| stops.contains(draft));
+        let accepted = stop.map_or(right, |stop| right.min(stop + 1));
         self.report.accepted_tokens += accepted;
         let length_max = self.config.speculative_tokens;
         if !drafts.is_empty() {

@@ -30,7 +30,7 @@ pub use constraint::{Advance, Constraint, Grammar, SharedGrammar, Then, TokenMas
 pub use engine::Engine;
 pub use report::{Stats, StepReport};
 pub use request::{
-    AddError, Event, Finish, Logprob, Logprobs, Output, Request, RequestId, SEQUENCES_PER_REQUEST_MAX,
-    Sampled, SamplingParams, SeqId, StopRules, Token,
+    AddError, Event, Finish, Logprob, Logprobs, Output, Predicted, Request, RequestId,
+    SEQUENCES_PER_REQUEST_MAX, Sampled, SamplingParams, SeqId, StopRules, Token,
 };
 pub use runner::ModelRunner;

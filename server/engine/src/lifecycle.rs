@@ -144,6 +144,12 @@ impl Scheduler {
             assert!(ran, "a living sequence waits or runs. This is a bug.");
         }
         self.pool.release(&mut sequence.table);
+        if !sequence.spec.prediction.is_empty() {
+            let predicted = sequence.drafter.predicted();
+            self.report
+                .outputs
+                .push(sequence.event(Event::Predicted(predicted)));
+        }
         self.report.outputs.push(sequence.event(Event::Finished(finish)));
         self.leave_group(&sequence);
     }

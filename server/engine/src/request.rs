@@ -83,6 +83,9 @@ pub struct Request {
     pub stop: StopRules,
     /// `Some(k)`: log-probabilities of every prompt token after the first, and of the `k` best in its place.
     pub prompt_logprobs: Option<u32>,
+    /// What the caller expects the output to be, for guesses; it changes no answer. Without effect where guesses are: under a
+    /// grammar, or when steps make none.
+    pub prediction: Vec<Token>,
     /// The language that the output must be of. Tokens that it forces come without log-probabilities, or one by one with
     /// them if `sampling` asks for some.
     pub grammar: Option<SharedGrammar>,
@@ -107,6 +110,8 @@ pub struct Logprob {
 pub struct Logprobs {
     /// Of the chosen (or scored) token.
     pub chosen: f32,
+    /// Its place among all tokens: 1 for the best, and one more for each that is more probable.
+    pub rank: u32,
     /// The best tokens, best first; on ties the lowest token first.
     pub top: Vec<Logprob>,
 }
@@ -156,6 +161,13 @@ pub enum Finish {
     Failed,
 }
 
+/// Guesses taken from a [`Request::prediction`], in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Predicted {
+    pub accepted: usize,
+    pub rejected: usize,
+}
+
 /// Something that happened to one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -178,6 +190,8 @@ pub enum Event {
     PromptLogprobs(Vec<Option<Logprobs>>),
     /// A token of the text.
     Token(Sampled),
+    /// What became of guesses taken from the request's prediction. Comes right before `Finished`, if it had one.
+    Predicted(Predicted),
     Finished(Finish),
 }
 

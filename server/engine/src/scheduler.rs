@@ -172,7 +172,9 @@ impl Scheduler {
             .expect("a running sequence lives. This is a bug.");
         let slots = (sequence.table.len() + blocks_spare) * config.block_size - sequence.tokens.len();
         let limit = limit.min(slots).min(sequence.drafts_max(config.context_max));
-        let drafted = sequence.drafter.draft(&mut sequence.tokens, limit);
+        let spec = &sequence.spec;
+        let drafter = &mut sequence.drafter;
+        let drafted = drafter.draft(&mut sequence.tokens, spec.prompt.len(), &spec.prediction, limit);
         sequence.drafted = drafted;
         while sequence.table.len() * config.block_size < sequence.tokens.len() {
             let id = self

@@ -59,7 +59,7 @@ impl Sequence {
             salt,
             tokens: spec.prompt.clone(),
             drafted: 0,
-            drafter: Drafter::new(),
+            drafter: Drafter::new(&spec.prediction),
             constraint: spec.grammar.as_ref().map(|grammar| grammar.0.start()),
             allowed: None,
             computed: 0,

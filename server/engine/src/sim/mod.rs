@@ -61,6 +61,8 @@ summary! {
     /// Tokens guessed ahead, and those of them that were right.
     drafted_tokens,
     accepted_tokens,
+    /// Of those that were right, the ones from a prediction.
+    predicted_tokens,
     /// Steps whose prefill was limited for the sake of those that decode.
     limited_steps,
     preemptions,

@@ -88,6 +88,7 @@ impl Traffic {
                 min_tokens: if dice.one_in(3) { dice.range(1, 4) } else { 0 },
             },
             prompt_logprobs: dice.one_in(10).then(|| dice.range(0, 2) as u32),
+            prediction: self.prediction(dice),
             grammar: (dice.one_in(4)).then(|| SharedGrammar(Arc::new(Language(dice.bits())))),
             cache_salt: dice.bits() % self.salts,
             priority: if self.priorities {
@@ -97,6 +98,15 @@ impl Traffic {
             },
             deadline_ms: dice.one_in(8).then(|| now_ms + dice.range(0, 60) as u64),
         }
+    }
+
+    /// Nothing, or any text: with so few words some of it comes true.
+    fn prediction(&self, dice: &mut Dice) -> Vec<Token> {
+        if !dice.one_in(4) {
+            return Vec::new();
+        }
+        let len = dice.range(1, self.output_max);
+        (0..len).map(|_| (dice.bits() & 1) as Token).collect()
     }
 
     fn prompt(&self, dice: &mut Dice) -> Vec<Token> {

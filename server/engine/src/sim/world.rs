@@ -320,6 +320,14 @@ impl World {
                 self.prompts_done.insert(output.request);
                 Ok(())
             }
+            Event::Predicted(predicted) => {
+                // The stop token that ends a sequence can be guessed, too.
+                if client.spec.prediction.is_empty() || predicted.accepted > client.received + 1 {
+                    return Err("more guesses came true than tokens".to_owned());
+                }
+                self.summary.predicted_tokens += predicted.accepted as u64;
+                Ok(())
+            }
             Event::Finished(finish) => self.check_finish(rank, *finish),
         }
     }
