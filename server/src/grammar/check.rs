@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use llguidance::Matcher;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use rempart_text::Markup;
 use rlimit::Resource;
 
-use super::{MESSAGE_MAX, compile, factory, source};
+use super::{MESSAGE_MAX, factory, source};
 use crate::openai::format::OutputFormat;
 
 /// The command of the binary that a trial runs.
@@ -23,7 +24,7 @@ const MEMORY_MAX: u64 = 384 << 20;
 /// Seconds of processor time, should whoever waits for a trial be gone.
 const PROCESSOR_S_MAX: u64 = 60;
 /// Stack of the thread that compiles: parsers of formats recurse. A trial has half of what follows it.
-pub(super) const STACK_BYTES: usize = 64 << 20;
+pub const STACK_BYTES: usize = 64 << 20;
 const TRIAL_STACK_BYTES: usize = STACK_BYTES / 2;
 /// Between two looks at whether a trial is over.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -99,7 +100,7 @@ pub fn run() -> bool {
     let (Ok(()), Ok(_), Ok(format)) = (limited, read, serde_json::from_slice(&text)) else {
         return false;
     };
-    let work = move || trial(&format);
+    let work = move || compile(&format).map(drop);
     let builder = thread::Builder::new().stack_size(TRIAL_STACK_BYTES);
     let joined = builder.spawn(work).map(thread::JoinHandle::join);
     let Ok(Ok(result)) = joined else {
@@ -113,19 +114,23 @@ pub fn run() -> bool {
     result.is_ok()
 }
 
-fn trial(format: &OutputFormat) -> Result<(), String> {
+/// Compiles a format for a vocabulary of bytes, which has no control tokens.
+///
+/// # Errors
+/// Why the format can't be followed.
+pub fn compile(format: &OutputFormat) -> Result<Matcher, String> {
     let environment: TokEnv = Arc::new(ByteVocabulary::new());
     let factory = factory(&environment).ok_or("its trial can't be run")?;
-    // This vocabulary has no control tokens.
     let split = |text: &str| vec![Markup::Text(text.to_owned())];
-    compile(&factory, source(format, &split)?).map(|_| ())
+    super::compile(&factory, source(format, &split)?)
 }
 
 /// A vocabulary of a token for each byte: what a format costs to compile hardly depends on it.
-struct ByteVocabulary(TokTrie);
+pub struct ByteVocabulary(TokTrie);
 
 impl ByteVocabulary {
-    const EOS: TokenId = 256;
+    /// The token behind those of the bytes.
+    pub const EOS: TokenId = 256;
 
     fn new() -> Self {
         let mut words: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();

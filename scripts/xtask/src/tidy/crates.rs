@@ -63,6 +63,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-fuzz",
+        folder: "server/fuzz",
+        dependencies: &["rempart", "rempart-text"],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart-bench",
         folder: "benches",
         dependencies: &[],
