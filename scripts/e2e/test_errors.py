@@ -41,7 +41,6 @@ def test_a_bad_value_is_named(served, options, param):
 @pytest.mark.parametrize(("options", "param"), [
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"extra_body": {"guided_json": {}}}, "guided_json"),

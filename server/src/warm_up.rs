@@ -39,6 +39,7 @@ async fn generator(model: &Model) -> anyhow::Result<()> {
             min_tokens: 0,
         },
         prompt_logprobs: None,
+        prediction: Vec::new(),
         grammar: None,
         cache_salt: 0,
         priority: 0,

@@ -102,6 +102,8 @@ impl MessagesRequest {
             conversation,
             logprobs: None,
             return_token_ids: false,
+            echo: false,
+            prediction: None,
         };
         Ok(Self { chat, thinking })
     }

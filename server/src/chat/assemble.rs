@@ -226,22 +226,24 @@ fn new_id(short: bool) -> String {
     }
 }
 
-/// The entries of an echoed prompt, with the likelihoods the engine gave for it.
+/// The entries of an echoed prompt, with the likelihoods the engine gave for it, and `top` alternatives.
 pub fn prompt_entries(
     tokenizer: &Tokenizer,
     skip_special: bool,
     prompt: &[u32],
     logprobs: Vec<Option<rempart_engine::Logprobs>>,
+    top: u32,
 ) -> Result<Vec<Entry>, rempart_text::Error> {
     let mut detokenizer = Detokenizer::new(tokenizer, skip_special);
     let mut offset = 0;
     let mut entries = Vec::with_capacity(prompt.len());
     for (token, logprobs) in prompt.iter().zip(logprobs) {
-        let (logprob, top) = logprobs.map_or((None, Vec::new()), |l| (Some(l.chosen), l.top));
+        let (logprob, mut best) = logprobs.map_or((None, Vec::new()), |l| (Some(l.chosen), l.top));
+        best.truncate(top as usize);
         entries.push(Entry {
             token: *token,
             logprob,
-            top,
+            top: best,
             offset,
         });
         if (*token as usize) < tokenizer.vocab_size() {

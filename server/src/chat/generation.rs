@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rempart_engine::{AddError, Event, Finish};
+use rempart_engine::{AddError, Event, Finish, Logprobs, Predicted};
 use tokio::time::{Sleep, sleep_until};
 use tracing::Span;
 
@@ -13,7 +13,8 @@ use super::{Prepared, Rules};
 use crate::engine_thread::{NeverQueued, StreamEvent, SubmitError, Timing, TokenStream};
 use crate::http::error::ApiError;
 use crate::model::Model;
-use crate::openai::shared::Usage;
+use crate::openai::logprobs::{self, PromptLogprobs};
+use crate::openai::shared::{CompletionTokensDetails, Usage};
 use crate::shutdown::{Phase, Shutdown};
 
 /// What happened to one choice.
@@ -30,6 +31,8 @@ pub struct Update {
     pub finish_reason: Option<&'static str>,
     /// The stop string that ended it, by its number.
     pub stop: Option<usize>,
+    /// With the first update of a prompt's first choice, if asked for.
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// The choices of one HTTP request. Dropping it stops whatever still runs.
@@ -41,6 +44,7 @@ pub struct Generation {
     prompts: Vec<PromptState>,
     open: usize,
     completion_tokens: usize,
+    predicted: Predicted,
     /// Resolves when the process no longer waits for answers.
     closing: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The engine ends a request at its deadline; this is for an engine that does not move.
@@ -122,6 +126,7 @@ impl Generation {
             prompts,
             open,
             completion_tokens: 0,
+            predicted: Predicted::default(),
             closing: Box::pin(shutdown.reached(Phase::Closing)),
             overdue: Box::pin(sleep_until((timing.deadline + OVERDUE).into())),
             arrived,
@@ -142,7 +147,12 @@ impl Generation {
             .choices
             .iter()
             .map(|choice| choice.assembler.reasoning_tokens());
-        Usage::new(prompt, self.completion_tokens, cached, reasoning.sum())
+        let details = CompletionTokensDetails {
+            reasoning_tokens: reasoning.sum(),
+            accepted_prediction_tokens: self.predicted.accepted,
+            rejected_prediction_tokens: self.predicted.rejected,
+        };
+        Usage::new(prompt, self.completion_tokens, cached, details)
     }
 
     /// The next update, or `None` after the last choice has finished.
@@ -178,19 +188,11 @@ impl Generation {
                 self.prompts[prompt].cached.get_or_insert(cached_tokens);
                 Ok(None)
             }
-            Event::PromptLogprobs(logprobs) => {
-                let tokens = &self.prompts[prompt].tokens;
-                let skip = self.rules.skip_special_tokens;
-                let entries = prompt_entries(&self.model.tokenizer, skip, tokens, logprobs)
-                    .map_err(|_| undecodable())?;
-                Ok(Some(self.told(
-                    at,
-                    Piece {
-                        entries,
-                        ..Piece::default()
-                    },
-                    None,
-                )))
+            Event::PromptLogprobs(scores) => self.scored(at, prompt, scores).map(Some),
+            Event::Predicted(predicted) => {
+                self.predicted.accepted += predicted.accepted;
+                self.predicted.rejected += predicted.rejected;
+                Ok(None)
             }
             Event::Token(sampled) => {
                 self.count(at, sampled.token);
@@ -207,6 +209,31 @@ impl Generation {
             }
             Event::Finished(finish) => self.finished(at, finish).map(Some),
         }
+    }
+
+    /// Tells the likelihoods of a prompt.
+    fn scored(
+        &mut self,
+        at: usize,
+        prompt: usize,
+        scores: Vec<Option<Logprobs>>,
+    ) -> Result<Update, ApiError> {
+        let tokens = &self.prompts[prompt].tokens;
+        let tokenizer = &self.model.tokenizer;
+        // Every choice of a prompt would say the same.
+        let first = at.is_multiple_of(self.choices.len() / self.prompts.len());
+        let text = |token| String::from_utf8_lossy(&self.model.token_bytes(token)).into_owned();
+        let asked = self.rules.prompt_logprobs.filter(|_| first);
+        let told = asked.map(|top| logprobs::told(tokens, &scores, top, text));
+        let mut piece = Piece::default();
+        if let Some(top) = self.rules.echo_logprobs {
+            let skip = self.rules.skip_special_tokens;
+            let entries = prompt_entries(tokenizer, skip, tokens, scores, top);
+            piece.entries = entries.map_err(|_| undecodable())?;
+        }
+        let mut update = self.told(at, piece, None);
+        update.prompt_logprobs = told;
+        Ok(update)
     }
 
     fn finished(&mut self, at: usize, finish: Finish) -> Result<Update, ApiError> {
@@ -276,6 +303,7 @@ impl Generation {
             tokens: std::mem::take(&mut choice.tokens),
             finish_reason,
             stop: piece.stop,
+            prompt_logprobs: None,
         }
     }
 }

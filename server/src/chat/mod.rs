@@ -49,6 +49,10 @@ pub struct Rules {
     pub min_tokens: usize,
     pub skip_special_tokens: bool,
     pub logprobs: Option<u32>,
+    /// Likelihoods of the prompt, told by themselves: how many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// The same, told as the first of an echoed answer.
+    pub echo_logprobs: Option<u32>,
     /// Whether the tokens themselves are told beside their text.
     pub token_ids: bool,
     pub reading: Reading,
@@ -76,16 +80,17 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     };
     check_format(common, format.as_ref())?;
     let thinking = Thinking::plan(chat, &reading, rendered.budget, format.as_ref())?;
-    let requests = vec![engine_request(
-        common,
-        model,
-        prompt,
-        max_tokens,
-        request.logprobs,
-    )];
+    let mut prepared = engine_request(common, model, prompt, max_tokens, request.logprobs);
+    if let Some(text) = &request.prediction {
+        prepared.prediction = prediction(text, model, limits)?;
+    }
+    let last = request.conversation.messages.last();
     Ok(Prepared {
-        requests,
-        echoes: vec![None],
+        requests: vec![prepared],
+        echoes: vec![
+            last.filter(|_| request.echo)
+                .map(|message| message.content.clone()),
+        ],
         format,
         thinking,
         rules: Rules {
@@ -127,7 +132,8 @@ pub fn prepare_completion(
             let ends = model.infill.iter().flat_map(|infill| &infill.ends);
             prepared.stop.tokens.extend(ends);
         }
-        prepared.prompt_logprobs = request.logprobs.filter(|_| request.echo);
+        let echoed = request.logprobs.filter(|_| request.echo);
+        prepared.prompt_logprobs = prepared.prompt_logprobs.max(echoed);
         requests.push(prepared);
     }
     Ok(Prepared {
@@ -137,6 +143,7 @@ pub fn prepare_completion(
         thinking: None,
         rules: Rules {
             token_ids: request.return_token_ids,
+            echo_logprobs: request.logprobs.filter(|_| request.echo),
             ..rules(common, request.logprobs)
         },
     })
@@ -228,6 +235,15 @@ pub fn text_tokens(
 ) -> Result<Vec<u32>> {
     check_bytes("prompt", text.len(), limits)?;
     encode("prompt", &[Segment::Text(text)], add_special, model, tokens_max)
+}
+
+/// Tokens of what a client expects; those that no answer has room for are of no use.
+fn prediction(text: &str, model: &Model, limits: &RequestLimits) -> Result<Vec<u32>> {
+    const PARAM: &str = "prediction.content";
+    check_bytes(PARAM, text.len(), limits)?;
+    let mut tokens = encode(PARAM, &[Segment::Text(text)], false, model, usize::MAX)?;
+    tokens.truncate(model.context_length);
+    Ok(tokens)
 }
 
 fn encode(
@@ -451,10 +467,11 @@ fn engine_request(
         n: common.n,
         sampling,
         stop,
-        prompt_logprobs: None,
+        prompt_logprobs: common.prompt_logprobs,
+        prediction: Vec::new(),
         grammar: None,
         cache_salt: 0,
-        priority: 0,
+        priority: common.priority,
         deadline_ms: None,
     }
 }
@@ -467,6 +484,8 @@ fn rules(common: &Common, logprobs: Option<u32>) -> Rules {
         min_tokens: common.min_tokens,
         skip_special_tokens: common.skip_special_tokens,
         logprobs,
+        prompt_logprobs: common.prompt_logprobs,
+        echo_logprobs: None,
         token_ids: false,
         reading: Reading::default(),
     }

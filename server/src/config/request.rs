@@ -21,6 +21,9 @@ pub struct RequestArgs {
     /// Text parts of one message
     #[arg(long, env = "REMPART_CONTENT_PARTS_MAX", default_value = "1024")]
     pub content_parts_max: NonZeroUsize,
+    /// The least `priority` that a request may ask for: below 0, clients can have themselves served before others
+    #[arg(long, env = "REMPART_PRIORITY_MIN", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=0))]
+    pub priority_min: i32,
     /// The largest `n`
     #[arg(long, env = "REMPART_CHOICES_MAX", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=128))]
     pub choices_max: u8,
@@ -75,6 +78,7 @@ pub struct RequestLimits {
     pub prompt_bytes_max: usize,
     pub messages_max: usize,
     pub content_parts_max: usize,
+    pub priority_min: i32,
     pub choices_max: usize,
     pub prompts_max: usize,
     pub inputs_max: usize,
@@ -99,6 +103,7 @@ impl RequestArgs {
             prompt_bytes_max: self.prompt_bytes_max.get(),
             messages_max: self.messages_max.get(),
             content_parts_max: self.content_parts_max.get(),
+            priority_min: self.priority_min,
             choices_max: usize::from(self.choices_max),
             prompts_max: self.prompts_max.get(),
             inputs_max: self.inputs_max.get(),

@@ -316,7 +316,7 @@ impl Live {
                     metrics.prompt(self.prompt_tokens, *cached_tokens);
                 }
             }
-            Event::PromptLogprobs(_) => {}
+            Event::PromptLogprobs(_) | Event::Predicted(_) => {}
             Event::Token(_) => sequence.token(self.arrived, now, metrics),
             Event::Finished(finish) => {
                 if matches!(finish, Finish::Stop(_)) {

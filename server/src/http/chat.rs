@@ -19,10 +19,8 @@ use crate::openai::chat::{
     AssistantMessage, CalledFunction, CalledFunctionDelta, ChatChoice, ChatChunk, ChatChunkChoice,
     ChatCompletion, ChatLogprob, ChatLogprobs, ChatRequest, Delta, TokenLogprob, ToolCall, ToolCallDelta,
 };
+use crate::openai::logprobs::finite;
 use crate::openai::shared::{ChunkUsage, FINGERPRINT, StreamOptions, Usage};
-
-/// JSON has no minus infinity; OpenAI writes this for what a model rules out.
-const LOGPROB_MIN: f32 = -9999.0;
 
 pub async fn chat_completions(
     State(app): State<AppState>,
@@ -73,11 +71,13 @@ impl Answer {
             .map(|index| self.choice(index))
             .collect();
         let mut prompt_token_ids = self.token_ids.then(Vec::new);
+        let mut prompt_logprobs = None;
         while let Some(update) = generation.next().await? {
             if !update.prompt_tokens.is_empty() {
                 // Every choice has the same.
                 prompt_token_ids = Some(update.prompt_tokens);
             }
+            prompt_logprobs = update.prompt_logprobs.or(prompt_logprobs);
             let choice = &mut choices[update.choice];
             update
                 .said
@@ -111,6 +111,7 @@ impl Answer {
             usage: generation.usage(),
             system_fingerprint: FINGERPRINT,
             prompt_token_ids,
+            prompt_logprobs,
         };
         Ok(Json(completion).into_response())
     }
@@ -165,7 +166,7 @@ impl Chunks for Answer {
             prompt_tokens,
             mut tokens,
             finish_reason,
-            stop: _,
+            ..
         } = update;
         let plain = |delta| ChatChunkChoice {
             index,
@@ -285,15 +286,5 @@ fn token_logprob(model: &Model, token: u32, logprob: f32) -> TokenLogprob {
         token,
         logprob: finite(logprob),
         bytes,
-    }
-}
-
-/// A likelihood that JSON can hold.
-pub fn finite(logprob: f32) -> f32 {
-    // Written so that NaN, too, becomes the lowest value.
-    if logprob > LOGPROB_MIN {
-        logprob
-    } else {
-        LOGPROB_MIN
     }
 }

@@ -7,7 +7,6 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
-use super::chat::finite;
 use super::error::ApiError;
 use super::sse::{Chunk, Chunks};
 use super::{AppState, Arrived, generate, sse};
@@ -19,6 +18,7 @@ use crate::model::Model;
 use crate::openai::completions::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest,
 };
+use crate::openai::logprobs::finite;
 use crate::openai::shared::{ChunkUsage, FINGERPRINT, StreamOptions, Usage};
 
 pub async fn completions(
@@ -70,12 +70,14 @@ impl Answer {
             finish_reason: None,
             prompt_token_ids: self.token_ids.then(Vec::new),
             token_ids: self.token_ids.then(Vec::new),
+            prompt_logprobs: None,
         };
         let mut choices: Vec<CompletionChoice> = (0..generation.choices()).map(empty).collect();
         while let Some(update) = generation.next().await? {
             let choice = &mut choices[update.choice];
             choice.text.push_str(&text_of(update.said));
             choice.finish_reason = update.finish_reason;
+            choice.prompt_logprobs = update.prompt_logprobs.or(choice.prompt_logprobs.take());
             if let Some(logprobs) = &mut choice.logprobs {
                 append(logprobs, &self.model, &update.entries);
             }
@@ -144,6 +146,7 @@ impl Chunks for Answer {
                 finish_reason,
                 prompt_token_ids: (self.token_ids && !prompt_tokens.is_empty()).then_some(prompt_tokens),
                 token_ids: self.token_ids.then_some(tokens),
+                prompt_logprobs: None,
             }],
             usage,
         )]

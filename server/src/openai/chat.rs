@@ -7,7 +7,9 @@ use utoipa::ToSchema;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
+use crate::openai::logprobs::PromptLogprobs;
 use crate::openai::messages::{self, Message};
+use crate::openai::prediction;
 use crate::openai::reasoning::{self, Reasoning};
 use crate::openai::shared::{self, ChunkUsage, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
 use crate::openai::tools::{self, Tools};
@@ -23,6 +25,7 @@ const OWN: &[&str] = &[
     "max_completion_tokens",
     "messages",
     "modalities",
+    "prediction",
     "return_token_ids",
     "top_logprobs",
 ];
@@ -39,6 +42,10 @@ pub struct ChatRequest {
     pub logprobs: Option<u32>,
     /// Whether the answer carries the tokens beside their text.
     pub return_token_ids: bool,
+    /// Whether the answer begins with the message that it goes on with.
+    pub echo: bool,
+    /// What the client expects to be answered.
+    pub prediction: Option<String>,
 }
 
 /// What a chat template makes a prompt of.
@@ -81,9 +88,12 @@ impl ChatRequest {
             conversation: Conversation::read(&mut object, limits)?,
             logprobs: logprobs(&mut object)?,
             return_token_ids: object.boolean("return_token_ids")?.unwrap_or(false),
+            echo: object.boolean("echo")?.unwrap_or(false),
+            prediction: prediction::read(&mut object, limits)?,
         };
-        if object.boolean("echo")? == Some(true) {
-            return Err(ApiError::unsupported("echo"));
+        if request.echo && !request.conversation.continue_final_message {
+            let message = "`echo` is only allowed with `continue_final_message`: it repeats that message";
+            return Err(ApiError::invalid("echo", "invalid_value", message));
         }
         object.finish(&Self::known(), shared::UNSUPPORTED)?;
         Ok(request)
@@ -193,6 +203,8 @@ pub struct ChatCompletion {
     /// With `return_token_ids`: the prompt as the chat template made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
+use crate::openai::logprobs::PromptLogprobs;
 use crate::openai::shared::{self, ChunkUsage, Common, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -21,6 +22,9 @@ const OWN: &[&str] = &[
     "return_token_ids",
     "suffix",
 ];
+
+/// Parameters of chats only.
+const UNSUPPORTED: &[&str] = &["prediction"];
 
 /// What OpenAI takes when `max_tokens` is not given.
 pub const MAX_TOKENS_DEFAULT: usize = 16;
@@ -49,7 +53,14 @@ pub enum Prompt {
 impl CompletionRequest {
     /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.
     pub fn names() -> Vec<&'static str> {
-        [OWN, shared::COMMON, shared::METADATA, shared::UNSUPPORTED].concat()
+        [
+            OWN,
+            shared::COMMON,
+            shared::METADATA,
+            shared::UNSUPPORTED,
+            UNSUPPORTED,
+        ]
+        .concat()
     }
 
     /// Reads a request body.
@@ -66,8 +77,9 @@ impl CompletionRequest {
             add_special_tokens: object.boolean("add_special_tokens")?.unwrap_or(true),
             common,
         };
-        if request.max_tokens == Some(0) && !request.echo {
-            let message = "`max_tokens` may be 0 only with `echo`, to score a prompt";
+        let scores = request.echo || request.common.prompt_logprobs.is_some();
+        if request.max_tokens == Some(0) && !scores {
+            let message = "`max_tokens` may be 0 only with `echo` or `prompt_logprobs`, to score a prompt";
             return Err(ApiError::invalid("max_tokens", "out_of_range", message));
         }
         if request.suffix.is_some() && request.echo {
@@ -76,7 +88,7 @@ impl CompletionRequest {
         }
         object.finish(
             &[OWN, shared::COMMON, shared::METADATA].concat(),
-            shared::UNSUPPORTED,
+            &[shared::UNSUPPORTED, UNSUPPORTED].concat(),
         )?;
         if request.prompts.len() * request.common.n > limits.prompts_max {
             let message = format!(
@@ -170,6 +182,8 @@ pub struct CompletionChoice {
     /// With `return_token_ids`: the tokens of this part, a stop token included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// Token likelihoods in the older, columnar form. The first token of an echoed prompt has none.

@@ -142,7 +142,8 @@ fn assistant_fields(object: &mut Object<'_>, message: &mut Message, limits: &Req
     Ok(())
 }
 
-fn content_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<String> {
+/// A text, or the texts of parts, a line each.
+pub fn content_text(raw: &RawValue, path: &str, limits: &RequestLimits) -> Result<String> {
     if raw.get().starts_with('"') {
         return json::typed(raw, path, "a string or an array of text parts");
     }

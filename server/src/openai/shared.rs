@@ -10,6 +10,7 @@ use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::format::{self, AskedFormat};
 use crate::openai::json::{self, Object};
+use crate::openai::logprobs;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -26,6 +27,8 @@ pub const LOGIT_BIAS: RangeInclusive<f64> = -100.0..=100.0;
 pub const TOP_LOGPROBS_MAX: usize = 20;
 /// What `max_tokens` may ask for on any model; the model's context is checked when the prompt's length is known.
 pub const TOKENS_MAX: usize = 1 << 24;
+/// What may wait longest.
+pub const PRIORITY_MAX: i64 = 1000;
 /// Token numbers on the wire; the model's vocabulary is checked later.
 pub const TOKEN: RangeInclusive<i64> = 0..=(u32::MAX as i64);
 
@@ -65,9 +68,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "logits_processors",
     "mirostat",
     "mm_processor_kwargs",
-    "prediction",
     "prompt_embeds",
-    "prompt_logprobs",
     "reasoning",
     "request_id",
     "return_tokens_as_token_ids",
@@ -94,6 +95,7 @@ pub const COMMON: &[&str] = &[
     "n",
     "presence_penalty",
     "priority",
+    "prompt_logprobs",
     "repetition_penalty",
     "response_format",
     "seed",
@@ -125,6 +127,10 @@ pub struct Common {
     pub truncate: Option<Truncate>,
     /// What every choice must be.
     pub format: Option<AskedFormat>,
+    /// `Some(k)`: likelihoods of the prompt's tokens and of the `k` most likely in their places.
+    pub prompt_logprobs: Option<u32>,
+    /// Lower is served first.
+    pub priority: i32,
     /// `Some` when the answer is to be streamed.
     pub stream: Option<StreamOptions>,
 }
@@ -178,6 +184,8 @@ impl Common {
             n: 1,
             truncate: None,
             format: None,
+            prompt_logprobs: None,
+            priority: 0,
             stream: None,
         }
     }
@@ -188,7 +196,6 @@ impl Common {
             object.take(name);
         }
         refuse_best_of(object)?;
-        refuse_priority(object)?;
         let model = json::typed(object.require("model")?, "model", "a string")?;
         let sampling = Sampling::read(object, limits)?;
         let streamed = object.boolean("stream")?.unwrap_or(false);
@@ -211,6 +218,8 @@ impl Common {
             skip_special_tokens: object.boolean("skip_special_tokens")?.unwrap_or(true),
             format: format::read(object, limits)?,
             truncate: Truncate::read(object)?,
+            prompt_logprobs: logprobs::read(object, streamed)?,
+            priority: priority(object, limits)?,
             n: object.count("n", 1..=limits.choices_max)?.unwrap_or(1),
             stream: streamed.then(|| options.unwrap_or_default()),
         })
@@ -389,12 +398,11 @@ fn refuse_best_of(object: &mut Object<'_>) -> Result<()> {
     }
 }
 
-/// Who goes first is the operator's choice, so a client may only say that it asks for nothing.
-fn refuse_priority(object: &mut Object<'_>) -> Result<()> {
-    match object.take("priority") {
-        Some(raw) if raw.get() != "0" => Err(ApiError::unsupported("priority")),
-        _ => Ok(()),
-    }
+/// Who goes first is the operator's choice; anyone may let others go first.
+fn priority(object: &mut Object<'_>, limits: &RequestLimits) -> Result<i32> {
+    let range = i64::from(limits.priority_min)..=PRIORITY_MAX;
+    let priority = object.integer("priority", &range)?.unwrap_or(0);
+    Ok(i32::try_from(priority).expect("the range is within i32"))
 }
 
 /// `system_fingerprint`: which build answered.
@@ -418,6 +426,9 @@ pub struct PromptTokensDetails {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: usize,
+    /// Tokens of a `prediction` that came true and saved time, and those that did not; neither adds to `completion_tokens`.
+    pub accepted_prediction_tokens: usize,
+    pub rejected_prediction_tokens: usize,
 }
 
 /// What a chunk of a stream says of the usage.
@@ -446,19 +457,19 @@ impl Serialize for ChunkUsage {
 }
 
 impl Usage {
-    /// `reasoning_tokens` are among those of the completion.
+    /// The details are of tokens of the completion.
     pub fn new(
         prompt_tokens: usize,
         completion_tokens: usize,
         cached_tokens: usize,
-        reasoning_tokens: usize,
+        completion_tokens_details: CompletionTokensDetails,
     ) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
-            completion_tokens_details: CompletionTokensDetails { reasoning_tokens },
+            completion_tokens_details,
         }
     }
 }

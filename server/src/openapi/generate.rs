@@ -11,8 +11,8 @@ use crate::openai::chat::TEMPLATE_SWITCHES;
 use crate::openai::completions::MAX_TOKENS_DEFAULT;
 use crate::openai::reasoning::Effort;
 use crate::openai::shared::{
-    FREQUENCY_PENALTY, LOGIT_BIAS, METADATA, MIN_P, PRESENCE_PENALTY, REPETITION_PENALTY, Sampling,
-    TEMPERATURE, TOKENS_MAX, TOP_K, TOP_LOGPROBS_MAX, TOP_P,
+    FREQUENCY_PENALTY, LOGIT_BIAS, METADATA, MIN_P, PRESENCE_PENALTY, PRIORITY_MAX, REPETITION_PENALTY,
+    Sampling, TEMPERATURE, TOKENS_MAX, TOP_K, TOP_LOGPROBS_MAX, TOP_P,
 };
 
 /// What both endpoints take.
@@ -33,6 +33,12 @@ fn common(fields: Fields, limits: &RequestLimits, tokens_min: usize) -> Fields {
         .defaults("skip_special_tokens", boolean(), true)
         .defaults("n", count(1..=limits.choices_max), 1)
         .optional("truncate_prompt_tokens", truncate())
+        .optional("prompt_logprobs", count(0..=TOP_LOGPROBS_MAX))
+        .defaults(
+            "priority",
+            integer(&(i64::from(limits.priority_min)..=PRIORITY_MAX)),
+            0,
+        )
         .optional("response_format", named("ResponseFormat"))
         .optional("structured_outputs", named("StructuredOutputs"))
         .defaults("stream", boolean(), false)
@@ -107,10 +113,8 @@ pub(super) fn chat(limits: &RequestLimits) -> AnySchema {
         .defaults("logprobs", boolean(), false)
         .optional("top_logprobs", count(0..=TOP_LOGPROBS_MAX))
         .optional("modalities", words(&["text"]))
-        .optional(
-            "echo",
-            told(only(false), "A chat is never repeated in its answer.", None),
-        )
+        .defaults("echo", boolean(), false)
+        .optional("prediction", named("Prediction"))
         .build()
 }
 

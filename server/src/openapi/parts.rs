@@ -7,6 +7,7 @@ use super::schema::{
 use crate::config::RequestLimits;
 use crate::openai::format::TYPES;
 use crate::openai::messages::ROLES;
+use crate::openai::prediction;
 use crate::openai::tools::{ALLOWED_MODES, NAME_BYTES_MAX};
 
 /// The components, by their names.
@@ -14,6 +15,7 @@ pub(super) fn all(limits: &RequestLimits) -> Vec<(&'static str, AnySchema)> {
     vec![
         ("ChatMessage", chat_message(limits)),
         ("ContentParts", content(limits)),
+        ("Prediction", prediction()),
         ("ResponseFormat", response_format()),
         ("StreamOptions", stream_options()),
         ("StructuredOutputs", structured_outputs(limits)),
@@ -162,6 +164,13 @@ fn structured_outputs(limits: &RequestLimits) -> AnySchema {
         .optional("regex", source())
         .optional("grammar", told(source(), "A grammar in Lark's notation.", None))
         .optional("choice", array(source(), &(1..=limits.format_choices_max)))
+        .build()
+}
+
+fn prediction() -> AnySchema {
+    Fields::new()
+        .required("type", word(prediction::TYPES))
+        .required("content", named("ContentParts"))
         .build()
 }
 

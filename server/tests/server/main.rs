@@ -19,6 +19,7 @@ mod messages;
 mod numbers;
 mod openapi;
 mod others;
+mod prompts;
 mod reasoning;
 mod responses;
 mod sockets;

@@ -34,6 +34,8 @@ const NUMBERS: &[Number] = &[
     number("max_completion_tokens", ["1", "16777216"], ["0", "16777217"]),
     number("min_tokens", ["0", "16777216"], ["-1", "16777217"]),
     number("top_logprobs", ["0", "20"], ["-1", "21"]),
+    number("prompt_logprobs", ["0", "20"], ["-1", "21"]),
+    number("priority", ["0", "1000"], ["-1", "1001"]),
     number(
         "seed",
         ["-9223372036854775808", "9223372036854775807"],

@@ -51,13 +51,15 @@ proptest! {
             min_tokens,
             skip_special_tokens: true,
             logprobs: Some(0),
+            prompt_logprobs: None,
+            echo_logprobs: None,
             token_ids: false,
             reading: Reading::default(),
         };
         let mut assembler = Assembler::new(&tokenizer(), &rules, 0).unwrap();
         let (mut shown, mut entries, mut stopped) = (String::new(), Vec::new(), false);
         for byte in bytes {
-            let logprob = Some(Logprobs { chosen: -1.0, top: Vec::new() });
+            let logprob = Some(Logprobs { chosen: -1.0, rank: 1, top: Vec::new() });
             let piece = assembler.token(Sampled { token: u32::from(*byte), logprob }).unwrap();
             shown.push_str(&content(&piece));
             entries.extend(piece.entries);

@@ -135,6 +135,8 @@ impl ResponsesRequest {
             conversation,
             logprobs,
             return_token_ids: false,
+            echo: false,
+            prediction: None,
         };
         Ok(Self {
             chat,
