@@ -135,4 +135,4 @@ def command(target, folder, binaries, seconds, repo):
     words = folder / "names.dict"
     words.write_text(dictionary(repo), encoding="utf-8")
     return [binaries / f"fuzz-{target.name}", f"-max_total_time={seconds}", f"-timeout={TIMEOUT_S}", f"-dict={words}",
-            f"-artifact_prefix={found}{os.sep}", "-verbosity=0", "-print_final_stats=1", *target.options, corpus, seeds]
+            f"-artifact_prefix={found}{os.sep}", "-verbosity=0", "-print_funcs=0", "-print_final_stats=1", *target.options, corpus, seeds]

@@ -220,8 +220,9 @@ impl Metrics {
         let info = series.with("block_size", &config.block_size.to_string());
         let info = info.with("num_gpu_blocks", &config.blocks.to_string());
         let info = info.with("enable_prefix_caching", &config.prefix_cache.to_string());
-        info.gauge("vllm:cache_config_info").set(1.0);
-        ModelMetrics::new(&series, config.blocks)
+        let info = info.gauge("vllm:cache_config_info");
+        info.set(1.0);
+        ModelMetrics::new(&series, config.blocks, info)
     }
 }
 
@@ -258,6 +259,8 @@ pub struct Finished {
 
 /// What the engine thread records.
 pub struct ModelMetrics {
+    /// 1 while it is true: a model that comes back can have other blocks, and so another series.
+    info: Gauge,
     running: Gauge,
     waiting: Gauge,
     queue_requests: Gauge,
@@ -299,7 +302,7 @@ pub struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    fn new(s: &Series<'_>, blocks: usize) -> Self {
+    fn new(s: &Series<'_>, blocks: usize, info: Gauge) -> Self {
         let kv_total = s.gauge("rempart_kv_blocks_total");
         kv_total.set(blocks as f64);
         let ended = |reason: &str| {
@@ -311,6 +314,7 @@ impl ModelMetrics {
                 .counter("vllm:admission_rejections_total")
         };
         Self {
+            info,
             running: s.gauge("vllm:num_requests_running"),
             waiting: s.gauge("vllm:num_requests_waiting"),
             queue_requests: s.gauge("rempart_queue_requests"),

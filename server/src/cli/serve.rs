@@ -49,20 +49,27 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
             tracing::error!(%error, "signals cannot be received");
         }
     });
-    if let Some(bind) = settings.http.admin.bind {
-        let listener = TcpListener::bind(bind)
-            .await
-            .with_context(|| format!("listening on {bind}"))?;
-        let router = http::admin::app(Arc::clone(&app));
-        tasks.spawn(http::accept::serve_admin(listener, router, Arc::clone(&app)));
-        tracing::info!(address = %bind, "administration");
-    }
+    let admin = settings.http.admin.bind;
+    let admin = match admin {
+        Some(bind) => Some(
+            TcpListener::bind(bind)
+                .await
+                .with_context(|| format!("listening on {bind}"))?,
+        ),
+        None => None,
+    };
+    let administering = async {
+        if let Some(listener) = admin {
+            let router = http::admin::app(Arc::clone(&app));
+            http::accept::serve_admin(listener, router, Arc::clone(&app)).await;
+        }
+    };
     if let Some(limit) = settings.http.admin.idle_unload {
         tasks.spawn(app.registry.clone().unload_idle(limit));
     }
     let accepting = http::accept::serve(listener, http::app(Arc::clone(&app)), Arc::clone(&app));
     tracing::info!(address = %bind, "listening; not ready until the model is loaded");
-    let (result, ()) = tokio::join!(supervise(settings, &app), accepting);
+    let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;
     result
 }

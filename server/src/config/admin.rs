@@ -1,6 +1,7 @@
 //! The administrative interface, and when models are unloaded.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +18,9 @@ pub struct AdminArgs {
     /// Seconds that running requests get to finish when their model is unloaded
     #[arg(long, env = "REMPART_UNLOAD_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub unload_timeout_s: u64,
+    /// Requests that may wait for one model while it is loaded; further ones get a 503
+    #[arg(long, env = "REMPART_LOAD_WAITING_MAX", default_value = "256")]
+    pub load_waiting_max: NonZeroUsize,
     /// Seconds without a request after which a model is unloaded, until the next one asks for it; 0: never
     #[arg(long, env = "REMPART_IDLE_UNLOAD_S", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
     pub idle_unload_s: u64,
@@ -29,6 +33,7 @@ pub struct AdminSettings {
     pub hosts: Option<AllowedHosts>,
     pub unload_timeout: Duration,
     pub idle_unload: Option<Duration>,
+    pub load_waiting_max: usize,
 }
 
 impl AdminArgs {
@@ -48,6 +53,7 @@ impl AdminArgs {
             bind: self.admin_bind,
             hosts,
             unload_timeout: Duration::from_secs(self.unload_timeout_s),
+            load_waiting_max: self.load_waiting_max.get(),
             idle_unload: (self.idle_unload_s > 0).then(|| Duration::from_secs(self.idle_unload_s)),
         })
     }

@@ -86,7 +86,7 @@ pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState) {
             () = &mut closing => break,
         }
     }
-    connections.shutdown().await;
+    end(connections).await;
 }
 
 /// Lets running requests finish. New connections are still taken, so that their requests get a proper refusal.
@@ -113,6 +113,11 @@ async fn drain(
         }
     }
     app.shutdown.advance(Phase::Closing);
+    end(connections).await;
+}
+
+/// Gives connections the time to pass the last answers on.
+async fn end(mut connections: JoinSet<()>) {
     let rest = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(CLOSING_GRACE, rest).await.is_err() {
         tracing::warn!(connections = connections.len(), "connections were cut");

@@ -52,17 +52,28 @@ async fn list(State(app): State<AppState>) -> Json<Snapshots> {
 
 async fn load(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
-    app.registry.load(&name).await.map(Json)
+    answered(&app, app.registry.load(&name)).await
 }
 
 async fn unload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
-    app.registry.unload(&name).await.map(Json)
+    answered(&app, app.registry.unload(&name)).await
 }
 
 async fn reload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
-    app.registry.reload(&name).await.map(Json)
+    answered(&app, app.registry.reload(&name)).await
+}
+
+/// The answer to a change, or, where the process ends first, that it does.
+async fn answered(
+    app: &AppState,
+    change: impl Future<Output = Result<Snapshot, ApiError>>,
+) -> Result<Json<Snapshot>, ApiError> {
+    tokio::select! {
+        snapshot = change => snapshot.map(Json),
+        () = app.shutdown.reached(Phase::Closing) => Err(ApiError::draining()),
+    }
 }
 
 /// The name in a path, while models may still come and go.

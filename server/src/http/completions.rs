@@ -26,12 +26,12 @@ pub async fn completions(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let prepare = |body: &[u8], model: Result<&Model, ApiError>, limits: &RequestLimits| {
-        let request = CompletionRequest::parse(body, limits)?;
+    let prepare = |request: CompletionRequest, model: Result<&Model, ApiError>, limits: &RequestLimits| {
         let prepared = prepare_completion(&request, model?, limits)?;
         Ok((prepared, request.common.stream))
     };
-    let (started, stream) = generate::start(&app, arrived.0, request, prepare).await?;
+    let (started, stream) =
+        generate::start(&app, arrived.0, request, CompletionRequest::parse, prepare).await?;
     let answer = Answer::new(started.model, &started.rules, stream);
     Ok(match stream {
         Some(_) => sse::respond(started.generation, answer, app.http.keep_alive),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::Bytes;
 use axum::extract::Request;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,19 +24,33 @@ pub(super) struct Started {
 }
 
 /// The model that a body asks for, and that of a body without a name the first one. That there is none is told only after
-/// what is wrong with the body itself.
-pub(super) async fn model_for(app: &App, body: &[u8], arrived: Instant) -> Result<Arc<Model>, ApiError> {
+/// what is wrong with the body itself; a body that `check` refuses brings no model back into memory.
+pub(super) async fn model_for(
+    app: &App,
+    body: &Bytes,
+    arrived: Instant,
+    check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
+) -> Result<Arc<Model>, ApiError> {
     let (name, deadline) = (named(body), app.timing(arrived).deadline);
+    if app.registry.is_out(name.as_deref()) {
+        let body = body.clone();
+        app.preparation.run(deadline, move || check(&body)).await?;
+    }
     app.registry.generator(name.as_deref(), deadline).await
 }
 
 /// The encoder that a body asks for, likewise. Whoever reads a body without a name refuses it.
 pub(super) async fn encoder_for(
     app: &App,
-    body: &[u8],
+    body: &Bytes,
     arrived: Instant,
+    check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<EncoderModel>, ApiError> {
     let (name, deadline) = (named(body).unwrap_or_default(), app.timing(arrived).deadline);
+    if app.registry.is_out(Some(&name)) {
+        let body = body.clone();
+        app.encoding.run(deadline, move || check(&body)).await?;
+    }
     app.registry.encoder(&name, deadline).await
 }
 
@@ -51,26 +66,32 @@ fn named(body: &[u8]) -> Option<String> {
     serde_json::from_str(named.model?.get()).ok()
 }
 
-/// Reads a body, prepares what it asks for and hands it to the engine. `prepare` also keeps what the answer will need.
-pub(super) async fn start<T, F>(
+/// Reads a body, prepares what it asks for and hands it to the engine: `parse` makes a request of the body, and `prepare`
+/// also keeps what the answer will need.
+pub(super) async fn start<R, T, P, F>(
     app: &App,
     arrived: Instant,
     request: Request,
+    parse: P,
     prepare: F,
 ) -> Result<(Started, T), ApiError>
 where
     T: Send + 'static,
-    F: FnOnce(&[u8], Result<&Model, ApiError>, &RequestLimits) -> Result<(Prepared, T), ApiError>
+    P: Fn(&[u8], &RequestLimits) -> Result<R, ApiError> + Clone + Send + 'static,
+    F: FnOnce(R, Result<&Model, ApiError>, &RequestLimits) -> Result<(Prepared, T), ApiError>
         + Send
         + 'static,
 {
     app.registry.check_opened()?;
     let body = limits::read_json(app, request).await?;
-    let model = model_for(app, &body.bytes, arrived).await;
+    let (checks, check_limits) = (parse.clone(), app.limits.clone());
+    let check = move |body: &[u8]| checks(body, &check_limits).map(drop);
+    let model = model_for(app, &body.bytes, arrived, check).await;
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
     let work = move || {
+        let request = parse(&bytes, &request_limits)?;
         prepare(
-            &bytes,
+            request,
             prepared_for.as_deref().map_err(Clone::clone),
             &request_limits,
         )

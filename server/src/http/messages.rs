@@ -82,15 +82,15 @@ pub async fn messages(
     Extension(arrived): Extension<Arrived>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let prepare = |body: &[u8],
+    let parse = |body: &[u8], limits: &RequestLimits| MessagesRequest::parse(body, limits, true);
+    let prepare = |request: MessagesRequest,
                    model: Result<&Model, ApiError>,
                    limits: &RequestLimits|
      -> Result<(Prepared, _), ApiError> {
-        let request = MessagesRequest::parse(body, limits, true)?;
         let prepared = prepare_chat(&request.chat, model?, limits)?;
         Ok((prepared, (request.chat.common.stream.is_some(), request.thinking)))
     };
-    let (started, (stream, thinking)) = generate::start(&app, arrived.0, request, prepare).await?;
+    let (started, (stream, thinking)) = generate::start(&app, arrived.0, request, parse, prepare).await?;
     let Started {
         model,
         generation,
@@ -117,7 +117,9 @@ pub async fn count_tokens(
 ) -> Result<Response, Failure> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let state = Arc::clone(&app);
+    let check = move |body: &[u8]| MessagesRequest::parse(body, &state.limits, false).map(drop);
+    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = MessagesRequest::parse(&bytes, &request_limits, false)?.chat;

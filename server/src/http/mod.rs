@@ -73,7 +73,11 @@ impl App {
                 limits.responses_retention,
                 limits.responses_bytes_max,
             )),
-            registry: Registry::new(metrics.clone(), http.admin.unload_timeout),
+            registry: Registry::new(
+                metrics.clone(),
+                http.admin.unload_timeout,
+                http.admin.load_waiting_max,
+            ),
             http,
             limits,
             metrics,

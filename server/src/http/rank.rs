@@ -45,7 +45,9 @@ async fn reranked(
     returns_documents: bool,
 ) -> Result<Json<Reranked>, ApiError> {
     let body = limits::read_json(app, request).await?;
-    let model = generate::encoder_for(app, &body.bytes, arrived).await;
+    let state = Arc::clone(app);
+    let check = move |body: &[u8]| RerankRequest::parse(body, &state.limits, returns_documents).map(drop);
+    let model = generate::encoder_for(app, &body.bytes, arrived, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(app));
     let work = move || {
         let request = RerankRequest::parse(&bytes, &state.limits, returns_documents)?;
@@ -93,7 +95,9 @@ pub async fn score(
     request: Request,
 ) -> Result<Json<Scores>, ApiError> {
     let body = limits::read_json(&app, request).await?;
-    let model = generate::encoder_for(&app, &body.bytes, arrived.0).await;
+    let state = Arc::clone(&app);
+    let check = move |body: &[u8]| ScoreRequest::parse(body, &state.limits).map(drop);
+    let model = generate::encoder_for(&app, &body.bytes, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = ScoreRequest::parse(&bytes, &state.limits)?;

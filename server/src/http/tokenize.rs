@@ -1,5 +1,7 @@
 //! `POST /tokenize` and `POST /detokenize`.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
 
@@ -15,7 +17,9 @@ pub async fn tokenize(
 ) -> Result<Json<Tokenized>, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let state = Arc::clone(&app);
+    let check = move |body: &[u8]| TokenizeRequest::parse(body, &state.limits).map(drop);
+    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = TokenizeRequest::parse(&bytes, &request_limits)?;
@@ -54,7 +58,9 @@ pub async fn detokenize(
 ) -> Result<Json<Detokenized>, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let state = Arc::clone(&app);
+    let check = move |body: &[u8]| DetokenizeRequest::parse(body, &state.limits).map(drop);
+    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = DetokenizeRequest::parse(&bytes, &request_limits)?;

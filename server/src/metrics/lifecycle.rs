@@ -61,6 +61,7 @@ impl ModelMetrics {
             &self.kv_cached,
             &self.kv_total,
             &self.drain_rate,
+            &self.info,
             &self.prefill_budget,
         ];
         for gauge in gauges {

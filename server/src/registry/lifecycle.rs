@@ -1,10 +1,11 @@
 //! How models come and go while others serve.
 
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 
 use super::{Loaded, Registry, Served, Snapshot, State, Then, Used, Wanted};
 use crate::http::error::ApiError;
@@ -81,12 +82,14 @@ impl Registry {
         .await
     }
 
-    /// Unloads a model and loads it again from its files. Requests for it wait meanwhile.
+    /// Unloads a model and loads it again from its files, if those are sound: one that works is not given up for others that
+    /// can't. Requests for it wait meanwhile.
     ///
     /// # Errors
     /// As [`Registry::load`] and [`Registry::unload`].
     pub async fn reload(&self, name: &str) -> Result<Snapshot, ApiError> {
         let id = self.known_or_stored(name).await?;
+        self.check_files(id).await?;
         let mut begun = false;
         self.until(id, |state| match state {
             State::Loading | State::Draining(Then::Reload) if begun => None,
@@ -107,6 +110,23 @@ impl Registry {
             }
         })
         .await
+    }
+
+    async fn check_files(&self, id: usize) -> Result<(), ApiError> {
+        let registry = self.clone();
+        let mut wanted = self.wanted(id);
+        wanted.taken -= self.lock()[id].planned;
+        let check = move || match registry.0.loader.get() {
+            Some(loader) => loader.check(&wanted),
+            None => Ok(()),
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
+        let checked = checked.context("looking at the files panicked").flatten();
+        checked.map_err(|error| {
+            let error = format!("{error:#}");
+            tracing::error!(error, "a model was not loaded again");
+            ApiError::load_failed(&error)
+        })
     }
 
     /// Unloads models that nobody has used for so long, for as long as it runs.
@@ -201,7 +221,25 @@ impl Registry {
     /// Brings a model whose state is already that it is loading.
     pub(super) fn bring_in_background(&self, id: usize, idle: bool) {
         let registry = self.clone();
-        self.background(async move { registry.bring(id, idle).await });
+        self.background(async move {
+            let brought = AssertUnwindSafe(registry.bring(id, idle)).catch_unwind().await;
+            // Whoever waits for it must learn that it will not come.
+            if let Err(panic) = brought {
+                registry.failed_to(id, "loading it panicked", idle);
+                resume_unwind(panic);
+            }
+        });
+    }
+
+    fn failed_to(&self, id: usize, error: &str, idle: bool) {
+        let entry = &mut self.lock()[id];
+        entry.metrics.failed();
+        entry.state = State::Failed {
+            error: error.to_owned(),
+            idle,
+            at: Instant::now(),
+        };
+        self.changed();
     }
 
     async fn bring(&self, id: usize, idle: bool) {
@@ -354,15 +392,25 @@ impl Registry {
             self.0.lost.send_replace(Some(entry.id().to_owned()));
             return;
         }
-        entry.metrics.unloaded();
-        (entry.bytes, entry.planned) = (0, 0);
-        entry.state = State::Failed {
-            error: "too many steps failed: the engine has stopped".to_owned(),
-            idle: false,
-            at: Instant::now(),
+        let State::Ready(loaded) = std::mem::replace(&mut entry.state, State::Draining(Then::Stay)) else {
+            return;
         };
         drop(entries);
         self.changed();
+        let registry = self.clone();
+        // Its memory counts until it is free.
+        self.background(async move {
+            registry.end(loaded).await;
+            let entry = &mut registry.lock()[id];
+            entry.metrics.unloaded();
+            (entry.bytes, entry.planned) = (0, 0);
+            entry.state = State::Failed {
+                error: "too many steps failed: the engine has stopped".to_owned(),
+                idle: false,
+                at: Instant::now(),
+            };
+            registry.changed();
+        });
     }
 }
 

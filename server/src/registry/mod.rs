@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::encoder::EncoderModel;
@@ -36,6 +36,13 @@ pub trait Load: Send + Sync {
     /// # Errors
     /// Says what is wrong, for the operator.
     fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded>;
+
+    /// Looks at the files of a model, while another of its memory may still be there. What it takes can be known only when that
+    /// is gone.
+    ///
+    /// # Errors
+    /// Says why it can't be loaded at all.
+    fn check(&self, wanted: &Wanted) -> anyhow::Result<()>;
 }
 
 /// What is to be loaded.
@@ -85,6 +92,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     metrics: Metrics,
     unload_timeout: Duration,
+    /// Requests that may wait for one model to be loaded.
+    waiting_max: usize,
 }
 
 /// One model. Entries are never removed, so that an entry's place is its identity.
@@ -100,6 +109,8 @@ struct Entry {
     bytes: u64,
     planned: u64,
     used: Option<Used>,
+    /// Places for requests that wait until it is loaded.
+    places: Arc<Semaphore>,
     metrics: LifecycleMetrics,
 }
 
@@ -150,8 +161,9 @@ enum Use {
 }
 
 impl Registry {
-    /// `unload_timeout` is what running requests get when their model is unloaded.
-    pub fn new(metrics: Metrics, unload_timeout: Duration) -> Self {
+    /// `unload_timeout` is what running requests get when their model is unloaded; `waiting_max` how many may wait for one
+    /// that is being loaded.
+    pub fn new(metrics: Metrics, unload_timeout: Duration, waiting_max: usize) -> Self {
         Self(Arc::new(Shared {
             entries: Mutex::default(),
             opened: AtomicBool::new(false),
@@ -162,6 +174,7 @@ impl Registry {
             tasks: Mutex::default(),
             metrics,
             unload_timeout,
+            waiting_max,
         }))
     }
 
@@ -226,8 +239,9 @@ impl Registry {
 
     async fn served(&self, name: Option<&str>, wanted: Use, deadline: Instant) -> Result<Served, ApiError> {
         let mut changed = self.0.changed.subscribe();
+        let mut place = None;
         loop {
-            match self.find(name, wanted)? {
+            match self.find(name, wanted, &mut place)? {
                 Found::Ready(served) => return Ok(served),
                 Found::Coming => {}
                 Found::Bring(id) => self.bring_in_background(id, true),
@@ -239,7 +253,21 @@ impl Registry {
         }
     }
 
-    fn find(&self, name: Option<&str>, wanted: Use) -> Result<Found, ApiError> {
+    /// Whether a request for it would have to wait until it is loaded, or bring it back.
+    pub fn is_out(&self, name: Option<&str>) -> bool {
+        let entries = self.lock();
+        let entry = name.and_then(|name| entries.iter().find(|entry| entry.has(name)));
+        // Without a name it is one that is ready, if there is one.
+        entry.is_some_and(|entry| !matches!(entry.state, State::Ready(_)))
+    }
+
+    /// `place` is that of a request that waits.
+    fn find(
+        &self,
+        name: Option<&str>,
+        wanted: Use,
+        place: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Found, ApiError> {
         self.check_opened()?;
         let mut entries = self.lock();
         let found = match name {
@@ -263,6 +291,10 @@ impl Registry {
             });
         }
         let found = entry.state.found(id).ok_or_else(ApiError::model_unloaded)?;
+        if place.is_none() && !matches!(found, Found::Ready(_)) {
+            let free = Arc::clone(&entry.places).try_acquire_owned();
+            *place = Some(free.map_err(|_| ApiError::overloaded(RETRY.as_secs()))?);
+        }
         match &found {
             Found::Ready(_) => entry.used = Some(Used::now()),
             Found::Bring(_) => entry.state = State::Loading,
@@ -288,6 +320,13 @@ impl Registry {
         Ok(all)
     }
 
+    /// A model of the command line that was to be loaded again, and could not be.
+    pub fn failed(&self) -> Option<String> {
+        let entries = self.lock();
+        let failed = |entry: &&Entry| entry.first && matches!(entry.state, State::Failed { .. });
+        entries.iter().find(failed).map(|entry| entry.id().to_owned())
+    }
+
     /// The models that are in memory, with their names.
     pub fn loaded(&self) -> Vec<(String, Served)> {
         let entries = self.lock();
@@ -309,6 +348,7 @@ impl Registry {
             bytes: 0,
             planned: 0,
             used: None,
+            places: Arc::new(Semaphore::new(self.0.waiting_max.min(Semaphore::MAX_PERMITS))),
         }
     }
 

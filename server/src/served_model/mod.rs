@@ -241,6 +241,16 @@ impl Load for Loader {
         Some(found.name)
     }
 
+    fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
+        let found = self.find_verified(&wanted.source)?;
+        if LoadedEncoder::is_one(&found.path) {
+            return Ok(());
+        }
+        let files = open_files(&found.path)?;
+        let available = self.memory.saturating_sub(wanted.taken);
+        generator::plan(&files, &self.settings, &self.device, available).map(drop)
+    }
+
     fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded> {
         let found = self.find_verified(&wanted.source)?;
         let left = self.left(wanted.taken)?;

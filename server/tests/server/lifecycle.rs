@@ -376,3 +376,80 @@ async fn administration_is_described() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_model_that_works_is_not_given_up_for_files_that_do_not() {
+    let server = TestServer::start(&[]).await;
+    server.administer("/admin/models/stored/load").await;
+    let damaged = &server.controls.files_damaged;
+    damaged.store(true, std::sync::atomic::Ordering::Relaxed);
+    let failed = server.administer("/admin/models/stored/reload").await;
+    assert_eq!(
+        (failed.status.as_u16(), code(&failed)),
+        (422, json!("model_load_failed"))
+    );
+    assert_eq!(server.state_of("stored").await["state"], "ready");
+    assert_eq!(content(&say(&server, "stored").await), STORED);
+    // One that was asked for at start, and that is gone because of it, makes the server unready.
+    server.administer("/admin/models/embedder/unload").await;
+    assert_eq!(server.get("/readyz").await.status, 200);
+    server.administer("/admin/models/embedder/load").await;
+    let unready = server.get("/readyz").await;
+    assert_eq!(unready.status, 503);
+    assert!(
+        unready.body.contains("embedder could not be loaded again"),
+        "{}",
+        unready.body
+    );
+    damaged.store(false, std::sync::atomic::Ordering::Relaxed);
+    server.administer("/admin/models/embedder/load").await;
+    assert_eq!(server.get("/readyz").await.status, 200);
+}
+
+/// Waits until the model is unloaded because nobody uses it.
+async fn made_idle(server: &TestServer) {
+    server.administer("/admin/models/stored/load").await;
+    let limit = Duration::from_millis(20);
+    let _watching = JoinSet::from_iter([server.app.registry.clone().unload_idle(limit)]);
+    while server.state_of("stored").await["state"] != "idle" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_request_brings_no_model_back() {
+    let server = TestServer::start(&[]).await;
+    made_idle(&server).await;
+    let wrong = [
+        ("/v1/chat/completions", "temperature"),
+        ("/v1/completions", "n"),
+        ("/v1/responses", "top_p"),
+        ("/v1/messages", "max_tokens"),
+        ("/v1/messages/count_tokens", "messages"),
+        ("/tokenize", "prompt"),
+        ("/detokenize", "tokens"),
+    ];
+    for (path, name) in wrong {
+        let answer = server
+            .post(path, json!({"model": "stored", name: "x", "more": 1}))
+            .await;
+        assert_eq!(answer.status, 400, "{path}: {}", answer.body);
+    }
+    assert_eq!(server.state_of("stored").await["state"], "idle");
+    assert_eq!(content(&say(&server, "stored").await), STORED);
+}
+
+#[tokio::test]
+async fn only_so_many_requests_wait_for_a_model() {
+    let server = TestServer::start(&["--load-waiting-max", "2"]).await;
+    made_idle(&server).await;
+    let all: Vec<_> = (0..5).map(|_| say(&server, "stored")).collect();
+    let mut statuses: Vec<u16> = futures::future::join_all(all)
+        .await
+        .iter()
+        .map(|answer| answer.status.as_u16())
+        .collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 503, 503, 503]);
+    assert_eq!(content(&say(&server, "stored").await), STORED);
+}

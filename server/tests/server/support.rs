@@ -3,7 +3,7 @@
 mod encoders;
 mod generators;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(crate) struct Controls {
     pub(crate) panic: AtomicUsize,
     /// Rows of the last step.
     pub(crate) rows: AtomicUsize,
+    /// Whether no model can be loaded from its files any more.
+    pub(crate) files_damaged: AtomicBool,
     /// How long each token of a step takes.
     pub(crate) token_ms: AtomicUsize,
 }

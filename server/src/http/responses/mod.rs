@@ -28,18 +28,20 @@ pub async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let state = Arc::clone(&app);
-    let prepare = move |body: &[u8], model: Result<&Model, ApiError>, limits: &RequestLimits| {
-        let request = parse(&state, body, limits)?;
-        let keeps = state.responses().keeps();
-        if request.store == Some(true) && !keeps {
-            let message =
-                "`store` can't be true: this server keeps no responses (--responses-retention-s is 0)";
-            return Err(ApiError::invalid("store", "unsupported_parameter", message));
-        }
-        let prepared = prepare_chat(&request.chat, model?, limits).map_err(named)?;
-        Ok((prepared, (request, keeps)))
-    };
-    let (started, (request, keeps)) = generate::start(&app, arrived.0, request, prepare).await?;
+    let parse = move |body: &[u8], limits: &RequestLimits| parse(&state, body, limits);
+    let state = Arc::clone(&app);
+    let prepare =
+        move |request: ResponsesRequest, model: Result<&Model, ApiError>, limits: &RequestLimits| {
+            let keeps = state.responses().keeps();
+            if request.store == Some(true) && !keeps {
+                let message =
+                    "`store` can't be true: this server keeps no responses (--responses-retention-s is 0)";
+                return Err(ApiError::invalid("store", "unsupported_parameter", message));
+            }
+            let prepared = prepare_chat(&request.chat, model?, limits).map_err(named)?;
+            Ok((prepared, (request, keeps)))
+        };
+    let (started, (request, keeps)) = generate::start(&app, arrived.0, request, parse, prepare).await?;
     let stream = request.chat.common.stream.is_some();
     let store = request.store.unwrap_or(keeps).then(|| Arc::clone(&app));
     let answer = Answer::new(started.model, request, store);
@@ -57,7 +59,9 @@ pub async fn input_tokens(
 ) -> Result<Response, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let model = generate::model_for(&app, &body.bytes, arrived.0).await;
+    let state = Arc::clone(&app);
+    let check = move |body: &[u8]| parse(&state, body, &state.limits).map(drop);
+    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = parse(&state, &bytes, &state.limits)?.chat;

@@ -103,9 +103,16 @@ impl Load for Stored {
         stored.then(|| name.to_owned())
     }
 
+    fn check(&self, _: &Wanted) -> anyhow::Result<()> {
+        if self.controls.files_damaged.load(Ordering::Relaxed) {
+            bail!("damaged.gguf: the file ends too early");
+        }
+        Ok(())
+    }
+
     fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded> {
         let name = wanted.names[0].as_str();
-        if name == "damaged" {
+        if name == "damaged" || self.controls.files_damaged.load(Ordering::Relaxed) {
             bail!("damaged.gguf: the file ends too early");
         }
         if wanted.taken + STORED_BYTES > MEMORY && self.find(name).is_some() {
