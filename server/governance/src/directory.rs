@@ -1,0 +1,172 @@
+//! All keys at one moment, in memory: whose a key is costs no query, so that a flood of wrong keys costs the database nothing.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use crate::key::{Key, KeyHash, KeyId};
+use crate::role::Role;
+
+/// A key as it is kept.
+#[derive(Clone, Debug)]
+pub struct KeyRecord {
+    pub id: KeyId,
+    pub hash: KeyHash,
+    /// The project's identifier and name.
+    pub project: String,
+    pub project_name: String,
+    pub role: Role,
+    pub name: String,
+    /// Unix seconds.
+    pub created: i64,
+    pub expires: Option<i64>,
+    pub revoked: Option<i64>,
+}
+
+/// Who makes a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    pub key: KeyId,
+    pub project: String,
+    pub role: Role,
+    /// The models it may use; `None`: all.
+    pub models: Option<BTreeSet<String>>,
+}
+
+/// Why a key opens nothing. Strangers are told no more than that it does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Denied {
+    #[error("it is no key of a server like this")]
+    Malformed,
+    #[error("there is no such key")]
+    Unknown,
+    #[error("it was revoked")]
+    Revoked,
+    #[error("it has expired")]
+    Expired,
+}
+
+/// A snapshot of keys and rights.
+#[derive(Debug, Default)]
+pub struct Directory {
+    keys: HashMap<KeyId, KeyRecord>,
+    /// By project.
+    rights: HashMap<String, BTreeSet<String>>,
+}
+
+impl Directory {
+    /// Of the keys of projects that are not archived, and of pairs of a project and a model that it may use.
+    pub fn new(keys: Vec<KeyRecord>, rights: Vec<(String, String)>) -> Self {
+        let keys = keys.into_iter().map(|key| (key.id.clone(), key)).collect();
+        let mut by_project: HashMap<String, BTreeSet<String>> = HashMap::new();
+        for (project, model) in rights {
+            by_project.entry(project).or_default().insert(model);
+        }
+        Self {
+            keys,
+            rights: by_project,
+        }
+    }
+
+    /// Whose key this is, at a time in Unix seconds.
+    ///
+    /// # Errors
+    /// Why it opens nothing.
+    pub fn authenticate(&self, text: &str, now_s: i64) -> Result<Principal, Denied> {
+        let key = Key::parse(text).ok_or(Denied::Malformed)?;
+        let record = self.keys.get(&key.id).ok_or(Denied::Unknown)?;
+        if !key.is(&record.hash) {
+            return Err(Denied::Unknown);
+        }
+        if record.revoked.is_some() {
+            return Err(Denied::Revoked);
+        }
+        if record.expires.is_some_and(|expires| expires <= now_s) {
+            return Err(Denied::Expired);
+        }
+        Ok(Principal {
+            key: key.id,
+            project: record.project.clone(),
+            role: record.role,
+            models: self.rights.get(&record.project).cloned(),
+        })
+    }
+}
+
+impl Principal {
+    /// Whether it may use a model that goes by any of these names.
+    pub fn may_use<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
+        let Some(models) = &self.models else {
+            return true;
+        };
+        names.any(|name| models.contains(name))
+    }
+
+    /// What keeps a project's cached prompts apart from those of others: nobody finds out by the clock what another has asked.
+    pub fn cache_salt(&self) -> u64 {
+        let digest = Sha256::digest(self.project.as_bytes());
+        u64::from_le_bytes(*digest.first_chunk().expect("a digest has 32 bytes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::NewKey;
+
+    fn record(key: &NewKey) -> KeyRecord {
+        KeyRecord {
+            id: key.id.clone(),
+            hash: key.hash,
+            project: "proj_a".to_owned(),
+            project_name: "a".to_owned(),
+            role: Role::Member,
+            name: "laptop".to_owned(),
+            created: 10,
+            expires: None,
+            revoked: None,
+        }
+    }
+
+    #[test]
+    fn only_a_living_key_opens() {
+        let (key, other, old, ended) = (
+            NewKey::make().unwrap(),
+            NewKey::make().unwrap(),
+            NewKey::make().unwrap(),
+            NewKey::make().unwrap(),
+        );
+        let expired = KeyRecord {
+            expires: Some(100),
+            ..record(&old)
+        };
+        let revoked = KeyRecord {
+            revoked: Some(50),
+            ..record(&ended)
+        };
+        let stolen_id = KeyRecord {
+            id: other.id.clone(),
+            ..record(&key)
+        };
+        let rights = vec![("proj_a".to_owned(), "one".to_owned())];
+        let directory = Directory::new(vec![record(&key), expired, revoked, stolen_id], rights);
+        let at = |key: &NewKey, now| directory.authenticate(key.reveal(), now);
+        let principal = at(&key, 100).unwrap();
+        assert_eq!(
+            (principal.role, principal.project.as_str()),
+            (Role::Member, "proj_a")
+        );
+        assert!(principal.may_use(["x", "one"].into_iter()) && !principal.may_use(["x"].into_iter()));
+        assert_eq!(at(&old, 99).map(|principal| principal.key), Ok(old.id.clone()));
+        assert_eq!(at(&old, 100), Err(Denied::Expired));
+        assert_eq!(at(&ended, 0), Err(Denied::Revoked));
+        assert_eq!(
+            at(&other, 100),
+            Err(Denied::Unknown),
+            "an identifier is not enough"
+        );
+        assert_eq!(directory.authenticate("sk-x", 100), Err(Denied::Malformed));
+        assert_eq!(at(&NewKey::make().unwrap(), 100), Err(Denied::Unknown));
+    }
+}

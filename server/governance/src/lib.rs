@@ -1,0 +1,15 @@
+//! Who may do what, and the record of it. Nothing here knows HTTP: a server asks a [`Directory`] whose key it was shown, and a
+//! [`Store`] keeps what operators change, each change with its row in the audit chain.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod directory;
+mod key;
+mod role;
+mod store;
+
+pub use audit::{AuditEvent, Broken, verify};
+pub use directory::{Denied, Directory, KeyRecord, Principal};
+pub use key::{Key, KeyHash, KeyId, NewKey};
+pub use role::{Role, Scope};
+pub use store::{Error, NewKeyRequest, Project, Store, now_s};

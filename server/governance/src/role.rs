@@ -1,0 +1,82 @@
+//! Roles, and what each may do: one table, in which what is not listed is denied.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What a route needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Use models, and see which there are.
+    Use,
+    /// Read metrics.
+    Observe,
+    /// Read the audit chain.
+    Audit,
+    /// Load and unload models.
+    Operate,
+    /// Make projects and keys, and end them.
+    Govern,
+}
+
+/// What the holder of a key is to the company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// All of it.
+    Owner,
+    /// Runs the server: all but reading the audit chain, so that nobody reviews their own doing.
+    Admin,
+    /// Reads what was done, and changes nothing.
+    Auditor,
+    /// A person who uses models.
+    Member,
+    /// A program that uses models.
+    Service,
+}
+
+impl Role {
+    pub const ALL: [Self; 5] = [
+        Self::Owner,
+        Self::Admin,
+        Self::Auditor,
+        Self::Member,
+        Self::Service,
+    ];
+
+    /// Whether a key of this role may do what needs this scope.
+    pub fn allows(self, scope: Scope) -> bool {
+        use Scope::{Audit, Govern, Observe, Operate, Use};
+        let scopes: &[Scope] = match self {
+            Self::Owner => &[Use, Observe, Audit, Operate, Govern],
+            Self::Admin => &[Use, Observe, Operate, Govern],
+            Self::Auditor => &[Observe, Audit],
+            Self::Member | Self::Service => &[Use],
+        };
+        scopes.contains(&scope)
+    }
+
+    /// Its name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Admin => "admin",
+            Self::Auditor => "auditor",
+            Self::Member => "member",
+            Self::Service => "service",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|role| role.name() == text);
+        found.ok_or_else(|| format!("roles are {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}

@@ -1,0 +1,105 @@
+//! Rows of the audit chain, read and written.
+
+use sqlx::any::AnyRow;
+use sqlx::{Any, Row as _, Transaction};
+
+use super::{Error, Store, now_ms};
+use crate::audit::{AuditEvent, GENESIS};
+
+/// Rows that are read at one time.
+const PAGE: i64 = 10_000;
+
+/// Adds the row of a change to that change.
+pub(super) async fn append(
+    change: &mut Transaction<'static, Any>,
+    actor: &str,
+    action: &str,
+    object: &str,
+    detail: String,
+) -> Result<(), Error> {
+    let last = sqlx::query("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1")
+        .fetch_optional(&mut **change)
+        .await?;
+    let (seq, previous) = match last {
+        Some(row) => (row.try_get::<i64, _>(0)? + 1, row.try_get(1)?),
+        None => (1, GENESIS.to_owned()),
+    };
+    let mut event = AuditEvent {
+        seq,
+        at_ms: now_ms(),
+        actor: actor.to_owned(),
+        action: action.to_owned(),
+        object: object.to_owned(),
+        detail,
+        previous,
+        hash: String::new(),
+    };
+    event.hash = event.right_hash();
+    sqlx::query(
+        "INSERT INTO audit_event (seq, at_ms, actor, action, object, detail, previous, hash) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(event.seq)
+    .bind(event.at_ms)
+    .bind(event.actor)
+    .bind(event.action)
+    .bind(event.object)
+    .bind(event.detail)
+    .bind(event.previous)
+    .bind(event.hash)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
+}
+
+fn event(row: &AnyRow) -> Result<AuditEvent, Error> {
+    Ok(AuditEvent {
+        seq: row.try_get(0)?,
+        at_ms: row.try_get(1)?,
+        actor: row.try_get(2)?,
+        action: row.try_get(3)?,
+        object: row.try_get(4)?,
+        detail: row.try_get(5)?,
+        previous: row.try_get(6)?,
+        hash: row.try_get(7)?,
+    })
+}
+
+impl Store {
+    /// Rows behind the one of this number, oldest first, a page of them.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn audit_events(&self, behind: i64) -> Result<Vec<AuditEvent>, Error> {
+        let rows = sqlx::query(
+            "SELECT seq, at_ms, actor, action, object, detail, previous, hash FROM audit_event WHERE seq > $1 \
+             ORDER BY seq LIMIT $2",
+        )
+        .bind(behind)
+        .bind(PAGE)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(event).collect()
+    }
+
+    /// The number of the last row; 0 where there is none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn audit_end(&self) -> Result<i64, Error> {
+        let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) FROM audit_event")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Records something that was done.
+    ///
+    /// # Errors
+    /// What the database says: what can't be recorded must not be done.
+    pub async fn record(&self, actor: &str, action: &str, object: &str, detail: String) -> Result<(), Error> {
+        let mut change = self.begin().await?;
+        append(&mut change, actor, action, object, detail).await?;
+        Ok(change.commit().await?)
+    }
+}
