@@ -27,7 +27,7 @@ class Target:
     options: tuple[str, ...] = ()
 
 
-MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi é\ud83d\udc4b"}]},
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi é\U0001f44b"}]},
             {"role": "assistant", "content": "", "tool_calls": [
                 {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "call_1", "content": "2"}, {"role": "user", "content": "And <|im_end|>?"}]
@@ -108,7 +108,7 @@ def targets(repo):
     requests = [endpoint.encode() + as_json(body) for endpoint, bodies in REQUESTS.items() for body in bodies]
     formats = [joined(as_json(body), bytes(range(7, 167, 5))) for body in FORMATS]
     # A format may exhaust its compiler: in a server its trial is ended, here the next one begins.
-    forgiving = ("-fork=1", "-ignore_ooms=1", "-ignore_timeouts=1", "-ignore_crashes=0", "-malloc_limit_mb=384")
+    forgiving = ("-fork=1", "-ignore_ooms=1", "-ignore_timeouts=1", "-ignore_crashes=0", "-rss_limit_mb=1024")
     return [
         Target("request", requests, ("-max_len=4096",)),
         Target("format", formats, ("-max_len=1024", "-len_control=0", *forgiving)),

@@ -76,16 +76,18 @@ pub enum Rejection {
     Bodies,
     Connections,
     Draining,
+    LoadWaiting,
 }
 
 impl Rejection {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::QueueRequests,
         Self::QueueTokens,
         Self::PrepareQueue,
         Self::Bodies,
         Self::Connections,
         Self::Draining,
+        Self::LoadWaiting,
     ];
 
     fn name(self) -> &'static str {
@@ -96,6 +98,7 @@ impl Rejection {
             Self::Bodies => "bodies",
             Self::Connections => "connections",
             Self::Draining => "draining",
+            Self::LoadWaiting => "load_waiting",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
 use crate::constraint::{Advance, Then, TokenMask};
-use crate::request::{Event, Finish, Output, Sampled, SeqId, Token};
+use crate::request::{Event, Finish, Output, Predicted, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 
@@ -154,8 +154,13 @@ impl Scheduler {
         self.report.accepted_tokens += accepted;
         let length_max = self.config.speculative_tokens;
         if !drafts.is_empty() {
-            let drafter = &mut self.sequence_mut(seq).drafter;
-            drafter.learn(drafts.len(), accepted, length_max);
+            let sequence = self.sequence_mut(seq);
+            sequence.drafter.learn(drafts.len(), accepted, length_max);
+            if sequence.drafter.is_predicting() {
+                let rejected = drafts.len() - accepted;
+                let predicted = sequence.event(Event::Predicted(Predicted { accepted, rejected }));
+                self.report.outputs.push(predicted);
+            }
         }
         for (index, answer) in sampled.into_iter().take(accepted + 1).enumerate() {
             if !answer.is_valid() {
@@ -209,7 +214,7 @@ impl Scheduler {
         if group.spec.prompt_logprobs.is_some() {
             self.report
                 .outputs
-                .push(sequence.event(Event::PromptLogprobs(group.scores.clone())));
+                .push(sequence.event(Event::PromptLogprobs(group.told())));
         }
     }
 

@@ -40,6 +40,7 @@ impl Scheduler {
             seqs,
             prompt_done: false,
             scores,
+            all_scores: None,
             started: false,
             added_ms: now_ms,
         };
@@ -79,7 +80,7 @@ impl Scheduler {
                 blocks_total: config.blocks,
             });
         }
-        let needed = tokens + request.n - 1;
+        let needed = tokens + request.prediction.len() + request.n - 1;
         let full = self.unstarted.len() >= config.queue_requests_max
             || (self.waiting_tokens > 0 && self.waiting_tokens + needed > config.queue_tokens_max);
         if full {
@@ -144,12 +145,6 @@ impl Scheduler {
             assert!(ran, "a living sequence waits or runs. This is a bug.");
         }
         self.pool.release(&mut sequence.table);
-        if !sequence.spec.prediction.is_empty() {
-            let predicted = sequence.drafter.predicted();
-            self.report
-                .outputs
-                .push(sequence.event(Event::Predicted(predicted)));
-        }
         self.report.outputs.push(sequence.event(Event::Finished(finish)));
         self.leave_group(&sequence);
     }

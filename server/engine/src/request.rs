@@ -1,5 +1,7 @@
 //! What a client asks for and what it gets back, in tokens.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::constraint::SharedGrammar;
@@ -84,7 +86,7 @@ pub struct Request {
     /// `Some(k)`: log-probabilities of every prompt token after the first, and of the `k` best in its place.
     pub prompt_logprobs: Option<u32>,
     /// What the caller expects the output to be, for guesses; it changes no answer. Without effect where guesses are: under a
-    /// grammar, or when steps make none.
+    /// grammar, or when steps make none. It counts as the prompt does while the request waits.
     pub prediction: Vec<Token>,
     /// The language that the output must be of. Tokens that it forces come without log-probabilities, or one by one with
     /// them if `sampling` asks for some.
@@ -110,7 +112,7 @@ pub struct Logprob {
 pub struct Logprobs {
     /// Of the chosen (or scored) token.
     pub chosen: f32,
-    /// Its place among all tokens: 1 for the best, and one more for each that is more probable.
+    /// Its place among all tokens: 1 for the best; on ties the lowest token first.
     pub rank: u32,
     /// The best tokens, best first; on ties the lowest token first.
     pub top: Vec<Logprob>,
@@ -187,10 +189,10 @@ pub enum Event {
         cached_tokens: usize,
     },
     /// One entry per prompt token, the first `None`. Comes once per sequence, before its first token.
-    PromptLogprobs(Vec<Option<Logprobs>>),
+    PromptLogprobs(Arc<[Option<Logprobs>]>),
     /// A token of the text.
     Token(Sampled),
-    /// What became of guesses taken from the request's prediction. Comes right before `Finished`, if it had one.
+    /// What became of a step's guesses, if they were taken from the request's prediction. Comes before the step's tokens.
     Predicted(Predicted),
     Finished(Finish),
 }

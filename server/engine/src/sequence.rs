@@ -59,7 +59,7 @@ impl Sequence {
             salt,
             tokens: spec.prompt.clone(),
             drafted: 0,
-            drafter: Drafter::new(&spec.prediction),
+            drafter: Drafter::new(),
             constraint: spec.grammar.as_ref().map(|grammar| grammar.0.start()),
             allowed: None,
             computed: 0,
@@ -70,7 +70,11 @@ impl Sequence {
             started: false,
             prompt_done: false,
             // Siblings find the prompt in the cache when the first of them has computed it.
-            queue_tokens: if index == 0 { spec.prompt.len() } else { 1 },
+            queue_tokens: if index == 0 {
+                spec.prompt.len() + spec.prediction.len()
+            } else {
+                1
+            },
             spec,
         }
     }
@@ -151,6 +155,8 @@ pub(crate) struct Group {
     pub(crate) prompt_done: bool,
     /// Prompt log-probabilities so far, when asked for.
     pub(crate) scores: Vec<Option<Logprobs>>,
+    /// All of them, once one sequence was told.
+    pub(crate) all_scores: Option<Arc<[Option<Logprobs>]>>,
     pub(crate) started: bool,
     pub(crate) added_ms: u64,
 }
@@ -159,6 +165,15 @@ impl Group {
     /// Scores are still missing, so the prompt must be computed rather than found.
     pub(crate) fn is_scoring(&self) -> bool {
         self.spec.prompt_logprobs.is_some() && !self.prompt_done
+    }
+
+    /// The scores of the whole prompt, which all sequences share.
+    pub(crate) fn told(&mut self) -> Arc<[Option<Logprobs>]> {
+        let scores = &mut self.scores;
+        Arc::clone(
+            self.all_scores
+                .get_or_insert_with(|| std::mem::take(scores).into()),
+        )
     }
 
     /// The sequence must wait for the first one to compute the prompt.

@@ -10,19 +10,42 @@ use rempart::openai::embeddings::EmbeddingsRequest;
 use rempart::openai::rank::{RerankRequest, ScoreRequest};
 use rempart::openai::responses::ResponsesRequest;
 use rempart::openai::tokenize::{DetokenizeRequest, TokenizeRequest};
+use serde_json::Value;
 
-/// Names in paths may be the client's; messages are ours, with a few of such names.
+/// Names of parameters may be the client's; nothing else that it sent is told back.
 const MESSAGE_MAX: usize = 1_000;
+/// Put into every string that is no name: it may come back nowhere.
+const CANARY: &str = "cAnArY";
 
 fuzz_target!(|data: &[u8]| {
     let Some((endpoint, body)) = data.split_first() else {
         return;
     };
-    if let Err(error) = parse(*endpoint, body) {
-        assert!(error.status.is_client_error(), "{error:?}");
-        assert!(error.message.len() <= MESSAGE_MAX, "{error:?}");
+    for body in [Some(body.to_vec()), with_canaries(body)].into_iter().flatten() {
+        if let Err(error) = parse(*endpoint, &body) {
+            assert!(error.status.is_client_error(), "{error:?}");
+            assert!(error.message.len() <= MESSAGE_MAX, "{error:?}");
+            assert!(!error.message.contains(CANARY), "{error:?}");
+        }
     }
 });
+
+/// The same body with other strings, if it is JSON: what a client says, but not the words of the interface.
+fn with_canaries(body: &[u8]) -> Option<Vec<u8>> {
+    fn put(value: &mut Value) {
+        match value {
+            Value::String(text) if text.contains(' ') || text.is_empty() => {
+                *text = format!("{CANARY} {text}")
+            }
+            Value::Array(items) => items.iter_mut().for_each(put),
+            Value::Object(fields) => fields.iter_mut().for_each(|(_, value)| put(value)),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_slice(body).ok()?;
+    put(&mut value);
+    serde_json::to_vec(&value).ok()
+}
 
 fn parse(endpoint: u8, body: &[u8]) -> Result<(), ApiError> {
     let limits = rempart_fuzz::limits();

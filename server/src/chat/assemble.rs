@@ -231,19 +231,18 @@ pub fn prompt_entries(
     tokenizer: &Tokenizer,
     skip_special: bool,
     prompt: &[u32],
-    logprobs: Vec<Option<rempart_engine::Logprobs>>,
+    scores: &[Option<rempart_engine::Logprobs>],
     top: u32,
 ) -> Result<Vec<Entry>, rempart_text::Error> {
     let mut detokenizer = Detokenizer::new(tokenizer, skip_special);
     let mut offset = 0;
     let mut entries = Vec::with_capacity(prompt.len());
-    for (token, logprobs) in prompt.iter().zip(logprobs) {
-        let (logprob, mut best) = logprobs.map_or((None, Vec::new()), |l| (Some(l.chosen), l.top));
-        best.truncate(top as usize);
+    for (token, score) in prompt.iter().zip(scores) {
+        let best = score.iter().flat_map(|score| &score.top).take(top as usize);
         entries.push(Entry {
             token: *token,
-            logprob,
-            top: best,
+            logprob: score.as_ref().map(|score| score.chosen),
+            top: best.copied().collect(),
             offset,
         });
         if (*token as usize) < tokenizer.vocab_size() {

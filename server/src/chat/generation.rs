@@ -188,7 +188,7 @@ impl Generation {
                 self.prompts[prompt].cached.get_or_insert(cached_tokens);
                 Ok(None)
             }
-            Event::PromptLogprobs(scores) => self.scored(at, prompt, scores).map(Some),
+            Event::PromptLogprobs(scores) => self.scored(at, prompt, &scores).map(Some),
             Event::Predicted(predicted) => {
                 self.predicted.accepted += predicted.accepted;
                 self.predicted.rejected += predicted.rejected;
@@ -212,19 +212,14 @@ impl Generation {
     }
 
     /// Tells the likelihoods of a prompt.
-    fn scored(
-        &mut self,
-        at: usize,
-        prompt: usize,
-        scores: Vec<Option<Logprobs>>,
-    ) -> Result<Update, ApiError> {
+    fn scored(&mut self, at: usize, prompt: usize, scores: &[Option<Logprobs>]) -> Result<Update, ApiError> {
         let tokens = &self.prompts[prompt].tokens;
         let tokenizer = &self.model.tokenizer;
         // Every choice of a prompt would say the same.
         let first = at.is_multiple_of(self.choices.len() / self.prompts.len());
         let text = |token| String::from_utf8_lossy(&self.model.token_bytes(token)).into_owned();
         let asked = self.rules.prompt_logprobs.filter(|_| first);
-        let told = asked.map(|top| logprobs::told(tokens, &scores, top, text));
+        let told = asked.map(|top| logprobs::told(tokens, scores, top, text));
         let mut piece = Piece::default();
         if let Some(top) = self.rules.echo_logprobs {
             let skip = self.rules.skip_special_tokens;

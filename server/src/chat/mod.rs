@@ -84,6 +84,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     if let Some(text) = &request.prediction {
         prepared.prediction = prediction(text, model, limits)?;
     }
+    check_scores(&prepared, limits)?;
     let last = request.conversation.messages.last();
     Ok(Prepared {
         requests: vec![prepared],
@@ -134,6 +135,7 @@ pub fn prepare_completion(
         }
         let echoed = request.logprobs.filter(|_| request.echo);
         prepared.prompt_logprobs = prepared.prompt_logprobs.max(echoed);
+        check_scores(&prepared, limits)?;
         requests.push(prepared);
     }
     Ok(Prepared {
@@ -237,13 +239,38 @@ pub fn text_tokens(
     encode("prompt", &[Segment::Text(text)], add_special, model, tokens_max)
 }
 
-/// Tokens of what a client expects; those that no answer has room for are of no use.
+/// Refuses more likelihoods of a prompt than an answer may carry.
+fn check_scores(request: &Request, limits: &RequestLimits) -> Result<()> {
+    let Some(top) = request.prompt_logprobs else {
+        return Ok(());
+    };
+    let (tokens, limit) = (request.prompt.len(), limits.prompt_logprobs_max);
+    let count = tokens * (top as usize + 1);
+    if count <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "likelihoods of a prompt of {tokens} tokens with {top} alternatives are {count}, but the limit is {limit}"
+    );
+    Err(ApiError::invalid("prompt_logprobs", "out_of_range", message))
+}
+
+/// Tokens of what a client expects, no more than any answer can have.
 fn prediction(text: &str, model: &Model, limits: &RequestLimits) -> Result<Vec<u32>> {
     const PARAM: &str = "prediction.content";
     check_bytes(PARAM, text.len(), limits)?;
-    let mut tokens = encode(PARAM, &[Segment::Text(text)], false, model, usize::MAX)?;
-    tokens.truncate(model.context_length);
-    Ok(tokens)
+    let limit = model.context_length;
+    let encoded = model
+        .tokenizer
+        .encode_within(&[Segment::Text(text)], false, limit);
+    encoded.map_err(|error| {
+        if matches!(error, rempart_text::Error::TooLong { .. }) {
+            let message = format!("`{PARAM}` has more tokens than this model's context of {limit}");
+            return ApiError::invalid(PARAM, "context_length_exceeded", message);
+        }
+        tracing::error!("the tokenizer failed");
+        ApiError::internal()
+    })
 }
 
 fn encode(

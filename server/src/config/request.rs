@@ -24,6 +24,9 @@ pub struct RequestArgs {
     /// The least `priority` that a request may ask for: below 0, clients can have themselves served before others
     #[arg(long, env = "REMPART_PRIORITY_MIN", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=0))]
     pub priority_min: i32,
+    /// Likelihoods of a prompt's tokens, alternatives included, that one prompt may ask for
+    #[arg(long, env = "REMPART_PROMPT_LOGPROBS_MAX", default_value = "65536")]
+    pub prompt_logprobs_max: NonZeroUsize,
     /// The largest `n`
     #[arg(long, env = "REMPART_CHOICES_MAX", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=128))]
     pub choices_max: u8,
@@ -79,6 +82,7 @@ pub struct RequestLimits {
     pub messages_max: usize,
     pub content_parts_max: usize,
     pub priority_min: i32,
+    pub prompt_logprobs_max: usize,
     pub choices_max: usize,
     pub prompts_max: usize,
     pub inputs_max: usize,
@@ -104,6 +108,7 @@ impl RequestArgs {
             messages_max: self.messages_max.get(),
             content_parts_max: self.content_parts_max.get(),
             priority_min: self.priority_min,
+            prompt_logprobs_max: self.prompt_logprobs_max.get(),
             choices_max: usize::from(self.choices_max),
             prompts_max: self.prompts_max.get(),
             inputs_max: self.inputs_max.get(),

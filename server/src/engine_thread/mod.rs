@@ -217,7 +217,7 @@ impl EngineHandle {
         }
         let count = requests
             .iter()
-            .map(|request| request.prompt.len() + request.n - 1)
+            .map(|request| request.prompt.len() + request.prediction.len() + request.n - 1)
             .sum();
         let limit = self.config.queue_tokens_max;
         if requests.len() > 1 && count > limit {

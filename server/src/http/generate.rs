@@ -15,6 +15,7 @@ use crate::chat::{Prepared, Rules};
 use crate::config::RequestLimits;
 use crate::encoder::EncoderModel;
 use crate::model::Model;
+use crate::registry::Use;
 
 /// A generation that runs, and what it was started with.
 pub(super) struct Started {
@@ -32,7 +33,7 @@ pub(super) async fn model_for(
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<Model>, ApiError> {
     let (name, deadline) = (named(body), app.timing(arrived).deadline);
-    if app.registry.is_out(name.as_deref()) {
+    if app.registry.is_out(name.as_deref(), Use::Text) {
         let body = body.clone();
         app.preparation.run(deadline, move || check(&body)).await?;
     }
@@ -47,7 +48,7 @@ pub(super) async fn encoder_for(
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<EncoderModel>, ApiError> {
     let (name, deadline) = (named(body).unwrap_or_default(), app.timing(arrived).deadline);
-    if app.registry.is_out(Some(&name)) {
+    if app.registry.is_out(Some(&name), Use::Vectors) {
         let body = body.clone();
         app.encoding.run(deadline, move || check(&body)).await?;
     }

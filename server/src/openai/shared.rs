@@ -457,7 +457,7 @@ impl Serialize for ChunkUsage {
 }
 
 impl Usage {
-    /// The details are of tokens of the completion.
+    /// Of tokens of all prompts and all choices.
     pub fn new(
         prompt_tokens: usize,
         completion_tokens: usize,

@@ -89,7 +89,9 @@ impl Registry {
     /// As [`Registry::load`] and [`Registry::unload`].
     pub async fn reload(&self, name: &str) -> Result<Snapshot, ApiError> {
         let id = self.known_or_stored(name).await?;
-        self.check_files(id).await?;
+        if matches!(self.lock()[id].state, State::Ready(_)) {
+            self.check_files(id).await?;
+        }
         let mut begun = false;
         self.until(id, |state| match state {
             State::Loading | State::Draining(Then::Reload) if begun => None,
@@ -114,8 +116,7 @@ impl Registry {
 
     async fn check_files(&self, id: usize) -> Result<(), ApiError> {
         let registry = self.clone();
-        let mut wanted = self.wanted(id);
-        wanted.taken -= self.lock()[id].planned;
+        let wanted = self.wanted(id);
         let check = move || match registry.0.loader.get() {
             Some(loader) => loader.check(&wanted),
             None => Ok(()),
@@ -221,25 +222,26 @@ impl Registry {
     /// Brings a model whose state is already that it is loading.
     pub(super) fn bring_in_background(&self, id: usize, idle: bool) {
         let registry = self.clone();
+        self.care(id, async move { registry.bring(id, idle).await });
+    }
+
+    /// Changes a model's state in the background. Whoever waits for the outcome learns it if that panics, too.
+    fn care(&self, id: usize, change: impl Future<Output = ()> + Send + 'static) {
+        let registry = self.clone();
         self.background(async move {
-            let brought = AssertUnwindSafe(registry.bring(id, idle)).catch_unwind().await;
-            // Whoever waits for it must learn that it will not come.
-            if let Err(panic) = brought {
-                registry.failed_to(id, "loading it panicked", idle);
+            if let Err(panic) = AssertUnwindSafe(change).catch_unwind().await {
+                let entry = &mut registry.lock()[id];
+                entry.metrics.failed();
+                (entry.bytes, entry.planned) = (0, 0);
+                entry.state = State::Failed {
+                    error: "loading or unloading it panicked".to_owned(),
+                    idle: false,
+                    at: Instant::now(),
+                };
+                registry.changed();
                 resume_unwind(panic);
             }
         });
-    }
-
-    fn failed_to(&self, id: usize, error: &str, idle: bool) {
-        let entry = &mut self.lock()[id];
-        entry.metrics.failed();
-        entry.state = State::Failed {
-            error: error.to_owned(),
-            idle,
-            at: Instant::now(),
-        };
-        self.changed();
     }
 
     async fn bring(&self, id: usize, idle: bool) {
@@ -276,10 +278,11 @@ impl Registry {
 
     fn wanted(&self, id: usize) -> Wanted {
         let entries = self.lock();
+        let others = entries.iter().enumerate().filter(|(at, _)| *at != id);
         Wanted {
             source: entries[id].source.clone(),
             names: entries[id].names.clone(),
-            taken: entries.iter().map(|entry| entry.planned).sum(),
+            taken: others.map(|(_, entry)| entry.planned).sum(),
         }
     }
 
@@ -319,7 +322,7 @@ impl Registry {
             unreachable!("only ready models are ended. This is a bug.")
         };
         let registry = self.clone();
-        self.background(async move {
+        self.care(id, async move {
             registry.end(loaded).await;
             registry.ended(id).await;
         });
@@ -393,13 +396,13 @@ impl Registry {
             return;
         }
         let State::Ready(loaded) = std::mem::replace(&mut entry.state, State::Draining(Then::Stay)) else {
-            return;
+            unreachable!("it was ready a moment ago. This is a bug.")
         };
         drop(entries);
         self.changed();
         let registry = self.clone();
         // Its memory counts until it is free.
-        self.background(async move {
+        self.care(id, async move {
             registry.end(loaded).await;
             let entry = &mut registry.lock()[id];
             entry.metrics.unloaded();

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::encoder::EncoderModel;
 use crate::http::error::ApiError;
 use crate::http::models::unix_now;
-use crate::metrics::{LifecycleMetrics, Metrics};
+use crate::metrics::{LifecycleMetrics, Metrics, Rejection};
 use crate::model::Model;
 pub use served::{About, Kind, Served};
 pub use snapshot::Snapshot;
@@ -155,7 +155,7 @@ enum Found {
 
 /// What a request wants of a model.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub enum Use {
     Text,
     Vectors,
 }
@@ -254,10 +254,9 @@ impl Registry {
     }
 
     /// Whether a request for it would have to wait until it is loaded, or bring it back.
-    pub fn is_out(&self, name: Option<&str>) -> bool {
+    pub fn is_out(&self, name: Option<&str>, wanted: Use) -> bool {
         let entries = self.lock();
-        let entry = name.and_then(|name| entries.iter().find(|entry| entry.has(name)));
-        // Without a name it is one that is ready, if there is one.
+        let entry = position(&entries, name, wanted).map(|id| &entries[id]);
         entry.is_some_and(|entry| !matches!(entry.state, State::Ready(_)))
     }
 
@@ -270,13 +269,7 @@ impl Registry {
     ) -> Result<Found, ApiError> {
         self.check_opened()?;
         let mut entries = self.lock();
-        let found = match name {
-            Some(name) => entries.iter().position(|entry| entry.has(name)),
-            None => entries
-                .iter()
-                .position(|entry| entry.is_offered() && entry.is_for(wanted)),
-        };
-        let Some(id) = found else {
+        let Some(id) = position(&entries, name, wanted) else {
             let message = "no model of this server generates text";
             return Err(name.map_or_else(
                 || ApiError::invalid("model", "model_not_supported", message),
@@ -293,7 +286,11 @@ impl Registry {
         let found = entry.state.found(id).ok_or_else(ApiError::model_unloaded)?;
         if place.is_none() && !matches!(found, Found::Ready(_)) {
             let free = Arc::clone(&entry.places).try_acquire_owned();
-            *place = Some(free.map_err(|_| ApiError::overloaded(RETRY.as_secs()))?);
+            let free = free.map_err(|_| {
+                self.0.metrics.reject(Rejection::LoadWaiting);
+                ApiError::overloaded(RETRY.as_secs())
+            });
+            *place = Some(free?);
         }
         match &found {
             Found::Ready(_) => entry.used = Some(Used::now()),
@@ -320,10 +317,11 @@ impl Registry {
         Ok(all)
     }
 
-    /// A model of the command line that was to be loaded again, and could not be.
+    /// A model of the command line that an operator loaded again, and that could not be. One that a request wanted back is not
+    /// meant: it is tried again with the next request, which must be let in for that.
     pub fn failed(&self) -> Option<String> {
         let entries = self.lock();
-        let failed = |entry: &&Entry| entry.first && matches!(entry.state, State::Failed { .. });
+        let failed = |entry: &&Entry| entry.first && matches!(entry.state, State::Failed { idle: false, .. });
         entries.iter().find(failed).map(|entry| entry.id().to_owned())
     }
 
@@ -418,6 +416,16 @@ impl Entry {
         self.bytes = loaded.bytes;
         self.planned = loaded.planned;
         self.used = Some(Used::now());
+    }
+}
+
+/// The model of a name, or without one the first that clients may ask for.
+fn position(entries: &[Entry], name: Option<&str>, wanted: Use) -> Option<usize> {
+    match name {
+        Some(name) => entries.iter().position(|entry| entry.has(name)),
+        None => entries
+            .iter()
+            .position(|entry| entry.is_offered() && entry.is_for(wanted)),
     }
 }
 

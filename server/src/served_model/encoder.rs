@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use rempart_hub::store::ModelPath;
+use rempart_models::weights::Checkpoint;
 use rempart_models::{EncoderOptions, LoadedEncoder};
 use rempart_text::Tokenizer;
 
@@ -66,6 +67,22 @@ pub(super) fn load(found: &ModelPath) -> anyhow::Result<ServedEncoder> {
         encoder,
         tokenizer,
     })
+}
+
+/// Looks at the small files and at the heads of the large ones.
+///
+/// # Errors
+/// What is wrong with which.
+pub(super) fn check(found: &ModelPath) -> anyhow::Result<()> {
+    let checking = || format!("looking at {}", found.path.display());
+    let json = found.path.join("tokenizer.json");
+    let json = std::fs::read(&json).with_context(|| format!("reading {}", json.display()))?;
+    Tokenizer::from_json(&json)
+        .context("tokenizer.json")
+        .with_context(checking)?;
+    Checkpoint::open_safetensors(&found.path)
+        .map(drop)
+        .with_context(checking)
 }
 
 /// Bytes of the weights in a folder.

@@ -244,9 +244,10 @@ impl Load for Loader {
     fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
         let found = self.find_verified(&wanted.source)?;
         if LoadedEncoder::is_one(&found.path) {
-            return Ok(());
+            return encoder::check(&found);
         }
         let files = open_files(&found.path)?;
+        text::build(&files).map(drop)?;
         let available = self.memory.saturating_sub(wanted.taken);
         generator::plan(&files, &self.settings, &self.device, available).map(drop)
     }

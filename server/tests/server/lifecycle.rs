@@ -428,6 +428,7 @@ async fn a_wrong_request_brings_no_model_back() {
         ("/v1/messages/count_tokens", "messages"),
         ("/tokenize", "prompt"),
         ("/detokenize", "tokens"),
+        ("/v1/responses/input_tokens", "input"),
     ];
     for (path, name) in wrong {
         let answer = server
@@ -452,4 +453,47 @@ async fn only_so_many_requests_wait_for_a_model() {
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 503, 503, 503]);
     assert_eq!(content(&say(&server, "stored").await), STORED);
+}
+
+/// A body that names no model would get the first: where that is out, it is looked at all the same before it comes back.
+#[tokio::test]
+async fn a_wrong_request_without_a_name_brings_no_model_back() {
+    let server = TestServer::start(&[]).await;
+    made_idle(&server).await;
+    // Then the stored one is the first that generates.
+    server.administer("/admin/models/test-model/unload").await;
+    for body in ["{", "{}", "{\"model\": 7}", "[]"] {
+        let answer = server.post_text("/v1/chat/completions", body).await;
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+    }
+    assert_eq!(server.state_of("stored").await["state"], "idle");
+    let tokens = server.post("/tokenize", json!({"prompt": "a"})).await;
+    assert_eq!(tokens.status, 200);
+    assert_eq!(server.state_of("stored").await["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_wrong_request_brings_no_encoder_back() {
+    let server = TestServer::start(&[]).await;
+    server.administer("/admin/models/stored-encoder/load").await;
+    let limit = Duration::from_millis(20);
+    let watching = JoinSet::from_iter([server.app.registry.clone().unload_idle(limit)]);
+    while server.state_of("stored-encoder").await["state"] != "idle" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(watching);
+    for path in [
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/rerank",
+        "/v2/rerank",
+        "/v1/score",
+        "/score",
+    ] {
+        let answer = server
+            .post(path, json!({"model": "stored-encoder", "more": 1}))
+            .await;
+        assert_eq!(answer.status, 400, "{path}: {}", answer.body);
+    }
+    assert_eq!(server.state_of("stored-encoder").await["state"], "idle");
 }

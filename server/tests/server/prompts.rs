@@ -1,8 +1,12 @@
 //! What a request may say of its prompt and of its answer beyond the words: likelihoods, repetition, expectation, priority.
 
-use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::support::{SCRIPT, TestServer, merged};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::support::{CONTEXT, SCRIPT, TestServer, chat_body, merged, post_request, read};
 
 /// One message, so that the prompt is "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n".
 fn asked(more: Value) -> Value {
@@ -101,10 +105,74 @@ async fn an_answer_may_be_predicted() {
         "{accepted:?}"
     );
     assert_eq!(accepted[2..], [0, 0], "{accepted:?}");
+    // A stop string ends a choice before its engine says so; what came true before is counted all the same, for all choices.
+    let prediction = json!({"type": "content", "content": SCRIPT});
+    let fields = json!({"prediction": prediction, "stop": ["One"], "n": 2});
+    let stopped = usage(&server.chat(asked(fields)).await.json());
+    let count = stopped["accepted_prediction_tokens"].as_u64().unwrap();
+    assert!(count > 15, "{stopped}");
     let off = TestServer::start(&["--speculative-tokens", "0"]).await;
     let prediction = json!({"prediction": {"type": "content", "content": SCRIPT}});
     let usage = usage(&off.chat(asked(prediction)).await.json());
     assert_eq!(usage["accepted_prediction_tokens"], 0, "and that is told");
+    let long = json!({"prediction": {"type": "content", "content": "x".repeat(CONTEXT + 1)}});
+    let refused = off.chat(asked(long)).await;
+    assert_eq!(refused.json()["error"]["param"], "prediction.content");
+}
+
+#[tokio::test]
+async fn a_lower_number_is_served_first() {
+    let server = TestServer::start(&["--sequences-max", "1"]).await;
+    server.controls.close();
+    let send = |content: &str, priority: i32| {
+        let (router, fields) = (server.router.clone(), asked(json!({"priority": priority})));
+        let request = post_request("/v1/chat/completions", chat_body(fields).to_string());
+        let name = content.to_owned();
+        async move {
+            let status = read(&router, request).await.status.as_u16();
+            (name, status, Instant::now())
+        }
+    };
+    let mut all = JoinSet::new();
+    all.spawn(send("running", 0));
+    server.controls.held().await;
+    let later = [("later", 7), ("sooner", 3), ("last", 1000)];
+    for (name, priority) in later {
+        all.spawn(send(name, priority));
+    }
+    // One is in the step; the others are on their way to the engine, which takes them up when that ends.
+    while server.metric("rempart_prepare_duration_seconds_count").await < 4.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Slow enough that each is told before the next is done.
+    server.controls.token_ms.store(3, Ordering::Relaxed);
+    server.controls.open();
+    let mut ended = all.join_all().await;
+    ended.sort_by_key(|(_, _, at)| *at);
+    let order: Vec<(&str, u16)> = ended
+        .iter()
+        .map(|(name, status, _)| (name.as_str(), *status))
+        .collect();
+    assert_eq!(
+        order,
+        [("running", 200), ("sooner", 200), ("later", 200), ("last", 200)]
+    );
+}
+
+#[tokio::test]
+async fn likelihoods_of_a_prompt_have_a_limit() {
+    let server = TestServer::start(&["--prompt-logprobs-max", "20"]).await;
+    for (fields, status) in [
+        (json!({"prompt": "x".repeat(10), "prompt_logprobs": 1}), 200),
+        (json!({"prompt": "x".repeat(11), "prompt_logprobs": 1}), 400),
+        (json!({"prompt": "x".repeat(11), "prompt_logprobs": 0}), 200),
+        (
+            json!({"prompt": "x".repeat(11), "echo": true, "logprobs": 1, "max_tokens": 0}),
+            400,
+        ),
+    ] {
+        assert_eq!(server.complete(fields.clone()).await.status, status, "{fields}");
+    }
 }
 
 #[tokio::test]

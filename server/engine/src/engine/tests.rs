@@ -357,7 +357,10 @@ fn prompts_are_scored_in_chunks_without_the_cache() {
             .filter(move |output| output.index == index)
             .map(|output| &output.event)
     };
-    let end = [&Event::PromptLogprobs(scores), &Event::Finished(Finish::Length)];
+    let end = [
+        &Event::PromptLogprobs(scores.into()),
+        &Event::Finished(Finish::Length),
+    ];
     assert_eq!(events(0).collect::<Vec<_>>(), end);
     let started = Event::Started { cached_tokens: 148 };
     assert_eq!(events(1).collect::<Vec<_>>(), [&started, end[0], end[1]]);

@@ -122,7 +122,8 @@ fn logprobs(mut raw: Vec<f32>, token: Token, top: usize) -> Logprobs {
     let chosen = raw.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
     let mut kept = if top > 0 { best_of(&raw, top) } else { Vec::new() };
     kept.sort_unstable_by_key(|kept| kept.key());
-    let rank = 1 + raw.iter().filter(|logit| **logit > chosen).count() as u32;
+    let own = Candidate { value: chosen, token };
+    let rank = 1 + candidates(&raw).filter(|other| other.key() < own.key()).count() as u32;
     let max = softmax::max(&raw);
     softmax::weigh(&mut raw, max, 1.0);
     let log_sum = softmax::sum(&raw).ln();

@@ -44,6 +44,8 @@ struct Client {
     spec: Request,
     expected: Alone,
     received: usize,
+    /// Guesses from its prediction that came true.
+    predicted: usize,
     started: bool,
     scores_received: bool,
     aborted: bool,
@@ -145,7 +147,7 @@ impl World {
                 .min(self.config.context_max.saturating_sub(len))
                 .saturating_sub(1);
         let blocks = most.div_ceil(self.config.block_size);
-        let needed = len + request.n - 1;
+        let needed = len + request.prediction.len() + request.n - 1;
         let full = before.waiting_requests == self.config.queue_requests_max
             || (before.waiting_tokens > 0 && before.waiting_tokens + needed > self.config.queue_tokens_max);
         let expected = if len > limit {
@@ -198,6 +200,7 @@ impl World {
                 spec: request.clone(),
                 expected: model.alone(request, index, self.config.context_max),
                 received: 0,
+                predicted: 0,
                 started: false,
                 scores_received: false,
                 aborted: false,
@@ -297,7 +300,7 @@ impl World {
             Event::PromptLogprobs(scores) => {
                 if client.received > 0
                     || client.scores_received
-                    || client.expected.scores.as_ref() != Some(scores)
+                    || client.expected.scores.as_deref() != Some(scores.as_ref())
                 {
                     return Err("the prompt was scored otherwise alone".to_owned());
                 }
@@ -322,7 +325,12 @@ impl World {
             }
             Event::Predicted(predicted) => {
                 // The stop token that ends a sequence can be guessed, too.
-                if client.spec.prediction.is_empty() || predicted.accepted > client.received + 1 {
+                client.predicted += predicted.accepted;
+                // Those of the step are still to come.
+                if client.spec.prediction.is_empty()
+                    || client.predicted > client.expected.tokens.len() + 1
+                    || predicted.accepted + predicted.rejected > self.config.speculative_tokens
+                {
                     return Err("more guesses came true than tokens".to_owned());
                 }
                 self.summary.predicted_tokens += predicted.accepted as u64;
@@ -360,6 +368,7 @@ impl World {
     fn check_finish(&mut self, rank: Rank, finish: Finish) -> Result<(), String> {
         let client = self.clients.remove(&rank).ok_or("unknown")?;
         let complete = client.received == client.expected.tokens.len()
+            && client.predicted <= client.received + 1
             && client.started
             && client.scores_received == client.expected.scores.is_some();
         let regular = complete && finish == client.expected.finish;
