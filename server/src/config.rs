@@ -3,6 +3,7 @@
 
 mod admin;
 mod choices;
+mod governance;
 mod hosts;
 mod pull;
 mod request;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub use admin::{AdminArgs, AdminSettings};
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
+pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings};
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};
@@ -151,6 +153,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub admin: AdminArgs,
     #[command(flatten)]
+    pub governance: GovernanceArgs,
+    #[command(flatten)]
     pub request: RequestArgs,
 }
 
@@ -249,6 +253,7 @@ pub struct Settings {
     pub engine: EngineSettings,
     pub http: HttpSettings,
     pub request: RequestLimits,
+    pub governance: GovernanceSettings,
 }
 
 #[derive(Debug, Clone)]
@@ -335,6 +340,7 @@ impl ServeArgs {
             engine,
             http,
             request: self.request.limits(),
+            governance: self.governance.settings(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Rempart: an inference server with an OpenAI-compatible endpoint. The binary is a thin shell over this library.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod anthropic;
 pub mod chat;
 pub mod cli;

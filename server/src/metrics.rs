@@ -177,6 +177,18 @@ impl Metrics {
         self.rejections[at].increment(1);
     }
 
+    /// A request's key did not let it in, for this kind of reason.
+    pub fn denied(&self, reason: &'static str) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        series
+            .with("reason", reason)
+            .counter("rempart_access_denied_total")
+            .increment(1);
+    }
+
     /// A handler panicked, which is a bug.
     pub fn handler_panicked(&self) {
         self.panics.increment(1);

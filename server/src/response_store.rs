@@ -11,6 +11,8 @@ use crate::openai::messages::Message;
 #[derive(Clone)]
 pub struct Stored {
     pub id: String,
+    /// The project whose it is, where there are keys: nobody else is told of it.
+    pub project: Option<String>,
     /// As it was answered.
     pub response: Box<RawValue>,
     /// What the model was told and said, without instructions.
@@ -20,6 +22,10 @@ pub struct Stored {
 }
 
 impl Stored {
+    fn is(&self, id: &str, project: Option<&str>) -> bool {
+        self.id == id && self.project.as_deref() == project
+    }
+
     /// About how much memory it takes.
     fn bytes(&self) -> usize {
         let message = |message: &Message| size_of::<Message>() + message.bytes();
@@ -78,16 +84,16 @@ impl ResponseStore {
     }
 
     /// A kept answer.
-    pub fn get(&mut self, id: &str, now: Instant) -> Option<&Stored> {
+    pub fn get(&mut self, id: &str, project: Option<&str>, now: Instant) -> Option<&Stored> {
         self.expire(now);
-        let found = self.kept.iter().find(|(_, _, stored)| stored.id == id);
+        let found = self.kept.iter().find(|(_, _, stored)| stored.is(id, project));
         found.map(|(_, _, stored)| stored)
     }
 
     /// Forgets an answer; whether there was one.
-    pub fn delete(&mut self, id: &str, now: Instant) -> bool {
+    pub fn delete(&mut self, id: &str, project: Option<&str>, now: Instant) -> bool {
         self.expire(now);
-        let at = self.kept.iter().position(|(_, _, stored)| stored.id == id);
+        let at = self.kept.iter().position(|(_, _, stored)| stored.is(id, project));
         let removed = at.and_then(|at| self.kept.remove(at));
         self.bytes -= removed.as_ref().map_or(0, |(_, bytes, _)| *bytes);
         removed.is_some()
@@ -109,6 +115,7 @@ mod tests {
     fn stored(id: &str, bytes: usize) -> Stored {
         Stored {
             id: id.to_owned(),
+            project: None,
             response: RawValue::NULL.to_owned(),
             messages: vec![Message::plain("user", "x".repeat(bytes))],
             items: Vec::new(),
@@ -122,19 +129,19 @@ mod tests {
         let mut store = ResponseStore::new(10 * second, 1200);
         store.put(stored("a", 300), start);
         store.put(stored("b", 300), start + second);
-        assert!(store.get("a", start + 9 * second).is_some());
-        assert!(store.get("a", start + 10 * second).is_none());
+        assert!(store.get("a", None, start + 9 * second).is_some());
+        assert!(store.get("a", None, start + 10 * second).is_none());
         store.put(stored("c", 300), start + 10 * second);
         store.put(stored("d", 300), start + 10 * second);
-        assert!(store.get("b", start + 10 * second).is_none(), "no room");
+        assert!(store.get("b", None, start + 10 * second).is_none(), "no room");
         store.put(stored("e", 2000), start + 10 * second);
         assert!(
-            store.get("e", start + 10 * second).is_none(),
+            store.get("e", None, start + 10 * second).is_none(),
             "more than there is room for"
         );
-        assert!(store.delete("c", start + 10 * second));
-        assert!(!store.delete("c", start + 10 * second));
-        assert!(store.get("d", start + 10 * second).is_some());
+        assert!(store.delete("c", None, start + 10 * second));
+        assert!(!store.delete("c", None, start + 10 * second));
+        assert!(store.get("d", None, start + 10 * second).is_some());
         store.expire(start + 20 * second);
         assert_eq!((store.bytes, store.kept.len()), (0, 0));
     }
@@ -144,6 +151,24 @@ mod tests {
         let now = Instant::now();
         let mut store = ResponseStore::new(Duration::ZERO, 1000);
         store.put(stored("a", 1), now);
-        assert!(store.get("a", now).is_none());
+        assert!(store.get("a", None, now).is_none());
+    }
+
+    #[test]
+    fn a_kept_answer_is_its_project_s() {
+        let now = Instant::now();
+        let mut store = ResponseStore::new(Duration::from_mins(1), 10_000);
+        let project = Some("proj_a".to_owned());
+        assert!(store.put(
+            Stored {
+                project,
+                ..stored("a", 10)
+            },
+            now
+        ));
+        for other in [None, Some("proj_b")] {
+            assert!(store.get("a", other, now).is_none() && !store.delete("a", other, now));
+        }
+        assert!(store.get("a", Some("proj_a"), now).is_some() && store.delete("a", Some("proj_a"), now));
     }
 }

@@ -1,5 +1,6 @@
 //! The commands of the binary.
 
+mod govern;
 mod pull;
 mod serve;
 
@@ -8,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
+use govern::{AuditCommand, KeyCommand, ProjectCommand};
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -25,6 +27,15 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model, or go on with an interrupted fetch; every byte is checked
     Pull(Box<PullArgs>),
+    /// Make, list and end keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Make, list and end projects
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Read the record of what was done, and prove that it is whole
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
@@ -38,5 +49,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
+        Command::Key(command) => govern::key(command),
+        Command::Project(command) => govern::project(command),
+        Command::Audit(command) => govern::audit(command),
     }
 }

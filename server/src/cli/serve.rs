@@ -1,11 +1,13 @@
 //! `rempart serve`: from settings to a running server, and to its end.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 
-use crate::config::{ServeArgs, Settings};
+use crate::access::{Access, Keys};
+use crate::config::{GovernanceSettings, ServeArgs, Settings};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
 use crate::served_model::Loader;
@@ -35,13 +37,18 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(bind)
         .await
         .with_context(|| format!("listening on {bind}"))?;
+    let access = open_access(&settings.governance).await?;
+    access.record_server("server.started").await?;
     let app: AppState = Arc::new(App::new(
         settings.http.clone(),
         settings.request.clone(),
+        access,
         metrics,
         shutdown.clone(),
     ));
     let mut tasks = tokio::task::JoinSet::new();
+    let keys = Arc::clone(&app);
+    tasks.spawn(async move { keys.access.follow().await });
     tasks.spawn(http::upkeep(Arc::clone(&app)));
     let signals = shutdown.clone();
     tasks.spawn(async move {
@@ -71,7 +78,35 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     tracing::info!(address = %bind, "listening; not ready until the model is loaded");
     let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;
+    if let Err(error) = app.access.record_server("server.stopped").await {
+        tracing::error!(%error, "the audit chain can't be written");
+    }
     result
+}
+
+/// Opens the database of keys, if there is one, and tells the first key of a new one.
+async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
+    let Some(database) = &settings.database else {
+        return Ok(Access::Open);
+    };
+    let (keys, first) = Keys::open(database, settings.stale_max)
+        .await
+        .with_context(|| format!("--database {}", without_password(database)))?;
+    if let Some(key) = first {
+        // Not by the log, which is kept: this is told once, to whoever starts the server.
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
+            "The first key of the new database, which opens everything. It is not shown again:"
+        )?;
+        writeln!(out, "{}", key.reveal())?;
+    }
+    Ok(Access::Keys(keys))
+}
+
+/// A URL as it may be told: what stands before the `@` names a user and a password.
+fn without_password(place: &str) -> &str {
+    place.rsplit_once('@').map_or(place, |(_, rest)| rest)
 }
 
 /// Loads the models, proves that they work, and watches their engines until the end.

@@ -7,12 +7,13 @@ use axum::extract::{Path, State};
 use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::{AppState, head, observe};
+use super::{AppState, authorize, head, observe};
+use crate::access::Caller;
 use crate::openapi::admin_document;
 use crate::registry::Snapshot;
 use crate::shutdown::Phase;
@@ -37,6 +38,7 @@ pub fn app(state: AppState) -> Router {
         .route("/openapi.json", get(async || Json(admin_document())))
         .fallback(async || ApiError::route_not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&state), authorize::authorize_admin))
         .layer(from_fn_with_state(Arc::clone(&state), head::check_admin))
         .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
         .layer(from_fn(observe::arrive))
@@ -50,19 +52,43 @@ async fn list(State(app): State<AppState>) -> Json<Snapshots> {
     })
 }
 
-async fn load(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+async fn load(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    name: Name,
+) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    record(&app, &caller, "model.load", &name).await?;
     answered(&app, app.registry.load(&name)).await
 }
 
-async fn unload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+async fn unload(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    name: Name,
+) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    record(&app, &caller, "model.unload", &name).await?;
     answered(&app, app.registry.unload(&name)).await
 }
 
-async fn reload(State(app): State<AppState>, name: Name) -> Result<Json<Snapshot>, ApiError> {
+async fn reload(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    name: Name,
+) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    record(&app, &caller, "model.reload", &name).await?;
     answered(&app, app.registry.reload(&name)).await
+}
+
+/// What can't be recorded is not done.
+async fn record(app: &AppState, caller: &Caller, action: &str, name: &str) -> Result<(), ApiError> {
+    let recorded = app.access.record(caller, action, name).await;
+    recorded.map_err(|error| {
+        tracing::error!(%error, "the audit chain can't be written");
+        ApiError::not_ready("what is done can't be recorded")
+    })
 }
 
 /// The answer to a change, or, where the process ends first, that it does.
@@ -83,5 +109,5 @@ fn checked(app: &AppState, name: Name) -> Result<String, ApiError> {
     }
     // What is no UTF-8 names no model.
     name.map(|Path(name)| name)
-        .map_err(|_| app.registry.not_found(""))
+        .map_err(|_| app.registry.not_found("", &Caller::Anyone))
 }

@@ -20,7 +20,7 @@ pub async fn embeddings(
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| EmbeddingsRequest::parse(body, &state.limits).map(drop);
-    let model = generate::encoder_for(&app, &body.bytes, arrived.0, check).await;
+    let model = generate::encoder_for(&app, &body, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = EmbeddingsRequest::parse(&bytes, &state.limits)?;

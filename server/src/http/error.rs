@@ -315,6 +315,43 @@ impl ApiError {
         }
     }
 
+    /// 401: the request has no key.
+    pub fn no_key() -> Self {
+        let message =
+            "This server needs a key, in the header `Authorization: Bearer KEY` or `x-api-key: KEY`";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("missing_api_key"),
+            message,
+        )
+    }
+
+    /// 401: its key opens nothing.
+    pub fn wrong_key() -> Self {
+        let message = "The key is not valid here: it may be mistyped, revoked or expired";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("invalid_api_key"),
+            message,
+        )
+    }
+
+    /// 403: its key is for something else.
+    pub fn not_permitted(role: &str) -> Self {
+        let message = format!("A key of the role \"{role}\" may not do this");
+        let status = StatusCode::FORBIDDEN;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("insufficient_permissions"),
+            message,
+        )
+    }
+
     /// 503: not yet, or no longer, able to answer.
     pub fn not_ready(why: &str) -> Self {
         let message = format!("The server is not ready: {why}");

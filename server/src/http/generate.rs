@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Bytes;
 use axum::extract::Request;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
+use super::limits::Received;
 use super::{App, limits};
 use crate::chat::generation::Generation;
 use crate::chat::{Prepared, Rules};
@@ -28,31 +28,34 @@ pub(super) struct Started {
 /// what is wrong with the body itself; a body that `check` refuses brings no model back into memory.
 pub(super) async fn model_for(
     app: &App,
-    body: &Bytes,
+    body: &Received<'_>,
     arrived: Instant,
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<Model>, ApiError> {
-    let (name, deadline) = (named(body), app.timing(arrived).deadline);
+    let (name, deadline) = (named(&body.bytes), app.timing(arrived).deadline);
     if app.registry.is_out(name.as_deref(), Use::Text) {
-        let body = body.clone();
+        let body = body.bytes.clone();
         app.preparation.run(deadline, move || check(&body)).await?;
     }
-    app.registry.generator(name.as_deref(), deadline).await
+    app.registry
+        .generator(name.as_deref(), &body.caller, deadline)
+        .await
 }
 
 /// The encoder that a body asks for, likewise. Whoever reads a body without a name refuses it.
 pub(super) async fn encoder_for(
     app: &App,
-    body: &Bytes,
+    body: &Received<'_>,
     arrived: Instant,
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<EncoderModel>, ApiError> {
-    let (name, deadline) = (named(body).unwrap_or_default(), app.timing(arrived).deadline);
+    let name = named(&body.bytes).unwrap_or_default();
+    let deadline = app.timing(arrived).deadline;
     if app.registry.is_out(Some(&name), Use::Vectors) {
-        let body = body.clone();
+        let body = body.bytes.clone();
         app.encoding.run(deadline, move || check(&body)).await?;
     }
-    app.registry.encoder(&name, deadline).await
+    app.registry.encoder(&name, &body.caller, deadline).await
 }
 
 /// The name of the model in a body, if there is one to find: whoever reads the body says what is wrong with it. The rest is
@@ -87,7 +90,7 @@ where
     let body = limits::read_json(app, request).await?;
     let (checks, check_limits) = (parse.clone(), app.limits.clone());
     let check = move |body: &[u8]| checks(body, &check_limits).map(drop);
-    let model = model_for(app, &body.bytes, arrived, check).await;
+    let model = model_for(app, &body, arrived, check).await;
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
     let work = move || {
         let request = parse(&bytes, &request_limits)?;
@@ -99,6 +102,9 @@ where
     };
     let deadline = app.timing(arrived).deadline;
     let (mut prepared, kept) = app.preparation.run(deadline, work).await?;
+    for request in &mut prepared.requests {
+        request.cache_salt = body.caller.cache_salt();
+    }
     drop(body);
     let model = model?;
     app.follow_format(&model, &mut prepared, deadline).await?;

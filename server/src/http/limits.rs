@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::App;
 use super::error::ApiError;
+use crate::access::Caller;
 use crate::metrics::{Metrics, Rejection};
 
 /// What a client is told to wait when a limit of the HTTP side is reached, in seconds: these queues drain in less.
@@ -19,6 +20,7 @@ const RETRY_AFTER_S: u64 = 1;
 /// A body, and the budget that it holds until it is dropped.
 pub struct Received<'a> {
     pub bytes: Bytes,
+    pub caller: Caller,
     _budget: SemaphorePermit<'a>,
 }
 
@@ -36,12 +38,15 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
         return Err(ApiError::body_too_large(limit));
     }
     let timeout = app.http.body_timeout;
-    tokio::time::timeout(timeout, collect(app, request.into_body(), limit))
+    let caller = request.extensions().get().cloned();
+    // The layer in front of every route puts it there.
+    let caller: Caller = caller.ok_or_else(ApiError::internal)?;
+    tokio::time::timeout(timeout, collect(app, request.into_body(), caller, limit))
         .await
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))
 }
 
-async fn collect(app: &App, body: Body, limit: usize) -> Result<Received<'_>, ApiError> {
+async fn collect(app: &App, body: Body, caller: Caller, limit: usize) -> Result<Received<'_>, ApiError> {
     let mut bytes = Vec::new();
     let mut budget = app
         .bodies
@@ -68,6 +73,7 @@ async fn collect(app: &App, body: Body, limit: usize) -> Result<Received<'_>, Ap
     }
     Ok(Received {
         bytes: bytes.into(),
+        caller,
         _budget: budget,
     })
 }

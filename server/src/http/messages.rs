@@ -65,6 +65,7 @@ pub async fn shape_errors(request: Request, next: Next) -> Response {
 fn body(error: &ApiError) -> Value {
     let kind = match error.status.as_u16() {
         400 | 405 | 415 | 431 => "invalid_request_error",
+        401 => "authentication_error",
         403 => "permission_error",
         404 => "not_found_error",
         413 => "request_too_large",
@@ -119,7 +120,7 @@ pub async fn count_tokens(
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| MessagesRequest::parse(body, &state.limits, false).map(drop);
-    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
+    let model = generate::model_for(&app, &body, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = MessagesRequest::parse(&bytes, &request_limits, false)?.chat;

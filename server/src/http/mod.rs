@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod authorize;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
@@ -30,6 +31,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+use crate::access::Access;
 use crate::chat::Prepared;
 use crate::config::{HttpSettings, RequestLimits};
 use crate::engine_thread::Timing;
@@ -50,6 +52,7 @@ pub struct App {
     pub metrics: Metrics,
     pub shutdown: Shutdown,
     pub registry: Registry,
+    pub access: Access,
     preparation: Preparation,
     /// Texts for encoders wait apart from prompts: there can be thousands in one request.
     encoding: Preparation,
@@ -63,7 +66,13 @@ pub struct App {
 pub type AppState = Arc<App>;
 
 impl App {
-    pub fn new(http: HttpSettings, limits: RequestLimits, metrics: Metrics, shutdown: Shutdown) -> Self {
+    pub fn new(
+        http: HttpSettings,
+        limits: RequestLimits,
+        access: Access,
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
@@ -78,6 +87,7 @@ impl App {
                 http.admin.unload_timeout,
                 http.admin.load_waiting_max,
             ),
+            access,
             http,
             limits,
             metrics,
@@ -161,6 +171,7 @@ pub fn app(state: AppState) -> Router {
         .route("/docs", get(reference::docs))
         .fallback(async || ApiError::route_not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&state), authorize::authorize))
         .layer(from_fn_with_state(Arc::clone(&state), head::check))
         .layer(from_fn_with_state(Arc::clone(&state), observe::observe))
         .layer(from_fn(messages::shape_errors))

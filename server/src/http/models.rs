@@ -2,14 +2,15 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::ApiError;
+use crate::access::Caller;
 use crate::registry::About;
 
 #[derive(Serialize, ToSchema)]
@@ -29,22 +30,28 @@ pub struct ModelCard {
     max_model_len: usize,
 }
 
-pub async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let data = cards(app.registry.offered()?);
+pub async fn list(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<ModelList>, ApiError> {
+    let data = cards(app.registry.offered(&caller)?);
     Ok(Json(ModelList { object: "list", data }))
 }
 
 pub async fn retrieve(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
-    let cards = cards(app.registry.offered()?);
+    let cards = cards(app.registry.offered(&caller)?);
     // What is no UTF-8 names no model.
     let Ok(Path(id)) = id else {
-        return Err(app.registry.not_found(""));
+        return Err(app.registry.not_found("", &caller));
     };
     let found = cards.into_iter().find(|card| card.id == id);
-    found.map(Json).ok_or_else(|| app.registry.not_found(&id))
+    found
+        .map(Json)
+        .ok_or_else(|| app.registry.not_found(&id, &caller))
 }
 
 fn cards(offered: Vec<(Vec<String>, About)>) -> Vec<ModelCard> {

@@ -47,7 +47,7 @@ async fn reranked(
     let body = limits::read_json(app, request).await?;
     let state = Arc::clone(app);
     let check = move |body: &[u8]| RerankRequest::parse(body, &state.limits, returns_documents).map(drop);
-    let model = generate::encoder_for(app, &body.bytes, arrived, check).await;
+    let model = generate::encoder_for(app, &body, arrived, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(app));
     let work = move || {
         let request = RerankRequest::parse(&bytes, &state.limits, returns_documents)?;
@@ -97,7 +97,7 @@ pub async fn score(
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| ScoreRequest::parse(body, &state.limits).map(drop);
-    let model = generate::encoder_for(&app, &body.bytes, arrived.0, check).await;
+    let model = generate::encoder_for(&app, &body, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
     let work = move || {
         let request = ScoreRequest::parse(&bytes, &state.limits)?;

@@ -19,7 +19,7 @@ pub async fn tokenize(
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| TokenizeRequest::parse(body, &state.limits).map(drop);
-    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
+    let model = generate::model_for(&app, &body, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = TokenizeRequest::parse(&bytes, &request_limits)?;
@@ -60,7 +60,7 @@ pub async fn detokenize(
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| DetokenizeRequest::parse(body, &state.limits).map(drop);
-    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
+    let model = generate::model_for(&app, &body, arrived.0, check).await;
     let (bytes, request_limits) = (body.bytes.clone(), app.limits.clone());
     let work = move || {
         let request = DetokenizeRequest::parse(&bytes, &request_limits)?;

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures::FutureExt as _;
 
 use super::{Loaded, Registry, Served, Snapshot, State, Then, Used, Wanted};
+use crate::access::Caller;
 use crate::http::error::ApiError;
 use crate::warm_up;
 
@@ -185,7 +186,7 @@ impl Registry {
     fn known(&self, name: &str) -> Result<usize, ApiError> {
         self.check_opened()?;
         let found = self.lock().iter().position(|entry| entry.has(name));
-        found.ok_or_else(|| self.not_found(name))
+        found.ok_or_else(|| self.not_found(name, &Caller::Anyone))
     }
 
     /// The entry of a name, made now if that is the name of a model in the store. What is not in it can only be named on the
@@ -198,7 +199,7 @@ impl Registry {
         let (registry, asked) = (self.clone(), name.to_owned());
         let find = move || registry.0.loader.get()?.find(&asked);
         let found = tokio::task::spawn_blocking(find).await.ok().flatten();
-        let stored = found.ok_or_else(|| self.not_found(name))?;
+        let stored = found.ok_or_else(|| self.not_found(name, &Caller::Anyone))?;
         let entry = self.entry(stored.clone(), vec![stored.clone()], false);
         let mut entries = self.lock();
         // It may have an entry by now, or under this other name.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::access::Caller;
 use crate::encoder::EncoderModel;
 use crate::http::error::ApiError;
 use crate::http::models::unix_now;
@@ -222,26 +223,42 @@ impl Registry {
 
     /// The model of a name that generates text, loaded: one that a request brings back, or that is on its way, is waited for.
     /// Without a name the first one.
-    pub async fn generator(&self, name: Option<&str>, deadline: Instant) -> Result<Arc<Model>, ApiError> {
-        match self.served(name, Use::Text, deadline).await? {
+    pub async fn generator(
+        &self,
+        name: Option<&str>,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Arc<Model>, ApiError> {
+        match self.served(name, Use::Text, caller, deadline).await? {
             Served::Generator(model) => Ok(model),
             Served::Encoder(encoder) => Err(no_text(encoder.kind())),
         }
     }
 
     /// The encoder of a name, likewise.
-    pub async fn encoder(&self, name: &str, deadline: Instant) -> Result<Arc<EncoderModel>, ApiError> {
-        match self.served(Some(name), Use::Vectors, deadline).await? {
+    pub async fn encoder(
+        &self,
+        name: &str,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Arc<EncoderModel>, ApiError> {
+        match self.served(Some(name), Use::Vectors, caller, deadline).await? {
             Served::Encoder(encoder) => Ok(encoder),
             Served::Generator(_) => Err(no_vectors()),
         }
     }
 
-    async fn served(&self, name: Option<&str>, wanted: Use, deadline: Instant) -> Result<Served, ApiError> {
+    async fn served(
+        &self,
+        name: Option<&str>,
+        wanted: Use,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Served, ApiError> {
         let mut changed = self.0.changed.subscribe();
         let mut place = None;
         loop {
-            match self.find(name, wanted, &mut place)? {
+            match self.find(name, wanted, caller, &mut place)? {
                 Found::Ready(served) => return Ok(served),
                 Found::Coming => {}
                 Found::Bring(id) => self.bring_in_background(id, true),
@@ -265,15 +282,18 @@ impl Registry {
         &self,
         name: Option<&str>,
         wanted: Use,
+        caller: &Caller,
         place: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<Found, ApiError> {
         self.check_opened()?;
         let mut entries = self.lock();
-        let Some(id) = position(&entries, name, wanted) else {
+        let found = position(&entries, name, wanted);
+        // What one may not use is told as if it were not there.
+        let Some(id) = found.filter(|id| caller.may_use(&entries[*id].names)) else {
             let message = "no model of this server generates text";
             return Err(name.map_or_else(
                 || ApiError::invalid("model", "model_not_supported", message),
-                |name| ApiError::model_not_found(name, &offered(&entries)),
+                |name| ApiError::model_not_found(name, &offered(&entries, caller)),
             ));
         };
         let entry = &mut entries[id];
@@ -301,15 +321,17 @@ impl Registry {
     }
 
     /// What to tell a client that asks for what there is not.
-    pub fn not_found(&self, name: &str) -> ApiError {
-        ApiError::model_not_found(name, &offered(&self.lock()))
+    pub fn not_found(&self, name: &str, caller: &Caller) -> ApiError {
+        ApiError::model_not_found(name, &offered(&self.lock(), caller))
     }
 
     /// What clients may ask for: names, and what is known of the model. Those that generate come first.
-    pub fn offered(&self) -> Result<Vec<(Vec<String>, About)>, ApiError> {
+    pub fn offered(&self, caller: &Caller) -> Result<Vec<(Vec<String>, About)>, ApiError> {
         self.check_opened()?;
         let entries = self.lock();
-        let offered = entries.iter().filter(|entry| entry.is_offered());
+        let offered = entries
+            .iter()
+            .filter(|entry| entry.is_offered() && caller.may_use(&entry.names));
         let mut all: Vec<_> = offered
             .filter_map(|entry| Some((entry.names.clone(), entry.about?)))
             .collect();
@@ -430,8 +452,10 @@ fn position(entries: &[Entry], name: Option<&str>, wanted: Use) -> Option<usize>
 }
 
 /// The names that clients may ask for.
-fn offered(entries: &[Entry]) -> Vec<String> {
-    let offered = entries.iter().filter(|entry| entry.is_offered());
+fn offered(entries: &[Entry], caller: &Caller) -> Vec<String> {
+    let offered = entries
+        .iter()
+        .filter(|entry| entry.is_offered() && caller.may_use(&entry.names));
     offered.flat_map(|entry| entry.names.iter().cloned()).collect()
 }
 

@@ -14,6 +14,7 @@ mod encoders;
 mod engine;
 mod errors;
 mod formats;
+mod keys;
 mod lifecycle;
 mod messages;
 mod numbers;

@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use clap::Parser as _;
 use http_body_util::BodyExt as _;
+use rempart::access::{Access, Keys};
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
 use rempart::engine_thread::EngineHandle;
@@ -174,7 +175,7 @@ pub(crate) fn settings(arguments: &[&str]) -> Settings {
     let all = ["rempart", "serve", "test-model"].iter().chain(arguments);
     match Cli::try_parse_from(all).unwrap().command {
         Command::Serve(args) => args.check().unwrap(),
-        Command::Pull(_) | Command::CheckFormat => unreachable!("the arguments say serve"),
+        _ => unreachable!("the arguments say serve"),
     }
 }
 
@@ -223,17 +224,25 @@ impl TestServer {
 
     /// A server over a model that says something else, with a template of its own.
     pub(crate) async fn saying(template: Option<&str>, script: &str, arguments: &[&str]) -> Self {
-        let server = Self::scripted(template.unwrap_or(TEMPLATE), script, LONG_CONTEXT, arguments);
+        let template = template.unwrap_or(TEMPLATE);
+        let server = Self::scripted(template, script, LONG_CONTEXT, arguments, Access::Open);
         server.warm_up().await;
         server
     }
 
     /// A server that has not made a token yet.
     pub(crate) fn cold(arguments: &[&str]) -> Self {
-        Self::scripted(TEMPLATE, SCRIPT, CONTEXT, arguments)
+        Self::scripted(TEMPLATE, SCRIPT, CONTEXT, arguments, Access::Open)
     }
 
-    fn scripted(template: &str, script: &str, context: usize, arguments: &[&str]) -> Self {
+    /// A server that asks for keys.
+    pub(crate) async fn with_keys(keys: Keys) -> Self {
+        let server = Self::scripted(TEMPLATE, SCRIPT, CONTEXT, &[], Access::Keys(keys));
+        server.warm_up().await;
+        server
+    }
+
+    fn scripted(template: &str, script: &str, context: usize, arguments: &[&str], access: Access) -> Self {
         let Settings {
             engine,
             http,
@@ -244,6 +253,7 @@ impl TestServer {
         let state = Arc::new(App::new(
             http,
             request,
+            access,
             Metrics::new().unwrap(),
             Shutdown::default(),
         ));
@@ -345,6 +355,19 @@ impl TestServer {
     }
 
     /// Waits until a value of the metrics page is as wanted.
+    /// Checks a series of a server that asks for keys.
+    pub(crate) async fn metric_is_with(&self, key: &str, series: &str, wanted: f64) {
+        let request = Request::get("/metrics").header("authorization", format!("Bearer {key}"));
+        let page = self.send(request.body(Body::empty()).unwrap()).await;
+        let line = page.body.lines().find_map(|line| line.strip_prefix(series));
+        assert_eq!(
+            line.map(str::trim),
+            Some(wanted.to_string().as_str()),
+            "{}",
+            page.body
+        );
+    }
+
     pub(crate) async fn metric_becomes(&self, series: &str, wanted: f64) {
         for _ in 0..2000 {
             if (self.metric(series).await - wanted).abs() < f64::EPSILON {

@@ -45,6 +45,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-governance",
+        folder: "server/governance",
+        dependencies: &[],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart-hub",
         folder: "server/hub",
         dependencies: &[],
@@ -55,6 +61,7 @@ const MEMBERS: &[Member] = &[
         folder: "server",
         dependencies: &[
             "rempart-engine",
+            "rempart-governance",
             "rempart-hub",
             "rempart-kernels",
             "rempart-models",

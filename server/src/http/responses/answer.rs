@@ -14,6 +14,7 @@ use super::super::chat::chat_logprob;
 use super::super::error::ApiError;
 use super::super::models::unix_now;
 use super::super::sse::{Chunk, Chunks};
+use crate::access::Caller;
 use crate::chat::assemble::Said;
 use crate::chat::blocks::{Block, Blocks, Step};
 use crate::chat::generation::{Generation, Update};
@@ -27,8 +28,8 @@ use crate::response_store::Stored;
 pub(super) struct Answer {
     model: Arc<Model>,
     request: ResponsesRequest,
-    /// Where it is kept, if it is.
-    store: Option<AppState>,
+    /// Where it is kept, if it is, and whose it is then.
+    store: Option<(AppState, Caller)>,
     id: String,
     created: i64,
     blocks: Blocks,
@@ -42,7 +43,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(model: Arc<Model>, mut request: ResponsesRequest, store: Option<AppState>) -> Self {
+    pub(super) fn new(
+        model: Arc<Model>,
+        mut request: ResponsesRequest,
+        store: Option<(AppState, Caller)>,
+    ) -> Self {
         if store.is_none() {
             // Nobody will go on from them.
             request.items = Vec::new();
@@ -116,12 +121,13 @@ impl Answer {
     /// The response as it is at last, which is then kept.
     fn finish(&mut self, usage: Usage) -> Value {
         let mut response = self.response(Some(usage));
-        if let Some(app) = self.store.take() {
+        if let Some((app, caller)) = self.store.take() {
             let mut messages = std::mem::take(&mut self.request.messages);
             messages.push(self.message());
             let kept = to_raw_value(&response).ok().is_some_and(|response| {
                 let stored = Stored {
                     id: self.id.clone(),
+                    project: caller.project().map(str::to_owned),
                     response,
                     messages,
                     items: std::mem::take(&mut self.request.items),

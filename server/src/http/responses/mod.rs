@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::{AppState, Arrived, generate, limits, sse};
+use crate::access::Caller;
 use crate::chat::{prepare_chat, render};
 use crate::config::RequestLimits;
 use crate::model::Model;
@@ -25,10 +26,11 @@ use answer::Answer;
 pub async fn create(
     State(app): State<AppState>,
     Extension(arrived): Extension<Arrived>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let state = Arc::clone(&app);
-    let parse = move |body: &[u8], limits: &RequestLimits| parse(&state, body, limits);
+    let (state, own) = (Arc::clone(&app), caller.clone());
+    let parse = move |body: &[u8], limits: &RequestLimits| parse(&state, &own, body, limits);
     let state = Arc::clone(&app);
     let prepare =
         move |request: ResponsesRequest, model: Result<&Model, ApiError>, limits: &RequestLimits| {
@@ -43,7 +45,7 @@ pub async fn create(
         };
     let (started, (request, keeps)) = generate::start(&app, arrived.0, request, parse, prepare).await?;
     let stream = request.chat.common.stream.is_some();
-    let store = request.store.unwrap_or(keeps).then(|| Arc::clone(&app));
+    let store = request.store.unwrap_or(keeps).then(|| (Arc::clone(&app), caller));
     let answer = Answer::new(started.model, request, store);
     Ok(if stream {
         sse::respond(started.generation, answer, app.http.keep_alive)
@@ -59,12 +61,12 @@ pub async fn input_tokens(
 ) -> Result<Response, ApiError> {
     app.registry.check_opened()?;
     let body = limits::read_json(&app, request).await?;
-    let state = Arc::clone(&app);
-    let check = move |body: &[u8]| parse(&state, body, &state.limits).map(drop);
-    let model = generate::model_for(&app, &body.bytes, arrived.0, check).await;
-    let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
+    let (state, caller) = (Arc::clone(&app), body.caller.clone());
+    let check = move |body: &[u8]| parse(&state, &caller, body, &state.limits).map(drop);
+    let model = generate::model_for(&app, &body, arrived.0, check).await;
+    let (bytes, state, caller) = (body.bytes.clone(), Arc::clone(&app), body.caller.clone());
     let work = move || {
-        let request = parse(&state, &bytes, &state.limits)?.chat;
+        let request = parse(&state, &caller, &bytes, &state.limits)?.chat;
         let model = model?;
         model.check_name(&request.common.model)?;
         render(&request.conversation, &model, &state.limits, usize::MAX).map_err(named)
@@ -86,10 +88,15 @@ fn named(error: ApiError) -> ApiError {
         .renamed("response_format", "text")
 }
 
-fn parse(app: &AppState, body: &[u8], limits: &RequestLimits) -> Result<ResponsesRequest, ApiError> {
+fn parse(
+    app: &AppState,
+    caller: &Caller,
+    body: &[u8],
+    limits: &RequestLimits,
+) -> Result<ResponsesRequest, ApiError> {
     ResponsesRequest::parse(body, limits, |id| {
         let mut kept = app.responses();
-        let found = kept.get(id, Instant::now())?;
+        let found = kept.get(id, caller.project(), Instant::now())?;
         let response: Value = serde_json::from_str(found.response.get()).ok()?;
         let output = response["output"].as_array().into_iter().flatten();
         let mut items = found.items.clone();
@@ -109,19 +116,25 @@ fn only(id: Result<Path<String>, PathRejection>, query: Option<&str>) -> Result<
 }
 
 /// What there is to tell of a kept answer.
-fn tell(app: &AppState, id: &str, tell: impl FnOnce(&Stored) -> Response) -> Result<Response, ApiError> {
+fn tell(
+    app: &AppState,
+    caller: &Caller,
+    id: &str,
+    tell: impl FnOnce(&Stored) -> Response,
+) -> Result<Response, ApiError> {
     let mut kept = app.responses();
-    let found = kept.get(id, Instant::now()).map(tell);
+    let found = kept.get(id, caller.project(), Instant::now()).map(tell);
     found.ok_or_else(|| ApiError::response_not_found(None))
 }
 
 pub async fn retrieve(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let id = only(id, query.as_deref())?;
-    tell(&app, &id, |kept| Json(&kept.response).into_response())
+    tell(&app, &caller, &id, |kept| Json(&kept.response).into_response())
 }
 
 #[derive(Serialize)]
@@ -135,11 +148,12 @@ struct Items<'a> {
 
 pub async fn input_items(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let id = only(id, query.as_deref())?;
-    tell(&app, &id, list_items)
+    tell(&app, &caller, &id, list_items)
 }
 
 fn list_items(kept: &Stored) -> Response {
@@ -161,11 +175,12 @@ fn list_items(kept: &Stored) -> Response {
 
 pub async fn delete(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let id = only(id, query.as_deref())?;
-    if !app.responses().delete(&id, Instant::now()) {
+    if !app.responses().delete(&id, caller.project(), Instant::now()) {
         return Err(ApiError::response_not_found(None));
     }
     Ok(Json(json!({"id": id, "object": "response", "deleted": true})).into_response())

@@ -1,0 +1,218 @@
+//! Who may come in: anyone, or holders of keys that a database knows.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rempart_governance::{
+    Denied, Directory, Error, NewKey, NewKeyRequest, Principal, Role, Scope, Store, now_s,
+};
+
+/// How often it is looked whether keys have changed, here or in another process.
+const LOOK: Duration = Duration::from_secs(1);
+/// The project and the name of the first key of an empty database.
+const FIRST_PROJECT: &str = "default";
+const FIRST_KEY: &str = "first";
+
+/// Who makes a request.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// The server asks nobody for a key.
+    Anyone,
+    Holder(Arc<Principal>),
+}
+
+/// Why a request goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It has no key.
+    NoKey,
+    Key(Denied),
+    /// The key is not for this.
+    Role(Role),
+    /// Nobody can tell any more which keys there are.
+    Unknowable,
+}
+
+/// What decides that.
+pub enum Access {
+    Open,
+    Keys(Keys),
+}
+
+/// The keys of a database, as they were a moment ago.
+pub struct Keys {
+    store: Store,
+    seen: RwLock<Seen>,
+    /// How old that may be.
+    stale_max: Duration,
+}
+
+struct Seen {
+    directory: Arc<Directory>,
+    /// The last row of the audit chain then: every change has one.
+    audit_end: i64,
+    at: Instant,
+}
+
+impl Caller {
+    /// Whether it may use a model of these names.
+    pub fn may_use(&self, names: &[String]) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Holder(principal) => principal.may_use(names.iter().map(String::as_str)),
+        }
+    }
+
+    /// Whose its answers are; nobody else is told of them.
+    pub fn project(&self) -> Option<&str> {
+        match self {
+            Self::Anyone => None,
+            Self::Holder(principal) => Some(&principal.project),
+        }
+    }
+
+    /// What keeps its cached prompts apart.
+    pub fn cache_salt(&self) -> u64 {
+        match self {
+            Self::Anyone => 0,
+            Self::Holder(principal) => principal.cache_salt(),
+        }
+    }
+
+    fn actor(&self) -> String {
+        match self {
+            Self::Anyone => "anyone".to_owned(),
+            Self::Holder(principal) => format!("key:{}", principal.key.0),
+        }
+    }
+}
+
+impl Access {
+    /// Looks for changes of keys, for as long as it runs, if there are any.
+    pub async fn follow(&self) {
+        if let Self::Keys(keys) = self {
+            keys.follow().await;
+        }
+    }
+
+    /// The caller with this key, who wants to do something of this scope.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn authorize(&self, key: Option<&str>, scope: Scope) -> Result<Caller, Refusal> {
+        let Self::Keys(keys) = self else {
+            return Ok(Caller::Anyone);
+        };
+        let directory = keys.directory().ok_or(Refusal::Unknowable)?;
+        let principal = directory
+            .authenticate(key.ok_or(Refusal::NoKey)?, now_s())
+            .map_err(Refusal::Key)?;
+        if !principal.role.allows(scope) {
+            return Err(Refusal::Role(principal.role));
+        }
+        Ok(Caller::Holder(Arc::new(principal)))
+    }
+
+    /// Notes in the audit chain what a caller is about to do.
+    ///
+    /// # Errors
+    /// Where that can't be written: then it must not be done.
+    pub async fn record(&self, caller: &Caller, action: &str, object: &str) -> Result<(), Error> {
+        match self {
+            Self::Open => Ok(()),
+            Self::Keys(keys) => {
+                let detail = "{}".to_owned();
+                keys.store.record(&caller.actor(), action, object, detail).await
+            }
+        }
+    }
+
+    /// Notes that the server itself began or ended.
+    ///
+    /// # Errors
+    /// Where that can't be written.
+    pub async fn record_server(&self, action: &str) -> Result<(), Error> {
+        match self {
+            Self::Open => Ok(()),
+            Self::Keys(keys) => {
+                let detail = format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"));
+                keys.store.record("server", action, "server", detail).await
+            }
+        }
+    }
+}
+
+impl Keys {
+    /// The keys of a database; `None` beside them unless it was empty: then the first key, which opens everything.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn open(place: &str, stale_max: Duration) -> Result<(Self, Option<NewKey>), Error> {
+        let store = Store::open(place).await?;
+        let mut first = None;
+        if store.audit_end().await? == 0 {
+            store.create_project("server", FIRST_PROJECT, &[]).await?;
+            let wanted = NewKeyRequest {
+                project: FIRST_PROJECT,
+                role: Role::Owner,
+                name: FIRST_KEY,
+                expires: None,
+            };
+            first = Some(store.create_key("server", &wanted).await?);
+        }
+        let seen = look(&store).await?;
+        let keys = Self {
+            store,
+            seen: RwLock::new(seen),
+            stale_max,
+        };
+        Ok((keys, first))
+    }
+
+    /// The keys there are, if that is known.
+    fn directory(&self) -> Option<Arc<Directory>> {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        (seen.at.elapsed() <= self.stale_max).then(|| Arc::clone(&seen.directory))
+    }
+
+    /// Looks for changes, for as long as it runs.
+    pub async fn follow(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.refresh().await {
+                tracing::error!(%error, "the keys can't be read");
+            }
+        }
+    }
+
+    /// Looks for changes once.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        let at = Instant::now();
+        let end = self.store.audit_end().await?;
+        let known = self.seen.read().unwrap_or_else(PoisonError::into_inner).audit_end;
+        let fresh = if end == known {
+            None
+        } else {
+            Some(look(&self.store).await?)
+        };
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        match fresh {
+            Some(fresh) => *seen = fresh,
+            None => seen.at = at,
+        }
+        Ok(())
+    }
+}
+
+async fn look(store: &Store) -> Result<Seen, Error> {
+    // What changes after this is seen at the next look.
+    let (at, audit_end) = (Instant::now(), store.audit_end().await?);
+    Ok(Seen {
+        directory: Arc::new(store.directory().await?),
+        audit_end,
+        at,
+    })
+}

@@ -1,0 +1,251 @@
+//! `rempart key`, `rempart project` and `rempart audit`: what operators do to the database, running server or not.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, now_s, verify};
+
+use crate::config::DatabaseArgs;
+
+const DAY_S: i64 = 86_400;
+
+/// Keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key, and print it: it is shown this once
+    Create {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Name or identifier of the project that it belongs to
+        #[arg(long, default_value = "default")]
+        project: String,
+        /// owner, admin, auditor, member or service
+        #[arg(long, default_value = "member")]
+        role: Role,
+        /// Days until it expires [default: it does not]
+        #[arg(long, value_parser = clap::value_parser!(i64).range(1..=36_500))]
+        days: Option<i64>,
+        /// What to call it
+        name: String,
+    },
+    /// List the keys of living projects
+    List {
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// End a key; a running server notices within two seconds
+    Revoke {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Its identifier: the eight characters after `sk-rempart-`
+        id: String,
+    },
+}
+
+/// Projects.
+#[derive(Debug, Subcommand)]
+pub enum ProjectCommand {
+    /// Make a project
+    Create {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// A model that it may use; give it again for further ones [default: all]
+        #[arg(long)]
+        model: Vec<String>,
+        /// What to call it
+        name: String,
+    },
+    /// List the projects
+    List {
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// End a project with all its keys
+    Archive {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Its name or identifier
+        project: String,
+    },
+}
+
+/// The audit chain.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Print its last rows
+    Tail {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// How many
+        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        lines: i64,
+    },
+    /// Prove that no row was changed, moved or taken out
+    Verify {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// A row's number and hash, noted earlier (`NUMBER:HASH`), that must be in the chain
+        #[arg(long)]
+        contains: Option<String>,
+    },
+}
+
+pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
+    match command {
+        KeyCommand::Create {
+            database,
+            project,
+            role,
+            days,
+            name,
+        } => with_store(&database, async |store| {
+            let wanted = NewKeyRequest {
+                project: &project,
+                role,
+                name: &name,
+                expires: days.map(|days| now_s() + days * DAY_S),
+            };
+            let key = store.create_key(&actor(), &wanted).await?;
+            say(key.reveal())?;
+            Ok(())
+        }),
+        KeyCommand::List { database } => with_store(&database, async |store| {
+            say("id        role     project           state    name")?;
+            for key in store.keys().await? {
+                let state = match (key.revoked, key.expires) {
+                    (Some(_), _) => "revoked",
+                    (None, Some(expires)) if expires <= now_s() => "expired",
+                    _ => "good",
+                };
+                let (id, role, project) = (&key.id.0, key.role.name(), &key.project_name);
+                say(&format!(
+                    "{id:8}  {role:7}  {project:16}  {state:7}  {}",
+                    key.name
+                ))?;
+            }
+            Ok(())
+        }),
+        KeyCommand::Revoke { database, id } => with_store(&database, async |store| {
+            store.revoke_key(&actor(), &id).await?;
+            say(&format!("{id} is revoked"))
+        }),
+    }
+}
+
+pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
+    match command {
+        ProjectCommand::Create {
+            database,
+            model,
+            name,
+        } => with_store(&database, async |store| {
+            let project = store.create_project(&actor(), &name, &model).await?;
+            say(&format!("{} is {}", project.name, project.id))?;
+            say(&format!("next: rempart key create --project {} NAME", project.id))
+        }),
+        ProjectCommand::List { database } => with_store(&database, async |store| {
+            say("id                     state     models            name")?;
+            for project in store.projects().await? {
+                let state = project.archived.map_or("living", |_| "archived");
+                let models = match project.models.as_slice() {
+                    [] => "all".to_owned(),
+                    models => models.join(","),
+                };
+                say(&format!(
+                    "{:21}  {state:8}  {models:16}  {}",
+                    project.id, project.name
+                ))?;
+            }
+            Ok(())
+        }),
+        ProjectCommand::Archive { database, project } => with_store(&database, async |store| {
+            store.archive_project(&actor(), &project).await?;
+            say(&format!("{project} is archived"))
+        }),
+    }
+}
+
+pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
+    match command {
+        AuditCommand::Tail { database, lines } => with_store(&database, async |store| {
+            let end = store.audit_end().await?;
+            for event in store.audit_events(end - lines).await? {
+                say(&line(&event))?;
+            }
+            Ok(())
+        }),
+        AuditCommand::Verify { database, contains } => with_store(&database, async |store| {
+            let noted = contains.as_deref().map(note).transpose()?;
+            let (rows, hash) = check_chain(store, noted).await?;
+            say(&format!("{rows} rows, and each is what was written"))?;
+            say(&format!("last: {rows}:{hash}"))
+        }),
+    }
+}
+
+/// A row's number and hash as [`audit`] prints them.
+fn note(text: &str) -> anyhow::Result<(i64, String)> {
+    let (seq, hash) = text.split_once(':').context("--contains is NUMBER:HASH")?;
+    Ok((seq.parse().context("--contains is NUMBER:HASH")?, hash.to_owned()))
+}
+
+/// Verifies page by page; the number of rows and the last hash.
+async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Result<(i64, String)> {
+    let (mut end, mut found) = verify(&[], None).map(|start| (start, noted.is_none()))?;
+    loop {
+        let page = store.audit_events(end.0).await?;
+        if page.is_empty() {
+            break;
+        }
+        end = verify(&page, Some(end))?;
+        found |= page.iter().any(|row| {
+            noted
+                .as_ref()
+                .is_some_and(|(seq, hash)| row.seq == *seq && row.hash == *hash)
+        });
+    }
+    if !found {
+        bail!(
+            "the row that was noted is not in the chain: rows at its end were taken out, or all were written anew"
+        );
+    }
+    Ok(end)
+}
+
+fn line(event: &AuditEvent) -> String {
+    let AuditEvent {
+        seq,
+        at_ms,
+        actor,
+        action,
+        object,
+        detail,
+        ..
+    } = event;
+    format!("{seq} {at_ms} {actor} {action} {object} {detail}")
+}
+
+/// Who runs the command, for the audit chain.
+fn actor() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    format!("cli:{}", user.unwrap_or_else(|_| "unknown".to_owned()))
+}
+
+fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
+where
+    F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting tokio")?;
+    runtime.block_on(async {
+        let store = Store::open(&database.database).await?;
+        work(&store).await
+    })
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
+}

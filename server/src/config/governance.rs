@@ -1,0 +1,40 @@
+//! Where keys come from.
+
+use std::time::Duration;
+
+use clap::Args;
+
+/// Options of who may come in.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Governance")]
+pub struct GovernanceArgs {
+    /// File or URL of the database of keys, made at first use; with it, every request needs a key [default: there is none]
+    #[arg(long, env = "REMPART_DATABASE")]
+    pub database: Option<String>,
+    /// Seconds that keys are known for after they could last be read; then all requests get a 503
+    #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    pub database_stale_max_s: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct GovernanceSettings {
+    pub database: Option<String>,
+    pub stale_max: Duration,
+}
+
+impl GovernanceArgs {
+    pub(super) fn settings(self) -> GovernanceSettings {
+        GovernanceSettings {
+            database: self.database,
+            stale_max: Duration::from_secs(self.database_stale_max_s),
+        }
+    }
+}
+
+/// The database of a command that changes it.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// File or URL of the database
+    #[arg(long, env = "REMPART_DATABASE")]
+    pub database: String,
+}

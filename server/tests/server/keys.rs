@@ -1,0 +1,384 @@
+//! A server that asks for keys: who gets in, and what one finds out about another.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, Request};
+use rempart::access::Keys;
+use rempart::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
+use rempart::http::observe::{ADMIN_ROUTES, ROUTES};
+use rempart_governance::{NewKey, NewKeyRequest, Role, Scope, Store, verify};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::{Answer, SCRIPT, TestServer, chat_body, read};
+
+/// A server with a database in a folder of its own.
+struct Governed {
+    server: TestServer,
+    store: Store,
+    first: NewKey,
+    folder: TempDir,
+}
+
+async fn governed(stale_max: Duration) -> Governed {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("rempart.db").to_str().unwrap().to_owned();
+    let (keys, first) = Keys::open(&place, stale_max).await.unwrap();
+    let store = Store::open(&place).await.unwrap();
+    Governed {
+        server: TestServer::with_keys(keys).await,
+        store,
+        first: first.expect("the database is new"),
+        folder,
+    }
+}
+
+impl Governed {
+    async fn key(&self, project: &str, role: Role) -> NewKey {
+        let wanted = NewKeyRequest {
+            project,
+            role,
+            name: "a key",
+            expires: None,
+        };
+        self.store.create_key("test", &wanted).await.unwrap()
+    }
+
+    /// Lets the server look, as it does every second.
+    async fn look(&self) {
+        let rempart::access::Access::Keys(keys) = &self.server.app.access else {
+            unreachable!("it asks for keys")
+        };
+        keys.refresh().await.unwrap();
+    }
+
+    async fn send(&self, key: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.server.send(request(Some(key), method, path, body)).await
+    }
+
+    async fn chat(&self, key: &NewKey, fields: Value) -> Answer {
+        let body = chat_body(fields);
+        self.send(key.reveal(), Method::POST, "/v1/chat/completions", Some(body))
+            .await
+    }
+}
+
+fn request(key: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let json = request
+        .header("content-type", "application/json")
+        .header("host", "localhost");
+    json.body(Body::from(body.map_or_else(String::new, |body| body.to_string())))
+        .unwrap()
+}
+
+fn code(answer: &Answer) -> Value {
+    answer.json()["error"]["code"].clone()
+}
+
+fn method_of(path: &str) -> Method {
+    let reads = [
+        "/v1/models",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+    ];
+    let read = reads.iter().any(|read| path == *read) || path.contains("{id}") || path.contains("{*id}");
+    if read || path == "/admin/models" {
+        Method::GET
+    } else {
+        Method::POST
+    }
+}
+
+/// Every route, with every kind of key and with none.
+#[tokio::test]
+async fn what_each_role_may_do() {
+    let governed = governed(Duration::from_mins(1)).await;
+    let mut keys = Vec::new();
+    for role in Role::ALL {
+        keys.push((role, governed.key("default", role).await));
+    }
+    governed.look().await;
+    let listed =
+        |needs: &[(&'static str, Need)]| needs.iter().map(|(route, _)| *route).collect::<BTreeSet<_>>();
+    assert_eq!(listed(NEEDS), ROUTES.iter().copied().collect());
+    assert_eq!(listed(ADMIN_NEEDS), ADMIN_ROUTES.iter().copied().collect());
+    let (main, admin) = (&governed.server.router, &governed.server.admin);
+    let all = NEEDS
+        .iter()
+        .map(|need| (main, need))
+        .chain(ADMIN_NEEDS.iter().map(|need| (admin, need)));
+    for (router, (route, need)) in all {
+        let path = route
+            .replace("{*id}", "x")
+            .replace("{id}", "x")
+            .replace("{name}", "x");
+        let ask = |key: Option<&str>| {
+            let asked = request(key, method_of(route), &path, None);
+            async move { read(router, asked).await.status.as_u16() }
+        };
+        let open = *need == Need::Nothing;
+        for nobody in [None, Some("sk-anything"), Some(""), Some("é")] {
+            assert_eq!(ask(nobody).await == 401, !open, "{route} {nobody:?}");
+        }
+        for (role, key) in &keys {
+            let may = match need {
+                Need::Nothing => true,
+                Need::Key(scope) => role.allows(*scope),
+            };
+            let status = ask(Some(key.reveal())).await;
+            assert_eq!(status == 403, !may, "{route} {role}: {status}");
+            assert_ne!(status, 401, "{route} {role}");
+        }
+    }
+    // What is no route is told to those who have a key.
+    assert_eq!(governed.server.get("/nothing").await.status, 401);
+    let found = governed
+        .send(keys[3].1.reveal(), Method::GET, "/nothing", None)
+        .await;
+    assert_eq!(found.status, 404);
+}
+
+#[test]
+fn roles_are_as_documented() {
+    let rows: Vec<(&str, Vec<bool>)> = Role::ALL
+        .iter()
+        .map(|role| {
+            let scopes = [
+                Scope::Use,
+                Scope::Observe,
+                Scope::Audit,
+                Scope::Operate,
+                Scope::Govern,
+            ];
+            (
+                role.name(),
+                scopes.iter().map(|scope| role.allows(*scope)).collect(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ("owner", vec![true, true, true, true, true]),
+            ("admin", vec![true, true, false, true, true]),
+            ("auditor", vec![false, true, true, false, false]),
+            ("member", vec![true, false, false, false, false]),
+            ("service", vec![true, false, false, false, false]),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_key_works_in_both_headers_until_it_is_revoked() {
+    let governed = governed(Duration::from_mins(1)).await;
+    let key = governed.key("default", Role::Member).await;
+    governed.look().await;
+    let answer = governed.chat(&key, json!({"temperature": 0})).await;
+    assert_eq!(answer.json()["choices"][0]["message"]["content"], SCRIPT);
+    let body =
+        json!({"model": "test-model", "max_tokens": 4, "messages": [{"role": "user", "content": "a"}]});
+    let mut asked = request(None, Method::POST, "/v1/messages", Some(body.clone()));
+    asked
+        .headers_mut()
+        .insert("x-api-key", HeaderValue::from_str(key.reveal()).unwrap());
+    assert_eq!(governed.server.send(asked).await.status, 200);
+    let refused = governed
+        .server
+        .send(request(None, Method::POST, "/v1/messages", Some(body)))
+        .await;
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.json()["error"]["type"], "authentication_error");
+    governed.store.revoke_key("test", &key.id.0).await.unwrap();
+    governed.look().await;
+    let refused = governed.chat(&key, json!({})).await;
+    assert_eq!(
+        (refused.status.as_u16(), code(&refused)),
+        (401, json!("invalid_api_key"))
+    );
+    assert!(!refused.body.contains(&key.reveal()[20..]));
+    governed
+        .server
+        .metric_is_with(
+            governed.first.reveal(),
+            r#"rempart_access_denied_total{reason="key"}"#,
+            1.0,
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_project_sees_its_models_only() {
+    let governed = governed(Duration::from_mins(1)).await;
+    let own = ["alias".to_owned(), "embedder".to_owned()];
+    governed
+        .store
+        .create_project("test", "sales", &own)
+        .await
+        .unwrap();
+    let key = governed.key("sales", Role::Member).await;
+    governed.look().await;
+    let list = governed.send(key.reveal(), Method::GET, "/v1/models", None).await;
+    let ids: Vec<Value> = list.json()["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|card| card["id"].clone())
+        .collect();
+    // A model goes by all of its names.
+    assert_eq!(ids, ["test-model", "alias", "embedder"]);
+    assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+    let body = json!({"model": "ranker", "query": "a", "documents": ["b"]});
+    let refused = governed
+        .send(key.reveal(), Method::POST, "/v1/rerank", Some(body.clone()))
+        .await;
+    assert_eq!(
+        (refused.status.as_u16(), code(&refused)),
+        (404, json!("model_not_found"))
+    );
+    let told = refused.json()["error"]["message"].to_string();
+    assert!(
+        told.contains("embedder") && !told.replace("`ranker`", "").contains("ranker"),
+        "{told}"
+    );
+    let card = governed
+        .send(key.reveal(), Method::GET, "/v1/models/ranker", None)
+        .await;
+    assert_eq!(card.status, 404);
+    let all = governed
+        .send(governed.first.reveal(), Method::POST, "/v1/rerank", Some(body))
+        .await;
+    assert_eq!(all.status, 200);
+}
+
+#[tokio::test]
+async fn projects_find_out_nothing_about_each_other() {
+    let governed = governed(Duration::from_mins(1)).await;
+    for project in ["a", "b"] {
+        governed.store.create_project("test", project, &[]).await.unwrap();
+    }
+    let (a, again, b) = (
+        governed.key("a", Role::Member).await,
+        governed.key("a", Role::Service).await,
+        governed.key("b", Role::Member).await,
+    );
+    governed.look().await;
+    // Cached prompts are a project's own.
+    let prompt = json!({"model": "test-model", "prompt": "x".repeat(100), "max_tokens": 1});
+    for (key, cached) in [(&a, 0), (&b, 0), (&again, 96), (&b, 96)] {
+        let answer = governed
+            .send(
+                key.reveal(),
+                Method::POST,
+                "/v1/completions",
+                Some(prompt.clone()),
+            )
+            .await;
+        assert_eq!(
+            answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"],
+            cached
+        );
+    }
+    // So are kept answers.
+    let body = json!({"model": "test-model", "input": "Hi", "max_output_tokens": 4});
+    let kept = governed
+        .send(a.reveal(), Method::POST, "/v1/responses", Some(body.clone()))
+        .await;
+    let id: Value = serde_json::from_str::<Value>(&kept.body).unwrap()["id"].clone();
+    let path = format!("/v1/responses/{}", id.as_str().unwrap());
+    for other in [&b, &governed.first] {
+        for (method, path) in [
+            (Method::GET, path.clone()),
+            (Method::GET, format!("{path}/input_items")),
+            (Method::DELETE, path.clone()),
+        ] {
+            assert_eq!(
+                governed.send(other.reveal(), method, &path, None).await.status,
+                404
+            );
+        }
+        let mut more = body.clone();
+        more["previous_response_id"] = id.clone();
+        let refused = governed
+            .send(other.reveal(), Method::POST, "/v1/responses", Some(more))
+            .await;
+        assert_eq!(refused.status, 404, "{}", refused.body);
+    }
+    assert_eq!(
+        governed
+            .send(again.reveal(), Method::GET, &path, None)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn where_keys_can_no_longer_be_read_nobody_gets_in() {
+    let governed = governed(Duration::from_millis(20)).await;
+    let key = governed.key("default", Role::Member).await;
+    governed.look().await;
+    assert_eq!(governed.chat(&key, json!({"max_tokens": 1})).await.status, 200);
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let closed = governed.chat(&key, json!({})).await;
+    assert_eq!(
+        (closed.status.as_u16(), code(&closed)),
+        (503, json!("server_not_ready"))
+    );
+    assert_eq!(governed.server.get("/livez").await.status, 200);
+    governed.look().await;
+    assert_eq!(governed.chat(&key, json!({"max_tokens": 1})).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_an_operator_does_is_recorded_or_not_done() {
+    let governed = governed(Duration::from_mins(1)).await;
+    let operate = async |verb: &str| {
+        let path = format!("/admin/models/stored/{verb}");
+        let asked = request(Some(governed.first.reveal()), Method::POST, &path, None);
+        read(&governed.server.admin, asked).await.status.as_u16()
+    };
+    for verb in ["load", "reload", "unload"] {
+        assert_eq!(operate(verb).await, 200);
+    }
+    let rows = governed.store.audit_events(0).await.unwrap();
+    let actor = format!("key:{}", governed.first.id.0);
+    let done: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.actor == actor)
+        .map(|row| row.action.as_str())
+        .collect();
+    assert_eq!(done, ["model.load", "model.reload", "model.unload"]);
+    verify(&rows, None).unwrap();
+    // The table is gone: nothing can be recorded, and nothing is done.
+    let url = format!("sqlite://{}", governed.folder.path().join("rempart.db").display());
+    let mut raw = <sqlx::AnyConnection as sqlx::Connection>::connect(&url)
+        .await
+        .unwrap();
+    sqlx::query("ALTER TABLE audit_event RENAME TO gone")
+        .execute(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(operate("load").await, 503);
+    assert_eq!(
+        governed
+            .server
+            .app
+            .registry
+            .loaded()
+            .iter()
+            .filter(|(name, _)| name == "stored")
+            .count(),
+        0
+    );
+}
