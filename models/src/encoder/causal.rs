@@ -156,7 +156,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders/gemma3-embedder");
         let files = ModelFiles::open(&folder).unwrap();
         let lengths = [100, 1, 37];
-        let tokens: Vec<u32> = (0..138).map(|i| i * 29 % 257).collect();
+        let tokens: Vec<u32> = (0..138).map(|i| i * 29 % 258).collect();
         let batch = EncoderBatch {
             tokens: &tokens,
             token_types: &[],

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rempart_kernels::{Activations, Precision};
+use rempart_kernels::{KvDtype, Precision};
 
 use super::{
     Embedder, Encoder, LoadedEncoder, Network, Task,
@@ -18,16 +18,27 @@ use crate::{
 };
 
 /// How to load an encoder.
-#[derive(Default)]
 pub struct EncoderOptions<'a> {
-    /// How products round weights and their inputs; of a decoder, how keys and values are rounded.
+    /// How products of an encoder round weights and their inputs.
     pub precision: Precision,
-    /// How a decoder's layers with integer weights round their inputs.
-    pub activations: Activations,
+    /// How a decoder that embeds holds keys and values.
+    pub kv_dtype: KvDtype,
     /// Most tokens of a decoder's sequence, where there is memory for fewer than the model was made for.
     pub tokens_max: Option<usize>,
     /// Called with bytes read so far and bytes in all, as the weights come into memory.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
+}
+
+impl Default for EncoderOptions<'_> {
+    /// An encoder in bf16; a decoder with keys and values as they were computed, as rounding them costs a cosine of 0.9999.
+    fn default() -> Self {
+        Self {
+            precision: Precision::default(),
+            kv_dtype: KvDtype::F32,
+            tokens_max: None,
+            progress: None,
+        }
+    }
 }
 
 impl LoadedEncoder {
