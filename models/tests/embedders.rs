@@ -99,6 +99,33 @@ fn a_gguf_file_gives_what_its_safetensors_give() {
     assert_eq!(model.task, load(&folder("qwen3"), KvDtype::F32).task);
 }
 
+/// As llama.cpp numbers them.
+#[test]
+fn a_gguf_file_numbers_its_pooling() {
+    let key = b"qwen3.pooling_type";
+    let mut bytes = std::fs::read(gguf()).unwrap();
+    // Behind the key are the value's type and the value.
+    let at = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len() + 4;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let mut with = |number: u8| {
+        bytes[at] = number;
+        std::fs::write(&path, &bytes).unwrap();
+        load_encoder(&path, &EncoderOptions::default())
+    };
+    for (number, expected) in [(1, Pooling::Mean), (2, Pooling::Cls), (3, Pooling::Last)] {
+        let task = with(number).unwrap().task;
+        assert!(
+            matches!(task, Task::Embed { pooling, .. } if pooling == expected),
+            "{number}: {task:?}"
+        );
+    }
+    for (number, told) in [(0, "embeds"), (4, "pooling_type 4"), (99, "pooling_type 99")] {
+        let error = with(number).err().unwrap().to_string();
+        assert!(error.contains(told), "{number}: {error}");
+    }
+}
+
 /// Many texts of one token take a block of keys and values each, and a long one is between them.
 #[test]
 fn as_many_texts_as_there_are() {
