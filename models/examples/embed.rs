@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let options = EncoderOptions {
         precision,
-        progress: None,
+        ..EncoderOptions::default()
     };
     let model = load_encoder(Path::new(model), &options)?;
     let texts: Vec<Vec<u32>> = serde_json::from_slice(&std::fs::read(tokens)?)?;

@@ -35,7 +35,6 @@ pub(crate) fn load(config: &EncoderConfig, weights: &Weights<'_>, precision: Pre
         })
         .collect::<Result<_>>()?;
     Ok(Encoder::new(
-        config,
         Embeddings::bert(config, &model.at("embeddings"))?,
         layers,
         None,

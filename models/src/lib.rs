@@ -22,7 +22,7 @@ pub mod weights;
 
 pub use config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
 pub use encoder::{
-    EncoderBatch, EncoderOptions, LoadedEncoder, Pooling, ScoreActivation, Task, load_encoder,
+    Embedder, EncoderBatch, EncoderOptions, LoadedEncoder, Pooling, ScoreActivation, Task, load_encoder,
 };
 pub use error::{Error, Result};
 pub use kv_cache::KvCache;

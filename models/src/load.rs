@@ -6,7 +6,9 @@ use candle_core::Device;
 use rempart_kernels::Activations;
 
 use crate::{
-    Architecture, Error, Model, ModelConfig, Result, gemma3, llama, qwen2, qwen3,
+    Architecture, Error, Model, ModelConfig, Result,
+    decoder::{Body, Generator},
+    gemma3, llama, qwen2, qwen3,
     weights::{Checkpoint, Progress, Weights},
 };
 
@@ -77,23 +79,39 @@ impl ModelFiles {
     /// When a tensor is missing, has a type that safetensors allow and this model does not, or another shape than the
     /// configuration asks for, and when a file changed meanwhile.
     pub fn load(&self, options: &LoadOptions<'_>) -> Result<Box<dyn Model>> {
+        let body = |weights: &Weights<'_>| {
+            let body = body(&self.config, weights)?;
+            Ok(Box::new(Generator::load(body, &self.config, weights)?) as Box<dyn Model>)
+        };
+        self.read(options, body)
+    }
+
+    /// Reads the weights of a decoder that embeds: all but a head.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::load`].
+    pub(crate) fn load_body(&self, options: &LoadOptions<'_>) -> Result<Box<dyn Body>> {
+        self.read(options, |weights| body(&self.config, weights))
+    }
+
+    fn read<T>(&self, options: &LoadOptions<'_>, build: impl FnOnce(&Weights<'_>) -> Result<T>) -> Result<T> {
         let weights = self
             .checkpoint
             .weights()
             .with_activations(options.activations)
             .with_device(&options.device)
             .with_progress(Progress(options.progress));
-        let model = build(&self.config, &weights)?;
+        let built = build(&weights)?;
         if let Some(progress) = options.progress {
             progress(self.checkpoint.total_bytes(), self.checkpoint.total_bytes());
         }
         self.checkpoint.check_unchanged()?;
-        Ok(model)
+        Ok(built)
     }
 }
 
 /// The registry: one arm per architecture.
-fn build(config: &ModelConfig, weights: &Weights<'_>) -> Result<Box<dyn Model>> {
+fn body(config: &ModelConfig, weights: &Weights<'_>) -> Result<Box<dyn Body>> {
     Ok(match config.architecture {
         Architecture::Llama => Box::new(llama::load(config, weights)?),
         Architecture::Qwen2 => Box::new(qwen2::load(config, weights)?),

@@ -45,7 +45,7 @@ pub(crate) fn load(config: &EncoderConfig, weights: &Weights<'_>, precision: Pre
         config.norm_eps,
     )?;
     let embeddings = Embeddings::modern(config, &model.at("embeddings"))?;
-    Ok(Encoder::new(config, embeddings, layers, Some(norm)))
+    Ok(Encoder::new(embeddings, layers, Some(norm)))
 }
 
 impl PreNormLayer {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rempart_models::{EncoderBatch, EncoderOptions, LoadedEncoder, Pooling, Precision, Task, load_encoder};
 use serde_json::{Value, json};
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 11] = [
     "bert",
     "bert-tanh",
     "bert-classifier",
@@ -15,6 +15,10 @@ const NAMES: [&str; 7] = [
     "xlm-roberta-classifier",
     "modernbert",
     "modernbert-classifier",
+    "qwen3-embedder",
+    "qwen2-embedder",
+    "llama-embedder",
+    "gemma3-embedder",
 ];
 
 /// Values are of order 1; both sides compute in f32, in different orders.
@@ -65,7 +69,7 @@ fn with_batch<R>(fixture: &Fixture, which: &[usize], work: impl FnOnce(&EncoderB
 fn load(name: &str, precision: Precision) -> LoadedEncoder {
     let options = EncoderOptions {
         precision,
-        progress: None,
+        ..EncoderOptions::default()
     };
     load_encoder(&folder(name), &options).unwrap()
 }

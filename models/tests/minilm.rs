@@ -47,7 +47,7 @@ fn model() -> PathBuf {
 fn compare(precision: Precision) {
     let options = EncoderOptions {
         precision,
-        progress: None,
+        ..EncoderOptions::default()
     };
     let model = load_encoder(&model(), &options).unwrap();
     let fixture: Fixture = serde_json::from_str(include_str!("fixtures/minilm.json")).unwrap();

@@ -28,13 +28,12 @@ pub use request::{RequestArgs, RequestLimits};
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     #[error(
-        "{bind} can be reached from other machines, and this server asks nobody for a key: bind a loopback address, \
-         or add --allow-remote if a proxy or a firewall decides who gets through"
+        "{bind} can be reached from other machines, and this server has no TLS, nor, without --database, keys: bind a \
+         loopback address, or add --allow-remote if a proxy or a firewall decides who gets through"
     )]
     RemoteBind { bind: SocketAddr },
     #[error(
-        "--admin-bind {bind} can be reached from other machines, and administration asks nobody for a key: bind a \
-         loopback address"
+        "--admin-bind {bind} can be reached from other machines, and administration has no TLS: bind a loopback address"
     )]
     RemoteAdminBind { bind: SocketAddr },
     #[error("--admin-bind {bind} is also what --bind says: administration has an address of its own")]
@@ -201,7 +200,7 @@ pub struct HttpArgs {
     /// Address to listen on
     #[arg(long, env = "REMPART_BIND", default_value = "127.0.0.1:8080")]
     pub bind: SocketAddr,
-    /// Listen on an address that other machines can reach, although there are no keys yet
+    /// Listen on an address that other machines can reach, although there is no TLS yet
     #[arg(long, env = "REMPART_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
     pub allow_remote: bool,
     /// Host name that requests may carry beside localhost and the bound address; give it again for further names

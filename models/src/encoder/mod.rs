@@ -2,29 +2,35 @@
 //!
 //! Sequences of a batch lie behind one another without padding: products run over all tokens at once, and attention stays
 //! within each sequence. What a sequence gets is the same bits alone and in any batch.
+//!
+//! A decoder can be trained to embed, too: it is the same decoder that generates, without its head.
 
+mod causal;
 mod config;
+mod embedder;
 mod embeddings;
 mod head;
 mod load;
 mod modules;
 mod pooling;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use rempart_kernels::pool;
 
 pub(crate) use config::EncoderConfig;
+pub use embedder::Embedder;
 pub(crate) use embeddings::Embeddings;
 pub use head::ScoreActivation;
 pub use load::{EncoderOptions, load_encoder};
 pub use pooling::Pooling;
 
 use crate::{Error, Result, layers::LayerNorm};
+use causal::{BLOCK, Causal};
 use head::Head;
 use pooling::Projection;
 
 /// Tokens computed at once for each thread: what lies between two operations stays in the caches, and memory is bounded
-/// whatever a batch holds. A longer sequence is computed alone.
+/// whatever a batch holds. A longer sequence is computed alone; a decoder computes it in parts.
 const TOKENS_PER_THREAD: usize = 256;
 
 /// Some sequences, flat.
@@ -49,7 +55,14 @@ pub(crate) struct Encoder {
     embeddings: Embeddings,
     layers: Vec<Box<dyn Layer>>,
     final_norm: Option<LayerNorm>,
-    tokens_max: usize,
+}
+
+/// What makes hidden states of tokens.
+enum Network {
+    /// A token attends to both sides.
+    Bidirectional(Box<Encoder>),
+    /// A token attends to what is before it.
+    Causal(Causal),
 }
 
 /// What a model gives for a sequence.
@@ -81,7 +94,9 @@ pub struct LoadedEncoder {
     pub tokens_max: usize,
     /// Token ids lie below this.
     pub vocab_size: usize,
-    encoder: Encoder,
+    network: Network,
+    /// What the network has room for.
+    network_tokens_max: usize,
     hidden_size: usize,
     head: Option<Head>,
     projection: Option<Projection>,
@@ -89,7 +104,6 @@ pub struct LoadedEncoder {
 
 impl Encoder {
     pub(crate) fn new(
-        config: &EncoderConfig,
         embeddings: Embeddings,
         layers: Vec<Box<dyn Layer>>,
         final_norm: Option<LayerNorm>,
@@ -98,7 +112,6 @@ impl Encoder {
             embeddings,
             layers,
             final_norm,
-            tokens_max: config.tokens_max(),
         }
     }
 
@@ -116,14 +129,54 @@ impl Encoder {
     }
 }
 
+impl Network {
+    /// Hidden states `[tokens, hidden]` of a batch that was checked.
+    fn forward(&self, batch: &EncoderBatch<'_>) -> Result<Tensor> {
+        match self {
+            Self::Bidirectional(encoder) => encoder.forward(batch),
+            Self::Causal(decoder) => decoder.forward(batch),
+        }
+    }
+
+    /// The vectors of a batch's sequences.
+    fn pooled(&self, batch: &EncoderBatch<'_>, pooling: Pooling) -> Result<Vec<Vec<f32>>> {
+        match self {
+            // Of a long text, most hidden states need not be kept.
+            Self::Causal(decoder) if pooling == Pooling::Last => {
+                pooling::pool(pooling, &decoder.last(batch)?, &vec![1; batch.lengths.len()])
+            }
+            network => pooling::pool(pooling, &network.forward(batch)?, batch.lengths),
+        }
+    }
+
+    /// What a sequence takes of [`Network::at_once`].
+    fn places(&self, len: usize) -> usize {
+        match self {
+            Self::Bidirectional(_) => len,
+            Self::Causal(_) => len.next_multiple_of(BLOCK),
+        }
+    }
+
+    /// Places of the sequences that are computed together.
+    fn at_once(&self) -> usize {
+        match self {
+            Self::Bidirectional(_) => TOKENS_PER_THREAD * pool::threads(),
+            Self::Causal(decoder) => decoder.step_tokens(),
+        }
+    }
+}
+
 impl LoadedEncoder {
     /// The last layer's hidden states, `[tokens, hidden]`.
     ///
     /// # Errors
     /// When lengths do not add up, a sequence is empty or too long, or an id or a type lies outside its table.
     pub fn forward(&self, batch: &EncoderBatch<'_>) -> Result<Tensor> {
-        self.check(batch)?;
-        self.encoder.forward(batch)
+        let parts = self.each_part(batch, |part| Ok(vec![self.network.forward(part)?]))?;
+        if parts.is_empty() {
+            return Ok(Tensor::zeros((0, self.hidden_size), DType::F32, &Device::Cpu)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
     }
 
     /// A vector for each sequence, pooled, projected and normalised as the model's files say.
@@ -138,8 +191,7 @@ impl LoadedEncoder {
             return Err(Error::Input("the model gives scores, not embeddings".into()));
         };
         self.each_part(batch, |part| {
-            let hidden = self.encoder.forward(part)?;
-            let mut vectors = pooling::pool(pooling, &hidden, part.lengths)?;
+            let mut vectors = self.network.pooled(part, pooling)?;
             if let Some(projection) = &self.projection {
                 vectors = projection.forward(&vectors)?;
             }
@@ -161,7 +213,7 @@ impl LoadedEncoder {
             return Err(Error::Input("the model gives embeddings, not scores".into()));
         };
         self.each_part(batch, |part| {
-            let hidden = self.encoder.forward(part)?;
+            let hidden = self.network.forward(part)?;
             let mut scores = head.forward(&hidden, part.lengths)?;
             for scores in &mut scores {
                 activation.apply(scores);
@@ -171,22 +223,23 @@ impl LoadedEncoder {
     }
 
     /// Calls `work` with whole sequences of the batch, about [`TOKENS_PER_THREAD`] for each thread at a time.
-    fn each_part(
+    fn each_part<R>(
         &self,
         batch: &EncoderBatch<'_>,
-        work: impl Fn(&EncoderBatch<'_>) -> Result<Vec<Vec<f32>>>,
-    ) -> Result<Vec<Vec<f32>>> {
+        work: impl Fn(&EncoderBatch<'_>) -> Result<Vec<R>>,
+    ) -> Result<Vec<R>> {
         self.check(batch)?;
         let mut results = Vec::with_capacity(batch.lengths.len());
-        let (mut tokens, mut first) = (0..0, 0);
-        let at_once = TOKENS_PER_THREAD * pool::threads();
-        for (i, len) in batch.lengths.iter().enumerate() {
-            let full = tokens.len() + len > at_once;
-            if full && !tokens.is_empty() {
+        let (mut tokens, mut first, mut taken) = (0..0, 0, 0);
+        let at_once = self.network.at_once();
+        for (i, &len) in batch.lengths.iter().enumerate() {
+            let places = self.network.places(len);
+            if taken + places > at_once && !tokens.is_empty() {
                 results.extend(work(&batch.part(tokens.clone(), first..i))?);
-                (tokens, first) = (tokens.end..tokens.end, i);
+                (tokens, first, taken) = (tokens.end..tokens.end, i, 0);
             }
             tokens.end += len;
+            taken += places;
         }
         if !tokens.is_empty() {
             results.extend(work(&batch.part(tokens, first..batch.lengths.len()))?);
@@ -207,7 +260,7 @@ impl LoadedEncoder {
         if types != 0 && types != tokens {
             return refuse(format!("{tokens} tokens and {types} token types"));
         }
-        let max = self.tokens_max.min(self.encoder.tokens_max);
+        let max = self.tokens_max.min(self.network_tokens_max);
         match batch.lengths.iter().position(|&len| len == 0 || len > max) {
             Some(i) => refuse(format!(
                 "sequence {i} has {} tokens; it must be 1 to {max}",

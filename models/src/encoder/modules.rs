@@ -52,19 +52,44 @@ fn refusal(file: &Path, message: impl Into<String>) -> Error {
     Error::config(file.display().to_string(), message)
 }
 
+/// Whether `dir` has a `modules.json` that names a pooling module: hidden states are then for embeddings.
+///
+/// # Errors
+/// When there is one that is no list of modules.
+pub(super) fn pools(dir: &Path) -> Result<bool> {
+    let file = dir.join("modules.json");
+    let Some(bytes) = read_optional(&file)? else {
+        return Ok(false);
+    };
+    let modules: Vec<Module> = parse(&file, &bytes)?;
+    Ok(modules.iter().any(|module| module.kind() == "Pooling"))
+}
+
+impl Module {
+    /// The name of its class, without that of the package.
+    fn kind(&self) -> &str {
+        self.class.rsplit('.').next().unwrap_or_default()
+    }
+}
+
 impl Modules {
+    /// Pooling alone, of a model with hidden states of `width`: vectors have length 1, as clients expect.
+    pub(super) fn pooled_by(pooling: Pooling, width: usize) -> Self {
+        Self {
+            pooling,
+            projection: None,
+            dimensions: width,
+            normalize: true,
+            tokens_max: None,
+        }
+    }
+
     /// Reads the files in `dir` of a model with hidden states of `width`.
     ///
     /// # Errors
     /// When one of them is malformed, or names a module that is not known or in a place where it is not known.
     pub(super) fn read(dir: &Path, width: usize) -> Result<Self> {
-        let mut all = Self {
-            pooling: Pooling::Mean,
-            projection: None,
-            dimensions: width,
-            normalize: false,
-            tokens_max: None,
-        };
+        let mut all = Self::pooled_by(Pooling::Mean, width);
         let settings = dir.join("sentence_bert_config.json");
         if let Some(bytes) = read_optional(&settings)? {
             let settings: Value = parse(&settings, &bytes)?;
@@ -73,15 +98,15 @@ impl Modules {
         }
         let file = dir.join("modules.json");
         let Some(bytes) = read_optional(&file)? else {
-            // Nothing says that lengths mean anything, and clients expect vectors of length 1.
-            all.normalize = true;
+            // Nothing says that lengths mean anything.
             return Ok(all);
         };
+        all.normalize = false;
         let modules: Vec<Module> = parse(&file, &bytes)?;
         // Each kind once, in this order.
         let mut place = 0;
         for module in &modules {
-            let class = module.class.rsplit('.').next().unwrap_or_default();
+            let class = module.kind();
             let order = ["Transformer", "Pooling", "Dense", "Normalize"];
             let Some(next) = order.iter().position(|known| *known == class) else {
                 let class: String = class.chars().take(64).collect();

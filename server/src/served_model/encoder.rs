@@ -1,4 +1,4 @@
-//! An encoder: from its folder to its thread.
+//! An encoder, or a decoder that embeds: from its files to its thread.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,49 +6,139 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use rempart_hub::store::ModelPath;
 use rempart_models::weights::Checkpoint;
-use rempart_models::{EncoderOptions, LoadedEncoder};
+use rempart_models::{Embedder, EncoderOptions, LoadedEncoder};
 use rempart_text::Tokenizer;
 
-use super::{created, loading_bar};
-use crate::config::EngineSettings;
+use super::{CONTEXT_AUTO_MIN, created, loading_bar, text};
+use crate::config::{EngineSettings, KvDtype, ModelSettings};
 use crate::encoder::EncoderModel;
 use crate::encoder_thread::{self, EncoderLimits};
 use crate::metrics::Metrics;
 use crate::registry::{Loaded, Served};
 use crate::turns::Turns;
 
+/// An encoder's files, before anything of them is in memory.
+pub(super) enum Files {
+    /// A folder of an encoder, with this many bytes of weights.
+    Folder(u64),
+    /// A decoder that embeds, and needs room for keys and values.
+    Decoder(Box<Embedder>),
+}
+
+/// What an encoder gets.
+pub(super) struct Plan {
+    pub(super) bytes: u64,
+    /// Tokens of a text, where memory or the operator limits them.
+    tokens_max: Option<usize>,
+}
+
 /// An encoder with everything the server needs to know of it.
 pub(super) struct ServedEncoder {
     encoder: LoadedEncoder,
     tokenizer: Tokenizer,
-    /// Bytes of its weights, at most.
+    /// Bytes that were planned for it.
     bytes: u64,
     /// When its files were written, Unix time in seconds.
     created: i64,
 }
 
-pub(super) fn load(found: &ModelPath) -> anyhow::Result<ServedEncoder> {
+impl Files {
+    /// Those of an encoder's folder.
+    pub(super) fn of_folder(dir: &Path) -> Self {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let weights =
+            entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"));
+        let bytes = weights.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        Self::Folder(bytes.sum())
+    }
+
+    /// Bytes of the weights, at most.
+    pub(super) fn weights_bytes(&self) -> u64 {
+        match self {
+            Self::Folder(bytes) => *bytes,
+            Self::Decoder(embedder) => embedder.files().checkpoint.loaded_bytes(),
+        }
+    }
+
+    pub(super) fn is_decoder(&self) -> bool {
+        matches!(self, Self::Decoder(_))
+    }
+
+    /// What it takes of `available` bytes. A decoder's texts are as long as it was made for, or as `--context-length` says; where
+    /// nobody has asked, half as long until keys and values fit.
+    pub(super) fn plan(&self, settings: &ModelSettings, available: u64) -> anyhow::Result<Plan> {
+        let embedder = match self {
+            Self::Folder(bytes) => {
+                return Ok(Plan {
+                    bytes: *bytes,
+                    tokens_max: None,
+                });
+            }
+            Self::Decoder(embedder) => embedder,
+        };
+        let trained = embedder.tokens_max();
+        let mut tokens = settings.context_length.unwrap_or(trained).min(trained);
+        loop {
+            match embedder.plan(available, tokens, kv_dtype(settings)) {
+                Ok(memory) => {
+                    return Ok(Plan {
+                        bytes: memory.total(),
+                        tokens_max: Some(tokens),
+                    });
+                }
+                Err(_) if settings.context_length.is_none() && tokens > CONTEXT_AUTO_MIN => {
+                    tokens = (tokens / 2).max(CONTEXT_AUTO_MIN);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Looks at the tokenizer and, where that was not done when the files were opened, at the heads of the weights.
+    ///
+    /// # Errors
+    /// What is wrong with which.
+    pub(super) fn check(&self, found: &ModelPath) -> anyhow::Result<()> {
+        let checking = || format!("looking at {}", found.path.display());
+        self.tokenizer(found).with_context(checking)?;
+        match self {
+            Self::Folder(_) => Checkpoint::open_safetensors(&found.path)
+                .map(drop)
+                .with_context(checking),
+            Self::Decoder(_) => Ok(()),
+        }
+    }
+
+    fn tokenizer(&self, found: &ModelPath) -> anyhow::Result<Tokenizer> {
+        match self {
+            Self::Folder(_) => {
+                let json = found.path.join("tokenizer.json");
+                let json = std::fs::read(&json).with_context(|| format!("reading {}", json.display()))?;
+                Tokenizer::from_json(&json).context("tokenizer.json")
+            }
+            Self::Decoder(embedder) => text::tokenizer(embedder.files()),
+        }
+    }
+}
+
+/// Rounded keys and values are good for text, but blur what tells vectors apart: only to bf16, and where that is asked for.
+fn kv_dtype(settings: &ModelSettings) -> rempart_models::KvDtype {
+    match settings.kv_dtype {
+        Some(KvDtype::Bf16) => rempart_models::KvDtype::Bf16,
+        Some(KvDtype::F32 | KvDtype::Int8) | None => rempart_models::KvDtype::F32,
+    }
+}
+
+pub(super) fn load(
+    settings: &ModelSettings,
+    found: &ModelPath,
+    files: &Files,
+    plan: &Plan,
+) -> anyhow::Result<ServedEncoder> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
-    let json = found.path.join("tokenizer.json");
-    let json = std::fs::read(&json).with_context(|| format!("reading {}", json.display()))?;
-    let tokenizer = Tokenizer::from_json(&json)
-        .context("tokenizer.json")
-        .with_context(loading)?;
-    let bar = loading_bar();
-    let progress = |done: u64, total: u64| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
-    let encoder = rempart_models::load_encoder(
-        &found.path,
-        &EncoderOptions {
-            progress: Some(&progress),
-            ..EncoderOptions::default()
-        },
-    );
-    bar.finish_and_clear();
-    let encoder = encoder.with_context(loading)?;
+    let tokenizer = files.tokenizer(found).with_context(loading)?;
+    let encoder = read(settings, found, files, plan).with_context(loading)?;
     if tokenizer.vocab_size() > encoder.vocab_size {
         bail!(
             "{}: the tokenizer has {} tokens, the model's embedding {} rows: these files do not belong together",
@@ -58,40 +148,42 @@ pub(super) fn load(found: &ModelPath) -> anyhow::Result<ServedEncoder> {
         );
     }
     tracing::info!(
-        model = %found.name, task = ?encoder.task, tokens_max = encoder.tokens_max,
+        model = %found.name, task = ?encoder.task, tokens_max = encoder.tokens_max, mib = plan.bytes >> 20,
         seconds = started.elapsed().as_secs_f32(), "an encoder is loaded"
     );
     Ok(ServedEncoder {
         created: created(&found.path),
-        bytes: weights_bytes(&found.path),
+        bytes: plan.bytes,
         encoder,
         tokenizer,
     })
 }
 
-/// Looks at the small files and at the heads of the large ones.
-///
-/// # Errors
-/// What is wrong with which.
-pub(super) fn check(found: &ModelPath) -> anyhow::Result<()> {
-    let checking = || format!("looking at {}", found.path.display());
-    let json = found.path.join("tokenizer.json");
-    let json = std::fs::read(&json).with_context(|| format!("reading {}", json.display()))?;
-    Tokenizer::from_json(&json)
-        .context("tokenizer.json")
-        .with_context(checking)?;
-    Checkpoint::open_safetensors(&found.path)
-        .map(drop)
-        .with_context(checking)
-}
-
-/// Bytes of the weights in a folder.
-pub(super) fn weights_bytes(dir: &Path) -> u64 {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"));
-    weights
-        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
-        .sum()
+fn read(
+    settings: &ModelSettings,
+    found: &ModelPath,
+    files: &Files,
+    plan: &Plan,
+) -> rempart_models::Result<LoadedEncoder> {
+    let bar = loading_bar();
+    let progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let mut options = EncoderOptions {
+        progress: Some(&progress),
+        ..EncoderOptions::default()
+    };
+    let encoder = match files {
+        Files::Folder(_) => rempart_models::load_encoder(&found.path, &options),
+        Files::Decoder(embedder) => {
+            options.kv_dtype = kv_dtype(settings);
+            options.tokens_max = plan.tokens_max;
+            embedder.load(&options)
+        }
+    };
+    bar.finish_and_clear();
+    encoder
 }
 
 impl ServedEncoder {

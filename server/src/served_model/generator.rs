@@ -13,7 +13,7 @@ use rempart_kernels::cpu;
 use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use super::{created, loading_bar, text};
+use super::{CONTEXT_AUTO_MIN, created, loading_bar, text};
 use crate::chat::template::Chat;
 use crate::config::{Activations, EngineSettings, KvDtype, ModelSettings, Settings};
 use crate::engine_thread::{self, Pace};
@@ -23,9 +23,6 @@ use crate::model::Model;
 use crate::registry::{Loaded, Served};
 use crate::runner::CandleRunner;
 use crate::turns::Turns;
-
-/// Shortest context that an automatic plan falls back to before it gives up, tokens.
-const CONTEXT_AUTO_MIN: usize = 1024;
 
 /// A loaded model with everything the server needs to know of it.
 pub struct ServedModel {

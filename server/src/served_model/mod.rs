@@ -15,7 +15,7 @@ use rempart_hub::manifest::Manifest;
 use rempart_hub::progress::Terminal;
 use rempart_hub::store::{self, ModelPath};
 use rempart_kernels::cpu;
-use rempart_models::{LoadedEncoder, ModelFiles};
+use rempart_models::{Embedder, LoadedEncoder, ModelFiles};
 
 use crate::config::{Device, Settings};
 use crate::metrics::Metrics;
@@ -23,6 +23,9 @@ use crate::registry::{First, Load, Loaded, Wanted};
 use crate::turns::Turns;
 use generator::Plan;
 pub use generator::ServedModel;
+
+/// Shortest context that an automatic plan falls back to before it gives up, tokens.
+const CONTEXT_AUTO_MIN: usize = 1024;
 
 /// Loads models, at start and later, under one plan of memory.
 pub struct Loader {
@@ -42,6 +45,19 @@ struct Opened {
     names: Vec<String>,
     found: ModelPath,
     files: ModelFiles,
+}
+
+/// An encoder of the command line, likewise.
+struct OpenedEncoder {
+    source: String,
+    found: ModelPath,
+    files: encoder::Files,
+}
+
+/// A model's files, by what they are for.
+enum Files {
+    Generator(Box<ModelFiles>),
+    Encoder(encoder::Files),
 }
 
 impl Loader {
@@ -79,56 +95,44 @@ impl Loader {
         let (mut encoders, mut generators) = (Vec::new(), Vec::new());
         for source in &self.settings.model.models {
             let found = self.find_verified(source)?;
-            if LoadedEncoder::is_one(&found.path) {
-                encoders.push((source, found));
-            } else {
-                generators.push((source, found));
+            let source = source.clone();
+            match open_files(&found.path)? {
+                Files::Encoder(files) => encoders.push(OpenedEncoder { source, found, files }),
+                Files::Generator(files) => generators.push(Opened {
+                    source,
+                    names: vec![found.name.clone()],
+                    found,
+                    files: *files,
+                }),
             }
         }
         let served_names = &self.settings.model.served_names;
-        match generators.as_slice() {
-            [] if !served_names.is_empty() => {
-                bail!("--served-model-name names the model that generates text, and there is none")
-            }
-            [(_, first), (_, second), ..] if !served_names.is_empty() => bail!(
+        match generators.as_mut_slice() {
+            _ if served_names.is_empty() => {}
+            [] => bail!("--served-model-name names the model that generates text, and there is none"),
+            [one] => one.names.clone_from(served_names),
+            [first, second, ..] => bail!(
                 "--served-model-name names the one model that generates text, and {} and {} both do: leave it out, and they \
                  go by their own names",
-                first.name,
-                second.name
+                first.found.name,
+                second.found.name
             ),
-            _ => {}
         }
-        let opened = |(source, found): (&String, ModelPath)| {
-            let files = open_files(&found.path)?;
-            let names = match served_names.as_slice() {
-                [] => vec![found.name.clone()],
-                names => names.to_vec(),
-            };
-            let source = source.clone();
-            anyhow::Ok(Opened {
-                source,
-                names,
-                found,
-                files,
-            })
-        };
-        let generators: Vec<Opened> = generators.into_iter().map(opened).collect::<Result<_, _>>()?;
         check_names(&generators, &encoders)?;
         self.load_together(generators, encoders)
     }
 
-    /// Counts the weights of all models first, and shares what remains among those that generate.
+    /// Counts the weights of all models first, and shares what remains among those that keep keys and values.
     fn load_together(
         &self,
         generators: Vec<Opened>,
-        encoders: Vec<(&String, ModelPath)>,
+        encoders: Vec<OpenedEncoder>,
     ) -> anyhow::Result<Vec<First>> {
-        let paths = encoders.iter().map(|(_, found)| &found.path);
-        let encoders_bytes = paths.map(|path| self.planned(encoder::weights_bytes(path))).sum();
-        let weights = generators
-            .iter()
-            .map(|opened| opened.files.checkpoint.loaded_bytes());
-        let available = shares(self.memory, encoders_bytes, &weights.collect::<Vec<_>>());
+        let weights = |opened: &Opened| opened.files.checkpoint.loaded_bytes();
+        let weights: Vec<u64> = generators.iter().map(weights).collect();
+        let encoder_plans = self.plan_encoders(&encoders, &weights)?;
+        let encoders_bytes = encoder_plans.iter().map(|plan| self.planned(plan.bytes)).sum();
+        let available = shares(self.memory, encoders_bytes, &weights);
         // All plans before all weights: what does not fit is told at once.
         let mut plans = Vec::new();
         for (opened, available) in generators.iter().zip(available) {
@@ -136,12 +140,14 @@ impl Loader {
             plans.push(plan.with_context(|| opened.found.name.clone())?);
         }
         let mut beside = Vec::new();
-        for (source, found) in encoders {
+        for (opened, plan) in encoders.into_iter().zip(encoder_plans) {
+            let OpenedEncoder { source, found, files } = opened;
             let names = vec![found.name.clone()];
+            let loaded = self.load_encoder(&found, &names, &files, &plan)?;
             beside.push(First {
-                source: source.clone(),
-                loaded: self.load_encoder(&found, &names)?,
+                source,
                 names,
+                loaded,
             });
         }
         let mut all = Vec::new();
@@ -161,6 +167,33 @@ impl Loader {
         }
         all.extend(beside);
         Ok(all)
+    }
+
+    /// A decoder that embeds gets no more than its share: of what all weights leave, a part as large as that of each model that
+    /// generates there.
+    fn plan_encoders(
+        &self,
+        encoders: &[OpenedEncoder],
+        generators: &[u64],
+    ) -> anyhow::Result<Vec<encoder::Plan>> {
+        let bytes = |decoders: bool| {
+            let these = encoders
+                .iter()
+                .filter(move |opened| opened.files.is_decoder() == decoders);
+            these.map(|opened| opened.files.weights_bytes())
+        };
+        let mut weights: Vec<u64> = bytes(true).collect();
+        if self.encoders_share() {
+            weights.extend(generators);
+        }
+        let memory = self.encoders_memory(self.memory)?;
+        let mut shares = shares(memory, bytes(false).sum(), &weights).into_iter();
+        let plan = |opened: &OpenedEncoder| {
+            let share = opened.files.is_decoder().then(|| shares.next()).flatten();
+            let plan = opened.files.plan(&self.settings.model, share.unwrap_or(0));
+            plan.with_context(|| opened.found.name.clone())
+        };
+        encoders.iter().map(plan).collect()
     }
 
     fn load_generator(
@@ -186,22 +219,37 @@ impl Loader {
         served.start(names.to_vec(), &self.settings.engine, &self.metrics, &self.turns)
     }
 
-    fn load_encoder(&self, found: &ModelPath, names: &[String]) -> anyhow::Result<Loaded> {
+    fn load_encoder(
+        &self,
+        found: &ModelPath,
+        names: &[String],
+        files: &encoder::Files,
+        plan: &encoder::Plan,
+    ) -> anyhow::Result<Loaded> {
         let name = names.first().unwrap_or(&found.name).clone();
-        let served = encoder::load(found)?;
+        let served = encoder::load(&self.settings.model, found, files, plan)?;
         let mut loaded = served.start(name, &self.settings.engine, &self.metrics, &self.turns)?;
         loaded.planned = self.planned(loaded.planned);
         Ok(loaded)
     }
 
-    /// How much of an encoder's memory is of what the plan divides: encoders compute on the processor, and a card's memory is
-    /// apart, unless the operator has set one limit for both.
+    /// Whether encoders' memory is of what the plan divides: they compute on the processor, and a card's memory is apart, unless
+    /// the operator has set one limit for both.
+    fn encoders_share(&self) -> bool {
+        self.device.is_cpu() || self.settings.model.memory_max_bytes.is_some()
+    }
+
+    /// How much of an encoder's memory is of what the plan divides.
     fn planned(&self, bytes: u64) -> u64 {
-        if self.device.is_cpu() || self.settings.model.memory_max_bytes.is_some() {
-            bytes
-        } else {
-            0
+        if self.encoders_share() { bytes } else { 0 }
+    }
+
+    /// Memory that encoders may take of what is `left` to the plan, or of the processor's where that is apart.
+    fn encoders_memory(&self, left: u64) -> anyhow::Result<u64> {
+        if self.encoders_share() {
+            return Ok(left);
         }
+        memory::available(&candle_core::Device::Cpu)
     }
 
     /// What is left of the memory when other models have `taken`.
@@ -243,39 +291,42 @@ impl Load for Loader {
 
     fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
         let found = self.find_verified(&wanted.source)?;
-        if LoadedEncoder::is_one(&found.path) {
-            return encoder::check(&found);
+        match open_files(&found.path)? {
+            Files::Encoder(files) => files.check(&found),
+            Files::Generator(files) => {
+                text::build(&files).map(drop)?;
+                let available = self.memory.saturating_sub(wanted.taken);
+                generator::plan(&files, &self.settings, &self.device, available).map(drop)
+            }
         }
-        let files = open_files(&found.path)?;
-        text::build(&files).map(drop)?;
-        let available = self.memory.saturating_sub(wanted.taken);
-        generator::plan(&files, &self.settings, &self.device, available).map(drop)
     }
 
     fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded> {
         let found = self.find_verified(&wanted.source)?;
         let left = self.left(wanted.taken)?;
-        if !LoadedEncoder::is_one(&found.path) {
-            let files = open_files(&found.path)?;
-            let plan = self.plan_again(&found, &files, left)?;
-            return self.load_generator(&found, &wanted.names, &files, plan);
-        }
-        let bytes = encoder::weights_bytes(&found.path);
-        if self.planned(bytes) > left {
+        let files = match open_files(&found.path)? {
+            Files::Encoder(files) => files,
+            Files::Generator(files) => {
+                let plan = self.plan_again(&found, &files, left)?;
+                return self.load_generator(&found, &wanted.names, &files, plan);
+            }
+        };
+        let plan = files.plan(&self.settings.model, self.encoders_memory(left)?)?;
+        if self.planned(plan.bytes) > left {
             bail!(
                 "its weights need {} MiB, and {} MiB are left beside the other models",
-                bytes >> 20,
+                plan.bytes >> 20,
                 left >> 20
             );
         }
-        self.load_encoder(&found, &wanted.names)
+        self.load_encoder(&found, &wanted.names, &files, &plan)
     }
 }
 
-/// How much memory each model that generates may plan with: its own weights, and an equal part of what the weights of all
-/// leave.
-fn shares(memory: u64, encoders: u64, weights: &[u64]) -> Vec<u64> {
-    let left = memory.saturating_sub(encoders);
+/// How much memory each model with keys and values may plan with: its own weights, and an equal part of what the weights of all
+/// leave, `others` being those of models without.
+fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
+    let left = memory.saturating_sub(others);
     let total: u64 = weights.iter().sum();
     let share = left.saturating_sub(total) / (weights.len() as u64).max(1);
     let of = |own: &u64| match weights {
@@ -286,10 +337,10 @@ fn shares(memory: u64, encoders: u64, weights: &[u64]) -> Vec<u64> {
     weights.iter().map(of).collect()
 }
 
-fn check_names(generators: &[Opened], encoders: &[(&String, ModelPath)]) -> anyhow::Result<()> {
+fn check_names(generators: &[Opened], encoders: &[OpenedEncoder]) -> anyhow::Result<()> {
     let generators = generators.iter().flat_map(|opened| &opened.names);
     let mut names: Vec<&String> = generators
-        .chain(encoders.iter().map(|(_, found)| &found.name))
+        .chain(encoders.iter().map(|opened| &opened.found.name))
         .collect();
     names.sort_unstable();
     if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -298,8 +349,19 @@ fn check_names(generators: &[Opened], encoders: &[(&String, ModelPath)]) -> anyh
     Ok(())
 }
 
-fn open_files(path: &Path) -> anyhow::Result<ModelFiles> {
-    ModelFiles::open(path).with_context(|| format!("loading {}", path.display()))
+fn open_files(path: &Path) -> anyhow::Result<Files> {
+    if LoadedEncoder::is_one(path) {
+        return Ok(Files::Encoder(encoder::Files::of_folder(path)));
+    }
+    let open = || {
+        let files = ModelFiles::open(path)?;
+        if !files.embeds()? {
+            return Ok(Files::Generator(files.into()));
+        }
+        let embedder = Embedder::new(files)?;
+        Ok::<_, rempart_models::Error>(Files::Encoder(encoder::Files::Decoder(embedder.into())))
+    };
+    open().with_context(|| format!("loading {}", path.display()))
 }
 
 fn verify(dir: &Path) -> anyhow::Result<()> {

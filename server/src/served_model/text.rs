@@ -23,7 +23,8 @@ pub(super) fn build(files: &ModelFiles) -> anyhow::Result<Text> {
     Ok((tokenizer, template))
 }
 
-fn tokenizer(files: &ModelFiles) -> anyhow::Result<Tokenizer> {
+/// The tokenizer alone, for a model that does not chat.
+pub(super) fn tokenizer(files: &ModelFiles) -> anyhow::Result<Tokenizer> {
     match &files.text {
         TextSource::Gguf => {
             Tokenizer::from_gguf(&vocab(metadata(files)?)?).context("the GGUF file's tokenizer")

@@ -312,7 +312,7 @@ async fn projects_find_out_nothing_about_each_other() {
         let refused = governed
             .send(other.reveal(), Method::POST, "/v1/responses", Some(more))
             .await;
-        assert_eq!(refused.status, 404, "{}", refused.body);
+        assert_eq!(code(&refused), "response_not_found", "{}", refused.body);
     }
     assert_eq!(
         governed

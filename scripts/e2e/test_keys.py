@@ -1,0 +1,105 @@
+"""A server with a database of keys, as an operator and the official clients meet it."""
+import dataclasses
+import pathlib
+import re
+import subprocess
+import time
+import urllib.request
+
+import anthropic
+import openai
+import pytest
+from lib.server import binary
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def rempart(*arguments):
+    """Runs a command beside the server; what it said."""
+    done = subprocess.run([binary(), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclasses.dataclass
+class Governed:
+    """A server that asks for keys, the place of its database, its first key and its model."""
+
+    server: object
+    database: str
+    first: str
+    model: str
+
+
+@pytest.fixture
+def governed(own_server, tmp_path):
+    database = str(tmp_path / "rempart.db")
+    server = own_server("smollm2", "keys.log", ["--database", database, "--log-level", "trace"])
+    first = re.search(r"^sk-rempart-\S+$", server.log.read_text(), re.MULTILINE)[0]
+    client = openai.OpenAI(base_url=f"{server.root}/v1", api_key=first, max_retries=0)
+    return Governed(server, database, first, client.models.list().data[0].id)
+
+
+def with_key(governed, key):
+    return openai.OpenAI(base_url=f"{governed.server.root}/v1", api_key=key, max_retries=0)
+
+
+def chat(client, model):
+    return client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4)
+
+
+def refused(client, model):
+    """Whether the client's key is refused, within the time in which a change must be noticed."""
+    for _ in range(25):
+        try:
+            chat(client, model)
+        except openai.AuthenticationError as error:
+            assert error.code == "invalid_api_key"
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_keys_come_and_go_beside_a_running_server(governed):
+    database, first = governed.database, governed.first
+    with pytest.raises(openai.AuthenticationError):
+        chat(with_key(governed, "sk-anything"), governed.model)
+    assert chat(with_key(governed, first), governed.model).usage.completion_tokens > 0
+    rempart("project", "create", "--database", database, "--model", governed.model, "sales")
+    key = rempart("key", "create", "--database", database, "--project", "sales", "laptop").strip()
+    client = with_key(governed, key)
+    time.sleep(2)
+    assert chat(client, governed.model).choices
+    assert [model.id for model in client.models.list()] == [governed.model]
+    message = anthropic.Anthropic(base_url=governed.server.root, api_key=key, max_retries=0).messages.create(
+        model=governed.model, messages=MESSAGES, max_tokens=4)
+    assert message.usage.output_tokens > 0
+    identifier = key.removeprefix("sk-rempart-").split("-")[0]
+    assert "laptop" in rempart("key", "list", "--database", database)
+    rempart("key", "revoke", "--database", database, identifier)
+    assert refused(client, governed.model)
+    # The chain tells all of it, without a secret.
+    rows = rempart("audit", "tail", "--database", database)
+    for action in ("server.started", "project.created", "api_key.created", "api_key.revoked"):
+        assert action in rows, rows
+    proof = rempart("audit", "verify", "--database", database)
+    noted = re.search(r"^last: (\S+)$", proof, re.MULTILINE)[1]
+    assert rempart("audit", "verify", "--database", database, "--contains", noted) == proof
+    secret = key.rsplit("-", 1)[1][:20]
+    assert secret not in rows
+
+
+def test_a_secret_is_found_nowhere(governed):
+    database, first = governed.database, governed.first
+    assert chat(with_key(governed, first), governed.model).choices
+    with pytest.raises(openai.AuthenticationError) as caught:
+        chat(with_key(governed, first[:-1] + ("a" if first[-1] != "a" else "b")), governed.model)
+    secret = first.rsplit("-", 1)[1][:20]
+    assert secret not in f"{caught.value} {caught.value.response.text}"
+    metrics = urllib.request.Request(f"{governed.server.root}/metrics", headers={"Authorization": f"Bearer {first}"})
+    with urllib.request.urlopen(metrics, timeout=10) as answer:
+        page = answer.read().decode()
+    assert "rempart_access_denied_total" in page and secret not in page
+    assert governed.server.log.read_text().count(secret) == 1, "once, when it was made"
+    for file in pathlib.Path(database).parent.glob("rempart.db*"):
+        assert secret.encode() not in file.read_bytes(), file
