@@ -2,6 +2,7 @@
 //!
 //! Labels take values from short lists only, so the number of series is bounded.
 
+mod access;
 mod encoder;
 mod lifecycle;
 
@@ -175,18 +176,6 @@ impl Metrics {
             .position(|r| *r == reason)
             .expect("ALL holds every reason");
         self.rejections[at].increment(1);
-    }
-
-    /// A request's key did not let it in, for this kind of reason.
-    pub fn denied(&self, reason: &'static str) {
-        let series = Series {
-            recorder: &self.recorder,
-            labels: Vec::new(),
-        };
-        series
-            .with("reason", reason)
-            .counter("rempart_access_denied_total")
-            .increment(1);
     }
 
     /// A handler panicked, which is a bug.

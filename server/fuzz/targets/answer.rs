@@ -13,8 +13,16 @@ const THINK: ReasoningMarkers = ReasoningMarkers {
     close: "</think>",
 };
 
+type Syntax = (
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+    &'static str,
+    Option<&'static str>,
+);
+
 /// Begin, middle, between, end, white space of repeated lists: as templates in use have them.
-const SYNTAXES: [(&str, &str, Option<&str>, &str, Option<&str>); 5] = [
+const SYNTAXES: [Syntax; 5] = [
     (
         "<tool_call>\n{\"name\": \"",
         "\", \"arguments\": ",

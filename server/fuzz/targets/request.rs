@@ -35,7 +35,7 @@ fn with_canaries(body: &[u8]) -> Option<Vec<u8>> {
     fn put(value: &mut Value) {
         match value {
             Value::String(text) if text.contains(' ') || text.is_empty() => {
-                *text = format!("{CANARY} {text}")
+                *text = format!("{CANARY} {text}");
             }
             Value::Array(items) => items.iter_mut().for_each(put),
             Value::Object(fields) => fields.iter_mut().for_each(|(_, value)| put(value)),

@@ -106,7 +106,7 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
                 name: &name,
                 expires: days.map(|days| now_s() + days * DAY_S),
             };
-            let key = store.create_key(&actor(), &wanted).await?;
+            let key = store.create_key(&database.actor(), &wanted).await?;
             say(key.reveal())?;
             Ok(())
         }),
@@ -127,7 +127,7 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             Ok(())
         }),
         KeyCommand::Revoke { database, id } => with_store(&database, async |store| {
-            store.revoke_key(&actor(), &id).await?;
+            store.revoke_key(&database.actor(), &id).await?;
             say(&format!("{id} is revoked"))
         }),
     }
@@ -140,7 +140,7 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
             model,
             name,
         } => with_store(&database, async |store| {
-            let project = store.create_project(&actor(), &name, &model).await?;
+            let project = store.create_project(&database.actor(), &name, &model).await?;
             say(&format!("{} is {}", project.name, project.id))?;
             say(&format!("next: rempart key create --project {} NAME", project.id))
         }),
@@ -160,7 +160,7 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
             Ok(())
         }),
         ProjectCommand::Archive { database, project } => with_store(&database, async |store| {
-            store.archive_project(&actor(), &project).await?;
+            store.archive_project(&database.actor(), &project).await?;
             say(&format!("{project} is archived"))
         }),
     }
@@ -224,12 +224,6 @@ fn line(event: &AuditEvent) -> String {
         ..
     } = event;
     format!("{seq} {at_ms} {actor} {action} {object} {detail}")
-}
-
-/// Who runs the command, for the audit chain.
-fn actor() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-    format!("cli:{}", user.unwrap_or_else(|_| "unknown".to_owned()))
 }
 
 fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>

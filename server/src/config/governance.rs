@@ -31,10 +31,20 @@ impl GovernanceArgs {
     }
 }
 
-/// The database of a command that changes it.
+/// The database of a command that reads or changes it.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
     /// File or URL of the database
     #[arg(long, env = "REMPART_DATABASE")]
     pub database: String,
+    /// Who does this, for the audit chain
+    #[arg(long = "as", env = "USER", value_name = "NAME", default_value = "unknown")]
+    pub operator: String,
+}
+
+impl DatabaseArgs {
+    /// Who runs the command, as the audit chain names them.
+    pub fn actor(&self) -> String {
+        format!("cli:{}", self.operator)
+    }
 }

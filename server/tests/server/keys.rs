@@ -92,7 +92,7 @@ fn method_of(path: &str) -> Method {
         "/openapi.json",
         "/docs",
     ];
-    let read = reads.iter().any(|read| path == *read) || path.contains("{id}") || path.contains("{*id}");
+    let read = reads.contains(&path) || path.contains("{id}") || path.contains("{*id}");
     if read || path == "/admin/models" {
         Method::GET
     } else {

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::support::{CONTEXT, SCRIPT, TestServer, chat_body, merged, post_request, read};
 
-/// One message, so that the prompt is "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n".
+/// A request with one message.
 fn asked(more: Value) -> Value {
     let fields = json!({"messages": [{"role": "user", "content": "ab"}], "max_tokens": 60, "temperature": 0});
     merged(fields, more)

@@ -1,5 +1,4 @@
-//! Where identities, rights and the audit chain are kept: an SQLite file, or a PostgreSQL database. Both are asked in the same
-//! words, which both understand.
+//! Where identities, rights and the audit chain are kept: an SQLite file, asked in words that other databases understand, too.
 
 mod audit;
 mod keys;
@@ -41,34 +40,32 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a database, makes it if it is a file that is not there, and brings its tables up to date. `place` is a path, or a
-    /// URL (`sqlite:`, `postgres:`).
+    /// Opens a database, makes it if it is a file that is not there, and brings its tables up to date. `place` is a path, or an
+    /// `sqlite:` URL.
     ///
     /// # Errors
     /// Says what the database said.
     pub async fn open(place: &str) -> Result<Self, Error> {
         install_default_drivers();
-        let url = if place.contains("://") || place.starts_with("sqlite:") {
+        let is_url = place.starts_with("sqlite:") || place.contains("://");
+        let url = if is_url {
             place.to_owned()
         } else {
             format!("sqlite://{place}?mode=rwc")
         };
-        let file = url.starts_with("sqlite:");
         let options: AnyConnectOptions = url.parse()?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(WAIT)
-            .after_connect(move |connection, _| {
+            .after_connect(|connection, _| {
                 Box::pin(async move {
-                    if file {
-                        // What was acknowledged outlives a loss of power.
-                        let wait = WAIT.as_millis();
-                        let settings = format!(
-                            "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                             PRAGMA foreign_keys = ON"
-                        );
-                        connection.execute(sqlx::AssertSqlSafe(settings)).await?;
-                    }
+                    // What was acknowledged outlives a loss of power.
+                    let wait = WAIT.as_millis();
+                    let settings = format!(
+                        "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                         PRAGMA foreign_keys = ON"
+                    );
+                    connection.execute(sqlx::AssertSqlSafe(settings)).await?;
                     Ok(())
                 })
             })
@@ -80,13 +77,8 @@ impl Store {
 
     /// Begins a change, which waits for another that is under way.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        // SQLite would else begin as a reader, and fail where two want to write.
-        let immediate = self.pool.connect_options().database_url.scheme() == "sqlite";
-        Ok(if immediate {
-            self.pool.begin_with("BEGIN IMMEDIATE").await?
-        } else {
-            self.pool.begin().await?
-        })
+        // It would else begin as a reader, and fail where two want to write.
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
 }
 
