@@ -25,7 +25,8 @@ pub fn finite(logprob: f32) -> f32 {
 
 /// For each token of the prompt its own likelihood and those of the likeliest in its place, by token number; `null` for the
 /// first, which nothing is before.
-pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptLogprob>>>;
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PromptLogprobs(Vec<Option<BTreeMap<u32, PromptLogprob>>>);
 
 /// A token in some place of a prompt.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -74,5 +75,5 @@ pub fn told(
         let own = [one(*token, score.chosen, score.rank)];
         Some(best.chain(own).collect())
     };
-    prompt.iter().zip(scores).map(place).collect()
+    PromptLogprobs(prompt.iter().zip(scores).map(place).collect())
 }

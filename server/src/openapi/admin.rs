@@ -4,7 +4,7 @@ use utoipa::openapi::{ComponentsBuilder, HttpMethod, InfoBuilder, OpenApi, OpenA
 
 use super::operations::{Call, Shape, error, paths_of};
 use super::schema::any_object;
-use super::{add, license};
+use super::{add, license, with_keys};
 use crate::http::admin::Snapshots;
 use crate::http::error::ErrorBody;
 use crate::registry::Snapshot;
@@ -17,8 +17,12 @@ const NAME: &str = "A name that the list has or, to load it, the folder of a mod
 const ERRORS: &[(u16, &str)] = &[
     (400, "The request is at fault."),
     (
+        401,
+        "There is no key, or none that is good, where the server asks for one.",
+    ),
+    (
         403,
-        "The `Host` header names a host that this server does not answer for, or an `Origin` header shows that the request \
+        "The key's role may not do this, the `Host` header names a host that this server does not answer for, or an `Origin` header shows that the request \
          comes from a page of the web.",
     ),
     (404, "There is no such model."),
@@ -49,7 +53,7 @@ pub fn admin_document() -> OpenApi {
     let errors = ERRORS
         .iter()
         .map(|(status, what)| error(Shape::OpenAi, *status, what));
-    let components = ComponentsBuilder::new()
+    let components = with_keys(ComponentsBuilder::new())
         .schemas_from_iter(answers)
         .responses_from_iter(errors);
     OpenApiBuilder::new()

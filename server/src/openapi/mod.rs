@@ -72,7 +72,7 @@ fn components(limits: &RequestLimits) -> Components {
         ("RerankV2Request", encoders::rerank(limits, false)),
         ("ScoreRequest", encoders::score(limits)),
     ];
-    ComponentsBuilder::new()
+    with_keys(ComponentsBuilder::new())
         .schemas_from_iter(answers())
         .schemas_from_iter(requests)
         .schemas_from_iter(parts::all(limits))
@@ -80,6 +80,15 @@ fn components(limits: &RequestLimits) -> Components {
         .schemas_from_iter(messages::all(limits))
         .responses_from_iter(operations::errors())
         .build()
+}
+
+/// The ways to send a key.
+fn with_keys(components: ComponentsBuilder) -> ComponentsBuilder {
+    operations::security_schemes()
+        .into_iter()
+        .fold(components, |components, (name, scheme)| {
+            components.security_scheme(name, scheme)
+        })
 }
 
 /// Answers whose schemas are derived from their types.

@@ -6,8 +6,13 @@ use utoipa::openapi::{
     Content, HeaderBuilder, HttpMethod, PathsBuilder, Ref, Required, Response, ResponseBuilder,
 };
 
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
+
 use super::schema::{AnySchema, Fields, any_of, event, integer, json, named, string, told, word};
 use crate::encoder_thread::RETRY_AFTER_MAX_S;
+use crate::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
 
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
@@ -19,8 +24,12 @@ const ERRORS: &[(u16, &str)] = &[
         "The request is at fault: `param` says where, and `message` what the limit is.",
     ),
     (
+        401,
+        "There is no key, or none that is good, where the server asks for one.",
+    ),
+    (
         403,
-        "The `Host` header names a host that this server does not answer for.",
+        "The key's role may not do this, or the `Host` header names a host that this server does not answer for.",
     ),
     (
         404,
@@ -40,6 +49,21 @@ const ERRORS: &[(u16, &str)] = &[
     ),
     (504, "The request took longer than this server lets it."),
 ];
+
+/// The names of the ways to send a key.
+const SECURITY_SCHEMES: [&str; 2] = ["bearer", "x-api-key"];
+
+/// How a key is sent.
+pub(super) fn security_schemes() -> Vec<(&'static str, SecurityScheme)> {
+    let [bearer, header] = SECURITY_SCHEMES;
+    vec![
+        (bearer, SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer))),
+        (
+            header,
+            SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header))),
+        ),
+    ]
+}
 
 /// Whose shape errors have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -125,7 +149,22 @@ impl Call {
             shape,
         };
         // These can befall any request.
-        call.fails(&[400, 403, 431, 500])
+        call.fails(&[400, 403, 431, 500]).asks_for_a_key()
+    }
+
+    /// A key, in either header, is needed where the server has a database of them.
+    fn asks_for_a_key(mut self) -> Self {
+        let own = |route: &str| route.replace("{*", "{") == self.path;
+        let needs = NEEDS.iter().chain(ADMIN_NEEDS).find(|(route, _)| own(route));
+        if needs.is_none_or(|(_, need)| *need == Need::Nothing) {
+            return self;
+        }
+        for scheme in SECURITY_SCHEMES {
+            let requirement = SecurityRequirement::new(scheme, Vec::<String>::new());
+            self.operation = self.operation.security(requirement);
+        }
+        self.operation = self.operation.security(SecurityRequirement::default());
+        self.fails(&[401, 503])
     }
 
     pub(super) fn get(path: &'static str, tag: &str, summary: &str) -> Self {

@@ -458,7 +458,7 @@ async fn only_so_many_requests_wait_for_a_model() {
 /// A body that names no model would get the first: where that is out, it is looked at all the same before it comes back.
 #[tokio::test]
 async fn a_wrong_request_without_a_name_brings_no_model_back() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start(&["--unload-timeout-s", "0"]).await;
     made_idle(&server).await;
     // Then the stored one is the first that generates.
     server.administer("/admin/models/test-model/unload").await;

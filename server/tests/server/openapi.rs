@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rempart::http::authorize::{NEEDS, Need};
 use rempart::http::observe::ROUTES;
 use serde_json::{Value, json};
 
@@ -325,4 +326,27 @@ async fn the_page_to_read_comes_from_here_alone() {
     for elsewhere in ["http:", "https:", "//cdn", "innerHTML"] {
         assert!(!page.body.contains(elsewhere), "{elsewhere}");
     }
+}
+
+/// What the document says of keys is what the server asks for.
+#[tokio::test]
+async fn keys_are_described() {
+    let server = TestServer::start(&[]).await;
+    let document = document(&server).await;
+    for (route, need) in NEEDS {
+        let operations = document["paths"][route.replace("{*", "{")].as_object().unwrap();
+        for (method, operation) in operations {
+            let described = operation["security"].as_array().map_or(0, Vec::len);
+            let keyed = *need != Need::Nothing;
+            assert_eq!(described, if keyed { 3 } else { 0 }, "{method} {route}");
+            assert_eq!(
+                operation["responses"].get("401").is_some(),
+                keyed,
+                "{method} {route}"
+            );
+        }
+    }
+    let schemes = document["components"]["securitySchemes"].as_object().unwrap();
+    assert_eq!(schemes["bearer"], json!({"type": "http", "scheme": "bearer"}));
+    assert_eq!(schemes["x-api-key"]["name"], "x-api-key");
 }
