@@ -1,10 +1,11 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rempart_governance::{
-    Denied, Directory, Error, NewKey, NewKeyRequest, Principal, Role, Scope, Store, now_s,
+    Denied, Directory, Error, Key, KeyId, NewKey, Principal, Role, Scope, Store, now_s,
 };
 
 /// How often it is looked whether keys have changed, here or in another process.
@@ -22,13 +23,14 @@ pub enum Caller {
 }
 
 /// Why a request goes no further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It has no key.
     NoKey,
-    Key(Denied),
+    /// Its identifier is told where it is the key of a server like this.
+    Key(Denied, Option<KeyId>),
     /// The key is not for this.
-    Role(Role),
+    Role(Role, KeyId),
     /// Nobody can tell any more which keys there are.
     Unknowable,
 }
@@ -50,7 +52,7 @@ pub struct Keys {
 struct Seen {
     directory: Arc<Directory>,
     /// The last row of the audit chain then: every change has one.
-    audit_end: i64,
+    audit_end: (i64, String),
     at: Instant,
 }
 
@@ -104,13 +106,29 @@ impl Access {
             return Ok(Caller::Anyone);
         };
         let directory = keys.directory().ok_or(Refusal::Unknowable)?;
+        let key = key.ok_or(Refusal::NoKey)?;
         let principal = directory
-            .authenticate(key.ok_or(Refusal::NoKey)?, now_s())
-            .map_err(Refusal::Key)?;
+            .authenticate(key, now_s())
+            .map_err(|denied| Refusal::Key(denied, Key::parse(key).map(|key| key.id)))?;
         if !principal.role.allows(scope) {
-            return Err(Refusal::Role(principal.role));
+            return Err(Refusal::Role(principal.role, principal.key));
         }
         Ok(Caller::Holder(Arc::new(principal)))
+    }
+
+    /// Why nobody is let in at present, if so.
+    pub fn ailment(&self) -> Option<&'static str> {
+        match self {
+            Self::Keys(keys) if keys.directory().is_none() => Some("which keys there are can't be read"),
+            Self::Keys(_) | Self::Open => None,
+        }
+    }
+
+    /// Ends the use of the database.
+    pub async fn close(&self) {
+        if let Self::Keys(keys) = self {
+            keys.store.close().await;
+        }
     }
 
     /// Notes in the audit chain what a caller is about to do.
@@ -147,19 +165,9 @@ impl Keys {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn open(place: &str, stale_max: Duration) -> Result<(Self, Option<NewKey>), Error> {
-        let store = Store::open(place).await?;
-        let mut first = None;
-        if store.audit_end().await? == 0 {
-            store.create_project("server", FIRST_PROJECT, &[]).await?;
-            let wanted = NewKeyRequest {
-                project: FIRST_PROJECT,
-                role: Role::Owner,
-                name: FIRST_KEY,
-                expires: None,
-            };
-            first = Some(store.create_key("server", &wanted).await?);
-        }
+    pub async fn open(database: &Path, stale_max: Duration) -> Result<(Self, Option<NewKey>), Error> {
+        let store = Store::open(database).await?;
+        let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
         let seen = look(&store).await?;
         let keys = Self {
             store,
@@ -191,9 +199,11 @@ impl Keys {
     /// What the database says.
     pub async fn refresh(&self) -> Result<(), Error> {
         let at = Instant::now();
+        // Changes would go to the file of that name, and never be seen here.
+        self.store.check_file()?;
         let end = self.store.audit_end().await?;
-        let known = self.seen.read().unwrap_or_else(PoisonError::into_inner).audit_end;
-        let fresh = if end == known {
+        let same = self.seen.read().unwrap_or_else(PoisonError::into_inner).audit_end == end;
+        let fresh = if same {
             None
         } else {
             Some(look(&self.store).await?)

@@ -74,7 +74,8 @@ impl Luck {
     /// A miss: fewer chances are used the longer this goes on.
     fn miss(&mut self, pause_max: usize) {
         self.pause = self.next_pause.min(pause_max);
-        self.next_pause = (self.next_pause * 2).min(PAUSE_MAX);
+        // A search that finds nothing does not make wrong guesses dearer.
+        self.next_pause = (self.next_pause * 2).min(pause_max.max(self.next_pause));
     }
 
     /// Takes note of how many guesses were right. Some: as many and one more next time, or twice as many if all were.

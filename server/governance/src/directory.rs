@@ -1,6 +1,7 @@
 //! All keys at one moment, in memory: whose a key is costs no query, so that a flood of wrong keys costs the database nothing.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -31,7 +32,7 @@ pub struct Principal {
     pub project: String,
     pub role: Role,
     /// The models it may use; `None`: all.
-    pub models: Option<BTreeSet<String>>,
+    pub models: Option<Arc<BTreeSet<String>>>,
 }
 
 /// Why a key opens nothing. Strangers are told no more than that it does not.
@@ -52,7 +53,7 @@ pub enum Denied {
 pub struct Directory {
     keys: HashMap<KeyId, KeyRecord>,
     /// By project.
-    rights: HashMap<String, BTreeSet<String>>,
+    rights: HashMap<String, Arc<BTreeSet<String>>>,
 }
 
 impl Directory {
@@ -65,7 +66,10 @@ impl Directory {
         }
         Self {
             keys,
-            rights: by_project,
+            rights: by_project
+                .into_iter()
+                .map(|(project, models)| (project, Arc::new(models)))
+                .collect(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The store for real, in a file.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
@@ -8,9 +9,7 @@ use sqlx::Connection as _;
 use tokio::task::JoinSet;
 
 async fn open(folder: &Path) -> Store {
-    Store::open(folder.join("rempart.db").to_str().unwrap())
-        .await
-        .unwrap()
+    Store::open(&folder.join("rempart.db")).await.unwrap()
 }
 
 async fn key(store: &Store, project: &str, role: Role) -> NewKey {
@@ -126,7 +125,7 @@ async fn names_are_checked() {
             .await
             .is_ok()
     );
-    assert_eq!(store.audit_end().await.unwrap(), 2);
+    assert_eq!(store.audit_end().await.unwrap().0, 2);
 }
 
 #[tokio::test]
@@ -213,11 +212,121 @@ async fn what_is_no_database_is_told() {
     )
     .unwrap();
     for place in [
-        file.to_str().unwrap(),
-        "/nowhere/rempart.db",
-        "mysql://localhost/x",
+        file.as_path(),
+        Path::new("/nowhere/rempart.db"),
+        folder.path(),
+        Path::new(""),
     ] {
-        let error = Store::open(place).await.unwrap_err();
-        assert!(!error.to_string().is_empty(), "{place}");
+        assert!(Store::open(place).await.is_err(), "{}", place.display());
     }
+    let missing = folder.path().join("typo.db");
+    assert!(matches!(
+        Store::open_existing(&missing).await,
+        Err(Error::Refused(_))
+    ));
+    assert!(!missing.exists(), "looking makes no database");
+}
+
+#[tokio::test]
+async fn the_file_is_the_one_that_was_named_and_its_owner_s() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    for name in [
+        "a b.db",
+        "a%41.db",
+        "a?b.db",
+        "a:b#c.db",
+        "ü.db",
+        "sub/../here.db",
+    ] {
+        let path = folder.path().join(name);
+        let store = Store::open(&path).await.unwrap();
+        store.create_project("cli:root", "a", &[]).await.unwrap();
+        store.close().await;
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+        // Closed, it is one file that has everything.
+        let copy = folder.path().join("copy.db");
+        std::fs::copy(&path, &copy).unwrap();
+        let copied = Store::open_existing(&copy).await.unwrap();
+        assert_eq!(copied.projects().await.unwrap().len(), 1, "{name}");
+        copied.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_moved_or_replaced_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let path = folder.path().join("rempart.db");
+    store.check_file().unwrap();
+    std::fs::rename(&path, folder.path().join("elsewhere.db")).unwrap();
+    assert!(store.check_file().is_err());
+    std::fs::write(&path, "").unwrap();
+    assert!(store.check_file().is_err());
+}
+
+#[tokio::test]
+async fn nothing_that_is_recorded_looks_like_another_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let long = "x".repeat(257);
+    for text in ["a\n2 0 cli:root api_key.revoked", "\u{1b}[2J", &long] {
+        for recorded in [
+            store.record(text, "a", "b", "{}".to_owned()).await,
+            store.record("a", text, "b", "{}".to_owned()).await,
+            store.record("a", "b", text, "{}".to_owned()).await,
+        ] {
+            assert!(matches!(recorded, Err(Error::Refused(_))));
+        }
+    }
+    assert_eq!(store.audit_end().await.unwrap().0, 0);
+}
+
+#[tokio::test]
+async fn a_new_database_gets_one_first_key_whoever_opens_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..6 {
+        let path = folder.path().join("rempart.db");
+        tasks.spawn(async move {
+            let store = Store::open(&path).await.unwrap();
+            store.create_first("server", "default", "first").await.unwrap()
+        });
+    }
+    let made = tasks.join_all().await;
+    assert_eq!(made.iter().flatten().count(), 1);
+    let store = open(folder.path()).await;
+    assert_eq!(
+        (
+            store.keys().await.unwrap().len(),
+            store.audit_end().await.unwrap().0
+        ),
+        (1, 2)
+    );
+}
+
+#[tokio::test]
+async fn one_bad_row_locks_nobody_else_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    store.create_project("cli:root", "a", &[]).await.unwrap();
+    let (good, bad) = (
+        key(&store, "a", Role::Member).await,
+        key(&store, "a", Role::Member).await,
+    );
+    let url = format!("sqlite://{}", folder.path().join("rempart.db").display());
+    let mut raw = sqlx::AnyConnection::connect(&url).await.unwrap();
+    sqlx::query("UPDATE api_key SET role = 'emperor' WHERE id = $1")
+        .bind(&bad.id.0)
+        .execute(&mut raw)
+        .await
+        .unwrap();
+    let directory = store.directory().await.unwrap();
+    assert!(directory.authenticate(good.reveal(), now_s()).is_ok());
+    assert_eq!(
+        directory.authenticate(bad.reveal(), now_s()),
+        Err(Denied::Unknown)
+    );
+    assert!(matches!(store.keys().await, Err(Error::Unsound(_))));
 }

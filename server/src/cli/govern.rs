@@ -1,10 +1,12 @@
 //! `rempart key`, `rempart project` and `rempart audit`: what operators do to the database, running server or not.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, now_s, verify};
+use serde_json::json;
 
 use crate::config::DatabaseArgs;
 
@@ -169,7 +171,7 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
 pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
     match command {
         AuditCommand::Tail { database, lines } => with_store(&database, async |store| {
-            let end = store.audit_end().await?;
+            let (end, _) = store.audit_end().await?;
             for event in store.audit_events(end - lines).await? {
                 say(&line(&event))?;
             }
@@ -178,6 +180,9 @@ pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
         AuditCommand::Verify { database, contains } => with_store(&database, async |store| {
             let noted = contains.as_deref().map(note).transpose()?;
             let (rows, hash) = check_chain(store, noted).await?;
+            if rows == 0 {
+                bail!("there are no rows: every database begins with some");
+            }
             say(&format!("{rows} rows, and each is what was written"))?;
             say(&format!("last: {rows}:{hash}"))
         }),
@@ -213,17 +218,13 @@ async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Res
     Ok(end)
 }
 
+/// A row as JSON, in which nothing can look like another row.
 fn line(event: &AuditEvent) -> String {
-    let AuditEvent {
-        seq,
-        at_ms,
-        actor,
-        action,
-        object,
-        detail,
-        ..
-    } = event;
-    format!("{seq} {at_ms} {actor} {action} {object} {detail}")
+    json!({
+        "seq": event.seq, "at_ms": event.at_ms, "actor": event.actor, "action": event.action, "object": event.object,
+        "detail": serde_json::from_str(&event.detail).unwrap_or_else(|_| json!(event.detail)), "hash": event.hash,
+    })
+    .to_string()
 }
 
 fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
@@ -235,8 +236,10 @@ where
         .build()
         .context("starting tokio")?;
     runtime.block_on(async {
-        let store = Store::open(&database.database).await?;
-        work(&store).await
+        let store = Store::open_existing(Path::new(&database.database)).await?;
+        let done = work(&store).await;
+        store.close().await;
+        done
     })
 }
 

@@ -37,6 +37,15 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(bind)
         .await
         .with_context(|| format!("listening on {bind}"))?;
+    let admin = settings.http.admin.bind;
+    let admin = match admin {
+        Some(bind) => Some(
+            TcpListener::bind(bind)
+                .await
+                .with_context(|| format!("listening on {bind}"))?,
+        ),
+        None => None,
+    };
     let access = open_access(&settings.governance).await?;
     access.record_server("server.started").await?;
     let app: AppState = Arc::new(App::new(
@@ -56,15 +65,6 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
             tracing::error!(%error, "signals cannot be received");
         }
     });
-    let admin = settings.http.admin.bind;
-    let admin = match admin {
-        Some(bind) => Some(
-            TcpListener::bind(bind)
-                .await
-                .with_context(|| format!("listening on {bind}"))?,
-        ),
-        None => None,
-    };
     let administering = async {
         if let Some(listener) = admin {
             let router = http::admin::app(Arc::clone(&app));
@@ -81,6 +81,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Err(error) = app.access.record_server("server.stopped").await {
         tracing::error!(%error, "the audit chain can't be written");
     }
+    app.access.close().await;
     result
 }
 
@@ -91,7 +92,7 @@ async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
     };
     let (keys, first) = Keys::open(database, settings.stale_max)
         .await
-        .with_context(|| format!("--database {}", without_password(database)))?;
+        .with_context(|| format!("--database {}", database.display()))?;
     if let Some(key) = first {
         // Not by the log, which is kept: this is told once, to whoever starts the server.
         let mut out = std::io::stdout().lock();
@@ -102,11 +103,6 @@ async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
         writeln!(out, "{}", key.reveal())?;
     }
     Ok(Access::Keys(keys))
-}
-
-/// A URL as it may be told: what stands before the `@` names a user and a password.
-fn without_password(place: &str) -> &str {
-    place.rsplit_once('@').map_or(place, |(_, rest)| rest)
 }
 
 /// Loads the models, proves that they work, and watches their engines until the end.

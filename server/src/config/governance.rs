@@ -1,15 +1,18 @@
 //! Where keys come from.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 /// Options of who may come in.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Governance")]
 pub struct GovernanceArgs {
-    /// File or URL of the database of keys, made at first use; with it, every request needs a key [default: there is none]
-    #[arg(long, env = "REMPART_DATABASE")]
+    /// File of the database of keys, made at first use; with it, every request needs a key [default: there is none]
+    #[arg(long, env = "REMPART_DATABASE", value_parser = NonEmptyStringValueParser::new())]
     pub database: Option<String>,
     /// Seconds that keys are known for after they could last be read; then all requests get a 503
     #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
@@ -18,14 +21,14 @@ pub struct GovernanceArgs {
 
 #[derive(Debug, Clone)]
 pub struct GovernanceSettings {
-    pub database: Option<String>,
+    pub database: Option<PathBuf>,
     pub stale_max: Duration,
 }
 
 impl GovernanceArgs {
     pub(super) fn settings(self) -> GovernanceSettings {
         GovernanceSettings {
-            database: self.database,
+            database: self.database.map(PathBuf::from),
             stale_max: Duration::from_secs(self.database_stale_max_s),
         }
     }
@@ -34,17 +37,21 @@ impl GovernanceArgs {
 /// The database of a command that reads or changes it.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// File or URL of the database
-    #[arg(long, env = "REMPART_DATABASE")]
+    /// File of the database
+    #[arg(long, env = "REMPART_DATABASE", value_parser = NonEmptyStringValueParser::new())]
     pub database: String,
-    /// Who does this, for the audit chain
+    /// Who does this, for the audit chain, which holds the user's number in the system beside it
     #[arg(long = "as", env = "USER", value_name = "NAME", default_value = "unknown")]
     pub operator: String,
 }
 
 impl DatabaseArgs {
-    /// Who runs the command, as the audit chain names them.
+    /// Who runs the command, as the audit chain names them: by the user's number, which nobody can choose, and the name that
+    /// was given.
     pub fn actor(&self) -> String {
-        format!("cli:{}", self.operator)
+        // A process's own entry belongs to its user.
+        let user =
+            std::fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |own| own.uid().to_string());
+        format!("cli:{user}:{}", self.operator)
     }
 }

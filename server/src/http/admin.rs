@@ -58,6 +58,7 @@ async fn load(
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    app.registry.resolve(&name).await?;
     record(&app, &caller, "model.load", &name).await?;
     answered(&app, app.registry.load(&name)).await
 }
@@ -68,6 +69,7 @@ async fn unload(
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    app.registry.resolve(&name).await?;
     record(&app, &caller, "model.unload", &name).await?;
     answered(&app, app.registry.unload(&name)).await
 }
@@ -78,6 +80,7 @@ async fn reload(
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
     let name = checked(&app, name)?;
+    app.registry.resolve(&name).await?;
     record(&app, &caller, "model.reload", &name).await?;
     answered(&app, app.registry.reload(&name)).await
 }

@@ -1,7 +1,7 @@
 //! What each route needs of a key, in one table: what is not in it opens to nobody.
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use rempart_governance::Scope;
@@ -73,12 +73,21 @@ pub async fn authorize_admin(State(app): State<AppState>, request: Request, next
 
 async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let need = needs.iter().find(|(route, _)| Some(*route) == path);
-    // A path that is no route is told apart only to those who have a key.
-    let need = need.map_or(Need::Key(Scope::Use), |(_, need)| *need);
+    let need = match path {
+        Some(path) => needs
+            .iter()
+            .find(|(route, _)| *route == path)
+            .map(|(_, need)| *need),
+        // A path that is no route is told apart only to those who have a key.
+        None => Some(Need::Key(Scope::Use)),
+    };
     let caller = match need {
-        Need::Nothing => Ok(Caller::Anyone),
-        Need::Key(scope) => app.access.authorize(key(request.headers()), scope),
+        None => {
+            tracing::error!("a route is in no table of what it needs. This is a bug.");
+            return ApiError::internal().into_response();
+        }
+        Some(Need::Nothing) => Ok(Caller::Anyone),
+        Some(Need::Key(scope)) => app.access.authorize(key(request.headers()), scope),
     };
     match caller {
         Ok(caller) => {
@@ -86,8 +95,14 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
             next.run(request).await
         }
         Err(refusal) => {
-            app.metrics.denied(reason(refusal));
-            error(refusal).into_response()
+            app.metrics.denied(reason(&refusal));
+            note(&refusal);
+            let mut response = error(&refusal).into_response();
+            if response.status() == StatusCode::UNAUTHORIZED {
+                let scheme = HeaderValue::from_static("Bearer");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            }
+            response
         }
     }
 }
@@ -102,21 +117,30 @@ fn key(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// For the metrics: which kind of refusal it was.
-fn reason(refusal: Refusal) -> &'static str {
+fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::NoKey => "no_key",
-        Refusal::Key(_) => "key",
-        Refusal::Role(_) => "role",
+        Refusal::Key(..) => "key",
+        Refusal::Role(..) => "role",
         Refusal::Unknowable => "unavailable",
     }
 }
 
-fn error(refusal: Refusal) -> ApiError {
+/// Notes whose key it was: identifiers are no secret.
+fn note(refusal: &Refusal) {
+    match refusal {
+        Refusal::Key(denied, Some(id)) => tracing::warn!(key = id.0, %denied, "a key was refused"),
+        Refusal::Role(role, id) => tracing::warn!(key = id.0, %role, "a key is not for this"),
+        Refusal::NoKey | Refusal::Key(_, None) | Refusal::Unknowable => {}
+    }
+}
+
+fn error(refusal: &Refusal) -> ApiError {
     match refusal {
         Refusal::NoKey => ApiError::no_key(),
         // Why a key is none is for its owner to ask an operator.
-        Refusal::Key(_) => ApiError::wrong_key(),
-        Refusal::Role(role) => ApiError::not_permitted(role.name()),
+        Refusal::Key(..) => ApiError::wrong_key(),
+        Refusal::Role(role, _) => ApiError::not_permitted(role.name()),
         Refusal::Unknowable => ApiError::not_ready("which keys there are can't be read"),
     }
 }

@@ -33,7 +33,7 @@ pub(super) async fn model_for(
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<Model>, ApiError> {
     let (name, deadline) = (named(&body.bytes), app.timing(arrived).deadline);
-    if app.registry.is_out(name.as_deref(), Use::Text) {
+    if app.registry.is_out(name.as_deref(), Use::Text, &body.caller) {
         let body = body.bytes.clone();
         app.preparation.run(deadline, move || check(&body)).await?;
     }
@@ -51,7 +51,7 @@ pub(super) async fn encoder_for(
 ) -> Result<Arc<EncoderModel>, ApiError> {
     let name = named(&body.bytes).unwrap_or_default();
     let deadline = app.timing(arrived).deadline;
-    if app.registry.is_out(Some(&name), Use::Vectors) {
+    if app.registry.is_out(Some(&name), Use::Vectors, &body.caller) {
         let body = body.bytes.clone();
         app.encoding.run(deadline, move || check(&body)).await?;
     }

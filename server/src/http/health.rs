@@ -38,6 +38,9 @@ fn not_ready(app: &AppState) -> Option<String> {
     if app.registry.check_opened().is_err() {
         return Some("the models are loading".to_owned());
     }
+    if let Some(ailment) = app.access.ailment() {
+        return Some(ailment.to_owned());
+    }
     if let Some(name) = app.registry.failed() {
         return Some(format!("{name} could not be loaded again"));
     }

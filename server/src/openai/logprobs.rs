@@ -26,7 +26,7 @@ pub fn finite(logprob: f32) -> f32 {
 /// For each token of the prompt its own likelihood and those of the likeliest in its place, by token number; `null` for the
 /// first, which nothing is before.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct PromptLogprobs(Vec<Option<BTreeMap<u32, PromptLogprob>>>);
+pub struct PromptLogprobs(Vec<Option<BTreeMap<String, PromptLogprob>>>);
 
 /// A token in some place of a prompt.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -66,7 +66,7 @@ pub fn told(
             rank,
             decoded_token,
         };
-        (token, told)
+        (token.to_string(), told)
     };
     let place = |(token, score): (&u32, &Option<Logprobs>)| {
         let score = score.as_ref()?;

@@ -183,6 +183,14 @@ impl Registry {
         }
     }
 
+    /// Whether there is a model of this name, known or in the store.
+    ///
+    /// # Errors
+    /// 404 where there is none.
+    pub async fn resolve(&self, name: &str) -> Result<(), ApiError> {
+        self.known_or_stored(name).await.map(drop)
+    }
+
     fn known(&self, name: &str) -> Result<usize, ApiError> {
         self.check_opened()?;
         let found = self.lock().iter().position(|entry| entry.has(name));

@@ -271,9 +271,9 @@ impl Registry {
     }
 
     /// Whether a request for it would have to wait until it is loaded, or bring it back.
-    pub fn is_out(&self, name: Option<&str>, wanted: Use) -> bool {
+    pub fn is_out(&self, name: Option<&str>, wanted: Use, caller: &Caller) -> bool {
         let entries = self.lock();
-        let entry = position(&entries, name, wanted).map(|id| &entries[id]);
+        let entry = position(&entries, name, wanted, caller).map(|id| &entries[id]);
         entry.is_some_and(|entry| !matches!(entry.state, State::Ready(_)))
     }
 
@@ -287,9 +287,8 @@ impl Registry {
     ) -> Result<Found, ApiError> {
         self.check_opened()?;
         let mut entries = self.lock();
-        let found = position(&entries, name, wanted);
         // What one may not use is told as if it were not there.
-        let Some(id) = found.filter(|id| caller.may_use(&entries[*id].names)) else {
+        let Some(id) = position(&entries, name, wanted, caller) else {
             let message = "no model of this server generates text";
             return Err(name.map_or_else(
                 || ApiError::invalid("model", "model_not_supported", message),
@@ -441,14 +440,16 @@ impl Entry {
     }
 }
 
-/// The model of a name, or without one the first that clients may ask for.
-fn position(entries: &[Entry], name: Option<&str>, wanted: Use) -> Option<usize> {
-    match name {
-        Some(name) => entries.iter().position(|entry| entry.has(name)),
-        None => entries
-            .iter()
-            .position(|entry| entry.is_offered() && entry.is_for(wanted)),
-    }
+/// The model of a name that a caller may use, or without one the first of those that clients may ask for.
+fn position(entries: &[Entry], name: Option<&str>, wanted: Use, caller: &Caller) -> Option<usize> {
+    let mut own = entries.iter();
+    own.position(|entry| {
+        caller.may_use(&entry.names)
+            && match name {
+                Some(name) => entry.has(name),
+                None => entry.is_offered() && entry.is_for(wanted),
+            }
+    })
 }
 
 /// The names that clients may ask for.

@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 use crate::registry::{Loaded, Served};
 use crate::turns::Turns;
 
+/// Tokens of a text that a decoder embeds, where nobody asked for more: one text is one turn, in which other models wait.
+const EMBEDDED_TOKENS_MAX: usize = 8192;
+
 /// An encoder's files, before anything of them is in memory.
 pub(super) enum Files {
     /// A folder of an encoder, with this many bytes of weights.
@@ -64,7 +67,7 @@ impl Files {
         matches!(self, Self::Decoder(_))
     }
 
-    /// What it takes of `available` bytes. A decoder's texts are as long as it was made for, or as `--context-length` says; where
+    /// What it takes of `available` bytes. A decoder's texts are as long as it was made for, up to 8,192 tokens, or as `--context-length` says; where
     /// nobody has asked, half as long until keys and values fit.
     pub(super) fn plan(&self, settings: &ModelSettings, available: u64) -> anyhow::Result<Plan> {
         let embedder = match self {
@@ -77,7 +80,8 @@ impl Files {
             Self::Decoder(embedder) => embedder,
         };
         let trained = embedder.tokens_max();
-        let mut tokens = settings.context_length.unwrap_or(trained).min(trained);
+        let wanted = settings.context_length.unwrap_or(EMBEDDED_TOKENS_MAX);
+        let mut tokens = wanted.min(trained);
         loop {
             match embedder.plan(available, tokens, kv_dtype(settings)) {
                 Ok(memory) => {

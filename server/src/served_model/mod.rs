@@ -292,7 +292,13 @@ impl Load for Loader {
     fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
         let found = self.find_verified(&wanted.source)?;
         match open_files(&found.path)? {
-            Files::Encoder(files) => files.check(&found),
+            Files::Encoder(files) => {
+                files.check(&found)?;
+                let available = self.memory.saturating_sub(wanted.taken);
+                files
+                    .plan(&self.settings.model, self.encoders_memory(available)?)
+                    .map(drop)
+            }
             Files::Generator(files) => {
                 text::build(&files).map(drop)?;
                 let available = self.memory.saturating_sub(wanted.taken);

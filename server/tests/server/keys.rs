@@ -1,7 +1,7 @@
 //! A server that asks for keys: who gets in, and what one finds out about another.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request};
@@ -24,7 +24,7 @@ struct Governed {
 
 async fn governed(stale_max: Duration) -> Governed {
     let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("rempart.db").to_str().unwrap().to_owned();
+    let place = folder.path().join("rempart.db");
     let (keys, first) = Keys::open(&place, stale_max).await.unwrap();
     let store = Store::open(&place).await.unwrap();
     Governed {
@@ -325,19 +325,38 @@ async fn projects_find_out_nothing_about_each_other() {
 
 #[tokio::test]
 async fn where_keys_can_no_longer_be_read_nobody_gets_in() {
-    let governed = governed(Duration::from_millis(20)).await;
-    let key = governed.key("default", Role::Member).await;
-    governed.look().await;
-    assert_eq!(governed.chat(&key, json!({"max_tokens": 1})).await.status, 200);
-    tokio::time::sleep(Duration::from_millis(30)).await;
-    let closed = governed.chat(&key, json!({})).await;
+    const STALE_MAX: Duration = Duration::from_millis(400);
+    let governed = governed(STALE_MAX).await;
+    let rempart::access::Access::Keys(keys) = &governed.server.app.access else {
+        unreachable!("it asks for keys")
+    };
+    let (path, elsewhere) = (
+        governed.folder.path().join("rempart.db"),
+        governed.folder.path().join("elsewhere.db"),
+    );
+    let ask = async || governed.chat(&governed.first, json!({"max_tokens": 1})).await;
+    keys.refresh().await.unwrap();
+    assert_eq!(ask().await.status, 200);
+    assert_eq!(governed.server.get("/readyz").await.status, 200);
+    std::fs::rename(&path, &elsewhere).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < 2 * STALE_MAX {
+        assert!(
+            keys.refresh().await.is_err(),
+            "the file is not the one of its name"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let closed = ask().await;
     assert_eq!(
         (closed.status.as_u16(), code(&closed)),
         (503, json!("server_not_ready"))
     );
+    assert_eq!(governed.server.get("/readyz").await.status, 503);
     assert_eq!(governed.server.get("/livez").await.status, 200);
-    governed.look().await;
-    assert_eq!(governed.chat(&key, json!({"max_tokens": 1})).await.status, 200);
+    std::fs::rename(&elsewhere, &path).unwrap();
+    keys.refresh().await.unwrap();
+    assert_eq!(ask().await.status, 200);
 }
 
 #[tokio::test]
@@ -350,6 +369,12 @@ async fn what_an_operator_does_is_recorded_or_not_done() {
     };
     for verb in ["load", "reload", "unload"] {
         assert_eq!(operate(verb).await, 200);
+    }
+    // What is no model is neither done nor recorded, whatever it would look like there.
+    for name in ["nothing", "x%0A9%200%20cli:root%20api_key.revoked", "%1b%5B2J"] {
+        let path = format!("/admin/models/{name}/load");
+        let asked = request(Some(governed.first.reveal()), Method::POST, &path, None);
+        assert_eq!(read(&governed.server.admin, asked).await.status, 404, "{name}");
     }
     let rows = governed.store.audit_events(0).await.unwrap();
     let actor = format!("key:{}", governed.first.id.0);

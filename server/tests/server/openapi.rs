@@ -350,3 +350,23 @@ async fn keys_are_described() {
     assert_eq!(schemes["bearer"], json!({"type": "http", "scheme": "bearer"}));
     assert_eq!(schemes["x-api-key"]["name"], "x-api-key");
 }
+
+/// Keys of JSON objects are text, whatever they are made of: a schema must not say otherwise.
+#[tokio::test]
+async fn no_schema_wants_keys_that_are_no_text() {
+    fn check(value: &Value) {
+        match value {
+            Value::Object(fields) => {
+                let names = fields.get("propertyNames").map(|names| &names["type"]);
+                assert!(names.is_none_or(|kind| kind == "string"), "{value}");
+                fields.values().for_each(check);
+            }
+            Value::Array(items) => items.iter().for_each(check),
+            _ => {}
+        }
+    }
+    let server = TestServer::start(&[]).await;
+    let document = document(&server).await;
+    assert!(document["components"]["schemas"]["PromptLogprobs"].is_object());
+    check(&document);
+}

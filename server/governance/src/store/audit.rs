@@ -6,6 +6,8 @@ use sqlx::{Any, Row as _, Transaction};
 use super::{Error, Store, now_ms};
 use crate::audit::{AuditEvent, GENESIS};
 
+/// Characters of an actor, an action and an object.
+const TEXT_CHARS_MAX: usize = 256;
 /// Rows that are read at one time.
 const PAGE: i64 = 10_000;
 
@@ -17,16 +19,20 @@ pub(super) async fn append(
     object: &str,
     detail: String,
 ) -> Result<(), Error> {
-    let last = sqlx::query("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1")
+    for text in [actor, action, object] {
+        check_text(text)?;
+    }
+    let last = sqlx::query("SELECT seq, hash, at_ms FROM audit_event ORDER BY seq DESC LIMIT 1")
         .fetch_optional(&mut **change)
         .await?;
-    let (seq, previous) = match last {
-        Some(row) => (row.try_get::<i64, _>(0)? + 1, row.try_get(1)?),
-        None => (1, GENESIS.to_owned()),
+    let (seq, previous, before_ms) = match last {
+        Some(row) => (row.try_get::<i64, _>(0)? + 1, row.try_get(1)?, row.try_get(2)?),
+        None => (1, GENESIS.to_owned(), 0),
     };
     let mut event = AuditEvent {
         seq,
-        at_ms: now_ms(),
+        // A clock that is set back makes no order of its own.
+        at_ms: now_ms().max(before_ms),
         actor: actor.to_owned(),
         action: action.to_owned(),
         object: object.to_owned(),
@@ -50,6 +56,16 @@ pub(super) async fn append(
     .execute(&mut **change)
     .await?;
     Ok(())
+}
+
+/// Refuses what would look like another row, or steer a terminal, when it is printed.
+fn check_text(text: &str) -> Result<(), Error> {
+    if text.chars().count() <= TEXT_CHARS_MAX && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let message =
+        format!("what is recorded has up to {TEXT_CHARS_MAX} characters, and none that controls a terminal");
+    Err(Error::Refused(message))
 }
 
 fn event(row: &AnyRow) -> Result<AuditEvent, Error> {
@@ -82,15 +98,17 @@ impl Store {
         rows.iter().map(event).collect()
     }
 
-    /// The number of the last row; 0 where there is none.
+    /// Number and hash of the last row; 0 and none where there is no row.
     ///
     /// # Errors
     /// What the database says.
-    pub async fn audit_end(&self) -> Result<i64, Error> {
-        let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) FROM audit_event")
-            .fetch_one(&self.pool)
+    pub async fn audit_end(&self) -> Result<(i64, String), Error> {
+        let row = sqlx::query("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&self.pool)
             .await?;
-        Ok(row.try_get(0)?)
+        row.map_or(Ok((0, String::new())), |row| {
+            Ok((row.try_get(0)?, row.try_get(1)?))
+        })
     }
 
     /// Records something that was done.

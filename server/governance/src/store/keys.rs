@@ -1,7 +1,9 @@
 //! Projects, their rights and their keys.
 
-use sqlx::Row as _;
+use std::collections::BTreeSet;
+
 use sqlx::any::AnyRow;
+use sqlx::{Any, Row as _, Transaction};
 
 use super::{Error, Store, audit, now_s};
 use crate::directory::{Directory, KeyRecord};
@@ -41,40 +43,39 @@ impl Store {
     /// # Errors
     /// Where the name is taken or no name, and what the database says.
     pub async fn create_project(&self, actor: &str, name: &str, models: &[String]) -> Result<Project, Error> {
-        check_name(name)?;
-        let id = format!("proj_{}", random_digits(ID_DIGITS)?);
-        let created = now_s();
         let mut change = self.begin().await?;
-        let taken = sqlx::query("SELECT id FROM project WHERE name = $1 OR id = $1")
-            .bind(name)
+        let project = insert_project(&mut change, actor, name, models).await?;
+        change.commit().await?;
+        Ok(project)
+    }
+
+    /// Makes a project and a key of the role [`Role::Owner`] in it, where nothing was ever made; `None` elsewhere.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn create_first(
+        &self,
+        actor: &str,
+        project: &str,
+        name: &str,
+    ) -> Result<Option<NewKey>, Error> {
+        let mut change = self.begin().await?;
+        let any = sqlx::query("SELECT seq FROM audit_event LIMIT 1")
             .fetch_optional(&mut *change)
             .await?;
-        if taken.is_some() {
-            return Err(Error::Refused(format!("there is a project {name} already")));
+        if any.is_some() {
+            return Ok(None);
         }
-        sqlx::query("INSERT INTO project (id, name, created) VALUES ($1, $2, $3)")
-            .bind(&id)
-            .bind(name)
-            .bind(created)
-            .execute(&mut *change)
-            .await?;
-        for model in models {
-            sqlx::query("INSERT INTO model_right (project, model) VALUES ($1, $2)")
-                .bind(&id)
-                .bind(model)
-                .execute(&mut *change)
-                .await?;
-        }
-        let detail = json_object(&[("models", &models.join(","))]);
-        audit::append(&mut change, actor, "project.created", &id, detail).await?;
+        let made = insert_project(&mut change, actor, project, &[]).await?;
+        let wanted = NewKeyRequest {
+            project: &made.id,
+            role: Role::Owner,
+            name,
+            expires: None,
+        };
+        let key = insert_key(&mut change, actor, &wanted).await?;
         change.commit().await?;
-        Ok(Project {
-            id,
-            name: name.to_owned(),
-            created,
-            archived: None,
-            models: models.to_vec(),
-        })
+        Ok(Some(key))
     }
 
     /// Ends a project: its keys open nothing any more.
@@ -82,21 +83,14 @@ impl Store {
     /// # Errors
     /// Where there is none, and what the database says.
     pub async fn archive_project(&self, actor: &str, project: &str) -> Result<(), Error> {
-        let found = self.project(project).await?;
         let mut change = self.begin().await?;
-        sqlx::query("UPDATE project SET archived = $1 WHERE id = $2 AND archived IS NULL")
+        let id = living_project(&mut change, project).await?;
+        sqlx::query("UPDATE project SET archived = $1 WHERE id = $2")
             .bind(now_s())
-            .bind(&found.id)
+            .bind(&id)
             .execute(&mut *change)
             .await?;
-        audit::append(
-            &mut change,
-            actor,
-            "project.archived",
-            &found.id,
-            json_object(&[]),
-        )
-        .await?;
+        audit::append(&mut change, actor, "project.archived", &id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }
 
@@ -123,43 +117,13 @@ impl Store {
         rows.iter().map(project).collect()
     }
 
-    async fn project(&self, name_or_id: &str) -> Result<Project, Error> {
-        let all = self.projects().await?;
-        let known = |project: &Project| project.name == name_or_id || project.id == name_or_id;
-        all.into_iter()
-            .find(known)
-            .ok_or_else(|| Error::Refused(format!("there is no project {name_or_id}")))
-    }
-
     /// Makes a key. Its text is in the answer, and nowhere else.
     ///
     /// # Errors
     /// Where there is no such project, or no such name, and what the database says.
     pub async fn create_key(&self, actor: &str, wanted: &NewKeyRequest<'_>) -> Result<NewKey, Error> {
-        check_name(wanted.name)?;
-        let project = self.project(wanted.project).await?;
-        if project.archived.is_some() {
-            return Err(Error::Refused(format!(
-                "the project {} is archived",
-                project.name
-            )));
-        }
-        let key = NewKey::make()?;
         let mut change = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO api_key (id, hash, project, role, name, created, expires) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(&key.id.0)
-        .bind(key.hash.to_hex())
-        .bind(&project.id)
-        .bind(wanted.role.name())
-        .bind(wanted.name)
-        .bind(now_s())
-        .bind(wanted.expires)
-        .execute(&mut *change)
-        .await?;
-        let detail = json_object(&[("project", &project.id), ("role", wanted.role.name())]);
-        audit::append(&mut change, actor, "api_key.created", &key.id.0, detail).await?;
+        let key = insert_key(&mut change, actor, wanted).await?;
         change.commit().await?;
         Ok(key)
     }
@@ -180,7 +144,7 @@ impl Store {
                 "there is no key {id} that is not revoked"
             )));
         }
-        audit::append(&mut change, actor, "api_key.revoked", id, json_object(&[])).await?;
+        audit::append(&mut change, actor, "api_key.revoked", id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }
 
@@ -189,13 +153,17 @@ impl Store {
     /// # Errors
     /// What the database says, or that a row is none of ours.
     pub async fn keys(&self) -> Result<Vec<KeyRecord>, Error> {
+        self.key_rows().await?.iter().map(record).collect()
+    }
+
+    async fn key_rows(&self) -> Result<Vec<AnyRow>, Error> {
         let rows = sqlx::query(
             "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked FROM api_key k \
              JOIN project p ON p.id = k.project WHERE p.archived IS NULL ORDER BY k.created, k.id",
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(record).collect()
+        Ok(rows)
     }
 
     async fn rights(&self) -> Result<Vec<(String, String)>, Error> {
@@ -209,10 +177,96 @@ impl Store {
     /// Everything that a server needs to know whose a key is.
     ///
     /// # Errors
-    /// As [`Store::keys`].
+    /// What the database says.
     pub async fn directory(&self) -> Result<Directory, Error> {
-        Ok(Directory::new(self.keys().await?, self.rights().await?))
+        let rows = self.key_rows().await?;
+        // A row that is none of ours opens nothing, and locks nobody else out.
+        let keys = rows.iter().filter_map(|row| record(row).ok());
+        Ok(Directory::new(keys.collect(), self.rights().await?))
     }
+}
+
+async fn insert_project(
+    change: &mut Transaction<'static, Any>,
+    actor: &str,
+    name: &str,
+    models: &[String],
+) -> Result<Project, Error> {
+    check_name(name)?;
+    let models: BTreeSet<String> = models.iter().cloned().collect();
+    let id = format!("proj_{}", random_digits(ID_DIGITS)?);
+    let created = now_s();
+    let taken = sqlx::query("SELECT id FROM project WHERE name = $1 OR id = $1")
+        .bind(name)
+        .fetch_optional(&mut **change)
+        .await?;
+    if taken.is_some() {
+        return Err(Error::Refused(format!("there is a project {name} already")));
+    }
+    sqlx::query("INSERT INTO project (id, name, created) VALUES ($1, $2, $3)")
+        .bind(&id)
+        .bind(name)
+        .bind(created)
+        .execute(&mut **change)
+        .await?;
+    for model in &models {
+        sqlx::query("INSERT INTO model_right (project, model) VALUES ($1, $2)")
+            .bind(&id)
+            .bind(model)
+            .execute(&mut **change)
+            .await?;
+    }
+    let detail = format!(
+        "{{\"models\":{}}}",
+        serde_json::Value::from_iter(models.iter().map(String::as_str))
+    );
+    audit::append(change, actor, "project.created", &id, detail).await?;
+    Ok(Project {
+        id,
+        name: name.to_owned(),
+        created,
+        archived: None,
+        models: models.into_iter().collect(),
+    })
+}
+
+async fn insert_key(
+    change: &mut Transaction<'static, Any>,
+    actor: &str,
+    wanted: &NewKeyRequest<'_>,
+) -> Result<NewKey, Error> {
+    check_name(wanted.name)?;
+    let project = living_project(change, wanted.project).await?;
+    let key = NewKey::make()?;
+    sqlx::query(
+        "INSERT INTO api_key (id, hash, project, role, name, created, expires) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(&key.id.0)
+    .bind(key.hash.to_hex())
+    .bind(&project)
+    .bind(wanted.role.name())
+    .bind(wanted.name)
+    .bind(now_s())
+    .bind(wanted.expires)
+    .execute(&mut **change)
+    .await?;
+    let detail =
+        serde_json::json!({"project": project, "role": wanted.role.name(), "expires": wanted.expires});
+    audit::append(change, actor, "api_key.created", &key.id.0, detail.to_string()).await?;
+    Ok(key)
+}
+
+/// The identifier of a project that is not archived.
+async fn living_project(change: &mut Transaction<'static, Any>, name_or_id: &str) -> Result<String, Error> {
+    let found = sqlx::query("SELECT id, archived FROM project WHERE name = $1 OR id = $1")
+        .bind(name_or_id)
+        .fetch_optional(&mut **change)
+        .await?;
+    let row = found.ok_or_else(|| Error::Refused(format!("there is no project {name_or_id}")))?;
+    if row.try_get::<Option<i64>, _>(1)?.is_some() {
+        return Err(Error::Refused(format!("the project {name_or_id} is archived")));
+    }
+    Ok(row.try_get(0)?)
 }
 
 fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
@@ -240,13 +294,4 @@ fn check_name(name: &str) -> Result<(), Error> {
     }
     let message = format!("a name has 1 to {NAME_CHARS_MAX} characters, and none that controls a terminal");
     Err(Error::Refused(message))
-}
-
-/// Fields as a JSON object, in this order.
-fn json_object(fields: &[(&str, &str)]) -> String {
-    let fields: Vec<String> = fields
-        .iter()
-        .map(|(name, value)| format!("{name:?}:{}", serde_json::Value::from(*value)))
-        .collect();
-    format!("{{{}}}", fields.join(","))
 }

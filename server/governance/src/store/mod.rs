@@ -3,6 +3,10 @@
 mod audit;
 mod keys;
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
@@ -13,17 +17,21 @@ pub use keys::{NewKeyRequest, Project};
 
 /// Connections to the database.
 const CONNECTIONS_MAX: u32 = 4;
-/// How long one is waited for, and SQLite's file when another process writes to it.
+/// How long one is waited for, and the file when another process writes to it.
 const WAIT: Duration = Duration::from_secs(5);
+/// Who may read the file: its owner.
+const MODE: u32 = 0o600;
 
 /// Why something was not stored or read.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("the database: {0}")]
+    #[error("the database failed")]
     Database(#[from] sqlx::Error),
-    #[error("preparing the database: {0}")]
+    #[error("the database can't be brought up to date")]
     Migration(#[from] sqlx::migrate::MigrateError),
-    #[error("the system has no randomness: {0}")]
+    #[error("the file can't be used")]
+    File(#[from] std::io::Error),
+    #[error("the system has no randomness")]
     Random(#[from] getrandom::Error),
     /// What was asked for can't be.
     #[error("{0}")]
@@ -37,23 +45,45 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: AnyPool,
+    path: Arc<Path>,
+    /// Device and number of the file that was opened.
+    file: (u64, u64),
 }
 
 impl Store {
-    /// Opens a database, makes it if it is a file that is not there, and brings its tables up to date. `place` is a path, or an
-    /// `sqlite:` URL.
+    /// Opens a database, makes it if there is none, and brings its tables up to date.
     ///
     /// # Errors
-    /// Says what the database said.
-    pub async fn open(place: &str) -> Result<Self, Error> {
+    /// Says what the system or the database said.
+    pub async fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_file(path, true).await
+    }
+
+    /// The same, but there must be one.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and where there is none.
+    pub async fn open_existing(path: &Path) -> Result<Self, Error> {
+        Self::open_file(path, false).await
+    }
+
+    async fn open_file(path: &Path, create: bool) -> Result<Self, Error> {
+        if !create && !path.exists() {
+            let message = format!(
+                "there is no database {}: `rempart serve --database` makes it",
+                path.display()
+            );
+            return Err(Error::Refused(message));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(create)
+            .mode(MODE)
+            .open(path)?;
+        let path = std::path::absolute(path)?;
         install_default_drivers();
-        let is_url = place.starts_with("sqlite:") || place.contains("://");
-        let url = if is_url {
-            place.to_owned()
-        } else {
-            format!("sqlite://{place}?mode=rwc")
-        };
-        let options: AnyConnectOptions = url.parse()?;
+        let options: AnyConnectOptions = url_of(&path)?.parse()?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(WAIT)
@@ -71,8 +101,41 @@ impl Store {
             })
             .connect_with(options)
             .await?;
-        sqlx::migrate!().run(&pool).await?;
-        Ok(Self { pool })
+        let store = Self {
+            pool,
+            path: path.into(),
+            file: identity(&file)?,
+        };
+        store.migrate(file).await?;
+        Ok(store)
+    }
+
+    /// Brings the tables up to date; of several processes one after the other.
+    async fn migrate(&self, file: File) -> Result<(), Error> {
+        // The database's own locks are of another kind. This one ends with the file.
+        let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
+        let file = locked.map_err(std::io::Error::other)??;
+        sqlx::migrate!().run(&self.pool).await?;
+        drop(file);
+        Ok(())
+    }
+
+    /// Whether the file that was opened is still the one of its name.
+    ///
+    /// # Errors
+    /// Where it was moved, deleted or replaced: then nothing that is read here is true any more.
+    pub fn check_file(&self) -> Result<(), Error> {
+        let now = std::fs::metadata(&self.path)?;
+        if (now.dev(), now.ino()) == self.file {
+            return Ok(());
+        }
+        let message = format!("{} was replaced by another file", self.path.display());
+        Err(Error::Refused(message))
+    }
+
+    /// Ends all connections; the last process to do so leaves one file.
+    pub async fn close(&self) {
+        self.pool.close().await;
     }
 
     /// Begins a change, which waits for another that is under way.
@@ -80,6 +143,27 @@ impl Store {
         // It would else begin as a reader, and fail where two want to write.
         Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
+}
+
+fn identity(file: &File) -> std::io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// A path as the database's URL, in which every character means itself.
+fn url_of(path: &Path) -> Result<String, Error> {
+    let no_text = || Error::Refused("the path of the database must be UTF-8".to_owned());
+    let text = path.to_str().ok_or_else(no_text)?;
+    let encoded: String = text
+        .bytes()
+        .map(|byte| match byte {
+            b'/' | b'-' | b'_' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect();
+    Ok(format!("sqlite://{encoded}?mode=rw"))
 }
 
 /// The time, in Unix seconds.
@@ -90,4 +174,17 @@ pub fn now_s() -> i64 {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn every_character_of_a_path_means_itself() {
+        let url = url_of(&PathBuf::from("/a b/ü%41?x#y:1.db")).unwrap();
+        assert_eq!(url, "sqlite:///a%20b/%C3%BC%2541%3Fx%23y%3A1.db?mode=rw");
+    }
 }
