@@ -1,15 +1,18 @@
 """A server with a database of keys, as an operator and the official clients meet it."""
+import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 import anthropic
 import openai
 import pytest
-from lib.server import binary
+from lib.server import binary, free_port
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -103,3 +106,48 @@ def test_a_secret_is_found_nowhere(governed):
     assert governed.server.log.read_text().count(secret) == 1, "once, when it was made"
     for file in pathlib.Path(database).parent.glob("rempart.db*"):
         assert secret.encode() not in file.read_bytes(), file
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(own_server):
+    """The disk of the log is full: every write to it fails."""
+    server = own_server("smollm2", "/dev/full")
+    client = openai.OpenAI(base_url=f"{server.root}/v1", api_key="any", max_retries=0)
+    model = client.models.list().data[0].id
+    for _ in range(3):
+        assert chat(client, model).choices
+    assert server.process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+def test_a_full_disk_is_got_over(own_server, tmp_path):
+    """Nothing is done that can't be recorded, and once there is space again all is as before."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
+    try:
+        port = free_port()
+        database = str(disk / "rempart.db")
+        server = own_server("smollm2", "full.log", ["--database", database, "--admin-bind", f"127.0.0.1:{port}"])
+        first = re.search(r"^sk-rempart-\S+$", server.log.read_text(), re.MULTILINE)[0]
+        model = openai.OpenAI(base_url=f"{server.root}/v1", api_key=first).models.list().data[0].id
+
+        def ask():
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/admin/models/{model}/load", b"",
+                                             {"Authorization": f"Bearer {first}"})
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as error:
+                return error.code
+        assert ask() == 200
+        with open(disk / "fill", "wb", buffering=0) as fill, contextlib.suppress(OSError):
+            while True:
+                fill.write(bytes(1024))
+        statuses = [ask() for _ in range(12)]
+        assert 503 in statuses, statuses
+        (disk / "fill").unlink()
+        assert [ask() for _ in range(4)] == [200] * 4
+        server.stop()
+        assert "and each is what was written" in rempart("audit", "verify", "--database", database)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

@@ -27,7 +27,7 @@ pub enum Caller {
 pub enum Refusal {
     /// It has no key.
     NoKey,
-    /// Its identifier is told where it is the key of a server like this.
+    /// With its identifier, if it was good once.
     Key(Denied, Option<KeyId>),
     /// The key is not for this.
     Role(Role, KeyId),
@@ -109,7 +109,7 @@ impl Access {
         let key = key.ok_or(Refusal::NoKey)?;
         let principal = directory
             .authenticate(key, now_s())
-            .map_err(|denied| Refusal::Key(denied, Key::parse(key).map(|key| key.id)))?;
+            .map_err(|denied| Refusal::Key(denied, own_id(key, denied)))?;
         if !principal.role.allows(scope) {
             return Err(Refusal::Role(principal.role, principal.key));
         }
@@ -157,6 +157,14 @@ impl Access {
                 keys.store.record("server", action, "server", detail).await
             }
         }
+    }
+}
+
+/// The identifier of a key that was good once. Of others it is whatever a stranger wrote.
+fn own_id(key: &str, denied: Denied) -> Option<KeyId> {
+    match denied {
+        Denied::Revoked | Denied::Expired => Key::parse(key).map(|key| key.id),
+        Denied::Malformed | Denied::Unknown => None,
     }
 }
 

@@ -3,7 +3,7 @@
 //! The log libraries of dependencies print what passes through them (hyper and h2 print frames), so their events stay
 //! off below `warn` at every level.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Stderr, Write};
 
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -16,6 +16,7 @@ use crate::config::{LogArgs, LogFormat, LogLevel};
 const OWN: &[&str] = &[
     "rempart",
     "rempart_engine",
+    "rempart_governance",
     "rempart_hub",
     "rempart_kernels",
     "rempart_models",
@@ -24,9 +25,25 @@ const OWN: &[&str] = &[
 
 /// Installs the process's log.
 pub fn init(args: &LogArgs) -> anyhow::Result<()> {
-    subscriber(args, std::io::stderr).try_init()?;
+    subscriber(args, || Careless(std::io::stderr())).try_init()?;
     hush_panics();
     Ok(())
+}
+
+/// Standard error, whose failures are nobody's: where a log can't be written, its disk full or its reader gone, the server goes on.
+/// The library would else report the failure to the same place, and panic.
+struct Careless(Stderr);
+
+impl Write for Careless {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _lost = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let _lost = self.0.flush();
+        Ok(())
+    }
 }
 
 /// Panics are logged by place. Their words may quote what the code was working on: a slice out of range quotes the

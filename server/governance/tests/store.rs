@@ -330,3 +330,27 @@ async fn one_bad_row_locks_nobody_else_out() {
     );
     assert!(matches!(store.keys().await, Err(Error::Unsound(_))));
 }
+
+/// A change that fails in its middle leaves nothing behind that would keep the next from being made.
+#[tokio::test]
+async fn after_failures_changes_are_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let url = format!("sqlite://{}", folder.path().join("rempart.db").display());
+    let mut raw = sqlx::AnyConnection::connect(&url).await.unwrap();
+    for change in [
+        "ALTER TABLE audit_event RENAME TO gone",
+        "ALTER TABLE gone RENAME TO audit_event",
+    ] {
+        sqlx::query(change).execute(&mut raw).await.unwrap();
+        for at in 0..8 {
+            let made = store.create_project("cli:root", &format!("{at}"), &[]).await;
+            assert_eq!(
+                made.is_ok(),
+                change.starts_with("ALTER TABLE gone"),
+                "{change}: {made:?}"
+            );
+        }
+    }
+    assert_eq!(whole_chain(&store).await.unwrap().0, 8);
+}

@@ -108,9 +108,14 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
                 name: &name,
                 expires: days.map(|days| now_s() + days * DAY_S),
             };
-            let key = store.create_key(&database.actor(), &wanted).await?;
-            say(key.reveal())?;
-            Ok(())
+            let actor = database.actor();
+            let key = store.create_key(&actor, &wanted).await?;
+            let said = say(key.reveal());
+            if said.is_err() {
+                // Nobody has seen it, and nobody will.
+                store.revoke_key(&actor, &key.id.0).await?;
+            }
+            said.context("the key could not be shown, and is revoked")
         }),
         KeyCommand::List { database } => with_store(&database, async |store| {
             say("id        role     project           state    name")?;
@@ -199,7 +204,9 @@ fn note(text: &str) -> anyhow::Result<(i64, String)> {
 async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Result<(i64, String)> {
     let (mut end, mut found) = verify(&[], None).map(|start| (start, noted.is_none()))?;
     loop {
-        let page = store.audit_events(end.0).await?;
+        // The first page has what stands before the first row, too, where nothing may.
+        let behind = if end.0 == 0 { i64::MIN } else { end.0 };
+        let page = store.audit_events(behind).await?;
         if page.is_empty() {
             break;
         }

@@ -100,7 +100,9 @@ async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
             out,
             "The first key of the new database, which opens everything. It is not shown again:"
         )?;
-        writeln!(out, "{}", key.reveal())?;
+        writeln!(out, "{}", key.reveal()).context(
+            "the first key could not be shown: make another with `rempart key create --role owner`",
+        )?;
     }
     Ok(Access::Keys(keys))
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
@@ -116,6 +116,10 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     span.in_scope(|| match route {
         // Probes and scrapes come every few seconds; what they find is logged where it happens.
         "/livez" | "/readyz" | "/health" | "/metrics" => {
+            tracing::debug!(status, seconds = took.as_secs_f64(), "answered");
+        }
+        // Strangers can cause any number of these; the metrics count them.
+        _ if response.status() == StatusCode::UNAUTHORIZED => {
             tracing::debug!(status, seconds = took.as_secs_f64(), "answered");
         }
         _ => tracing::info!(status, seconds = took.as_secs_f64(), "answered"),

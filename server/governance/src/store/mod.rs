@@ -45,6 +45,9 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: AnyPool,
+    /// Changes have a connection of their own, and never the same one twice: one whose change failed, as the disk was full, may be
+    /// of no use any more. Readers do not wait for them.
+    changes: AnyPool,
     path: Arc<Path>,
     /// Device and number of the file that was opened.
     file: (u64, u64),
@@ -84,25 +87,11 @@ impl Store {
         let path = std::path::absolute(path)?;
         install_default_drivers();
         let options: AnyConnectOptions = url_of(&path)?.parse()?;
-        let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(WAIT)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    // What was acknowledged outlives a loss of power.
-                    let wait = WAIT.as_millis();
-                    let settings = format!(
-                        "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                         PRAGMA foreign_keys = ON"
-                    );
-                    connection.execute(sqlx::AssertSqlSafe(settings)).await?;
-                    Ok(())
-                })
-            })
-            .connect_with(options)
-            .await?;
+        let pool = pool(CONNECTIONS_MAX).connect_with(options.clone()).await?;
+        let changes = pool_of_one_use().connect_with(options).await?;
         let store = Self {
             pool,
+            changes,
             path: path.into(),
             file: identity(&file)?,
         };
@@ -135,14 +124,38 @@ impl Store {
 
     /// Ends all connections; the last process to do so leaves one file.
     pub async fn close(&self) {
+        self.changes.close().await;
         self.pool.close().await;
     }
 
     /// Begins a change, which waits for another that is under way.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
         // It would else begin as a reader, and fail where two want to write.
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+        Ok(self.changes.begin_with("BEGIN IMMEDIATE").await?)
     }
+}
+
+fn pool(connections: u32) -> AnyPoolOptions {
+    AnyPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(WAIT)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // What was acknowledged outlives a loss of power.
+                let wait = WAIT.as_millis();
+                let settings = format!(
+                    "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                     PRAGMA foreign_keys = ON"
+                );
+                connection.execute(sqlx::AssertSqlSafe(settings)).await?;
+                Ok(())
+            })
+        })
+}
+
+/// One connection at a time, each for one change.
+fn pool_of_one_use() -> AnyPoolOptions {
+    pool(1).after_release(|_, _| Box::pin(async { Ok(false) }))
 }
 
 fn identity(file: &File) -> std::io::Result<(u64, u64)> {
