@@ -216,10 +216,7 @@ async fn insert_project(
             .execute(&mut **change)
             .await?;
     }
-    let detail = format!(
-        "{{\"models\":{}}}",
-        serde_json::Value::from_iter(models.iter().map(String::as_str))
-    );
+    let detail = serde_json::json!({"models": models}).to_string();
     audit::append(change, actor, "project.created", &id, detail).await?;
     Ok(Project {
         id,
