@@ -57,9 +57,7 @@ async fn load(
     Extension(caller): Extension<Caller>,
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
-    let name = checked(&app, name)?;
-    app.registry.resolve(&name).await?;
-    record(&app, &caller, "model.load", &name).await?;
+    let name = recorded(&app, &caller, "model.load", name).await?;
     answered(&app, app.registry.load(&name)).await
 }
 
@@ -68,9 +66,7 @@ async fn unload(
     Extension(caller): Extension<Caller>,
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
-    let name = checked(&app, name)?;
-    app.registry.resolve(&name).await?;
-    record(&app, &caller, "model.unload", &name).await?;
+    let name = recorded(&app, &caller, "model.unload", name).await?;
     answered(&app, app.registry.unload(&name)).await
 }
 
@@ -79,19 +75,19 @@ async fn reload(
     Extension(caller): Extension<Caller>,
     name: Name,
 ) -> Result<Json<Snapshot>, ApiError> {
-    let name = checked(&app, name)?;
-    app.registry.resolve(&name).await?;
-    record(&app, &caller, "model.reload", &name).await?;
+    let name = recorded(&app, &caller, "model.reload", name).await?;
     answered(&app, app.registry.reload(&name)).await
 }
 
-/// What can't be recorded is not done.
-async fn record(app: &AppState, caller: &Caller, action: &str, name: &str) -> Result<(), ApiError> {
-    let recorded = app.access.record(caller, action, name).await;
-    recorded.map_err(|error| {
+/// The name of a model that there is, once it is recorded what is to be done to it: what can't be recorded is not done.
+async fn recorded(app: &AppState, caller: &Caller, action: &str, name: Name) -> Result<String, ApiError> {
+    let name = checked(app, name)?;
+    app.registry.resolve(&name).await?;
+    app.access.record(caller, action, &name).await.map_err(|error| {
         tracing::error!(%error, "the audit chain can't be written");
         ApiError::not_ready("what is done can't be recorded")
-    })
+    })?;
+    Ok(name)
 }
 
 /// The answer to a change, or, where the process ends first, that it does.

@@ -239,18 +239,23 @@ impl Registry {
         let registry = self.clone();
         self.background(async move {
             if let Err(panic) = AssertUnwindSafe(change).catch_unwind().await {
-                let entry = &mut registry.lock()[id];
-                entry.metrics.failed();
-                (entry.bytes, entry.planned) = (0, 0);
-                entry.state = State::Failed {
-                    error: "loading or unloading it panicked".to_owned(),
-                    idle: false,
-                    at: Instant::now(),
-                };
-                registry.changed();
+                registry.lock()[id].metrics.failed();
+                registry.lose(id, "loading or unloading it panicked");
                 resume_unwind(panic);
             }
         });
+    }
+
+    /// Notes that a model is out of memory, and why only an operator brings it back.
+    fn lose(&self, id: usize, why: &str) {
+        let entry = &mut self.lock()[id];
+        (entry.bytes, entry.planned) = (0, 0);
+        entry.state = State::Failed {
+            error: why.to_owned(),
+            idle: false,
+            at: Instant::now(),
+        };
+        self.changed();
     }
 
     async fn bring(&self, id: usize, idle: bool) {
@@ -413,15 +418,8 @@ impl Registry {
         // Its memory counts until it is free.
         self.care(id, async move {
             registry.end(loaded).await;
-            let entry = &mut registry.lock()[id];
-            entry.metrics.unloaded();
-            (entry.bytes, entry.planned) = (0, 0);
-            entry.state = State::Failed {
-                error: "too many steps failed: the engine has stopped".to_owned(),
-                idle: false,
-                at: Instant::now(),
-            };
-            registry.changed();
+            registry.lock()[id].metrics.unloaded();
+            registry.lose(id, "too many steps failed: the engine has stopped");
         });
     }
 }
