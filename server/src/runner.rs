@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
-use rempart_engine::{Batch, ModelRunner, SampleRow, Sampled, sampling};
+use rempart_engine::{Batch, Constraint, ModelRunner, SampleRow, Sampled, TokenMask, sampling};
 use rempart_kernels::{op, pool};
 use rempart_models::{AttentionRow, Error, ForwardInput, Steps};
 
@@ -40,6 +40,10 @@ impl ModelRunner for CandleRunner {
         self.0.forward(&input)
     }
 
+    fn allow(&mut self, constraints: &mut [Box<dyn Constraint>]) -> Vec<TokenMask> {
+        each(constraints, |constraint| constraint.allowed())
+    }
+
     fn sample(&mut self, logits: Tensor, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -47,23 +51,25 @@ impl ModelRunner for CandleRunner {
         let logits = logits.to_device(&Device::Cpu)?;
         let vocab = logits.dim(1)?;
         let sampled = op::edit(&logits, |values| {
-            // One lock per row, each taken once: it only carries the row's slice into the pool's shared closure.
-            let slots: Vec<_> = values
-                .chunks_exact_mut(vocab)
-                .map(|row| Mutex::new((row, None)))
-                .collect();
-            pool::run(rows.len(), |index| {
-                let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
-                let sampled = sampling::sample(slot.0, &rows[index]);
-                slot.1 = Some(sampled);
-            });
-            let sampled = slots
-                .into_iter()
-                .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1);
-            sampled
-                .map(|sampled| sampled.expect("the pool ran every row. This is a bug."))
-                .collect()
+            let mut rows: Vec<_> = values.chunks_exact_mut(vocab).zip(rows).collect();
+            each(&mut rows, |(logits, row)| sampling::sample(logits, row))
         })?;
         Ok(sampled)
     }
+}
+
+/// What `work` makes of each item, in order, computed by all threads of the pool.
+fn each<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
+    // One lock per item, each taken once: it only carries the item into the pool's shared closure.
+    let slots: Vec<_> = items.iter_mut().map(|item| Mutex::new((item, None))).collect();
+    pool::run(slots.len(), |index| {
+        let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
+        slot.1 = Some(work(slot.0));
+    });
+    let results = slots
+        .into_iter()
+        .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1);
+    results
+        .map(|result| result.expect("the pool ran every item. This is a bug."))
+        .collect()
 }

@@ -3,20 +3,40 @@
 use std::ops::Range;
 
 use crate::batch::{Batch, Row, SampleKind, SampleRow};
-use crate::constraint::{Advance, Then, TokenMask};
+use crate::constraint::{Advance, Constraint, Then, TokenMask};
 use crate::request::{Event, Finish, Output, Predicted, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 
 impl Scheduler {
-    /// Finds what the grammars allow where a step samples.
-    pub(crate) fn constrain(&mut self, batch: &Batch) {
+    /// The constraints of those that a step samples for, until [`Scheduler::constrain`].
+    pub(crate) fn lend_constraints(&mut self, batch: &Batch) -> (Vec<SeqId>, Vec<Box<dyn Constraint>>) {
+        let mut lent = Vec::new();
         for row in &batch.rows {
             let sequence = self.sequence_mut(row.seq);
-            let samples = row.context_len == sequence.tokens.len();
-            if let Some(constraint) = sequence.constraint.as_mut().filter(|_| samples) {
-                sequence.allowed = Some(constraint.allowed());
+            if row.context_len == sequence.tokens.len() {
+                lent.extend(sequence.constraint.take().map(|constraint| (row.seq, constraint)));
             }
+        }
+        lent.into_iter().unzip()
+    }
+
+    /// Takes the constraints back, each with what it allows.
+    pub(crate) fn constrain(
+        &mut self,
+        seqs: Vec<SeqId>,
+        constraints: Vec<Box<dyn Constraint>>,
+        masks: Vec<TokenMask>,
+    ) {
+        assert_eq!(
+            masks.len(),
+            seqs.len(),
+            "a mask for each constraint. This is a bug of the runner."
+        );
+        for ((seq, constraint), mask) in seqs.into_iter().zip(constraints).zip(masks) {
+            let sequence = self.sequence_mut(seq);
+            sequence.constraint = Some(constraint);
+            sequence.allowed = Some(mask);
         }
     }
 

@@ -69,7 +69,9 @@ impl<R: ModelRunner> Engine<R> {
             self.in_step = InStep::Running(batch.rows.iter().map(|row| row.seq).collect());
             let logits = self.runner.forward(&batch)?;
             // While a device is still at work.
-            self.scheduler.constrain(&batch);
+            let (seqs, mut constraints) = self.scheduler.lend_constraints(&batch);
+            let masks = self.runner.allow(&mut constraints);
+            self.scheduler.constrain(seqs, constraints, masks);
             let rows = self.scheduler.sample_rows(&batch);
             let sampled = self.runner.sample(logits, &rows)?;
             self.scheduler.apply(&batch, sampled);

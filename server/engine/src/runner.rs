@@ -1,6 +1,7 @@
 //! What the engine needs of a model.
 
 use crate::batch::{Batch, SampleRow};
+use crate::constraint::{Constraint, TokenMask};
 use crate::request::Sampled;
 
 /// Executes a batch on a device. Logits stay where they were computed until `sample`.
@@ -10,6 +11,14 @@ pub trait ModelRunner {
 
     /// Writes the keys and values of every token of the batch to its slot and computes the wanted logits.
     fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, Self::Error>;
+
+    /// What each constraint allows next, in order. One after the other, unless the runner has cores to share them out to.
+    fn allow(&mut self, constraints: &mut [Box<dyn Constraint>]) -> Vec<TokenMask> {
+        constraints
+            .iter_mut()
+            .map(|constraint| constraint.allowed())
+            .collect()
+    }
 
     /// One result per row, in order. A row whose logits allow no choice is [`Sampled::invalid`], not an error:
     /// an error fails every sequence of the step.
