@@ -8,6 +8,10 @@ use rempart_governance::{
     Denied, Directory, Error, Key, KeyId, NewKey, Principal, Role, Scope, Store, now_s,
 };
 
+use crate::config::GovernanceSettings;
+use crate::ledger::{Ledger, Meter};
+use crate::metrics::Metrics;
+
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
 /// The project and the name of the first key of an empty database.
@@ -38,15 +42,17 @@ pub enum Refusal {
 /// What decides that.
 pub enum Access {
     Open,
-    Keys(Keys),
+    Keys(Box<Keys>),
 }
 
 /// The keys of a database, as they were a moment ago.
 pub struct Keys {
     store: Store,
+    ledger: Ledger,
     seen: RwLock<Seen>,
     /// How old that may be.
     stale_max: Duration,
+    currency: String,
 }
 
 struct Seen {
@@ -120,13 +126,39 @@ impl Access {
     pub fn ailment(&self) -> Option<&'static str> {
         match self {
             Self::Keys(keys) if keys.directory().is_none() => Some("which keys there are can't be read"),
+            Self::Keys(keys) if keys.ledger.is_failing() => Some("usage can't be recorded"),
             Self::Keys(_) | Self::Open => None,
         }
     }
 
-    /// Ends the use of the database.
+    /// The meter of a request that a caller begins; `None` where its use could not be recorded, and so must not begin.
+    pub fn meter(&self, caller: &Caller, endpoint: &str, arrived: Instant) -> Option<Meter> {
+        match (self, caller) {
+            (Self::Keys(keys), Caller::Holder(principal)) => keys.ledger.begin(principal, endpoint, arrived),
+            _ => Some(Meter::default()),
+        }
+    }
+
+    /// The database, if there is one.
+    pub fn store(&self) -> Option<&Store> {
+        match self {
+            Self::Open => None,
+            Self::Keys(keys) => Some(&keys.store),
+        }
+    }
+
+    /// The currency of costs; nothing where there are none.
+    pub fn currency(&self) -> &str {
+        match self {
+            Self::Open => "",
+            Self::Keys(keys) => &keys.currency,
+        }
+    }
+
+    /// Writes what is still to be written, and ends the use of the database.
     pub async fn close(&self) {
         if let Self::Keys(keys) = self {
+            keys.ledger.close().await;
             keys.store.close().await;
         }
     }
@@ -173,14 +205,21 @@ impl Keys {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn open(database: &Path, stale_max: Duration) -> Result<(Self, Option<NewKey>), Error> {
+    pub async fn open(
+        database: &Path,
+        settings: &GovernanceSettings,
+        metrics: &Metrics,
+    ) -> Result<(Self, Option<NewKey>), Error> {
         let store = Store::open(database).await?;
         let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
         let seen = look(&store).await?;
+        let (requests_max, prices) = (settings.usage_requests_max, settings.prices.clone());
         let keys = Self {
+            ledger: Ledger::start(store.clone(), requests_max, prices, metrics.usage()),
             store,
             seen: RwLock::new(seen),
-            stale_max,
+            stale_max: settings.stale_max,
+            currency: settings.currency.clone(),
         };
         Ok((keys, first))
     }

@@ -5,6 +5,7 @@
 mod access;
 mod encoder;
 mod lifecycle;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use rempart_engine::{EngineConfig, StepReport};
 use crate::process;
 pub use encoder::EncoderMetrics;
 pub use lifecycle::LifecycleMetrics;
+pub use usage::UsageMetrics;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
 const FIRST_TOKEN_S: &[f64] = &[
@@ -78,10 +80,11 @@ pub enum Rejection {
     Connections,
     Draining,
     LoadWaiting,
+    Usage,
 }
 
 impl Rejection {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::QueueRequests,
         Self::QueueTokens,
         Self::PrepareQueue,
@@ -89,6 +92,7 @@ impl Rejection {
         Self::Connections,
         Self::Draining,
         Self::LoadWaiting,
+        Self::Usage,
     ];
 
     fn name(self) -> &'static str {
@@ -100,6 +104,7 @@ impl Rejection {
             Self::Connections => "connections",
             Self::Draining => "draining",
             Self::LoadWaiting => "load_waiting",
+            Self::Usage => "usage",
         }
     }
 }

@@ -1,10 +1,9 @@
 //! The audit chain: each row's hash covers the row and the hash before, so that no row can be changed, moved or taken out
 //! without all behind it showing so. That rows at the end are missing shows against a hash that was noted elsewhere.
 
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::key::hex;
+use crate::usage::hash;
 
 /// What the first row has before it.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -40,7 +39,6 @@ pub enum Broken {
 impl AuditEvent {
     /// The hash that its content and the row before give.
     pub(crate) fn right_hash(&self) -> String {
-        let mut hasher = Sha256::new();
         let numbers = [self.seq.to_string(), self.at_ms.to_string()];
         let texts = [
             &self.previous,
@@ -51,12 +49,7 @@ impl AuditEvent {
             &self.object,
             &self.detail,
         ];
-        for text in texts {
-            // With its length: no two rows have the same bytes.
-            hasher.update((text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        }
-        hex(&hasher.finalize())
+        hash(texts.into_iter().map(String::as_str))
     }
 }
 

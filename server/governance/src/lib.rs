@@ -7,9 +7,11 @@ mod directory;
 mod key;
 mod role;
 mod store;
+mod usage;
 
 pub use audit::{AuditEvent, Broken, verify};
 pub use directory::{Denied, Directory, KeyRecord, Principal};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use role::{Role, Scope};
-pub use store::{Error, NewKeyRequest, Project, Store, now_s};
+pub use store::{Error, NewKeyRequest, Project, Store, UsageSum, UsageWriter, now_ms, now_s};
+pub use usage::{BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub enum Scope {
     /// Use models, and see which there are.
     Use,
-    /// Read metrics.
+    /// Read metrics, and what was used.
     Observe,
     /// Read the audit chain.
     Audit,

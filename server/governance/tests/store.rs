@@ -1,10 +1,14 @@
 //! The store for real, in a file.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
+use rempart_governance::{
+    Broken, BrokenUsage, Denied, Error, NewKey, NewKeyRequest, Outcome, Role, Store, UsageEvent, UsageSum,
+    UsageWriter, now_s, verify,
+};
 use sqlx::Connection as _;
 use tokio::task::JoinSet;
 
@@ -353,4 +357,92 @@ async fn after_failures_changes_are_made_again() {
         }
     }
     assert_eq!(whole_chain(&store).await.unwrap().0, 8);
+}
+
+fn used(at: i64) -> UsageEvent {
+    UsageEvent {
+        id: format!("id{at}"),
+        began_ms: 1_700_000_000_000 + 60_000 * at,
+        project: if at % 2 == 0 { "proj_a" } else { "proj_b" }.to_owned(),
+        key: "abcdefgh".to_owned(),
+        model: "m".to_owned(),
+        endpoint: "/v1/chat/completions".to_owned(),
+        input: 10,
+        cached: 4,
+        output: at,
+        first_ms: None,
+        duration_ms: 5,
+        status: 200,
+        outcome: Outcome::Completed.name().to_owned(),
+        cost_nano: 3,
+    }
+}
+
+async fn check_usage(store: &Store) -> Result<i64, BrokenUsage> {
+    let mut before = None;
+    for batch in store.usage_batches(0).await.unwrap() {
+        batch.check(before.as_ref())?;
+        batch.check_rows(&store.usage_events(batch.first, batch.last).await.unwrap())?;
+        before = Some(batch);
+    }
+    Ok(before.map_or(0, |last| last.last))
+}
+
+#[tokio::test]
+async fn what_was_used_is_summed_and_proven() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut writer = UsageWriter::new(store.clone());
+    // Two hours and forty minutes, in batches of different sizes.
+    let mut rows: Vec<UsageEvent> = (0..160).map(used).collect();
+    rows[50].outcome = Outcome::Refused.name().to_owned();
+    for batch in [&rows[..1], &rows[1..100], &rows[100..]] {
+        writer.write(batch).await.unwrap();
+    }
+    assert_eq!(check_usage(&store).await, Ok(160));
+    assert_eq!(store.usage_events(1, 160).await.unwrap(), rows);
+    writer.write(&rows[1..100]).await.unwrap();
+    assert_eq!(
+        check_usage(&store).await,
+        Ok(160),
+        "what was written is not written again"
+    );
+    assert!(
+        writer.write(&[used(161), used(3)]).await.is_err(),
+        "no request has two rows"
+    );
+    assert_eq!(check_usage(&store).await, Ok(160), "and none of that was written");
+    writer.write(&[used(160)]).await.unwrap();
+    let total = |sums: &[UsageSum], of: fn(&UsageSum) -> i64| sums.iter().map(of).sum::<i64>();
+    for span in [60, 3_600, 86_400] {
+        let sums = store.usage(1_600_000_000, 1_800_000_000, span).await.unwrap();
+        assert_eq!(total(&sums, |sum| sum.total.requests), 160, "{span}");
+        assert_eq!(total(&sums, |sum| sum.total.refused), 1, "{span}");
+        assert_eq!(total(&sums, |sum| sum.total.output), 160 * 161 / 2);
+        assert_eq!(
+            total(&sums, |sum| sum.total.input
+                + sum.total.cached
+                + sum.total.cost_nano),
+            17 * 161
+        );
+        assert!(sums.iter().all(|sum| sum.start % span == 0));
+        let distinct: BTreeSet<_> = sums.iter().map(|sum| (sum.start, &sum.project)).collect();
+        assert_eq!(distinct.len(), sums.len());
+    }
+    let first_hour = 1_700_000_000 / 3_600 * 3_600;
+    let hour = store.usage(first_hour, first_hour + 3_600, 3_600).await.unwrap();
+    let minutes = store.usage(first_hour, first_hour + 3_600, 60).await.unwrap();
+    assert_eq!(
+        total(&hour, |sum| sum.total.output),
+        total(&minutes, |sum| sum.total.output)
+    );
+    let place = folder.path().join("rempart.db");
+    let mut direct = sqlx::SqliteConnection::connect(&format!("sqlite://{}", place.display()))
+        .await
+        .unwrap();
+    sqlx::query("UPDATE usage_event SET output = 0 WHERE seq = 77")
+        .execute(&mut direct)
+        .await
+        .unwrap();
+    assert_eq!(check_usage(&store).await, Err(BrokenUsage::Rows(2)));
 }

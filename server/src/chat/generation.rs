@@ -12,6 +12,7 @@ use super::assemble::{Assembler, Entry, Piece, Said, prompt_entries};
 use super::{Prepared, Rules};
 use crate::engine_thread::{NeverQueued, StreamEvent, SubmitError, Timing, TokenStream};
 use crate::http::error::ApiError;
+use crate::ledger::{Meter, Used};
 use crate::model::Model;
 use crate::openai::logprobs::{self, PromptLogprobs};
 use crate::openai::shared::{CompletionTokensDetails, Usage};
@@ -50,11 +51,14 @@ pub struct Generation {
     /// The engine ends a request at its deadline; this is for an engine that does not move.
     overdue: Pin<Box<Sleep>>,
     arrived: Instant,
+    meter: Meter,
     span: Span,
 }
 
 /// How long after its deadline a request is given up on without the engine's word.
 const OVERDUE: Duration = Duration::from_secs(5);
+/// The status of an answer that was made.
+const OK: u16 = 200;
 
 struct Choice {
     assembler: Assembler,
@@ -80,6 +84,7 @@ impl Generation {
         prepared: Prepared,
         timing: Timing,
         shutdown: &Shutdown,
+        meter: Meter,
     ) -> Result<Self, ApiError> {
         let Prepared {
             requests,
@@ -130,6 +135,7 @@ impl Generation {
             closing: Box::pin(shutdown.reached(Phase::Closing)),
             overdue: Box::pin(sleep_until((timing.deadline + OVERDUE).into())),
             arrived,
+            meter,
             span,
         })
     }
@@ -155,8 +161,31 @@ impl Generation {
         Usage::new(prompt, self.completion_tokens, cached, details)
     }
 
-    /// The next update, or `None` after the last choice has finished.
+    /// The next update, or `None` after the last choice has finished and what was used is recorded.
     pub async fn next(&mut self) -> Result<Option<Update>, ApiError> {
+        let next = self.next_update().await;
+        match next {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                self.meter.used(self.used());
+                self.meter.settle(OK).await;
+            }
+            Err(_) => self.meter.fail(),
+        }
+        next
+    }
+
+    /// What was computed so far: of prompts those that have begun.
+    fn used(&self) -> Used {
+        let begun = self.prompts.iter().filter(|prompt| prompt.cached.is_some());
+        Used {
+            input: begun.map(|prompt| prompt.len).sum(),
+            cached: self.prompts.iter().filter_map(|prompt| prompt.cached).sum(),
+            output: self.completion_tokens,
+        }
+    }
+
+    async fn next_update(&mut self) -> Result<Option<Update>, ApiError> {
         while self.open > 0 {
             let event = tokio::select! {
                 event = self.stream.next() => event,
@@ -263,6 +292,9 @@ impl Generation {
     }
 
     fn count(&mut self, at: usize, token: u32) {
+        if self.completion_tokens == 0 {
+            self.meter.first_token();
+        }
         self.completion_tokens += 1;
         if self.rules.token_ids {
             self.choices[at].tokens.push(token);
@@ -305,6 +337,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        self.meter.used(self.used());
         let usage = self.usage();
         self.span.in_scope(|| {
             tracing::info!(

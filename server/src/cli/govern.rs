@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, now_s, verify};
+use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, UsageBatch, now_s, verify};
 use serde_json::json;
 
 use crate::config::DatabaseArgs;
@@ -188,7 +188,9 @@ pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
             if rows == 0 {
                 bail!("there are no rows: every database begins with some");
             }
+            let used = check_usage(store).await?;
             say(&format!("{rows} rows, and each is what was written"))?;
+            say(&format!("{used} rows of usage, and each is what was written"))?;
             say(&format!("last: {rows}:{hash}"))
         }),
     }
@@ -225,6 +227,36 @@ async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Res
     Ok(end)
 }
 
+/// Verifies batch by batch; the number of rows.
+async fn check_usage(store: &Store) -> anyhow::Result<i64> {
+    let mut before: Option<UsageBatch> = None;
+    loop {
+        let behind = before.as_ref().map_or(i64::MIN, |batch| batch.seq);
+        let page = store.usage_batches(behind).await?;
+        if page.is_empty() {
+            break;
+        }
+        let ends = page.first().zip(page.last());
+        let (first, last) = ends.map_or((0, 0), |(first, last)| (first.first, last.last));
+        let rows = store.usage_events(first, last).await?;
+        let mut rows = rows.as_slice();
+        for batch in page {
+            batch.check(before.as_ref())?;
+            let own;
+            (own, rows) = rows.split_at_checked(batch.rows()).unwrap_or((rows, &[]));
+            batch.check_rows(own)?;
+            before = Some(batch);
+        }
+    }
+    let rows = before.map_or(0, |last| last.last);
+    if store.usage_events(rows + 1, i64::MAX).await?.is_empty()
+        && store.usage_events(i64::MIN, 0).await?.is_empty()
+    {
+        return Ok(rows);
+    }
+    bail!("there are rows of usage that belong to no batch");
+}
+
 /// A row as JSON, in which nothing can look like another row.
 fn line(event: &AuditEvent) -> String {
     json!({
@@ -234,7 +266,7 @@ fn line(event: &AuditEvent) -> String {
     .to_string()
 }
 
-fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
+pub(super) fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
 where
     F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
 {

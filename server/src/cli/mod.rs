@@ -3,6 +3,7 @@
 mod govern;
 mod pull;
 mod serve;
+mod usage;
 
 use clap::{Parser, Subcommand};
 
@@ -10,6 +11,7 @@ use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
 use govern::{AuditCommand, KeyCommand, ProjectCommand};
+use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -36,6 +38,9 @@ pub enum Command {
     /// Read the record of what was done, and prove that it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Tell what was used, by whom
+    #[command(subcommand)]
+    Usage(UsageCommand),
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
@@ -52,5 +57,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
         Command::Audit(command) => govern::audit(command),
+        Command::Usage(command) => usage::usage(command),
     }
 }

@@ -46,7 +46,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         ),
         None => None,
     };
-    let access = open_access(&settings.governance).await?;
+    let access = open_access(&settings.governance, &metrics).await?;
     access.record_server("server.started").await?;
     let app: AppState = Arc::new(App::new(
         settings.http.clone(),
@@ -86,11 +86,11 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
 }
 
 /// Opens the database of keys, if there is one, and tells the first key of a new one.
-async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
+async fn open_access(settings: &GovernanceSettings, metrics: &Metrics) -> anyhow::Result<Access> {
     let Some(database) = &settings.database else {
         return Ok(Access::Open);
     };
-    let (keys, first) = Keys::open(database, settings.stale_max)
+    let (keys, first) = Keys::open(database, settings, metrics)
         .await
         .with_context(|| format!("--database {}", database.display()))?;
     if let Some(key) = first {
@@ -104,7 +104,7 @@ async fn open_access(settings: &GovernanceSettings) -> anyhow::Result<Access> {
             "the first key could not be shown: make another with `rempart key create --role owner`",
         )?;
     }
-    Ok(Access::Keys(keys))
+    Ok(Access::Keys(Box::new(keys)))
 }
 
 /// Loads the models, proves that they work, and watches their engines until the end.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 
+use crate::prices::{NamedPrice, Prices};
+
 /// Options of who may come in.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Governance")]
@@ -17,12 +19,41 @@ pub struct GovernanceArgs {
     /// Seconds that keys are known for after they could last be read; then all requests get a 503
     #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub database_stale_max_s: u64,
+    /// Requests that run, or whose row of usage is still to be written; further ones get a 503
+    #[arg(long, env = "REMPART_USAGE_REQUESTS_MAX", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub usage_requests_max: u32,
+    /// What a million tokens of a model cost, as MODEL=INPUT,OUTPUT or MODEL=INPUT,OUTPUT,CACHED; give it again for further
+    /// models, or part them by blanks in the variable [default: nothing]
+    #[arg(
+        long,
+        env = "REMPART_PRICE",
+        value_delimiter = ' ',
+        value_name = "MODEL=PRICES"
+    )]
+    pub price: Vec<NamedPrice>,
+    /// The currency of prices, as ISO 4217 names it
+    #[arg(long, env = "REMPART_CURRENCY", default_value = "eur", value_parser = currency)]
+    pub currency: String,
+}
+
+/// Reads the name of a currency.
+///
+/// # Errors
+/// Says what one looks like.
+pub fn currency(text: &str) -> Result<String, String> {
+    if text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("a currency has three letters, such as eur".to_owned())
 }
 
 #[derive(Debug, Clone)]
 pub struct GovernanceSettings {
     pub database: Option<PathBuf>,
     pub stale_max: Duration,
+    pub usage_requests_max: usize,
+    pub prices: Prices,
+    pub currency: String,
 }
 
 impl GovernanceArgs {
@@ -30,6 +61,9 @@ impl GovernanceArgs {
         GovernanceSettings {
             database: self.database.map(PathBuf::from),
             stale_max: Duration::from_secs(self.database_stale_max_s),
+            usage_requests_max: self.usage_requests_max as usize,
+            prices: Prices::new(self.price),
+            currency: self.currency,
         }
     }
 }

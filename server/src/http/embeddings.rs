@@ -49,12 +49,15 @@ pub async fn embeddings(
         Ok((model, sequences, request))
     };
     let (model, sequences, request) = app.encoding.run(app.timing(arrived.0).deadline, work).await?;
+    let meter = body.meter.clone();
     drop(body);
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    meter.model(&model.name);
     let vectors = model
         .engine
         .run(sequences, app.timing(arrived.0).deadline)
         .await?;
+    meter.encoded(tokens);
     let embedding = |(index, mut vector): (usize, Vec<f32>)| {
         if let Some(dimensions) = request.dimensions.filter(|asked| *asked < vector.len()) {
             // What is left of a vector gets the length 1 again (Kusupati et al. 2022, "Matryoshka representations").

@@ -363,6 +363,14 @@ impl ApiError {
         }
     }
 
+    /// 404: the server asks nobody for a key, and so records nothing.
+    pub fn no_database() -> Self {
+        let message =
+            "This server has no database: start it with --database to have keys and a record of usage";
+        let status = StatusCode::NOT_FOUND;
+        Self::new(status, Kind::InvalidRequestError, Some("no_database"), message)
+    }
+
     /// 504: the request's own time is over.
     pub fn deadline() -> Self {
         let message = "The request did not finish within the server's time limit";

@@ -105,12 +105,14 @@ where
     for request in &mut prepared.requests {
         request.cache_salt = body.caller.cache_salt();
     }
+    let meter = body.meter.clone();
     drop(body);
     let model = model?;
+    meter.model(model.id());
     app.follow_format(&model, &mut prepared, deadline).await?;
     let rules = prepared.rules.clone();
-    let generation =
-        Generation::start(Arc::clone(&model), prepared, app.timing(arrived), &app.shutdown).await?;
+    let (answering, timing) = (Arc::clone(&model), app.timing(arrived));
+    let generation = Generation::start(answering, prepared, timing, &app.shutdown, meter).await?;
     let started = Started {
         model,
         generation,

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::App;
 use super::error::ApiError;
 use crate::access::Caller;
+use crate::ledger::Meter;
 use crate::metrics::{Metrics, Rejection};
 
 /// What a client is told to wait when a limit of the HTTP side is reached, in seconds: these queues drain in less.
@@ -21,6 +22,7 @@ const RETRY_AFTER_S: u64 = 1;
 pub struct Received<'a> {
     pub bytes: Bytes,
     pub caller: Caller,
+    pub meter: Meter,
     _budget: SemaphorePermit<'a>,
 }
 
@@ -41,12 +43,20 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     let caller = request.extensions().get().cloned();
     // The layer in front of every route puts it there.
     let caller: Caller = caller.ok_or_else(ApiError::internal)?;
-    tokio::time::timeout(timeout, collect(app, request.into_body(), caller, limit))
+    // Of requests that use no model nothing is counted.
+    let meter: Meter = request.extensions().get().cloned().unwrap_or_default();
+    let (bytes, budget) = tokio::time::timeout(timeout, collect(app, request.into_body(), limit))
         .await
-        .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))
+        .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))?;
+    Ok(Received {
+        bytes,
+        caller,
+        meter,
+        _budget: budget,
+    })
 }
 
-async fn collect(app: &App, body: Body, caller: Caller, limit: usize) -> Result<Received<'_>, ApiError> {
+async fn collect(app: &App, body: Body, limit: usize) -> Result<(Bytes, SemaphorePermit<'_>), ApiError> {
     let mut bytes = Vec::new();
     let mut budget = app
         .bodies
@@ -71,11 +81,7 @@ async fn collect(app: &App, body: Body, caller: Caller, limit: usize) -> Result<
         budget.merge(more);
         bytes.extend_from_slice(&frame);
     }
-    Ok(Received {
-        bytes: bytes.into(),
-        caller,
-        _budget: budget,
-    })
+    Ok((bytes.into(), budget))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

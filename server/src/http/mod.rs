@@ -1,6 +1,7 @@
 //! The routes, and the state that they share.
 
 pub mod accept;
+pub mod account;
 pub mod admin;
 pub mod authorize;
 pub mod chat;
@@ -14,6 +15,7 @@ pub mod limits;
 pub mod messages;
 pub mod models;
 pub mod observe;
+pub mod organization;
 pub mod rank;
 pub mod reference;
 pub mod responses;
@@ -137,19 +139,21 @@ impl App {
 
 /// The whole HTTP interface.
 pub fn app(state: AppState) -> Router {
-    let inference = Router::new()
+    let using = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/messages", post(messages::messages))
-        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses", post(responses::create))
-        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(rank::rerank))
         .route("/rerank", post(rank::rerank))
         .route("/v2/rerank", post(rank::rerank_v2))
         .route("/v1/score", post(rank::score))
         .route("/score", post(rank::score))
+        .route_layer(from_fn_with_state(Arc::clone(&state), account::account));
+    let inference = using
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(Arc::clone(&state), refuse_while_draining));
@@ -162,6 +166,12 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/responses/{id}/input_items", get(responses::input_items))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
+        .route(
+            "/v1/organization/usage/completions",
+            get(organization::completions),
+        )
+        .route("/v1/organization/usage/embeddings", get(organization::embeddings))
+        .route("/v1/organization/costs", get(organization::costs))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/health", get(health::readyz))

@@ -65,9 +65,12 @@ async fn reranked(
     };
     let deadline = app.timing(arrived).deadline;
     let (comparison, request) = app.encoding.run(deadline, work).await?;
+    let meter = body.meter.clone();
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
+    meter.model(&model);
     let scores = comparison.scores(app.timing(arrived).deadline).await?;
+    meter.encoded(tokens);
     let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
     // Of equals the first stays first.
     order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
@@ -113,9 +116,12 @@ pub async fn score(
     };
     let deadline = app.timing(arrived.0).deadline;
     let comparison = app.encoding.run(deadline, work).await?;
+    let meter = body.meter.clone();
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
+    meter.model(&model);
     let scores = comparison.scores(app.timing(arrived.0).deadline).await?;
+    meter.encoded(tokens);
     let score = |(index, score)| Score {
         index,
         object: "score",

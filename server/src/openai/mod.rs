@@ -17,3 +17,4 @@ pub mod responses;
 pub mod shared;
 pub mod tokenize;
 pub mod tools;
+pub mod usage;

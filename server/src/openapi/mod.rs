@@ -6,6 +6,7 @@ mod encoders;
 mod generate;
 mod messages;
 mod operations;
+mod organization;
 mod parts;
 mod responses;
 mod schema;
@@ -26,6 +27,7 @@ use crate::openai::completions::{Completion, CompletionChunk};
 use crate::openai::embeddings::Embeddings;
 use crate::openai::rank::{Reranked, Scores};
 use crate::openai::tokenize::{Detokenized, Tokenized};
+use crate::openai::usage::UsagePage;
 pub use admin::admin_document;
 use schema::AnySchema;
 
@@ -38,6 +40,7 @@ const TAGS: &[&str] = &[
     "Tokens",
     "Kept answers",
     "Models",
+    "Usage",
     "Operation",
 ];
 
@@ -107,6 +110,7 @@ fn answers() -> Vec<(String, RefOr<Schema>)> {
     add::<ModelCard>(&mut all);
     add::<Status>(&mut all);
     add::<Version>(&mut all);
+    add::<UsagePage>(&mut all);
     add::<ErrorBody<'_>>(&mut all);
     all
 }

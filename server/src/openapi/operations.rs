@@ -33,7 +33,7 @@ const ERRORS: &[(u16, &str)] = &[
     ),
     (
         404,
-        "There is no such thing: a model, or an answer that is not kept, or not any more.",
+        "There is no such thing: a model, an answer that is not kept, or not any more, or, without a database, usage.",
     ),
     (408, "The body did not arrive in time."),
     (413, "The body is larger than this server reads."),
@@ -116,7 +116,7 @@ pub(super) fn error(shape: Shape, status: u16, what: &str) -> (String, Response)
 pub(super) struct Call {
     method: HttpMethod,
     path: &'static str,
-    operation: OperationBuilder,
+    pub(super) operation: OperationBuilder,
     shape: Shape,
 }
 
@@ -235,7 +235,16 @@ impl Call {
 
 /// All of them.
 pub(super) fn paths() -> Paths {
-    let calls = [generating(), encoding(), tokens(), kept(), models(), operating()];
+    let usage = super::organization::calls("Usage");
+    let calls = [
+        generating(),
+        encoding(),
+        tokens(),
+        kept(),
+        models(),
+        usage,
+        operating(),
+    ];
     paths_of(calls.into_iter().flatten())
 }
 

@@ -27,3 +27,4 @@ mod sockets;
 mod support;
 mod text;
 mod tools;
+mod usage;

@@ -2,6 +2,7 @@
 
 mod encoders;
 mod generators;
+mod governed;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -27,6 +28,7 @@ use tower::ServiceExt as _;
 
 pub(crate) use generators::STORED;
 use generators::{Says, Stored};
+pub(crate) use governed::{Governed, governed, request};
 
 /// What the model says to everything, one token for each byte, before it ends.
 pub(crate) const SCRIPT: &str = "Hello, wörld. One two three.";
@@ -225,24 +227,32 @@ impl TestServer {
     /// A server over a model that says something else, with a template of its own.
     pub(crate) async fn saying(template: Option<&str>, script: &str, arguments: &[&str]) -> Self {
         let template = template.unwrap_or(TEMPLATE);
-        let server = Self::scripted(template, script, LONG_CONTEXT, arguments, Access::Open);
+        let says = (template, script, LONG_CONTEXT);
+        let server = Self::scripted(says, arguments, Access::Open, Metrics::new().unwrap());
         server.warm_up().await;
         server
     }
 
     /// A server that has not made a token yet.
     pub(crate) fn cold(arguments: &[&str]) -> Self {
-        Self::scripted(TEMPLATE, SCRIPT, CONTEXT, arguments, Access::Open)
+        let metrics = Metrics::new().unwrap();
+        Self::scripted((TEMPLATE, SCRIPT, CONTEXT), arguments, Access::Open, metrics)
     }
 
     /// A server that asks for keys.
-    pub(crate) async fn with_keys(keys: Keys) -> Self {
-        let server = Self::scripted(TEMPLATE, SCRIPT, CONTEXT, &[], Access::Keys(keys));
+    pub(crate) async fn with_keys(keys: Keys, metrics: Metrics, arguments: &[&str]) -> Self {
+        let access = Access::Keys(Box::new(keys));
+        let server = Self::scripted((TEMPLATE, SCRIPT, CONTEXT), arguments, access, metrics);
         server.warm_up().await;
         server
     }
 
-    fn scripted(template: &str, script: &str, context: usize, arguments: &[&str], access: Access) -> Self {
+    fn scripted(
+        (template, script, context): (&str, &str, usize),
+        arguments: &[&str],
+        access: Access,
+        metrics: Metrics,
+    ) -> Self {
         let Settings {
             engine,
             http,
@@ -250,13 +260,7 @@ impl TestServer {
             ..
         } = settings(arguments);
         let controls = Arc::new(Controls::default());
-        let state = Arc::new(App::new(
-            http,
-            request,
-            access,
-            Metrics::new().unwrap(),
-            Shutdown::default(),
-        ));
+        let state = Arc::new(App::new(http, request, access, metrics, Shutdown::default()));
         let says = Says {
             names: &["test-model", "alias"],
             template,

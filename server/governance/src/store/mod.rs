@@ -2,6 +2,7 @@
 
 mod audit;
 mod keys;
+mod usage;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -14,6 +15,7 @@ use sqlx::{Any, AnyPool, Executor as _, Transaction};
 use thiserror::Error;
 
 pub use keys::{NewKeyRequest, Project};
+pub use usage::{UsageSum, UsageWriter};
 
 /// Connections to the database.
 const CONNECTIONS_MAX: u32 = 4;
@@ -21,6 +23,8 @@ const CONNECTIONS_MAX: u32 = 4;
 const WAIT: Duration = Duration::from_secs(5);
 /// Who may read the file: its owner.
 const MODE: u32 = 0o600;
+/// For what is to outlive a loss of power as soon as it is acknowledged.
+const AT_EVERY_COMMIT: &str = "FULL";
 
 /// Why something was not stored or read.
 #[derive(Debug, Error)]
@@ -48,6 +52,8 @@ pub struct Store {
     /// Changes have a connection of their own, and never the same one twice: one whose change failed, as the disk was full, may be
     /// of no use any more. Readers do not wait for them.
     changes: AnyPool,
+    /// For what is used, so that no change waits for it.
+    usage: AnyPool,
     path: Arc<Path>,
     /// Device and number of the file that was opened.
     file: (u64, u64),
@@ -87,11 +93,14 @@ impl Store {
         let path = std::path::absolute(path)?;
         install_default_drivers();
         let options: AnyConnectOptions = url_of(&path)?.parse()?;
-        let pool = pool(CONNECTIONS_MAX).connect_with(options.clone()).await?;
-        let changes = pool_of_one_use().connect_with(options).await?;
+        let pool = pool_of(CONNECTIONS_MAX, AT_EVERY_COMMIT)
+            .connect_with(options.clone())
+            .await?;
+        let changes = pool_of_one_use().connect_with(options.clone()).await?;
         let store = Self {
             pool,
             changes,
+            usage: pool_of(1, "NORMAL").connect_lazy_with(options),
             path: path.into(),
             file: identity(&file)?,
         };
@@ -125,6 +134,7 @@ impl Store {
     /// Ends all connections; the last process to do so leaves one file.
     pub async fn close(&self) {
         self.changes.close().await;
+        self.usage.close().await;
         self.pool.close().await;
     }
 
@@ -135,16 +145,15 @@ impl Store {
     }
 }
 
-fn pool(connections: u32) -> AnyPoolOptions {
+fn pool_of(connections: u32, synced: &'static str) -> AnyPoolOptions {
     AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(WAIT)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
-                // What was acknowledged outlives a loss of power.
                 let wait = WAIT.as_millis();
                 let settings = format!(
-                    "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                    "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synced}; \
                      PRAGMA foreign_keys = ON"
                 );
                 connection.execute(sqlx::AssertSqlSafe(settings)).await?;
@@ -155,7 +164,7 @@ fn pool(connections: u32) -> AnyPoolOptions {
 
 /// One connection at a time, each for one change.
 fn pool_of_one_use() -> AnyPoolOptions {
-    pool(1).after_release(|_, _| Box::pin(async { Ok(false) }))
+    pool_of(1, AT_EVERY_COMMIT).after_release(|_, _| Box::pin(async { Ok(false) }))
 }
 
 fn identity(file: &File) -> std::io::Result<(u64, u64)> {
@@ -184,7 +193,8 @@ pub fn now_s() -> i64 {
     now_ms() / 1000
 }
 
-fn now_ms() -> i64 {
+/// The time, in Unix milliseconds.
+pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,0 +1,39 @@
+//! `/v1/organization/*`: what was used, by whom.
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use rempart_governance::now_s;
+
+use super::AppState;
+use super::error::ApiError;
+use crate::openai::usage::{Asked, UsagePage, UsageRequest};
+
+type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+pub async fn completions(State(app): State<AppState>, query: Pairs) -> Result<Json<UsagePage>, ApiError> {
+    used(&app, Asked::Completions, query).await
+}
+
+pub async fn embeddings(State(app): State<AppState>, query: Pairs) -> Result<Json<UsagePage>, ApiError> {
+    used(&app, Asked::Embeddings, query).await
+}
+
+pub async fn costs(State(app): State<AppState>, query: Pairs) -> Result<Json<UsagePage>, ApiError> {
+    used(&app, Asked::Costs, query).await
+}
+
+async fn used(app: &AppState, asked: Asked, query: Pairs) -> Result<Json<UsagePage>, ApiError> {
+    let Query(query) =
+        query.map_err(|_| ApiError::invalid("query", "invalid_value", "The query is not readable"))?;
+    let store = app.access.store().ok_or_else(ApiError::no_database)?;
+    let request = UsageRequest::parse(asked, &query, now_s())?;
+    let sums = store
+        .usage(request.from, request.page_end(), request.width.span_s)
+        .await;
+    let sums = sums.map_err(|error| {
+        tracing::error!(%error, "usage can't be read");
+        ApiError::not_ready("usage can't be read")
+    })?;
+    Ok(Json(request.answer(&sums, app.access.currency())))
+}

@@ -1,0 +1,37 @@
+//! Rows of usage.
+
+use metrics::Counter;
+
+use super::{Metrics, Series};
+
+/// What is known of the writing of rows.
+pub struct UsageMetrics {
+    rows: Counter,
+    failures: Counter,
+}
+
+impl Metrics {
+    /// The metrics of the task that writes what was used.
+    pub fn usage(&self) -> UsageMetrics {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        UsageMetrics {
+            rows: series.counter("rempart_usage_rows_total"),
+            failures: series.counter("rempart_usage_write_failures_total"),
+        }
+    }
+}
+
+impl UsageMetrics {
+    /// So many rows were written.
+    pub fn written(&self, rows: usize) {
+        self.rows.increment(rows as u64);
+    }
+
+    /// A batch could not be written.
+    pub fn failed(&self) {
+        self.failures.increment(1);
+    }
+}

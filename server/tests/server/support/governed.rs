@@ -1,0 +1,83 @@
+//! A server that asks for keys.
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use rempart::access::{Access, Keys};
+use rempart::metrics::Metrics;
+use rempart_governance::{NewKey, NewKeyRequest, Role, Store};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Answer, TestServer, chat_body, settings};
+
+/// A server with a database in a folder of its own.
+pub(crate) struct Governed {
+    pub(crate) server: TestServer,
+    pub(crate) store: Store,
+    pub(crate) first: NewKey,
+    pub(crate) folder: TempDir,
+}
+
+pub(crate) async fn governed(arguments: &[&str]) -> Governed {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("rempart.db");
+    let metrics = Metrics::new().unwrap();
+    let (keys, first) = Keys::open(&place, &settings(arguments).governance, &metrics)
+        .await
+        .unwrap();
+    let store = Store::open(&place).await.unwrap();
+    Governed {
+        server: TestServer::with_keys(keys, metrics, arguments).await,
+        store,
+        first: first.expect("the database is new"),
+        folder,
+    }
+}
+
+impl Governed {
+    pub(crate) async fn key(&self, project: &str, role: Role) -> NewKey {
+        let wanted = NewKeyRequest {
+            project,
+            role,
+            name: "a key",
+            expires: None,
+        };
+        self.store.create_key("test", &wanted).await.unwrap()
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        let Access::Keys(keys) = &self.server.app.access else {
+            unreachable!("it asks for keys")
+        };
+        keys
+    }
+
+    /// Lets the server look, as it does every second.
+    pub(crate) async fn look(&self) {
+        self.keys().refresh().await.unwrap();
+    }
+
+    pub(crate) async fn send(&self, key: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.server.send(request(Some(key), method, path, body)).await
+    }
+
+    pub(crate) async fn post(&self, key: &NewKey, path: &str, body: Value) -> Answer {
+        self.send(key.reveal(), Method::POST, path, Some(body)).await
+    }
+
+    pub(crate) async fn chat(&self, key: &NewKey, fields: Value) -> Answer {
+        self.post(key, "/v1/chat/completions", chat_body(fields)).await
+    }
+}
+
+pub(crate) fn request(key: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let json = request
+        .header("content-type", "application/json")
+        .header("host", "localhost");
+    json.body(Body::from(body.map_or_else(String::new, |body| body.to_string())))
+        .unwrap()
+}

@@ -1,0 +1,494 @@
+//! What a server with keys records of each request: one row, however the request ends.
+
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+use http_body_util::BodyExt as _;
+use rempart_governance::{NewKey, Role, UsageEvent};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::support::{Governed, chat_body, governed, request};
+
+const CHAT: &str = "/v1/chat/completions";
+
+impl Governed {
+    /// All rows there are.
+    async fn rows(&self) -> Vec<UsageEvent> {
+        self.store.usage_events(0, i64::MAX).await.unwrap()
+    }
+
+    /// Waits for a row that nobody waited for.
+    async fn rows_become(&self, count: usize) -> Vec<UsageEvent> {
+        let began = Instant::now();
+        loop {
+            let rows = self.rows().await;
+            if rows.len() >= count {
+                return rows;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "{rows:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn with_member() -> (Self, NewKey) {
+        let governed = governed(&["--price", "test-model=2,8,0.5", "--price", "embedder=1,0"]).await;
+        let key = governed.key("default", Role::Member).await;
+        governed.look().await;
+        (governed, key)
+    }
+}
+
+fn tokens(usage: &Value) -> [i64; 3] {
+    let number = |value: &Value| value.as_i64().unwrap();
+    [
+        number(&usage["prompt_tokens"]),
+        number(&usage["prompt_tokens_details"]["cached_tokens"]),
+        number(&usage["completion_tokens"]),
+    ]
+}
+
+#[tokio::test]
+async fn an_answer_that_was_read_has_its_row() {
+    let (governed, key) = Governed::with_member().await;
+    let stream = json!({"stream": true, "stream_options": {"include_usage": true}});
+    for (at, fields) in [json!({}), json!({}), stream].into_iter().enumerate() {
+        let answer = governed.chat(&key, fields).await;
+        // Nothing is waited for: it is there.
+        let rows = governed.rows().await;
+        assert_eq!(rows.len(), at + 1);
+        let row = rows.last().unwrap();
+        let usage = if at < 2 {
+            answer.json()["usage"].clone()
+        } else {
+            answer
+                .events()
+                .iter()
+                .find(|event| !event["usage"].is_null())
+                .unwrap()["usage"]
+                .clone()
+        };
+        let [input, cached, output] = tokens(&usage);
+        assert_eq!([row.input, row.cached, row.output], [input, cached, output]);
+        assert_eq!(
+            cached > 0,
+            at > 0,
+            "the prompt of the first is cached for the others"
+        );
+        assert_eq!(
+            row.cost_nano,
+            (input - cached) * 2_000 + cached * 500 + output * 8_000
+        );
+        assert_eq!((row.model.as_str(), row.endpoint.as_str()), ("test-model", CHAT));
+        assert_eq!(
+            (row.key.as_str(), row.status, row.outcome.as_str()),
+            (key.id.0.as_str(), 200, "completed")
+        );
+        assert!(row.project.starts_with("proj_") && row.first_ms.unwrap() <= row.duration_ms);
+    }
+}
+
+#[tokio::test]
+async fn whatever_asks_a_model_has_a_row() {
+    let (governed, key) = Governed::with_member().await;
+    let question = json!([{"role": "user", "content": "Hi"}]);
+    let asked = [
+        (
+            "/v1/completions",
+            json!({"model": "alias", "prompt": ["a", "b"], "n": 2, "max_tokens": 3}),
+        ),
+        (
+            "/v1/messages",
+            json!({"model": "test-model", "max_tokens": 4, "messages": question}),
+        ),
+        ("/v1/responses", json!({"model": "test-model", "input": "Hi"})),
+        (
+            "/v1/embeddings",
+            json!({"model": "embedder", "input": ["a", "b c"]}),
+        ),
+        (
+            "/v1/rerank",
+            json!({"model": "ranker", "query": "a", "documents": ["b", "c"]}),
+        ),
+        (
+            "/v1/score",
+            json!({"model": "ranker", "text_1": "a", "text_2": "b"}),
+        ),
+    ];
+    for (at, (path, body)) in asked.iter().enumerate() {
+        let answer = governed.post(&key, path, body.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let rows = governed.rows().await;
+        assert_eq!((rows.len(), rows[at].endpoint.as_str()), (at + 1, *path));
+        assert!(rows[at].input > 0 && rows[at].status == 200);
+        let made = at < 3;
+        assert_eq!(
+            (rows[at].output > 0, rows[at].first_ms.is_some()),
+            (made, made),
+            "{path}"
+        );
+    }
+    let rows = governed.rows().await;
+    assert_eq!((rows[0].model.as_str(), rows[0].output), ("test-model", 12));
+    assert_eq!(rows[3].cost_nano, rows[3].input * 1_000);
+    // What asks no model has none.
+    for (path, body) in [
+        (
+            "/v1/messages/count_tokens",
+            json!({"model": "test-model", "messages": question}),
+        ),
+        (
+            "/v1/responses/input_tokens",
+            json!({"model": "test-model", "input": "Hi"}),
+        ),
+        ("/tokenize", json!({"prompt": "Hi"})),
+    ] {
+        assert_eq!(governed.post(&key, path, body).await.status, 200, "{path}");
+    }
+    governed.send(key.reveal(), Method::GET, "/v1/models", None).await;
+    governed
+        .send("sk-wrong", Method::POST, CHAT, Some(chat_body(json!({}))))
+        .await;
+    assert_eq!(governed.rows().await.len(), asked.len());
+}
+
+#[tokio::test]
+async fn what_fails_has_a_row_too() {
+    let (governed, key) = Governed::with_member().await;
+    governed.chat(&key, json!({"temperature": -1})).await;
+    governed.chat(&key, json!({"model": "none"})).await;
+    governed
+        .post(&key, "/v1/embeddings", json!({"model": "embedder", "input": []}))
+        .await;
+    governed
+        .server
+        .controls
+        .fail
+        .store(1, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(governed.chat(&key, json!({})).await.status, 500);
+    let rows = governed.rows().await;
+    let ends: Vec<(i64, &str)> = rows
+        .iter()
+        .map(|row| (row.status, row.outcome.as_str()))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (400, "refused"),
+            (404, "refused"),
+            (400, "refused"),
+            (500, "failed")
+        ]
+    );
+    assert!(rows.iter().all(|row| row.output == 0 && row.cost_nano >= 0));
+    // A stream that breaks off.
+    let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
+    let response =
+        governed
+            .server
+            .router
+            .clone()
+            .oneshot(request(Some(key.reveal()), Method::POST, CHAT, Some(body)));
+    let mut stream = response.await.unwrap().into_body();
+    let first = stream.frame().await.unwrap().unwrap();
+    assert!(first.is_data());
+    governed
+        .server
+        .controls
+        .fail
+        .store(1, std::sync::atomic::Ordering::SeqCst);
+    let rest = stream.collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&rest).contains("error"));
+    let row = governed.rows_become(5).await.remove(4);
+    assert_eq!((row.status, row.outcome.as_str()), (200, "failed"));
+    assert!(row.input > 0);
+}
+
+#[tokio::test]
+async fn who_leaves_pays_for_what_was_made() {
+    let (governed, key) = Governed::with_member().await;
+    let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
+    let response =
+        governed
+            .server
+            .router
+            .clone()
+            .oneshot(request(Some(key.reveal()), Method::POST, CHAT, Some(body)));
+    let mut stream = response.await.unwrap().into_body();
+    for _ in 0..4 {
+        stream.frame().await.unwrap().unwrap();
+    }
+    drop(stream);
+    let row = governed.rows_become(1).await.remove(0);
+    assert_eq!((row.status, row.outcome.as_str()), (499, "cancelled"));
+    assert!(row.input > 0 && (1..200).contains(&row.output), "{row:?}");
+    // One that waits for a whole answer.
+    governed.server.controls.close();
+    let body = chat_body(json!({"max_tokens": 200}));
+    let asked = request(Some(key.reveal()), Method::POST, CHAT, Some(body));
+    let waiting = governed.server.router.clone().oneshot(asked);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), waiting)
+            .await
+            .is_err()
+    );
+    governed.server.controls.open();
+    let row = governed.rows_become(2).await.remove(1);
+    assert_eq!((row.status, row.outcome.as_str()), (499, "cancelled"));
+}
+
+#[tokio::test]
+async fn without_a_record_no_model_is_asked() {
+    let (governed, key) = Governed::with_member().await;
+    let url = format!("sqlite://{}", governed.folder.path().join("rempart.db").display());
+    let mut raw = <sqlx::AnyConnection as sqlx::Connection>::connect(&url)
+        .await
+        .unwrap();
+    let mut rename = async |from: &str, to: &str| {
+        let statement = format!("ALTER TABLE {from} RENAME TO {to}");
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(&mut raw)
+            .await
+            .unwrap();
+    };
+    rename("usage_event", "gone").await;
+    // The answer is made and told; its row waits.
+    let began = Instant::now();
+    assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let refused = governed.chat(&key, json!({})).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["code"]),
+        (503, &json!("server_not_ready"))
+    );
+    assert_eq!(governed.server.get("/readyz").await.status, 503);
+    assert_eq!(
+        governed
+            .post(&key, "/tokenize", json!({"prompt": "Hi"}))
+            .await
+            .status,
+        200
+    );
+    rename("gone", "usage_event").await;
+    assert_eq!(governed.rows_become(1).await[0].outcome, "completed");
+    let began = Instant::now();
+    while governed.chat(&key, json!({})).await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    governed
+        .server
+        .metric_is_with(governed.first.reveal(), "rempart_usage_rows_total", 2.0)
+        .await;
+}
+
+#[tokio::test]
+async fn every_request_that_runs_has_a_place_for_its_row() {
+    let governed = governed(&["--usage-requests-max", "2"]).await;
+    governed.server.controls.close();
+    let ask = || {
+        let asked = request(
+            Some(governed.first.reveal()),
+            Method::POST,
+            CHAT,
+            Some(chat_body(json!({}))),
+        );
+        governed.server.router.clone().oneshot(asked)
+    };
+    let (one, two) = (ask(), ask());
+    let third = async {
+        // The others hold their places as soon as they have begun.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let third = ask().await.unwrap();
+        governed.server.controls.open();
+        third.status().as_u16()
+    };
+    let (one, two, third) = tokio::join!(one, two, third);
+    assert_eq!(
+        (
+            one.unwrap().status().as_u16(),
+            two.unwrap().status().as_u16(),
+            third
+        ),
+        (200, 200, 503)
+    );
+    assert_eq!(ask().await.unwrap().status(), 200);
+    governed.server.app.access.close().await;
+    assert_eq!(
+        ask().await.unwrap().status(),
+        503,
+        "nothing begins when the last rows are written"
+    );
+}
+
+async fn organization(governed: &Governed, query: &str) -> Value {
+    let path = format!("/v1/organization/{query}");
+    governed
+        .send(governed.first.reveal(), Method::GET, &path, None)
+        .await
+        .json()
+}
+
+/// Two answers and two vectors for one key, one each for another.
+async fn used_by_two() -> (Governed, NewKey, NewKey) {
+    let (governed, key) = Governed::with_member().await;
+    governed.store.create_project("test", "sales", &[]).await.unwrap();
+    let other = governed.key("sales", Role::Service).await;
+    governed.look().await;
+    for key in [&key, &key, &other] {
+        assert_eq!(governed.chat(key, json!({})).await.status, 200);
+        let body = json!({"model": "embedder", "input": "a"});
+        assert_eq!(governed.post(key, "/v1/embeddings", body).await.status, 200);
+    }
+    governed.chat(&key, json!({"temperature": -1})).await;
+    (governed, key, other)
+}
+
+/// The results of all spans.
+async fn results(governed: &Governed, query: &str) -> Vec<Value> {
+    let page = organization(governed, query).await;
+    let spans = page["data"].as_array().unwrap().iter();
+    spans
+        .flat_map(|span| span["results"].as_array().unwrap().clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn usage_is_told_as_openai_tells_it() {
+    let (governed, _, _) = used_by_two().await;
+    let made: i64 = governed.rows().await.iter().map(|row| row.output).sum();
+    let now = rempart_governance::now_s();
+    let day = now / 86_400 * 86_400;
+    let page = organization(&governed, &format!("usage/completions?start_time={now}")).await;
+    let span = json!({
+        "object": "bucket", "start_time": day, "end_time": day + 86_400,
+        "results": [{
+            "object": "organization.usage.completions.result", "input_tokens": page["data"][0]["results"][0]["input_tokens"],
+            "input_cached_tokens": page["data"][0]["results"][0]["input_cached_tokens"], "output_tokens": made,
+            "num_model_requests": 3, "project_id": null, "api_key_id": null, "model": null,
+        }],
+    });
+    assert_eq!(
+        page,
+        json!({"object": "page", "data": [span], "has_more": false, "next_page": null})
+    );
+}
+
+#[tokio::test]
+async fn usage_is_told_in_groups() {
+    let (governed, key, other) = used_by_two().await;
+    let day = rempart_governance::now_s() / 86_400 * 86_400;
+    let query = format!("usage/completions?start_time={day}&group_by[]=api_key_id&group_by[]=model");
+    let told = |result: &Value| {
+        (
+            result["api_key_id"].clone(),
+            result["num_model_requests"].clone(),
+            result["model"].clone(),
+        )
+    };
+    let mut wanted =
+        [(&key, 2), (&other, 1)].map(|(key, count)| (json!(key.id.0), json!(count), json!("test-model")));
+    wanted.sort_by_key(|(key, ..)| key.to_string());
+    assert_eq!(
+        results(&governed, &query)
+            .await
+            .iter()
+            .map(told)
+            .collect::<Vec<_>>(),
+        wanted
+    );
+    let rows = governed.rows().await;
+    let project = rows[0].project.clone();
+    let query = format!("usage/embeddings?start_time={day}&project_ids={project}&group_by=project_id");
+    let own = results(&governed, &query).await;
+    assert_eq!(
+        (own.len(), &own[0]["num_model_requests"], &own[0]["project_id"]),
+        (1, &json!(2), &json!(project))
+    );
+    let query = format!("usage/completions?start_time={day}&models[]=embedder");
+    assert!(results(&governed, &query).await.is_empty());
+    let costs = results(&governed, &format!("costs?start_time={day}&group_by=line_item")).await;
+    assert_eq!(costs.len(), 2);
+    for (result, model) in costs.iter().zip(["embedder", "test-model"]) {
+        assert_eq!(
+            (&result["line_item"], &result["amount"]["currency"]),
+            (&json!(model), &json!("eur"))
+        );
+        let nano: i64 = rows
+            .iter()
+            .filter(|row| row.model == model)
+            .map(|row| row.cost_nano)
+            .sum();
+        assert!(nano > 0 && (result["amount"]["value"].as_f64().unwrap() - nano as f64 / 1e9).abs() < 1e-12);
+    }
+}
+
+#[tokio::test]
+async fn usage_is_told_page_by_page() {
+    let (governed, key) = Governed::with_member().await;
+    governed.chat(&key, json!({})).await;
+    let began = governed.rows().await[0].began_ms / 1_000;
+    let hour = began / 3_600 * 3_600;
+    let (start, end) = (hour - 9 * 3_600 - 5, hour + 3_600);
+    let (mut starts, mut requests, mut page) = (Vec::new(), 0, String::new());
+    loop {
+        let query =
+            format!("usage/completions?start_time={start}&end_time={end}&bucket_width=1h&limit=4{page}");
+        let told = organization(&governed, &query).await;
+        for bucket in told["data"].as_array().unwrap() {
+            starts.push(bucket["start_time"].as_i64().unwrap());
+            requests += bucket["results"].as_array().unwrap().len();
+        }
+        if told["has_more"] == false {
+            break;
+        }
+        page = format!("&page={}", told["next_page"].as_str().unwrap());
+    }
+    // From the hour that holds the start to the one before the end, each once.
+    assert_eq!(
+        starts,
+        (0..11).map(|at| hour - (10 - at) * 3_600).collect::<Vec<_>>()
+    );
+    assert_eq!(requests, 1);
+    let minutes = organization(
+        &governed,
+        &format!("usage/completions?start_time={began}&bucket_width=1m&limit=2"),
+    )
+    .await;
+    assert_eq!(minutes["data"][0]["results"][0]["num_model_requests"], 1);
+    for (query, param) in [
+        ("usage/completions", "start_time"),
+        ("usage/completions?start_time=-1", "start_time"),
+        ("usage/completions?start_time=1e9", "start_time"),
+        ("usage/completions?start_time=9&end_time=9", "end_time"),
+        (
+            "usage/completions?start_time=9&end_time=99999999999999999999",
+            "end_time",
+        ),
+        ("usage/completions?start_time=9&bucket_width=2d", "bucket_width"),
+        ("usage/completions?start_time=9&limit=32", "limit"),
+        ("usage/completions?start_time=9&limit=0", "limit"),
+        ("costs?start_time=9&limit=181", "limit"),
+        ("costs?start_time=9&bucket_width=1h", "bucket_width"),
+        ("costs?start_time=9&models=a", "models"),
+        ("usage/completions?start_time=9&page=x", "page"),
+        ("usage/completions?start_time=9&group_by=user_id", "group_by"),
+        ("usage/completions?start_time=9&batch=true", "batch"),
+        ("usage/completions?start_time=9&a%00b=1", "query"),
+    ] {
+        let error = organization(&governed, query).await;
+        assert_eq!(error["error"]["param"], param, "{query}");
+    }
+    assert_eq!(
+        governed
+            .send(
+                key.reveal(),
+                Method::GET,
+                "/v1/organization/costs?start_time=1",
+                None
+            )
+            .await
+            .status,
+        403
+    );
+}
