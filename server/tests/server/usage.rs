@@ -1,5 +1,6 @@
 //! What a server with keys records of each request: one row, however the request ends.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
@@ -160,11 +161,7 @@ async fn what_fails_has_a_row_too() {
     governed
         .post(&key, "/v1/embeddings", json!({"model": "embedder", "input": []}))
         .await;
-    governed
-        .server
-        .controls
-        .fail
-        .store(1, std::sync::atomic::Ordering::SeqCst);
+    governed.server.controls.fail.store(1, Ordering::SeqCst);
     assert_eq!(governed.chat(&key, json!({})).await.status, 500);
     let rows = governed.rows().await;
     let ends: Vec<(i64, &str)> = rows
@@ -181,7 +178,8 @@ async fn what_fails_has_a_row_too() {
         ]
     );
     assert!(rows.iter().all(|row| row.output == 0 && row.cost_nano >= 0));
-    // A stream that breaks off.
+    // A stream that breaks off, of two seconds.
+    governed.server.controls.token_ms.store(10, Ordering::SeqCst);
     let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
     let response =
         governed
@@ -192,11 +190,7 @@ async fn what_fails_has_a_row_too() {
     let mut stream = response.await.unwrap().into_body();
     let first = stream.frame().await.unwrap().unwrap();
     assert!(first.is_data());
-    governed
-        .server
-        .controls
-        .fail
-        .store(1, std::sync::atomic::Ordering::SeqCst);
+    governed.server.controls.fail.store(1, Ordering::SeqCst);
     let rest = stream.collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&rest).contains("error"));
     let row = governed.rows_become(5).await.remove(4);
