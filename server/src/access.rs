@@ -5,15 +5,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rempart_governance::{
-    Denied, Directory, Error, Key, KeyId, NewKey, Principal, Role, Scope, Store, now_s,
+    Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Store, Subject,
+    month_began_ms, now_ms, now_s,
 };
 
 use crate::config::GovernanceSettings;
-use crate::ledger::{Ledger, Meter};
+use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
 
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
+const DAY_S: i64 = 86_400;
 /// The project and the name of the first key of an empty database.
 const FIRST_PROJECT: &str = "default";
 const FIRST_KEY: &str = "first";
@@ -131,11 +133,14 @@ impl Access {
         }
     }
 
-    /// The meter of a request that a caller begins; `None` where its use could not be recorded, and so must not begin.
-    pub fn meter(&self, caller: &Caller, endpoint: &str, arrived: Instant) -> Option<Meter> {
+    /// The meter of a request that a caller begins.
+    ///
+    /// # Errors
+    /// Why it must not begin.
+    pub fn meter(&self, caller: &Caller, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
         match (self, caller) {
             (Self::Keys(keys), Caller::Holder(principal)) => keys.ledger.begin(principal, endpoint, arrived),
-            _ => Some(Meter::default()),
+            _ => Ok(Meter::default()),
         }
     }
 
@@ -155,12 +160,14 @@ impl Access {
         }
     }
 
-    /// Writes what is still to be written, and ends the use of the database.
-    pub async fn close(&self) {
-        if let Self::Keys(keys) = self {
-            keys.ledger.close().await;
-            keys.store.close().await;
-        }
+    /// Writes what is still to be written, and ends the use of the database; whether all of it is written.
+    pub async fn close(&self) -> bool {
+        let Self::Keys(keys) = self else {
+            return true;
+        };
+        let whole = keys.ledger.close().await;
+        keys.store.close().await;
+        whole
     }
 
     /// Notes in the audit chain what a caller is about to do.
@@ -213,9 +220,13 @@ impl Keys {
         let store = Store::open(database).await?;
         let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
         let seen = look(&store).await?;
+        if !settings.prices.is_empty() {
+            store.settle_currency("server", &settings.currency).await?;
+        }
+        let limiter = used_so_far(&store).await?;
         let (requests_max, prices) = (settings.usage_requests_max, settings.prices.clone());
         let keys = Self {
-            ledger: Ledger::start(store.clone(), requests_max, prices, metrics.usage()),
+            ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,
             seen: RwLock::new(seen),
             stale_max: settings.stale_max,
@@ -262,6 +273,19 @@ impl Keys {
         }
         Ok(())
     }
+}
+
+/// What everyone has used this month, and of it today.
+async fn used_so_far(store: &Store) -> Result<Limiter, Error> {
+    let mut limiter = Limiter::default();
+    let month = month_began_ms(now_ms()) / 1_000;
+    for sum in store.usage(month, i64::MAX, DAY_S, usize::MAX).await? {
+        let tokens = sum.total.input.saturating_add(sum.total.output);
+        for subject in [Subject::Key(sum.key), Subject::Project(sum.project)] {
+            limiter.remember(subject, sum.start.saturating_mul(1_000), tokens);
+        }
+    }
+    Ok(limiter)
 }
 
 async fn look(store: &Store) -> Result<Seen, Error> {

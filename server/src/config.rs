@@ -56,6 +56,8 @@ pub enum Error {
         "--allowed-host {name:?} must be a name or an address (IPv6 in brackets) without scheme, port and path"
     )]
     AllowedHost { name: String },
+    #[error("--price names {model} twice")]
+    TwoPrices { model: String },
     #[error("--block-size {0} must be a power of two between 16 and 256")]
     BlockSize(usize),
 }
@@ -339,7 +341,7 @@ impl ServeArgs {
             engine,
             http,
             request: self.request.limits(),
-            governance: self.governance.settings(),
+            governance: self.governance.settings()?,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rempart_governance::UsageEvent;
 
 /// The most that a million tokens may cost.
-const PRICE_MAX: i64 = 1_000_000_000;
+const PRICE_MAX: i64 = 1_000_000;
 /// Thousandths: a price has up to three decimals, so that one token costs a whole number of billionths.
 const DECIMALS: u32 = 3;
 
@@ -31,10 +31,25 @@ pub struct NamedPrice {
 }
 
 impl Prices {
-    /// Of a model that is named twice the last price counts.
-    pub fn new(named: Vec<NamedPrice>) -> Self {
-        let prices = named.into_iter().map(|named| (named.model, named.price));
-        Self(Arc::new(prices.collect()))
+    /// # Errors
+    /// The name of a model that has two prices.
+    pub fn new(named: Vec<NamedPrice>) -> Result<Self, String> {
+        let mut prices = BTreeMap::new();
+        for NamedPrice { model, price } in named {
+            if prices.insert(model.clone(), price).is_some() {
+                return Err(model);
+            }
+        }
+        Ok(Self(Arc::new(prices)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The models that have a price.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// What a request costs, in billionths; nothing where its model has no price.
@@ -126,11 +141,11 @@ mod tests {
             "m=1,0.0001",
             "m=1,1e3",
             "m=1,",
-            "m=1,1000000001",
+            "m=1,1000001",
             "m=1,.5",
         ] {
             assert!(price(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(price("m=1000000000,0").unwrap().1[0], 1_000_000_000_000);
+        assert_eq!(price("m=1000000,0").unwrap().1[0], 1_000_000_000);
     }
 }

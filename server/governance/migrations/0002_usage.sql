@@ -1,7 +1,7 @@
 -- What was used: one row for each request that asked a model, in batches whose hashes make a chain of their own.
 
 CREATE TABLE usage_event (
-    seq BIGINT PRIMARY KEY,
+    seq BIGINT NOT NULL PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     began_ms BIGINT NOT NULL,
     project TEXT NOT NULL,
@@ -25,7 +25,7 @@ CREATE INDEX usage_event_began ON usage_event (began_ms);
 
 -- What was written at one time. The rows' digest stays when they themselves are deleted, and so does the chain.
 CREATE TABLE usage_batch (
-    seq BIGINT PRIMARY KEY,
+    seq BIGINT NOT NULL PRIMARY KEY,
     at_ms BIGINT NOT NULL,
     first_row BIGINT NOT NULL,
     last_row BIGINT NOT NULL,
@@ -49,4 +49,10 @@ CREATE TABLE usage_bucket (
     output BIGINT NOT NULL,
     cost_nano BIGINT NOT NULL,
     PRIMARY KEY (hour, project, api_key, model, endpoint)
+);
+
+-- What holds for all rows there are, such as the currency of costs.
+CREATE TABLE setting (
+    name TEXT NOT NULL PRIMARY KEY,
+    value TEXT NOT NULL
 );

@@ -63,7 +63,7 @@ pub fn verify<'a>(
 ) -> Result<(i64, String), Broken> {
     let (mut seq, mut hash) = from.unwrap_or_else(|| (0, GENESIS.to_owned()));
     for row in rows {
-        if row.seq != seq + 1 || row.previous != hash {
+        if row.seq != seq.saturating_add(1) || row.previous != hash {
             return Err(Broken::Missing(row.seq));
         }
         if row.hash != row.right_hash() {

@@ -1,12 +1,13 @@
 //! All keys at one moment, in memory: whose a key is costs no query, so that a flood of wrong keys costs the database nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::key::{Key, KeyHash, KeyId};
+use crate::limit::{Limits, Subject};
 use crate::role::Role;
 
 /// A key as it is kept.
@@ -33,6 +34,10 @@ pub struct Principal {
     pub role: Role,
     /// The models it may use; `None`: all.
     pub models: Option<Arc<BTreeSet<String>>>,
+    /// Its key and its project, each with what it may use.
+    pub limited: Arc<[(Subject, Limits)]>,
+    /// The project's part of the machine, against those of others.
+    pub weight: u32,
 }
 
 /// Why a key opens nothing. Strangers are told no more than that it does not.
@@ -54,6 +59,9 @@ pub struct Directory {
     keys: HashMap<KeyId, KeyRecord>,
     /// By project.
     rights: HashMap<String, Arc<BTreeSet<String>>>,
+    limits: BTreeMap<Subject, Limits>,
+    /// By project.
+    weights: HashMap<String, u32>,
 }
 
 impl Directory {
@@ -70,7 +78,22 @@ impl Directory {
                 .into_iter()
                 .map(|(project, models)| (project, Arc::new(models)))
                 .collect(),
+            limits: BTreeMap::new(),
+            weights: HashMap::new(),
         }
+    }
+
+    /// With what projects and keys may use.
+    #[must_use]
+    pub fn with_limits(self, limits: BTreeMap<Subject, Limits>) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// With parts of the machine, by project. A project that is not among them has the weight 1.
+    #[must_use]
+    pub fn with_weights(self, weights: Vec<(String, u32)>) -> Self {
+        let weights = weights.into_iter().collect();
+        Self { weights, ..self }
     }
 
     /// Whose key this is, at a time in Unix seconds.
@@ -89,8 +112,18 @@ impl Directory {
         if record.expires.is_some_and(|expires| expires <= now_s) {
             return Err(Denied::Expired);
         }
+        let subjects = [
+            Subject::Key(key.id.0.clone()),
+            Subject::Project(record.project.clone()),
+        ];
+        let limited = subjects.map(|subject| {
+            let limits = self.limits.get(&subject).copied().unwrap_or_default();
+            (subject, limits)
+        });
         Ok(Principal {
             key: key.id,
+            limited: Arc::new(limited),
+            weight: self.weights.get(&record.project).copied().unwrap_or(1),
             project: record.project.clone(),
             role: record.role,
             models: self.rights.get(&record.project).cloned(),

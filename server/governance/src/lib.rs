@@ -5,6 +5,7 @@
 mod audit;
 mod directory;
 mod key;
+mod limit;
 mod role;
 mod store;
 mod usage;
@@ -12,6 +13,11 @@ mod usage;
 pub use audit::{AuditEvent, Broken, verify};
 pub use directory::{Denied, Directory, KeyRecord, Principal};
 pub use key::{Key, KeyHash, KeyId, NewKey};
+pub use limit::{
+    Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
+};
 pub use role::{Role, Scope};
-pub use store::{Error, NewKeyRequest, Project, Store, UsageSum, UsageWriter, now_ms, now_s};
-pub use usage::{BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};
+pub use store::{
+    Error, NewKeyRequest, Project, Store, UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
+};
+pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

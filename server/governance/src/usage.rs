@@ -10,6 +10,9 @@ use thiserror::Error;
 use crate::audit::GENESIS;
 use crate::key::hex;
 
+/// The most rows of one batch.
+pub const BATCH_ROWS_MAX: usize = 512;
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -123,6 +126,10 @@ pub enum BrokenUsage {
     Missing(i64),
     #[error("the rows of batch {0} of usage are not those that were written")]
     Rows(i64),
+    #[error("there are rows of usage that are in no batch")]
+    Stray,
+    #[error("a sum of the hour {0} is not that of the rows")]
+    Sum(i64),
 }
 
 impl UsageBatch {

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rempart_governance::{
-    Broken, BrokenUsage, Denied, Error, NewKey, NewKeyRequest, Outcome, Role, Store, UsageEvent, UsageSum,
-    UsageWriter, now_s, verify,
+    Broken, Denied, Error, NewKey, NewKeyRequest, Outcome, Role, Store, UsageEvent, UsageSum, UsageWriter,
+    now_s, verify,
 };
 use sqlx::Connection as _;
 use tokio::task::JoinSet;
@@ -119,7 +119,16 @@ async fn names_are_checked() {
     let store = open(folder.path()).await;
     store.create_project("cli:root", "a", &[]).await.unwrap();
     let long = "é".repeat(129);
-    for name in ["", "a", "line\nfeed", "\u{1b}[2J", &long] {
+    for name in [
+        "",
+        " a",
+        "a\u{202e}b",
+        "\u{200b}",
+        "a",
+        "line\nfeed",
+        "\u{1b}[2J",
+        &long,
+    ] {
         let made = store.create_project("cli:root", name, &[]).await;
         assert!(matches!(made, Err(Error::Refused(_))), "{name}");
     }
@@ -378,14 +387,8 @@ fn used(at: i64) -> UsageEvent {
     }
 }
 
-async fn check_usage(store: &Store) -> Result<i64, BrokenUsage> {
-    let mut before = None;
-    for batch in store.usage_batches(0).await.unwrap() {
-        batch.check(before.as_ref())?;
-        batch.check_rows(&store.usage_events(batch.first, batch.last).await.unwrap())?;
-        before = Some(batch);
-    }
-    Ok(before.map_or(0, |last| last.last))
+async fn proven(store: &Store) -> Result<i64, Error> {
+    Ok(store.prove_usage(None).await?.rows)
 }
 
 #[tokio::test]
@@ -399,23 +402,26 @@ async fn what_was_used_is_summed_and_proven() {
     for batch in [&rows[..1], &rows[1..100], &rows[100..]] {
         writer.write(batch).await.unwrap();
     }
-    assert_eq!(check_usage(&store).await, Ok(160));
+    assert_eq!(proven(&store).await.unwrap(), 160);
     assert_eq!(store.usage_events(1, 160).await.unwrap(), rows);
     writer.write(&rows[1..100]).await.unwrap();
     assert_eq!(
-        check_usage(&store).await,
-        Ok(160),
+        proven(&store).await.unwrap(),
+        160,
         "what was written is not written again"
     );
     assert!(
         writer.write(&[used(161), used(3)]).await.is_err(),
         "no request has two rows"
     );
-    assert_eq!(check_usage(&store).await, Ok(160), "and none of that was written");
+    assert_eq!(proven(&store).await.unwrap(), 160, "and none of that was written");
     writer.write(&[used(160)]).await.unwrap();
     let total = |sums: &[UsageSum], of: fn(&UsageSum) -> i64| sums.iter().map(of).sum::<i64>();
     for span in [60, 3_600, 86_400] {
-        let sums = store.usage(1_600_000_000, 1_800_000_000, span).await.unwrap();
+        let sums = store
+            .usage(1_600_000_000, 1_800_000_000, span, 1_000)
+            .await
+            .unwrap();
         assert_eq!(total(&sums, |sum| sum.total.requests), 160, "{span}");
         assert_eq!(total(&sums, |sum| sum.total.refused), 1, "{span}");
         assert_eq!(total(&sums, |sum| sum.total.output), 160 * 161 / 2);
@@ -430,19 +436,134 @@ async fn what_was_used_is_summed_and_proven() {
         assert_eq!(distinct.len(), sums.len());
     }
     let first_hour = 1_700_000_000 / 3_600 * 3_600;
-    let hour = store.usage(first_hour, first_hour + 3_600, 3_600).await.unwrap();
-    let minutes = store.usage(first_hour, first_hour + 3_600, 60).await.unwrap();
+    let hour = store
+        .usage(first_hour, first_hour + 3_600, 3_600, 1_000)
+        .await
+        .unwrap();
+    let minutes = store
+        .usage(first_hour, first_hour + 3_600, 60, 1_000)
+        .await
+        .unwrap();
     assert_eq!(
         total(&hour, |sum| sum.total.output),
         total(&minutes, |sum| sum.total.output)
     );
+    assert!(matches!(
+        store.usage(first_hour, first_hour + 3_600, 60, 10).await,
+        Err(Error::TooMany(10))
+    ));
+}
+
+/// Every change that somebody may make to the file, and back.
+#[tokio::test]
+async fn usage_that_was_changed_in_the_file_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut writer = UsageWriter::new(store.clone());
+    let rows: Vec<UsageEvent> = (0..9).map(used).collect();
+    for batch in rows.chunks(3) {
+        writer.write(batch).await.unwrap();
+    }
+    let whole = store.prove_usage(None).await.unwrap();
+    let noted = whole.last.clone().unwrap();
+    assert!(store.prove_usage(Some(&noted)).await.unwrap().contains);
+    assert_eq!((whole.rows, noted.0), (9, 3));
     let place = folder.path().join("rempart.db");
-    let mut direct = sqlx::SqliteConnection::connect(&format!("sqlite://{}", place.display()))
-        .await
-        .unwrap();
-    sqlx::query("UPDATE usage_event SET output = 0 WHERE seq = 77")
+    let kept = folder.path().join("kept.db");
+    let url = format!("sqlite://{}", place.display());
+    let copy = format!("VACUUM INTO '{}'", kept.display());
+    let mut direct = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(copy))
         .execute(&mut direct)
         .await
         .unwrap();
-    assert_eq!(check_usage(&store).await, Err(BrokenUsage::Rows(2)));
+    direct.close().await.unwrap();
+    for (at, change) in [
+        "UPDATE usage_event SET output = 0 WHERE seq = 7",
+        "UPDATE usage_event SET outcome = 'failed' WHERE seq = 1",
+        "UPDATE usage_event SET output = 'x' WHERE seq = 1",
+        "UPDATE usage_event SET seq = 99 WHERE seq = 1",
+        "DELETE FROM usage_event WHERE seq = 9",
+        "DELETE FROM usage_batch WHERE seq = 2",
+        "DELETE FROM usage_batch WHERE seq = 3",
+        "INSERT INTO usage_event SELECT 10, 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
+         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+        "INSERT INTO usage_event SELECT 'x', 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
+         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+        "UPDATE usage_batch SET last_row = 9223372036854775807 WHERE seq = 3",
+        "UPDATE usage_batch SET seq = 9223372036854775807 WHERE seq = 3",
+        "UPDATE usage_bucket SET cost_nano = 0",
+        "UPDATE usage_bucket SET input = 9223372036854775807",
+        "DELETE FROM usage_bucket WHERE project = 'proj_a'",
+        "INSERT INTO usage_bucket VALUES (0, 'a', 'b', 'c', 'd', 1, 0, 0, 0, 0, 0)",
+        // With rows, batch and sums together: only what was noted tells.
+        "DELETE FROM usage_batch WHERE seq = 3; DELETE FROM usage_event WHERE seq > 6; DELETE FROM usage_bucket",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let changed = folder.path().join(format!("{at}.db"));
+        std::fs::copy(&kept, &changed).unwrap();
+        let mut direct = sqlx::SqliteConnection::connect(&format!("sqlite://{}", changed.display())).await.unwrap();
+        sqlx::raw_sql(change).execute(&mut direct).await.unwrap();
+        direct.close().await.unwrap();
+        let store = Store::open(&changed).await.unwrap();
+        let proof = store.prove_usage(Some(&noted)).await;
+        assert!(proof.is_err() || !proof.as_ref().unwrap().contains, "{change}: {proof:?}");
+        // And nothing panics.
+        let _ = UsageWriter::new(store.clone()).write(&[used(100)]).await;
+        let _ = store.usage(0, i64::MAX, 86_400, 100).await;
+    }
+}
+
+#[tokio::test]
+async fn costs_have_one_currency() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    assert_eq!(store.currency().await.unwrap(), None);
+    store.settle_currency("server", "eur").await.unwrap();
+    store.settle_currency("server", "eur").await.unwrap();
+    assert!(matches!(
+        store.settle_currency("server", "usd").await,
+        Err(Error::Refused(_))
+    ));
+    assert_eq!(store.currency().await.unwrap().as_deref(), Some("eur"));
+    let rows = store.audit_events(0).await.unwrap();
+    assert_eq!(
+        rows.iter().filter(|row| row.action == "setting.changed").count(),
+        1
+    );
+}
+
+/// To close a descriptor of the file would take the database's locks from this process: whoever reads it then and ends thinks
+/// that they are the last, and takes the log away.
+#[tokio::test]
+async fn a_stranger_that_reads_takes_no_log_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("rempart.db");
+    let store = open(folder.path()).await;
+    let script = format!(
+        "import sqlite3; c = sqlite3.connect('{}'); c.execute('SELECT COUNT(*) FROM audit_event').fetchone(); c.close()",
+        place.display()
+    );
+    for round in 0..3 {
+        store
+            .create_project("cli:root", &format!("p{round}"), &[])
+            .await
+            .unwrap();
+        let read = std::process::Command::new("python3")
+            .args(["-c", &script])
+            .status()
+            .unwrap();
+        assert!(read.success());
+        let gone = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        let gone: Vec<_> = gone
+            .filter(|file| file.starts_with(folder.path()) && file.to_string_lossy().contains("deleted"))
+            .collect();
+        assert!(gone.is_empty(), "{gone:?}");
+    }
+    store.close().await;
+    assert_eq!(open(folder.path()).await.projects().await.unwrap().len(), 3);
 }

@@ -92,6 +92,7 @@ impl Generation {
             rules,
             format: _,
             thinking: _,
+            expected_tokens: _,
         } = prepared;
         let mut choices = Vec::new();
         let mut prompts = Vec::new();
@@ -166,13 +167,15 @@ impl Generation {
         let next = self.next_update().await;
         match next {
             Ok(Some(_)) => {}
-            Ok(None) => {
-                self.meter.used(self.used());
-                self.meter.settle(OK).await;
-            }
-            Err(_) => self.meter.fail(),
+            Ok(None) => self.settle(OK).await,
+            Err(ref error) => self.settle(error.status.as_u16()).await,
         }
         next
+    }
+
+    async fn settle(&mut self, status: u16) {
+        self.meter.used(self.used());
+        self.meter.settle(status).await;
     }
 
     /// What was computed so far: of prompts those that have begun.
@@ -338,6 +341,10 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.meter.used(self.used());
+        if self.open == 0 {
+            // Whoever read that far has all of it.
+            self.meter.end(Some(OK));
+        }
         let usage = self.usage();
         self.span.in_scope(|| {
             tracing::info!(

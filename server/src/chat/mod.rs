@@ -25,6 +25,9 @@ use template::Chat;
 pub use tokens::{check_bytes, check_vocabulary, decode, text_tokens};
 use tokens::{counted_max, echo, encode, infill, prediction, prompt_tokens, shorten};
 
+/// Tokens of an answer whose length nobody has limited.
+const EXPECTED_TOKENS: usize = 512;
+
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// A request ready for the engine, and what its answer needs.
@@ -37,6 +40,8 @@ pub struct Prepared {
     /// What reasoning in front of it is held to.
     pub thinking: Option<Thinking>,
     pub rules: Rules,
+    /// Tokens that it is expected to use, for limits.
+    pub expected_tokens: usize,
 }
 
 /// How tokens become text, the same for every choice.
@@ -87,6 +92,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     check_scores(&prepared, limits)?;
     let last = request.conversation.messages.last();
     Ok(Prepared {
+        expected_tokens: expected(&prepared, common.max_tokens),
         requests: vec![prepared],
         echoes: vec![
             last.filter(|_| request.echo)
@@ -138,7 +144,9 @@ pub fn prepare_completion(
         check_scores(&prepared, limits)?;
         requests.push(prepared);
     }
+    let asked = request.max_tokens.or(default);
     Ok(Prepared {
+        expected_tokens: requests.iter().map(|prepared| expected(prepared, asked)).sum(),
         requests,
         echoes,
         format: common.format.clone(),
@@ -296,6 +304,12 @@ fn check_format(common: &Common, asked: Option<&AskedFormat>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The tokens of a prompt and of its answers: as many as are asked for or, where that is left open, as answers mostly have.
+fn expected(request: &Request, asked: Option<usize>) -> usize {
+    let answer = asked.unwrap_or(EXPECTED_TOKENS).min(request.stop.max_tokens);
+    request.prompt.len() + request.n * answer
 }
 
 fn engine_request(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, UsageBatch, now_s, verify};
+use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, WEIGHT_MAX, now_s, verify};
 use serde_json::json;
 
 use crate::config::DatabaseArgs;
@@ -63,6 +63,16 @@ pub enum ProjectCommand {
         #[command(flatten)]
         database: DatabaseArgs,
     },
+    /// Set a project's part of the machine, where several want it, against those of the others
+    Weight {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Its name or identifier
+        project: String,
+        /// Twice the weight is twice the tokens
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX)))]
+        weight: u32,
+    },
     /// End a project with all its keys
     Archive {
         #[command(flatten)]
@@ -87,9 +97,9 @@ pub enum AuditCommand {
     Verify {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// A row's number and hash, noted earlier (`NUMBER:HASH`), that must be in the chain
+        /// What was noted earlier of a `last:` line, that must be in its chain; once for each chain
         #[arg(long)]
-        contains: Option<String>,
+        contains: Vec<String>,
     },
 }
 
@@ -152,7 +162,7 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
             say(&format!("next: rempart key create --project {} NAME", project.id))
         }),
         ProjectCommand::List { database } => with_store(&database, async |store| {
-            say("id                     state     models            name")?;
+            say("id                     state     weight  models            name")?;
             for project in store.projects().await? {
                 let state = project.archived.map_or("living", |_| "archived");
                 let models = match project.models.as_slice() {
@@ -160,11 +170,19 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
                     models => models.join(","),
                 };
                 say(&format!(
-                    "{:21}  {state:8}  {models:16}  {}",
-                    project.id, project.name
+                    "{:21}  {state:8}  {:6}  {models:16}  {}",
+                    project.id, project.weight, project.name
                 ))?;
             }
             Ok(())
+        }),
+        ProjectCommand::Weight {
+            database,
+            project,
+            weight,
+        } => with_store(&database, async |store| {
+            store.set_weight(&database.actor(), &project, weight).await?;
+            say(&format!("{project} has the weight {weight}"))
         }),
         ProjectCommand::Archive { database, project } => with_store(&database, async |store| {
             store.archive_project(&database.actor(), &project).await?;
@@ -183,23 +201,49 @@ pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
             Ok(())
         }),
         AuditCommand::Verify { database, contains } => with_store(&database, async |store| {
-            let noted = contains.as_deref().map(note).transpose()?;
+            let (of_usage, of_audit): (Vec<&String>, Vec<&String>) =
+                contains.iter().partition(|noted| noted.starts_with(USAGE));
+            let noted = one_note(&of_audit)?;
             let (rows, hash) = check_chain(store, noted).await?;
             if rows == 0 {
                 bail!("there are no rows: every database begins with some");
             }
-            let used = check_usage(store).await?;
+            let used = store.prove_usage(one_note(&of_usage)?.as_ref()).await?;
+            if !used.contains {
+                bail!("{CUT}");
+            }
             say(&format!("{rows} rows, and each is what was written"))?;
-            say(&format!("{used} rows of usage, and each is what was written"))?;
-            say(&format!("last: {rows}:{hash}"))
+            say(&format!(
+                "{} rows of usage, and each is what was written, as are their sums",
+                used.rows
+            ))?;
+            say(&format!("last: {rows}:{hash}"))?;
+            used.last.map_or(Ok(()), |(batch, hash)| {
+                say(&format!("last: {USAGE}{batch}:{hash}"))
+            })
         }),
+    }
+}
+
+/// What a note of usage begins with.
+const USAGE: &str = "usage:";
+const CUT: &str =
+    "what was noted is not in the chain: what is at its end was taken out, or all was written anew";
+
+/// The number and the hash that were noted, if there is one such.
+fn one_note(noted: &[&String]) -> anyhow::Result<Option<(i64, String)>> {
+    match noted {
+        [] => Ok(None),
+        [one] => note(one.trim_start_matches(USAGE)).map(Some),
+        _ => bail!("--contains takes one note of each chain"),
     }
 }
 
 /// A row's number and hash as [`audit`] prints them.
 fn note(text: &str) -> anyhow::Result<(i64, String)> {
-    let (seq, hash) = text.split_once(':').context("--contains is NUMBER:HASH")?;
-    Ok((seq.parse().context("--contains is NUMBER:HASH")?, hash.to_owned()))
+    const SHAPE: &str = "--contains is NUMBER:HASH or usage:NUMBER:HASH";
+    let (seq, hash) = text.split_once(':').context(SHAPE)?;
+    Ok((seq.parse().context(SHAPE)?, hash.to_owned()))
 }
 
 /// Verifies page by page; the number of rows and the last hash.
@@ -220,41 +264,9 @@ async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Res
         });
     }
     if !found {
-        bail!(
-            "the row that was noted is not in the chain: rows at its end were taken out, or all were written anew"
-        );
+        bail!("{CUT}");
     }
     Ok(end)
-}
-
-/// Verifies batch by batch; the number of rows.
-async fn check_usage(store: &Store) -> anyhow::Result<i64> {
-    let mut before: Option<UsageBatch> = None;
-    loop {
-        let behind = before.as_ref().map_or(i64::MIN, |batch| batch.seq);
-        let page = store.usage_batches(behind).await?;
-        if page.is_empty() {
-            break;
-        }
-        let ends = page.first().zip(page.last());
-        let (first, last) = ends.map_or((0, 0), |(first, last)| (first.first, last.last));
-        let rows = store.usage_events(first, last).await?;
-        let mut rows = rows.as_slice();
-        for batch in page {
-            batch.check(before.as_ref())?;
-            let own;
-            (own, rows) = rows.split_at_checked(batch.rows()).unwrap_or((rows, &[]));
-            batch.check_rows(own)?;
-            before = Some(batch);
-        }
-    }
-    let rows = before.map_or(0, |last| last.last);
-    if store.usage_events(rows + 1, i64::MAX).await?.is_empty()
-        && store.usage_events(i64::MIN, 0).await?.is_empty()
-    {
-        return Ok(rows);
-    }
-    bail!("there are rows of usage that belong to no batch");
 }
 
 /// A row as JSON, in which nothing can look like another row.
@@ -282,6 +294,6 @@ where
     })
 }
 
-fn say(line: &str) -> anyhow::Result<()> {
+pub(super) fn say(line: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{line}")?)
 }

@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod govern;
+mod limit;
 mod pull;
 mod serve;
 mod usage;
@@ -11,6 +12,7 @@ use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
 use govern::{AuditCommand, KeyCommand, ProjectCommand};
+use limit::LimitCommand;
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -35,6 +37,9 @@ pub enum Command {
     /// Make, list and end projects
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Limit what projects and keys may use
+    #[command(subcommand)]
+    Limit(LimitCommand),
     /// Read the record of what was done, and prove that it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -56,6 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
+        Command::Limit(command) => limit::limit(command),
         Command::Audit(command) => govern::audit(command),
         Command::Usage(command) => usage::usage(command),
     }

@@ -3,13 +3,15 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use tokio::net::TcpListener;
 
 use crate::access::{Access, Keys};
 use crate::config::{GovernanceSettings, ServeArgs, Settings};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
+use crate::prices::Prices;
+use crate::registry::First;
 use crate::served_model::Loader;
 use crate::shutdown::{Phase, Shutdown};
 use crate::warm_up;
@@ -81,8 +83,10 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Err(error) = app.access.record_server("server.stopped").await {
         tracing::error!(%error, "the audit chain can't be written");
     }
-    app.access.close().await;
-    result
+    let whole = app.access.close().await;
+    result?;
+    ensure!(whole, "the last rows of usage could not be written");
+    Ok(())
 }
 
 /// Opens the database of keys, if there is one, and tells the first key of a new one.
@@ -120,7 +124,7 @@ async fn supervise(settings: Settings, app: &AppState) -> anyhow::Result<()> {
 }
 
 async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()> {
-    let metrics = app.metrics.clone();
+    let (metrics, prices) = (app.metrics.clone(), settings.governance.prices.clone());
     let loading = tokio::task::spawn_blocking(move || {
         let loader = Loader::new(settings, metrics)?;
         let models = loader.load_first()?;
@@ -136,6 +140,7 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
             () = app.shutdown.reached(Phase::Draining) => return Ok(()),
         }
     }
+    warn_of_prices(&prices, &models);
     app.registry.open(models, Some(Box::new(loader)));
     tokio::select! {
         name = app.registry.lost() => bail!("too many steps failed: the engine of {name} has stopped"),
@@ -143,4 +148,19 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
     }
     app.shutdown.reached(Phase::Closing).await;
     Ok(())
+}
+
+/// A model that is misspelt would cost nothing for ever.
+fn warn_of_prices(prices: &Prices, models: &[First]) {
+    for model in prices.models() {
+        if !models
+            .iter()
+            .any(|first| first.names.first().is_some_and(|name| name == model))
+        {
+            tracing::warn!(
+                model,
+                "--price names a model that is not among those that are served at start"
+            );
+        }
+    }
 }

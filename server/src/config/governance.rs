@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 
+use super::Error;
 use crate::prices::{NamedPrice, Prices};
 
 /// Options of who may come in.
@@ -57,14 +58,14 @@ pub struct GovernanceSettings {
 }
 
 impl GovernanceArgs {
-    pub(super) fn settings(self) -> GovernanceSettings {
-        GovernanceSettings {
+    pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
+        Ok(GovernanceSettings {
             database: self.database.map(PathBuf::from),
             stale_max: Duration::from_secs(self.database_stale_max_s),
             usage_requests_max: self.usage_requests_max as usize,
-            prices: Prices::new(self.price),
+            prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
             currency: self.currency,
-        }
+        })
     }
 }
 

@@ -6,16 +6,31 @@ use std::task::{Context, Poll};
 use axum::Extension;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Frame, SizeHint};
+use rempart_governance::Standing;
 
 use super::AppState;
 use super::error::ApiError;
 use super::observe::Arrived;
 use crate::access::Caller;
-use crate::ledger::Meter;
+use crate::ledger::{Meter, Refused};
 use crate::metrics::Rejection;
+
+/// When a place may be free again, in seconds.
+const RETRY_AFTER_S: u64 = 1;
+const REQUESTS: [&str; 3] = [
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+];
+const TOKENS: [&str; 3] = [
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+];
 
 /// The layer that gives a request its [`Meter`], and sends the row on its way with the end of the answer.
 pub async fn account(
@@ -26,19 +41,64 @@ pub async fn account(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let Some(meter) = app.access.meter(&caller, route.as_str(), arrived.0) else {
-        app.metrics.reject(Rejection::Usage);
-        return ApiError::not_ready("usage can't be recorded").into_response();
+    let meter = match app.access.meter(&caller, route.as_str(), arrived.0) {
+        Ok(meter) => meter,
+        Err(Refused::Unrecorded) => {
+            app.metrics.reject(Rejection::Usage);
+            return ApiError::not_ready("usage can't be recorded").into_response();
+        }
+        Err(Refused::Full) => {
+            app.metrics.reject(Rejection::Usage);
+            return ApiError::overloaded(RETRY_AFTER_S).into_response();
+        }
+        Err(Refused::Over(exceeded)) => {
+            app.metrics.limited(exceeded.metric.name());
+            return ApiError::over_limit(&exceeded).into_response();
+        }
     };
     request.extensions_mut().insert(meter.clone());
-    let guard = Guard { meter };
-    let response = next.run(request).await;
+    let guard = Guard { meter: meter.clone() };
+    let mut response = next.run(request).await;
+    tell_standing(response.headers_mut(), meter.standing());
     let status = response.status().as_u16();
     if response.body().size_hint().exact().is_some() {
         guard.meter.settle(status).await;
         return response;
     }
     response.map(|body| Body::new(Accounted { body, status, guard }))
+}
+
+/// What is left of limits by the minute, as OpenAI's clients look for it.
+fn tell_standing(headers: &mut HeaderMap, standing: [Option<Standing>; 2]) {
+    for (names, standing) in [REQUESTS, TOKENS].into_iter().zip(standing) {
+        let Some(Standing {
+            limit,
+            remaining,
+            reset_ms,
+        }) = standing
+        else {
+            continue;
+        };
+        let values = [limit.to_string(), remaining.to_string(), duration(reset_ms)];
+        for (name, value) in names.into_iter().zip(values) {
+            let value = HeaderValue::try_from(value).expect("digits and letters are a header value");
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// As `1m2.5s`, `2.5s` or `250ms`.
+fn duration(ms: i64) -> String {
+    let (minutes, ms) = (ms / 60_000, ms % 60_000);
+    if minutes == 0 && ms < 1_000 {
+        return format!("{ms}ms");
+    }
+    let minutes = if minutes > 0 {
+        format!("{minutes}m")
+    } else {
+        String::new()
+    };
+    format!("{minutes}{}s", ms as f64 / 1_000.0)
 }
 
 /// Ends the account of a request that nobody waits for any more.

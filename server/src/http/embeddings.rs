@@ -53,11 +53,8 @@ pub async fn embeddings(
     drop(body);
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     meter.model(&model.name);
-    let vectors = model
-        .engine
-        .run(sequences, app.timing(arrived.0).deadline)
-        .await?;
-    meter.encoded(tokens);
+    let computing = model.engine.run(sequences, app.timing(arrived.0).deadline);
+    let vectors = meter.encoding(tokens, computing).await?;
     let embedding = |(index, mut vector): (usize, Vec<f32>)| {
         if let Some(dimensions) = request.dimensions.filter(|asked| *asked < vector.len()) {
             // What is left of a vector gets the length 1 again (Kusupati et al. 2022, "Matryoshka representations").

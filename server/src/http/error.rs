@@ -1,13 +1,16 @@
 //! What a client is told when something goes wrong: one type, one shape, one table.
 
+mod governance;
+
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 /// When a client may ask again for a model that is not loaded, in seconds.
 const UNLOADED_RETRY_AFTER_S: u64 = 10;
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Names of models in a message.
 const NAMES_TOLD: usize = 16;
 
@@ -22,6 +25,8 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds for `Retry-After`.
     pub retry_after_s: Option<u64>,
+    /// Whether a client should try again by itself; `None`: as it usually does.
+    pub retry: Option<bool>,
     /// Whether the connection is closed after the answer.
     pub close: bool,
 }
@@ -34,6 +39,10 @@ pub enum Kind {
     InvalidRequestError,
     TimeoutError,
     ServerError,
+    /// A limit of requests is reached.
+    Requests,
+    /// A limit of tokens is reached.
+    Tokens,
 }
 
 /// The body of every error, also inside a stream.
@@ -62,6 +71,7 @@ impl ApiError {
             param: None,
             code,
             retry_after_s: None,
+            retry: None,
             close: false,
         }
     }
@@ -315,43 +325,6 @@ impl ApiError {
         }
     }
 
-    /// 401: the request has no key.
-    pub fn no_key() -> Self {
-        let message =
-            "This server needs a key, in the header `Authorization: Bearer KEY` or `x-api-key: KEY`";
-        let status = StatusCode::UNAUTHORIZED;
-        Self::new(
-            status,
-            Kind::InvalidRequestError,
-            Some("missing_api_key"),
-            message,
-        )
-    }
-
-    /// 401: its key opens nothing.
-    pub fn wrong_key() -> Self {
-        let message = "The key is not valid here: it may be mistyped, revoked or expired";
-        let status = StatusCode::UNAUTHORIZED;
-        Self::new(
-            status,
-            Kind::InvalidRequestError,
-            Some("invalid_api_key"),
-            message,
-        )
-    }
-
-    /// 403: its key is for something else.
-    pub fn not_permitted(role: &str) -> Self {
-        let message = format!("A key of the role \"{role}\" may not do this");
-        let status = StatusCode::FORBIDDEN;
-        Self::new(
-            status,
-            Kind::InvalidRequestError,
-            Some("insufficient_permissions"),
-            message,
-        )
-    }
-
     /// 503: not yet, or no longer, able to answer.
     pub fn not_ready(why: &str) -> Self {
         let message = format!("The server is not ready: {why}");
@@ -361,14 +334,6 @@ impl ApiError {
             retry_after_s: Some(1),
             ..error
         }
-    }
-
-    /// 404: the server asks nobody for a key, and so records nothing.
-    pub fn no_database() -> Self {
-        let message =
-            "This server has no database: start it with --database to have keys and a record of usage";
-        let status = StatusCode::NOT_FOUND;
-        Self::new(status, Kind::InvalidRequestError, Some("no_database"), message)
     }
 
     /// 504: the request's own time is over.
@@ -462,6 +427,11 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(retry) = self.retry {
+            // OpenAI's and Anthropic's clients go by it.
+            let told = if retry { "true" } else { "false" };
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(told));
         }
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -3,11 +3,14 @@
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use rempart_governance::now_s;
+use rempart_governance::{Error, now_s};
 
 use super::AppState;
 use super::error::ApiError;
 use crate::openai::usage::{Asked, UsagePage, UsageRequest};
+
+/// What one answer is made of at most: each is of one span, key, model and endpoint.
+const SUMS_MAX: usize = 100_000;
 
 type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
@@ -28,12 +31,18 @@ async fn used(app: &AppState, asked: Asked, query: Pairs) -> Result<Json<UsagePa
         query.map_err(|_| ApiError::invalid("query", "invalid_value", "The query is not readable"))?;
     let store = app.access.store().ok_or_else(ApiError::no_database)?;
     let request = UsageRequest::parse(asked, &query, now_s())?;
-    let sums = store
-        .usage(request.from, request.page_end(), request.width.span_s)
-        .await;
-    let sums = sums.map_err(|error| {
-        tracing::error!(%error, "usage can't be read");
-        ApiError::not_ready("usage can't be read")
+    let (from, to) = (request.from, request.page_end());
+    let sums = store.usage(from, to, request.width.span_s, SUMS_MAX).await;
+    let sums = sums.map_err(|error| match error {
+        Error::TooMany(_) => {
+            let message =
+                format!("`limit` is too large: that is more than {SUMS_MAX} sums of keys and models");
+            ApiError::invalid("limit", "out_of_range", message)
+        }
+        error => {
+            tracing::error!(%error, "usage can't be read");
+            ApiError::not_ready("usage can't be read")
+        }
     })?;
     Ok(Json(request.answer(&sums, app.access.currency())))
 }

@@ -69,8 +69,8 @@ async fn reranked(
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     meter.model(&model);
-    let scores = comparison.scores(app.timing(arrived).deadline).await?;
-    meter.encoded(tokens);
+    let computing = comparison.scores(app.timing(arrived).deadline);
+    let scores = meter.encoding(tokens, computing).await?;
     let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
     // Of equals the first stays first.
     order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
@@ -120,8 +120,8 @@ pub async fn score(
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     meter.model(&model);
-    let scores = comparison.scores(app.timing(arrived.0).deadline).await?;
-    meter.encoded(tokens);
+    let computing = comparison.scores(app.timing(arrived.0).deadline);
+    let scores = meter.encoding(tokens, computing).await?;
     let score = |(index, score)| Score {
         index,
         object: "score",

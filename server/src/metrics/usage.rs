@@ -11,6 +11,16 @@ pub struct UsageMetrics {
 }
 
 impl Metrics {
+    /// A request was over a limit of this name.
+    pub fn limited(&self, limit: &'static str) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        let series = series.with("limit", limit);
+        series.counter("rempart_limited_total").increment(1);
+    }
+
     /// The metrics of the task that writes what was used.
     pub fn usage(&self) -> UsageMetrics {
         let series = Series {

@@ -20,7 +20,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(240, 228, 66),
     RGBColor(150, 150, 150),
 ];
-const OTHERS: &str = "others";
+const OTHERS: &str = "(others)";
 /// Steps of a day on the axis; its bar leaves the outer ones free.
 const DAY: i32 = 10;
 const LABEL: (&str, u32) = ("sans-serif", 13);
@@ -91,7 +91,7 @@ fn draw(
         .x_label_area_size(28)
         .y_label_area_size(76)
         .build_cartesian_2d(0..end, 0.0..(highest * 1.05).max(f64::MIN_POSITIVE))?;
-    // In the middle of its day's bar.
+    // Where its day's bar begins.
     let day = |x: &i32| {
         let at = usize::try_from(*x / DAY).ok();
         at.and_then(|at| days.get(at))

@@ -35,8 +35,8 @@ impl By {
 pub struct Report {
     /// The first and the last day, of UTC.
     pub days: (NaiveDate, NaiveDate),
-    /// In upper case.
-    pub currency: String,
+    /// In upper case; `None` where no prices were ever set.
+    pub currency: Option<String>,
     by: Vec<By>,
     rows: BTreeMap<Vec<String>, UsageTotal>,
     total: UsageTotal,
@@ -52,7 +52,7 @@ impl Report {
     pub fn new(
         days: (NaiveDate, NaiveDate),
         by: Vec<By>,
-        currency: &str,
+        currency: Option<&str>,
         sums: &[UsageSum],
         projects: &[Project],
     ) -> Self {
@@ -62,7 +62,7 @@ impl Report {
             .collect();
         let mut report = Self {
             days,
-            currency: currency.to_uppercase(),
+            currency: currency.map(str::to_uppercase),
             by,
             rows: BTreeMap::new(),
             total: UsageTotal::default(),
@@ -92,6 +92,14 @@ impl Report {
             of_day.add(sum.total);
         }
         report
+    }
+
+    /// What costs are told in.
+    fn costs(&self) -> String {
+        self.currency.as_ref().map_or_else(
+            || "no prices were set".to_owned(),
+            |currency| format!("costs in {currency}"),
+        )
     }
 
     fn header(&self) -> Vec<&'static str> {
@@ -126,10 +134,7 @@ impl Report {
                     .unwrap_or(0)
             })
             .collect();
-        let mut text = format!(
-            "{} to {} (UTC), costs in {}\n",
-            self.days.0, self.days.1, self.currency
-        );
+        let mut text = format!("{} to {} (UTC), {}\n", self.days.0, self.days.1, self.costs());
         for line in lines {
             for (at, (cell, width)) in line.iter().zip(&widths).enumerate() {
                 let padded = if at < self.by.len() {
@@ -151,11 +156,12 @@ impl Report {
     /// # Errors
     /// Where a row can't be written, which memory does not cause.
     pub fn csv(&self) -> anyhow::Result<String> {
+        let currency = self.currency.clone().unwrap_or_default();
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(self.header().into_iter().chain(["currency"]))?;
         for (of, total) in &self.rows {
             let of: Vec<String> = of.iter().map(|text| no_formula(text)).collect();
-            writer.write_record(line(of, *total).iter().chain([&self.currency]))?;
+            writer.write_record(line(of, *total).iter().chain([&currency]))?;
         }
         Ok(String::from_utf8(writer.into_inner()?)?)
     }
@@ -192,7 +198,7 @@ fn cost(nano: i64) -> String {
 
 /// Spreadsheets would compute what begins like this.
 fn no_formula(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) {
         format!("'{text}")
     } else {
         text.to_owned()
@@ -214,6 +220,7 @@ mod tests {
             created: 0,
             archived: None,
             models: Vec::new(),
+            weight: 1,
         };
         let sum = |start: &str, project: &str, output: i64| UsageSum {
             start: day(start).and_hms_opt(0, 0, 0).unwrap().and_utc().timestamp(),
@@ -240,7 +247,7 @@ mod tests {
         Report::new(
             (day("2026-11-24"), day("2026-11-26")),
             by,
-            "eur",
+            Some("eur"),
             &sums,
             &projects,
         )

@@ -9,11 +9,11 @@ use super::{Report, chart};
 const TEMPLATE: &str = include_str!("page.html");
 
 pub(super) fn render(report: &Report) -> anyhow::Result<String> {
-    let tokens = |total: &UsageTotal| (total.input + total.output) as f64;
+    let tokens = |total: &UsageTotal| total.input.saturating_add(total.output) as f64;
     let cost = |total: &UsageTotal| total.cost_nano as f64 / 1e9;
     let mut charts = vec![chart::stacked(report, "Tokens a day, by project", tokens)?];
-    if report.total.cost_nano > 0 {
-        let title = format!("{} a day, by project", report.currency);
+    if let Some(currency) = report.currency.as_ref().filter(|_| report.total.cost_nano > 0) {
+        let title = format!("{currency} a day, by project");
         charts.push(chart::stacked(report, &title, cost)?);
     }
     let mut environment = Environment::new();
@@ -24,7 +24,7 @@ pub(super) fn render(report: &Report) -> anyhow::Result<String> {
     let page = environment.get_template("page.html")?.render(context! {
         from => report.days.0.to_string(),
         to => report.days.1.to_string(),
-        currency => report.currency.clone(),
+        costs => report.costs(),
         header => report.header(),
         labels => report.by.len(),
         lines,

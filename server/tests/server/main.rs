@@ -16,6 +16,7 @@ mod errors;
 mod formats;
 mod keys;
 mod lifecycle;
+mod limits;
 mod messages;
 mod numbers;
 mod openapi;

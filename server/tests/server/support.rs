@@ -28,7 +28,7 @@ use tower::ServiceExt as _;
 
 pub(crate) use generators::STORED;
 use generators::{Says, Stored};
-pub(crate) use governed::{Governed, governed, request};
+pub(crate) use governed::{Governed, governed, governed_at, request};
 
 /// What the model says to everything, one token for each byte, before it ends.
 pub(crate) const SCRIPT: &str = "Hello, wörld. One two three.";

@@ -194,7 +194,7 @@ async fn what_fails_has_a_row_too() {
     let rest = stream.collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&rest).contains("error"));
     let row = governed.rows_become(5).await.remove(4);
-    assert_eq!((row.status, row.outcome.as_str()), (200, "failed"));
+    assert_eq!((row.status, row.outcome.as_str()), (500, "failed"));
     assert!(row.input > 0);
 }
 
@@ -350,28 +350,27 @@ async fn results(governed: &Governed, query: &str) -> Vec<Value> {
 #[tokio::test]
 async fn usage_is_told_as_openai_tells_it() {
     let (governed, _, _) = used_by_two().await;
-    let made: i64 = governed.rows().await.iter().map(|row| row.output).sum();
-    let now = rempart_governance::now_s();
+    let rows = governed.rows().await;
+    let chats = rows.iter().filter(|row| row.endpoint == CHAT);
+    let sum = |of: fn(&UsageEvent) -> i64| chats.clone().map(of).sum::<i64>();
+    let now = rows[0].began_ms / 1_000;
     let day = now / 86_400 * 86_400;
-    let page = organization(&governed, &format!("usage/completions?start_time={now}")).await;
+    let page = organization(&governed, &format!("usage/completions?start_time={now}&limit=1")).await;
     let span = json!({
         "object": "bucket", "start_time": day, "end_time": day + 86_400,
         "results": [{
-            "object": "organization.usage.completions.result", "input_tokens": page["data"][0]["results"][0]["input_tokens"],
-            "input_cached_tokens": page["data"][0]["results"][0]["input_cached_tokens"], "output_tokens": made,
+            "object": "organization.usage.completions.result", "input_tokens": sum(|row| row.input),
+            "input_cached_tokens": sum(|row| row.cached), "output_tokens": sum(|row| row.output),
             "num_model_requests": 3, "project_id": null, "api_key_id": null, "model": null,
         }],
     });
-    assert_eq!(
-        page,
-        json!({"object": "page", "data": [span], "has_more": false, "next_page": null})
-    );
+    assert_eq!((&page["object"], &page["data"]), (&json!("page"), &json!([span])));
 }
 
 #[tokio::test]
 async fn usage_is_told_in_groups() {
     let (governed, key, other) = used_by_two().await;
-    let day = rempart_governance::now_s() / 86_400 * 86_400;
+    let day = governed.rows().await[0].began_ms / 86_400_000 * 86_400;
     let query = format!("usage/completions?start_time={day}&group_by[]=api_key_id&group_by[]=model");
     let told = |result: &Value| {
         (
@@ -484,5 +483,113 @@ async fn usage_is_told_page_by_page() {
             .await
             .status,
         403
+    );
+}
+
+/// The row of every kind of stream is there when its last event is.
+#[tokio::test]
+async fn every_stream_that_was_read_has_its_row() {
+    let (governed, key) = Governed::with_member().await;
+    let question = json!([{"role": "user", "content": "Hi"}]);
+    let asked = [
+        (
+            "/v1/messages",
+            json!({"model": "test-model", "max_tokens": 4, "messages": question, "stream": true}),
+            "message_stop",
+        ),
+        (
+            "/v1/responses",
+            json!({"model": "test-model", "input": "Hi", "stream": true}),
+            "response.completed",
+        ),
+        (
+            "/v1/completions",
+            json!({"model": "test-model", "prompt": "Hi", "stream": true}),
+            "[DONE]",
+        ),
+    ];
+    for (at, (path, body, end)) in asked.into_iter().enumerate() {
+        let sent = request(Some(key.reveal()), Method::POST, path, Some(body));
+        let mut stream = governed
+            .server
+            .router
+            .clone()
+            .oneshot(sent)
+            .await
+            .unwrap()
+            .into_body();
+        while let Some(frame) = stream.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            if String::from_utf8_lossy(&data).contains(end) {
+                break;
+            }
+        }
+        let rows = governed.rows().await;
+        assert_eq!(
+            (rows.len(), rows[at].outcome.as_str()),
+            (at + 1, "completed"),
+            "{path}"
+        );
+    }
+    // Nobody else reads the table: what is proven is the work of the server alone.
+    let proof = governed.store.prove_usage(None).await.unwrap();
+    assert_eq!(proof.rows, 3);
+}
+
+/// The end comes, although the file is gone to which the last row belongs.
+#[tokio::test]
+async fn the_end_is_not_kept_by_a_row_that_can_not_be_written() {
+    let (governed, key) = Governed::with_member().await;
+    assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+    let place = governed.folder.path().join("rempart.db");
+    std::fs::rename(&place, governed.folder.path().join("elsewhere.db")).unwrap();
+    assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+    let closing = governed.server.app.access.close();
+    tokio::time::timeout(Duration::from_secs(20), closing)
+        .await
+        .unwrap();
+}
+
+/// What others read keeps no row from the disk, and what they write no answer for long.
+#[tokio::test]
+async fn others_that_use_the_file_are_waited_for() {
+    let (governed, key) = Governed::with_member().await;
+    let url = format!("sqlite://{}", governed.folder.path().join("rempart.db").display());
+    let mut other = <sqlx::AnyConnection as sqlx::Connection>::connect(&url)
+        .await
+        .unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(4));
+    assert_eq!(
+        governed.chat(&key, json!({})).await.status,
+        503,
+        "nobody knows for how long"
+    );
+    assert_eq!(governed.rows().await.len(), 0);
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    assert_eq!(governed.rows_become(1).await.len(), 1);
+    governed.store.sync_log().await.unwrap();
+}
+
+/// A server with too many rows to tell them all at one time tells so, and goes on.
+#[tokio::test]
+async fn what_no_place_is_left_for_is_refused_and_not_taken() {
+    let (governed, key) = Governed::with_member().await;
+    governed.server.controls.close();
+    let all: Vec<_> = (0..64).map(|_| governed.chat(&key, json!({}))).collect();
+    let waiting = futures::future::join_all(all);
+    let opening = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        governed.server.controls.open();
+    };
+    let (answers, ()) = tokio::join!(waiting, opening);
+    let taken = answers.iter().filter(|answer| answer.status == 200).count();
+    let rows = governed.rows().await;
+    let count = |outcome: &str| rows.iter().filter(|row| row.outcome == outcome).count();
+    assert_eq!(
+        (rows.len(), count("completed"), count("refused")),
+        (64, taken, 64 - taken)
     );
 }

@@ -26,7 +26,11 @@ pub(super) async fn append(
         .fetch_optional(&mut **change)
         .await?;
     let (seq, previous, before_ms) = match last {
-        Some(row) => (row.try_get::<i64, _>(0)? + 1, row.try_get(1)?, row.try_get(2)?),
+        Some(row) => (
+            row.try_get::<i64, _>(0)?.saturating_add(1),
+            row.try_get(1)?,
+            row.try_get(2)?,
+        ),
         None => (1, GENESIS.to_owned(), 0),
     };
     let mut event = AuditEvent {

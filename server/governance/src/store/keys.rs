@@ -24,6 +24,8 @@ pub struct Project {
     pub archived: Option<i64>,
     /// The models it may use; none: all.
     pub models: Vec<String>,
+    /// Its part of the machine, against those of others.
+    pub weight: i64,
 }
 
 /// A key that is to be made.
@@ -100,9 +102,10 @@ impl Store {
     /// What the database says.
     pub async fn projects(&self) -> Result<Vec<Project>, Error> {
         let rights = self.rights().await?;
-        let rows = sqlx::query("SELECT id, name, created, archived FROM project ORDER BY created, id")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows =
+            sqlx::query("SELECT id, name, created, archived, weight FROM project ORDER BY created, id")
+                .fetch_all(&self.pool)
+                .await?;
         let project = |row: &AnyRow| -> Result<Project, Error> {
             let id: String = row.try_get(0)?;
             let own = rights.iter().filter(|(project, _)| *project == id);
@@ -112,6 +115,7 @@ impl Store {
                 name: row.try_get(1)?,
                 created: row.try_get(2)?,
                 archived: row.try_get(3)?,
+                weight: row.try_get(4)?,
             })
         };
         rows.iter().map(project).collect()
@@ -182,7 +186,9 @@ impl Store {
         let rows = self.key_rows().await?;
         // A row that is none of ours opens nothing, and locks nobody else out.
         let keys = rows.iter().filter_map(|row| record(row).ok());
-        Ok(Directory::new(keys.collect(), self.rights().await?))
+        Ok(Directory::new(keys.collect(), self.rights().await?)
+            .with_limits(self.limits().await?)
+            .with_weights(self.weights().await?))
     }
 }
 
@@ -224,6 +230,7 @@ async fn insert_project(
         created,
         archived: None,
         models: models.into_iter().collect(),
+        weight: 1,
     })
 }
 
@@ -254,7 +261,10 @@ async fn insert_key(
 }
 
 /// The identifier of a project that is not archived.
-async fn living_project(change: &mut Transaction<'static, Any>, name_or_id: &str) -> Result<String, Error> {
+pub(super) async fn living_project(
+    change: &mut Transaction<'static, Any>,
+    name_or_id: &str,
+) -> Result<String, Error> {
     let found = sqlx::query("SELECT id, archived FROM project WHERE name = $1 OR id = $1")
         .bind(name_or_id)
         .fetch_optional(&mut **change)
@@ -286,9 +296,17 @@ fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
 
 fn check_name(name: &str) -> Result<(), Error> {
     let chars = name.chars().count();
-    if (1..=NAME_CHARS_MAX).contains(&chars) && !name.chars().any(char::is_control) {
+    if (1..=NAME_CHARS_MAX).contains(&chars) && name.trim() == name && !name.chars().any(misleads) {
         return Ok(());
     }
-    let message = format!("a name has 1 to {NAME_CHARS_MAX} characters, and none that controls a terminal");
+    let message = format!(
+        "a name has 1 to {NAME_CHARS_MAX} characters, none that controls a terminal or can't be seen, and no blanks around it"
+    );
     Err(Error::Refused(message))
+}
+
+/// Whether a character controls a terminal, changes the order of what is read, or can't be seen.
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

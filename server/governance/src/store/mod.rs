@@ -2,9 +2,13 @@
 
 mod audit;
 mod keys;
+mod limits;
+mod proof;
+mod setting;
 mod usage;
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::IntoRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +19,11 @@ use sqlx::{Any, AnyPool, Executor as _, Transaction};
 use thiserror::Error;
 
 pub use keys::{NewKeyRequest, Project};
+pub use limits::WEIGHT_MAX;
+pub use proof::UsageProof;
 pub use usage::{UsageSum, UsageWriter};
+
+use crate::usage::BrokenUsage;
 
 /// Connections to the database.
 const CONNECTIONS_MAX: u32 = 4;
@@ -40,6 +48,11 @@ pub enum Error {
     /// What was asked for can't be.
     #[error("{0}")]
     Refused(String),
+    /// What is asked for is more than so many sums.
+    #[error("that is more than {0} sums: ask for a shorter time")]
+    TooMany(usize),
+    #[error(transparent)]
+    Broken(#[from] BrokenUsage),
     /// It does not hold what this program writes.
     #[error("the database holds a row that this program has not written: {0}")]
     Unsound(String),
@@ -54,6 +67,8 @@ pub struct Store {
     changes: AnyPool,
     /// For what is used, so that no change waits for it.
     usage: AnyPool,
+    /// For long reads, so that what must be read often does not wait for them.
+    reports: AnyPool,
     path: Arc<Path>,
     /// Device and number of the file that was opened.
     file: (u64, u64),
@@ -100,7 +115,8 @@ impl Store {
         let store = Self {
             pool,
             changes,
-            usage: pool_of(1, "NORMAL").connect_lazy_with(options),
+            usage: pool_of(1, "NORMAL").connect_lazy_with(options.clone()),
+            reports: pool_of(1, AT_EVERY_COMMIT).connect_lazy_with(options),
             path: path.into(),
             file: identity(&file)?,
         };
@@ -110,12 +126,15 @@ impl Store {
 
     /// Brings the tables up to date; of several processes one after the other.
     async fn migrate(&self, file: File) -> Result<(), Error> {
-        // The database's own locks are of another kind. This one ends with the file.
+        // The database's own locks are of another kind.
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
         let file = locked.map_err(std::io::Error::other)??;
-        sqlx::migrate!().run(&self.pool).await?;
-        drop(file);
-        Ok(())
+        let migrated = sqlx::migrate!().run(&self.pool).await;
+        file.unlock()?;
+        // It stays open for as long as the process lives: to close any descriptor of a file takes all POSIX locks on it from the
+        // process, the database's own, too, and others would take its log away.
+        let _ = file.into_raw_fd();
+        Ok(migrated?)
     }
 
     /// Whether the file that was opened is still the one of its name.
@@ -135,6 +154,7 @@ impl Store {
     pub async fn close(&self) {
         self.changes.close().await;
         self.usage.close().await;
+        self.reports.close().await;
         self.pool.close().await;
     }
 

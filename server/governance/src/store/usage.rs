@@ -1,6 +1,8 @@
 //! Rows of what was used, written in batches and read in sums.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
 
 use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
@@ -9,17 +11,29 @@ use sqlx::{Any, Connection as _, Row as _, Transaction};
 use super::{Error, Store, now_ms};
 use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
 
-/// Batches that are read at one time.
-const PAGE: i64 = 200;
+/// Columns of a batch and of a row, in the order in which they are read.
+pub(super) const BATCH: &str =
+    "SELECT seq, at_ms, first_row, last_row, digest, previous, hash FROM usage_batch";
+pub(super) const EVENT: &str = "SELECT id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
+     duration_ms, status, outcome, cost_nano FROM usage_event";
 const HOUR_S: i64 = 3_600;
 const MINUTE_S: i64 = 60;
 
-/// Writes what was used. A row that was written outlives the process at once, and a loss of power when it is synced.
+/// Sums of spans, of what has a time `at`. Times are after 1970, so that the division rounds down.
+const OF_HOURS: &str = "SELECT at / $1 * $1, project, api_key, model, endpoint, CAST(SUM(requests) AS BIGINT), \
+     CAST(SUM(refused) AS BIGINT), CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
+     CAST(SUM(cost_nano) AS BIGINT) FROM (SELECT hour AS at, usage_bucket.* FROM usage_bucket) AS used";
+const OF_ROWS: &str = "SELECT at / $1 * $1, project, api_key, model, endpoint, \
+     CAST(SUM(CASE WHEN outcome = 'refused' THEN 0 ELSE 1 END) AS BIGINT), \
+     CAST(SUM(CASE WHEN outcome = 'refused' THEN 1 ELSE 0 END) AS BIGINT), CAST(SUM(input) AS BIGINT), \
+     CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), CAST(SUM(cost_nano) AS BIGINT) \
+     FROM (SELECT began_ms AS at, usage_event.* FROM usage_event) AS used";
+
+/// Writes what was used. A row that was written outlives the process at once, and a loss of power after [`Store::sync_log`].
 pub struct UsageWriter {
     store: Store,
     /// Kept from batch to batch, unless one failed.
     connection: Option<PoolConnection<Any>>,
-    unsynced: bool,
 }
 
 /// What was used in a span of time by one key on one model and endpoint.
@@ -42,7 +56,6 @@ impl UsageWriter {
         Self {
             store,
             connection: None,
-            unsynced: false,
         }
     }
 
@@ -51,45 +64,21 @@ impl UsageWriter {
     /// # Errors
     /// What the database says. The same rows can be tried again.
     pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+        let kept = self.connection.take();
         // Changes would go to the file of that name, and these rows to one that has none.
         self.store.check_file()?;
-        let mut connection = self.connection().await?;
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.store.usage.acquire().await?,
+        };
         let written = write(&mut connection, rows).await;
         if written.is_ok() {
             self.connection = Some(connection);
-            self.unsynced = true;
         } else {
             // One whose disk was full may be of no use any more.
             connection.close_on_drop();
         }
         written
-    }
-
-    async fn connection(&mut self) -> Result<PoolConnection<Any>, Error> {
-        Ok(match self.connection.take() {
-            Some(connection) => connection,
-            None => self.store.usage.acquire().await?,
-        })
-    }
-
-    /// Whether rows were written that a loss of power could take.
-    pub fn is_unsynced(&self) -> bool {
-        self.unsynced
-    }
-
-    /// Has everything that was written outlive a loss of power.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn sync(&mut self) -> Result<(), Error> {
-        // What is not asked to sync at every commit is synced before it goes from the log to the file.
-        let mut connection = self.connection().await?;
-        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
-            .execute(&mut *connection)
-            .await?;
-        self.connection = Some(connection);
-        self.unsynced = false;
-        Ok(())
     }
 }
 
@@ -104,16 +93,16 @@ async fn write(connection: &mut PoolConnection<Any>, rows: &[UsageEvent]) -> Res
     if known.is_some() {
         return Ok(());
     }
-    let last = sqlx::query(
-        "SELECT seq, at_ms, first_row, last_row, digest, previous, hash FROM usage_batch ORDER BY seq DESC LIMIT 1",
-    )
-    .fetch_optional(&mut *change)
-    .await?;
+    let last = sqlx::query(sqlx::AssertSqlSafe(format!("{BATCH} ORDER BY seq DESC LIMIT 1")))
+        .fetch_optional(&mut *change)
+        .await?;
     let last = last.as_ref().map(batch).transpose()?;
     let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
     let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
-    for (seq, row) in (new.first..).zip(rows) {
+    let mut seq = new.first;
+    for row in rows {
         insert(&mut change, seq, row).await?;
+        seq = seq.saturating_add(1);
     }
     sqlx::query(
         "INSERT INTO usage_batch (seq, at_ms, first_row, last_row, digest, previous, hash) \
@@ -195,54 +184,64 @@ async fn add(change: &mut Transaction<'_, Any>, of: Of<'_>, sum: UsageTotal) -> 
 }
 
 impl Store {
+    /// Has all that was written outlive a loss of power: what waits to go from the database's log to its file. (To have it go there
+    /// would not do: while anything is read it may not.)
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn sync_log(&self) -> Result<(), Error> {
+        let mut log = self.path.as_os_str().to_owned();
+        log.push("-wal");
+        let sync = move || match File::open(log) {
+            Ok(log) => log.sync_all(),
+            // All of it is in the file.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        let synced = tokio::task::spawn_blocking(sync).await;
+        Ok(synced.map_err(std::io::Error::other)??)
+    }
+
     /// What was used in spans of so many seconds that begin from one time on and before another, Unix seconds. Spans are whole
     /// minutes; such of whole hours are read from sums.
     ///
     /// # Errors
-    /// What the database says.
-    pub async fn usage(&self, from: i64, to: i64, span_s: i64) -> Result<Vec<UsageSum>, Error> {
+    /// [`Error::TooMany`] where that is more than so many sums, and what the database says.
+    pub async fn usage(
+        &self,
+        from: i64,
+        to: i64,
+        span_s: i64,
+        sums_max: usize,
+    ) -> Result<Vec<UsageSum>, Error> {
         assert!(
             span_s > 0 && span_s % MINUTE_S == 0,
             "spans are whole minutes. This is a bug."
         );
-        // Times are after 1970, so that the division rounds down.
-        let of_hours = "SELECT hour / $1 * $1, project, api_key, model, endpoint, CAST(SUM(requests) AS BIGINT), CAST(SUM(refused) AS BIGINT), \
-             CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
-             CAST(SUM(cost_nano) AS BIGINT) FROM usage_bucket WHERE hour >= $2 AND hour < $3 \
-             GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5";
-        let of_rows = "SELECT began_ms / (1000 * $1) * $1, project, api_key, model, endpoint, CAST(SUM(CASE WHEN outcome = 'refused' THEN 0 ELSE 1 END) AS BIGINT), \
-             CAST(SUM(CASE WHEN outcome = 'refused' THEN 1 ELSE 0 END) AS BIGINT), \
-             CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
-             CAST(SUM(cost_nano) AS BIGINT) FROM usage_event WHERE began_ms >= $2 AND began_ms < $3 \
-             GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5";
-        let (query, scale) = if span_s % HOUR_S == 0 {
-            (of_hours, 1)
+        let (table, scale) = if span_s % HOUR_S == 0 {
+            (OF_HOURS, 1)
         } else {
-            (of_rows, 1_000)
+            (OF_ROWS, 1_000)
         };
-        let rows = sqlx::query(query)
-            .bind(span_s)
+        let query = format!(
+            "{table} WHERE at >= $2 AND at < $3 GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5 LIMIT $4"
+        );
+        let limit = i64::try_from(sums_max).unwrap_or(i64::MAX);
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(span_s * scale)
             .bind(from.saturating_mul(scale))
             .bind(to.saturating_mul(scale))
-            .fetch_all(&self.pool)
+            .bind(limit.saturating_add(1))
+            .fetch_all(&self.reports)
             .await?;
-        rows.iter().map(sum).collect()
-    }
-
-    /// Batches behind the one of this number, oldest first, a page of them.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn usage_batches(&self, behind: i64) -> Result<Vec<UsageBatch>, Error> {
-        let rows = sqlx::query(
-            "SELECT seq, at_ms, first_row, last_row, digest, previous, hash FROM usage_batch WHERE seq > $1 \
-             ORDER BY seq LIMIT $2",
-        )
-        .bind(behind)
-        .bind(PAGE)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(batch).collect()
+        if rows.len() > sums_max {
+            return Err(Error::TooMany(sums_max));
+        }
+        let mut sums = rows.iter().map(sum).collect::<Result<Vec<_>, _>>()?;
+        for sum in &mut sums {
+            sum.start /= scale;
+        }
+        Ok(sums)
     }
 
     /// Rows with numbers from one to another, both included.
@@ -250,10 +249,9 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn usage_events(&self, first: i64, last: i64) -> Result<Vec<UsageEvent>, Error> {
-        let rows = sqlx::query(
-            "SELECT id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, duration_ms, status, \
-             outcome, cost_nano FROM usage_event WHERE seq >= $1 AND seq <= $2 ORDER BY seq",
-        )
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{EVENT} WHERE seq >= $1 AND seq <= $2 ORDER BY seq"
+        )))
         .bind(first)
         .bind(last)
         .fetch_all(&self.pool)
@@ -262,7 +260,7 @@ impl Store {
     }
 }
 
-fn batch(row: &AnyRow) -> Result<UsageBatch, Error> {
+pub(super) fn batch(row: &AnyRow) -> Result<UsageBatch, Error> {
     Ok(UsageBatch {
         seq: row.try_get(0)?,
         at_ms: row.try_get(1)?,
@@ -274,7 +272,7 @@ fn batch(row: &AnyRow) -> Result<UsageBatch, Error> {
     })
 }
 
-fn event(row: &AnyRow) -> Result<UsageEvent, Error> {
+pub(super) fn event(row: &AnyRow) -> Result<UsageEvent, Error> {
     Ok(UsageEvent {
         id: row.try_get(0)?,
         began_ms: row.try_get(1)?,

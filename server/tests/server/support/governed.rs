@@ -1,5 +1,7 @@
 //! A server that asks for keys.
 
+use std::path::Path;
+
 use axum::body::Body;
 use axum::http::{Method, Request};
 use rempart::access::{Access, Keys};
@@ -32,6 +34,15 @@ pub(crate) async fn governed(arguments: &[&str]) -> Governed {
         first: first.expect("the database is new"),
         folder,
     }
+}
+
+/// A further server over a database that there is.
+pub(crate) async fn governed_at(place: &Path, arguments: &[&str]) -> TestServer {
+    let metrics = Metrics::new().unwrap();
+    let (keys, _) = Keys::open(place, &settings(arguments).governance, &metrics)
+        .await
+        .unwrap();
+    TestServer::with_keys(keys, metrics, arguments).await
 }
 
 impl Governed {

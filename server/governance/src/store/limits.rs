@@ -1,0 +1,145 @@
+//! What projects and keys may use, and their parts of the machine.
+
+use std::collections::BTreeMap;
+
+use sqlx::any::AnyRow;
+use sqlx::{Any, Row as _, Transaction};
+
+use super::keys::living_project;
+use super::{Error, Store, audit};
+use crate::limit::{LIMIT_MAX, Limits, Metric, Subject};
+
+/// The most that a project may weigh.
+pub const WEIGHT_MAX: u32 = 1_000;
+
+impl Store {
+    /// Sets limits of a project, by name or identifier, or of a key, by its identifier; `None` takes one away. What else is limited
+    /// stays so.
+    ///
+    /// # Errors
+    /// Where there is no such project or key, or no such limit, and what the database says.
+    pub async fn set_limits(
+        &self,
+        actor: &str,
+        whose: &Subject,
+        changes: &[(Metric, Option<i64>)],
+    ) -> Result<(), Error> {
+        let mut change = self.begin().await?;
+        let subject = match whose {
+            Subject::Project(name) => Subject::Project(living_project(&mut change, name).await?),
+            Subject::Key(id) => {
+                living_key(&mut change, id).await?;
+                whose.clone()
+            }
+        };
+        let (kind, id) = subject.parts();
+        for (metric, value) in changes {
+            if value.is_some_and(|value| !(1..=LIMIT_MAX).contains(&value)) {
+                return Err(Error::Refused(format!("a limit is from 1 to {LIMIT_MAX}")));
+            }
+            set(&mut change, (kind, id), *metric, *value).await?;
+        }
+        let told: BTreeMap<&str, Option<i64>> = changes
+            .iter()
+            .map(|(metric, value)| (metric.name(), *value))
+            .collect();
+        let detail = serde_json::json!({"subject": kind, "limits": told}).to_string();
+        audit::append(&mut change, actor, "limit.changed", id, detail).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// All limits. Rows that are none of ours limit nobody, and lock nobody out.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn limits(&self) -> Result<BTreeMap<Subject, Limits>, Error> {
+        let rows =
+            sqlx::query("SELECT subject, id, metric, value FROM limit_rule ORDER BY subject, id, metric")
+                .fetch_all(&self.pool)
+                .await?;
+        let mut all: BTreeMap<Subject, Limits> = BTreeMap::new();
+        for (subject, metric, value) in rows.iter().filter_map(|row| rule(row).ok()) {
+            all.entry(subject).or_default().set(metric, Some(value));
+        }
+        Ok(all)
+    }
+
+    /// Sets a project's part of the machine.
+    ///
+    /// # Errors
+    /// Where there is no such project or weight, and what the database says.
+    pub async fn set_weight(&self, actor: &str, project: &str, weight: u32) -> Result<(), Error> {
+        if !(1..=WEIGHT_MAX).contains(&weight) {
+            return Err(Error::Refused(format!("a weight is from 1 to {WEIGHT_MAX}")));
+        }
+        let mut change = self.begin().await?;
+        let id = living_project(&mut change, project).await?;
+        sqlx::query("UPDATE project SET weight = $1 WHERE id = $2")
+            .bind(i64::from(weight))
+            .bind(&id)
+            .execute(&mut *change)
+            .await?;
+        let detail = serde_json::json!({"weight": weight}).to_string();
+        audit::append(&mut change, actor, "project.changed", &id, detail).await?;
+        Ok(change.commit().await?)
+    }
+
+    pub(super) async fn weights(&self) -> Result<Vec<(String, u32)>, Error> {
+        let rows = sqlx::query("SELECT id, weight FROM project WHERE archived IS NULL")
+            .fetch_all(&self.pool)
+            .await?;
+        let weight = |row: &AnyRow| {
+            let weight: i64 = row.try_get(1)?;
+            // Whatever somebody has written into the file, no project is left without a part.
+            let weight = u32::try_from(weight.clamp(1, i64::from(WEIGHT_MAX))).unwrap_or(1);
+            Ok((row.try_get(0)?, weight))
+        };
+        rows.iter().map(weight).collect()
+    }
+}
+
+fn rule(row: &AnyRow) -> Result<(Subject, Metric, i64), Error> {
+    let id: String = row.try_get(1)?;
+    let unsound = || Error::Unsound(format!("a limit of {id}"));
+    let metric = row.try_get::<String, _>(2)?.parse().map_err(|_| unsound())?;
+    let subject = match row.try_get::<String, _>(0)?.as_str() {
+        "project" => Subject::Project(id),
+        "api_key" => Subject::Key(id),
+        _ => return Err(unsound()),
+    };
+    Ok((subject, metric, row.try_get(3)?))
+}
+
+async fn set(
+    change: &mut Transaction<'static, Any>,
+    (kind, id): (&str, &str),
+    metric: Metric,
+    value: Option<i64>,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM limit_rule WHERE subject = $1 AND id = $2 AND metric = $3")
+        .bind(kind)
+        .bind(id)
+        .bind(metric.name())
+        .execute(&mut **change)
+        .await?;
+    if let Some(value) = value {
+        sqlx::query("INSERT INTO limit_rule (subject, id, metric, value) VALUES ($1, $2, $3, $4)")
+            .bind(kind)
+            .bind(id)
+            .bind(metric.name())
+            .bind(value)
+            .execute(&mut **change)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn living_key(change: &mut Transaction<'static, Any>, id: &str) -> Result<(), Error> {
+    let found = sqlx::query("SELECT id FROM api_key WHERE id = $1 AND revoked IS NULL")
+        .bind(id)
+        .fetch_optional(&mut **change)
+        .await?;
+    found
+        .map(drop)
+        .ok_or_else(|| Error::Refused(format!("there is no key {id} that is not revoked")))
+}

@@ -1,0 +1,77 @@
+//! What is told to those who may not, or not so much.
+
+use axum::http::StatusCode;
+use rempart_governance::{Exceeded, Metric};
+
+use super::{ApiError, Kind};
+
+/// Who must wait longer should not be asked again by a program that waits for an answer.
+const PATIENCE_S: u64 = 60;
+
+impl ApiError {
+    /// 401: the request has no key.
+    pub fn no_key() -> Self {
+        let message =
+            "This server needs a key, in the header `Authorization: Bearer KEY` or `x-api-key: KEY`";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("missing_api_key"),
+            message,
+        )
+    }
+
+    /// 401: its key opens nothing.
+    pub fn wrong_key() -> Self {
+        let message = "The key is not valid here: it may be mistyped, revoked or expired";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("invalid_api_key"),
+            message,
+        )
+    }
+
+    /// 403: its key is for something else.
+    pub fn not_permitted(role: &str) -> Self {
+        let message = format!("A key of the role \"{role}\" may not do this");
+        let status = StatusCode::FORBIDDEN;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("insufficient_permissions"),
+            message,
+        )
+    }
+
+    /// 404: the server asks nobody for a key, and so records nothing.
+    pub fn no_database() -> Self {
+        let message =
+            "This server has no database: start it with --database to have keys and a record of usage";
+        let status = StatusCode::NOT_FOUND;
+        Self::new(status, Kind::InvalidRequestError, Some("no_database"), message)
+    }
+
+    /// 429: a limit of the key or its project is reached.
+    pub fn over_limit(exceeded: &Exceeded) -> Self {
+        let retry_after_s = exceeded
+            .retry_after_ms
+            .map(|wait_ms| wait_ms.unsigned_abs().div_ceil(1_000));
+        let what = match (exceeded.metric, retry_after_s) {
+            (_, Some(wait_s)) => format!("Rate limit reached: {exceeded}; try again in {wait_s} s"),
+            (_, None) => format!("The request is larger than its limit: {exceeded}; ask for fewer tokens"),
+        };
+        let kind = match exceeded.metric {
+            Metric::RequestsPerMinute | Metric::Parallel => Kind::Requests,
+            Metric::TokensPerMinute | Metric::TokensPerDay | Metric::TokensPerMonth => Kind::Tokens,
+        };
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self {
+            retry_after_s,
+            retry: Some(retry_after_s.is_some_and(|wait_s| wait_s <= PATIENCE_S)),
+            ..Self::new(status, kind, Some("rate_limit_exceeded"), what)
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What one request uses, and may use.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rempart_governance::{Exceeded, Limited, Limiter, Outcome, Reserved, Standing, UsageEvent, now_ms};
+use tokio::sync::mpsc::OwnedPermit;
+use tokio::sync::oneshot;
+
+use super::{Entry, Refused};
+use crate::http::error::ApiError;
+use crate::metrics::Metrics;
+use crate::prices::Prices;
+
+/// How long the end of an answer waits for its row, where the database is slow. The row is written all the same.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+/// What nginx writes for a client that left.
+const CLIENT_CLOSED: u16 = 499;
+
+/// What one request uses. Clones count for the same request; without keys nothing is counted.
+#[derive(Clone, Default)]
+pub struct Meter(Option<Arc<Metered>>);
+
+struct Metered {
+    arrived: Instant,
+    metrics: Metrics,
+    prices: Prices,
+    limits: Limiting,
+    /// `None` once the row is on its way.
+    open: Mutex<Option<Open>>,
+}
+
+/// A row that is not complete, and what its request holds until it is.
+pub(super) struct Open {
+    pub row: UsageEvent,
+    pub place: OwnedPermit<Entry>,
+    pub allowance: Allowance,
+}
+
+/// The limits that a request counts for.
+#[derive(Clone)]
+struct Limiting {
+    limiter: Arc<Mutex<Limiter>>,
+    limited: Arc<Limited>,
+}
+
+impl Limiting {
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's part of what its key and its project may use, until it is dropped.
+pub(super) struct Allowance {
+    limits: Limiting,
+    reserved: Reserved,
+    /// Tokens, of which only those are known that are settled.
+    used: i64,
+}
+
+impl Allowance {
+    pub(super) fn begin(limiter: Arc<Mutex<Limiter>>, limited: Arc<Limited>) -> Result<Self, Refused> {
+        let limits = Limiting { limiter, limited };
+        let now = now_ms();
+        limits
+            .limiter()
+            .begin(&limits.limited, now)
+            .map_err(Refused::Over)?;
+        let reserved = Reserved {
+            at_ms: now,
+            tokens: 0,
+        };
+        Ok(Self {
+            limits,
+            reserved,
+            used: 0,
+        })
+    }
+
+    fn reserve(&mut self, tokens: usize) -> Result<(), Exceeded> {
+        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
+        let now = now_ms();
+        self.limits.limiter().reserve(&self.limits.limited, now, tokens)?;
+        self.reserved = Reserved { at_ms: now, tokens };
+        Ok(())
+    }
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        let mut limiter = self.limits.limiter();
+        limiter.settle(&self.limits.limited, self.reserved, now_ms(), self.used);
+        limiter.end(&self.limits.limited);
+    }
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    pub input: usize,
+    /// Of these.
+    pub cached: usize,
+    pub output: usize,
+}
+
+impl Meter {
+    pub(super) fn new(arrived: Instant, metrics: Metrics, prices: Prices, open: Open) -> Self {
+        Self(Some(Arc::new(Metered {
+            arrived,
+            metrics,
+            prices,
+            limits: open.allowance.limits.clone(),
+            open: Mutex::new(Some(open)),
+        })))
+    }
+
+    /// Notes the model, by the name that answers carry.
+    pub fn model(&self, name: &str) {
+        self.note(|_, open| name.clone_into(&mut open.row.model));
+    }
+
+    /// Notes what was used so far.
+    pub fn used(&self, used: Used) {
+        let number = |tokens| i64::try_from(tokens).unwrap_or(i64::MAX);
+        self.note(|_, open| {
+            open.row.input = number(used.input);
+            open.row.cached = number(used.cached);
+            open.row.output = number(used.output);
+        });
+    }
+
+    /// Waits for what an encoder makes of tokens. They are used unless it fails, also where nobody waits to the end.
+    ///
+    /// # Errors
+    /// Where a limit is reached, and what the encoder says.
+    pub async fn encoding<T>(
+        &self,
+        tokens: usize,
+        computing: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let used = |input| Used {
+            input,
+            ..Used::default()
+        };
+        self.reserve(tokens)?;
+        self.used(used(tokens));
+        let made = computing.await;
+        if made.is_err() {
+            self.used(used(0));
+        }
+        made
+    }
+
+    /// Notes that the first token came now.
+    pub fn first_token(&self) {
+        self.note(|metered, open| {
+            let _ = open.row.first_ms.get_or_insert_with(|| metered.elapsed_ms());
+        });
+    }
+
+    /// Reserves tokens, as many as the request may use.
+    ///
+    /// # Errors
+    /// The limit that they are over.
+    pub fn reserve(&self, tokens: usize) -> Result<(), ApiError> {
+        let mut reserved = Ok(());
+        self.note(|metered, open| {
+            reserved = open.allowance.reserve(tokens).map_err(|exceeded| {
+                metered.metrics.limited(exceeded.metric.name());
+                ApiError::over_limit(&exceeded)
+            });
+        });
+        reserved
+    }
+
+    /// What is left of requests and of tokens a minute, where there are such limits.
+    pub fn standing(&self) -> [Option<Standing>; 2] {
+        let Some(Metered { limits, .. }) = self.0.as_deref() else {
+            return [None, None];
+        };
+        limits.limiter().standing(&limits.limited, now_ms())
+    }
+
+    /// Sends the row of an answer of this status on its way, and waits until it is written.
+    pub async fn settle(&self, status: u16) {
+        let Some(metered) = &self.0 else { return };
+        let (written, done) = oneshot::channel();
+        if !metered.send(Some(status), Some(written)) {
+            return;
+        }
+        if !matches!(tokio::time::timeout(SETTLE_MAX, done).await, Ok(Ok(()))) {
+            tracing::warn!("an answer ends before its row of usage is written");
+        }
+    }
+
+    /// Sends the row on its way, unless it is: the answer of this status, or none, ends here.
+    pub fn end(&self, status: Option<u16>) {
+        if let Some(metered) = &self.0 {
+            metered.send(status, None);
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&Metered, &mut Open)) {
+        if let Some(metered) = &self.0
+            && let Some(open) = &mut *metered.open()
+        {
+            note(metered, open);
+        }
+    }
+}
+
+impl Metered {
+    fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.arrived.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Whether there was anything to send.
+    fn send(&self, status: Option<u16>, written: Option<oneshot::Sender<()>>) -> bool {
+        let Some(Open {
+            mut row,
+            place,
+            mut allowance,
+        }) = self.open().take()
+        else {
+            return false;
+        };
+        row.duration_ms = self.elapsed_ms();
+        row.status = i64::from(status.unwrap_or(CLIENT_CLOSED));
+        outcome(status, row.input > 0).name().clone_into(&mut row.outcome);
+        row.cost_nano = self.prices.cost_nano(&row);
+        allowance.used = row.input.saturating_add(row.output);
+        drop(allowance);
+        place.send(Entry { row, written });
+        true
+    }
+}
+
+/// How an answer of this status, or none, ended that has, or has not, used anything.
+fn outcome(status: Option<u16>, used: bool) -> Outcome {
+    match status {
+        None => Outcome::Cancelled,
+        Some(..400) => Outcome::Completed,
+        // 503 tells that there is no room.
+        Some(400..500 | 503) if !used => Outcome::Refused,
+        Some(_) => Outcome::Failed,
+    }
+}

@@ -1,0 +1,164 @@
+//! What each request uses, from its begin to its row in the database.
+//!
+//! A request that asks a model gets a place for its row before anything is done for it, so that no row can be lost for want of
+//! room; the row is written when the answer is complete, and the last of the answer waits for that. One task writes all rows
+//! that wait as one batch. Where they can't be written no request begins.
+
+mod meter;
+mod writing;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rempart_governance::{Exceeded, Limiter, Principal, Store, UsageEvent, UsageWriter, now_ms};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::metrics::Metrics;
+use crate::prices::Prices;
+use meter::{Allowance, Open};
+pub use meter::{Meter, Used};
+use writing::{Writing, sync_often};
+
+/// How long the end of the process waits for the last rows.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+
+/// A row on its way, and who waits for it.
+struct Entry {
+    row: UsageEvent,
+    written: Option<oneshot::Sender<()>>,
+}
+
+/// The way of rows to the database.
+pub struct Ledger {
+    store: Store,
+    entries: mpsc::Sender<Entry>,
+    failing: Arc<AtomicBool>,
+    prices: Prices,
+    limiter: Arc<Mutex<Limiter>>,
+    metrics: Metrics,
+    closing: Arc<Notify>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// Why a request must not begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// What it uses could not be recorded.
+    Unrecorded,
+    /// As many as there may be run, or wait to be recorded.
+    Full,
+    Over(Exceeded),
+}
+
+impl Ledger {
+    /// Starts the tasks that write, for so many requests that run or wait to be written.
+    pub fn start(
+        store: Store,
+        requests_max: usize,
+        prices: Prices,
+        limiter: Limiter,
+        metrics: &Metrics,
+    ) -> Self {
+        let (entries, waiting) = mpsc::channel(requests_max);
+        let (failing, unsynced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let closing = Arc::new(Notify::new());
+        let writing = Writing {
+            writer: UsageWriter::new(store.clone()),
+            waiting,
+            failing: Arc::clone(&failing),
+            unsynced: Arc::clone(&unsynced),
+            closing: Arc::clone(&closing),
+            metrics: metrics.usage(),
+        };
+        let mut tasks = JoinSet::new();
+        let syncing = sync_often(store.clone(), unsynced);
+        tasks.spawn(async move {
+            // Syncing ends with the writing.
+            tokio::select! {
+                () = writing.run() => {}
+                () = syncing => {}
+            }
+        });
+        Self {
+            store,
+            entries,
+            failing,
+            prices,
+            limiter: Arc::new(Mutex::new(limiter)),
+            metrics: metrics.clone(),
+            closing,
+            tasks: tokio::sync::Mutex::new(tasks),
+        }
+    }
+
+    /// Whether rows can't be written at present.
+    pub fn is_failing(&self) -> bool {
+        // The task that writes ends last of all, unless it has failed for good.
+        self.failing.load(Ordering::Relaxed) || self.entries.is_closed()
+    }
+
+    /// The meter of a request that begins.
+    ///
+    /// # Errors
+    /// Why it must not begin.
+    pub fn begin(&self, principal: &Principal, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
+        if self.is_failing() {
+            return Err(Refused::Unrecorded);
+        }
+        let place = self
+            .entries
+            .clone()
+            .try_reserve_owned()
+            .map_err(|_| Refused::Full)?;
+        let allowance = Allowance::begin(Arc::clone(&self.limiter), Arc::clone(&principal.limited))?;
+        let waited = i64::try_from(arrived.elapsed().as_millis()).unwrap_or(0);
+        let row = UsageEvent {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            began_ms: now_ms() - waited,
+            project: principal.project.clone(),
+            key: principal.key.0.clone(),
+            model: String::new(),
+            endpoint: endpoint.to_owned(),
+            input: 0,
+            cached: 0,
+            output: 0,
+            first_ms: None,
+            duration_ms: 0,
+            status: 0,
+            outcome: String::new(),
+            cost_nano: 0,
+        };
+        let open = Open {
+            row,
+            place,
+            allowance,
+        };
+        Ok(Meter::new(
+            arrived,
+            self.metrics.clone(),
+            self.prices.clone(),
+            open,
+        ))
+    }
+
+    /// Ends when all rows are written, or can't be; whether they are.
+    pub async fn close(&self) -> bool {
+        self.closing.notify_one();
+        let mut tasks = self.tasks.lock().await;
+        let written = tokio::time::timeout(CLOSE_MAX, tasks.join_next()).await;
+        let mut whole = matches!(written, Ok(None | Some(Ok(()))));
+        if !whole {
+            let rows = self.entries.max_capacity() - self.entries.capacity();
+            tracing::error!(rows, "the last rows of usage could not be written");
+            // What it holds of the database is given back, so that the process can end.
+            tasks.shutdown().await;
+        }
+        if let Err(error) = self.store.sync_log().await {
+            tracing::error!(%error, "the last rows of usage could not be synced");
+            whole = false;
+        }
+        whole
+    }
+}

@@ -1,0 +1,219 @@
+//! What keys and projects may use, and what is told when it is used up.
+
+use axum::http::Method;
+use rempart_governance::{Metric, NewKey, Role, Subject};
+use serde_json::{Value, json};
+
+use super::support::{Answer, Governed, governed};
+
+const EMBEDDINGS: &str = "/v1/embeddings";
+
+async fn limited(limits: &[(Metric, i64)]) -> (Governed, NewKey) {
+    let governed = governed(&[]).await;
+    let key = governed.key("default", Role::Member).await;
+    governed.limit(&Subject::Key(key.id.0.clone()), limits).await;
+    (governed, key)
+}
+
+impl Governed {
+    async fn limit(&self, subject: &Subject, limits: &[(Metric, i64)]) {
+        let changes: Vec<(Metric, Option<i64>)> = limits
+            .iter()
+            .map(|(metric, value)| (*metric, Some(*value).filter(|value| *value > 0)))
+            .collect();
+        self.store.set_limits("test", subject, &changes).await.unwrap();
+        self.look().await;
+    }
+
+    async fn embed(&self, key: &NewKey) -> Answer {
+        self.post(key, EMBEDDINGS, json!({"model": "embedder", "input": "a"}))
+            .await
+    }
+}
+
+fn header(answer: &Answer, name: &str) -> Option<String> {
+    answer
+        .headers
+        .get(name)
+        .map(|value| value.to_str().unwrap().to_owned())
+}
+
+fn refusal(answer: &Answer) -> (u16, Value, Value) {
+    let error = answer.json()["error"].clone();
+    (
+        answer.status.as_u16(),
+        error["type"].clone(),
+        error["code"].clone(),
+    )
+}
+
+fn over(kind: &str) -> (u16, Value, Value) {
+    (429, json!(kind), json!("rate_limit_exceeded"))
+}
+
+#[tokio::test]
+async fn requests_of_a_minute() {
+    let (governed, key) = limited(&[(Metric::RequestsPerMinute, 2)]).await;
+    let first = governed.embed(&key).await;
+    assert_eq!(first.status, 200);
+    assert_eq!(header(&first, "x-ratelimit-limit-requests").as_deref(), Some("2"));
+    assert_eq!(
+        header(&first, "x-ratelimit-remaining-requests").as_deref(),
+        Some("1")
+    );
+    assert!(
+        header(&first, "x-ratelimit-reset-requests")
+            .unwrap()
+            .ends_with('s')
+    );
+    assert_eq!(header(&first, "x-ratelimit-limit-tokens"), None);
+    assert_eq!(governed.embed(&key).await.status, 200);
+    let refused = governed.embed(&key).await;
+    assert_eq!(refusal(&refused), over("requests"));
+    assert_eq!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .split("; try")
+            .next(),
+        Some("Rate limit reached: this key's limit is 2 requests per minute")
+    );
+    let wait: u64 = header(&refused, "retry-after").unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait));
+    assert_eq!(header(&refused, "x-should-retry").as_deref(), Some("true"));
+    // What asks no model is not limited, and neither is anyone else.
+    assert_eq!(
+        governed
+            .send(key.reveal(), Method::GET, "/v1/models", None)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(governed.embed(&governed.first).await.status, 200);
+    assert_eq!(
+        header(
+            &governed.embed(&governed.first).await,
+            "x-ratelimit-limit-requests"
+        ),
+        None
+    );
+    governed
+        .server
+        .metric_is_with(
+            governed.first.reveal(),
+            r#"rempart_limited_total{limit="requests-per-minute"}"#,
+            1.0,
+        )
+        .await;
+    // Refused ones are in no row: they have used nothing.
+    let messages =
+        json!({"model": "test-model", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]});
+    let refused = governed.post(&key, "/v1/messages", messages).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["type"]),
+        (429, &json!("rate_limit_error"))
+    );
+    // A limit that is taken away limits nobody.
+    governed
+        .limit(&Subject::Key(key.id.0.clone()), &[(Metric::RequestsPerMinute, 0)])
+        .await;
+    assert_eq!(governed.embed(&key).await.status, 200);
+}
+
+#[tokio::test]
+async fn tokens_are_reserved_and_given_back() {
+    let (governed, key) = limited(&[(Metric::TokensPerMinute, 150)]).await;
+    // The prompt has some twenty tokens, the answer 28.
+    for _ in 0..2 {
+        let answer = governed.chat(&key, json!({"max_tokens": 60})).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(
+            header(&answer, "x-ratelimit-limit-tokens").as_deref(),
+            Some("150")
+        );
+        let used = answer.json()["usage"]["total_tokens"].as_i64().unwrap();
+        assert!(used < 100, "{used}");
+    }
+    let refused = governed.chat(&key, json!({"max_tokens": 60})).await;
+    assert_eq!(refusal(&refused), over("tokens"));
+    let rows = governed.store.usage_events(0, i64::MAX).await.unwrap();
+    assert_eq!(
+        (
+            rows.len(),
+            rows[2].status,
+            rows[2].outcome.as_str(),
+            rows[2].input
+        ),
+        (3, 429, "refused", 0)
+    );
+    // More than there can ever be is told so, and not to try again.
+    let refused = governed.chat(&key, json!({"max_tokens": 149})).await;
+    assert_eq!(refusal(&refused), over("tokens"));
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("larger than its limit")
+    );
+    assert_eq!(
+        (
+            header(&refused, "retry-after"),
+            header(&refused, "x-should-retry").as_deref()
+        ),
+        (None, Some("false"))
+    );
+}
+
+#[tokio::test]
+async fn a_project_is_limited_as_a_whole_and_remembers() {
+    let (governed, key) = limited(&[]).await;
+    let other = governed.key("default", Role::Service).await;
+    governed
+        .limit(
+            &Subject::Project("default".to_owned()),
+            &[(Metric::TokensPerDay, 150), (Metric::TokensPerMonth, 10_000)],
+        )
+        .await;
+    assert_eq!(governed.chat(&key, json!({"max_tokens": 60})).await.status, 200);
+    assert_eq!(governed.chat(&other, json!({"max_tokens": 60})).await.status, 200);
+    let refused = governed.chat(&key, json!({"max_tokens": 60})).await;
+    assert_eq!(refusal(&refused), over("tokens"));
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("this project's limit is 150 tokens per day")
+    );
+    // After a new start the day is still used up.
+    let place = governed.folder.path().join("rempart.db");
+    let again = super::support::governed_at(&place, &[]).await;
+    let body = super::support::chat_body(json!({"max_tokens": 60}));
+    let path = "/v1/chat/completions";
+    let sent = super::support::request(Some(other.reveal()), Method::POST, path, Some(body));
+    assert_eq!(again.send(sent).await.status, 429);
+}
+
+#[tokio::test]
+async fn requests_at_one_time() {
+    let (governed, key) = limited(&[(Metric::Parallel, 2)]).await;
+    governed.server.controls.close();
+    let (one, two) = (governed.chat(&key, json!({})), governed.chat(&key, json!({})));
+    let third = async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let third = governed.chat(&key, json!({})).await;
+        governed.server.controls.open();
+        third
+    };
+    let (one, two, third) = tokio::join!(one, two, third);
+    assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200));
+    assert_eq!(refusal(&third), over("requests"));
+    assert_eq!(header(&third, "retry-after").as_deref(), Some("1"));
+    for _ in 0..5 {
+        assert_eq!(
+            governed.chat(&key, json!({})).await.status,
+            200,
+            "places come back"
+        );
+        governed.chat(&key, json!({"temperature": -1})).await;
+    }
+}
