@@ -1,7 +1,7 @@
 //! The engine: schedule, forward, sample, apply.
 
 use crate::config::EngineConfig;
-use crate::report::{Stats, StepReport};
+use crate::report::{FlowStats, Stats, StepReport};
 use crate::request::{AddError, Finish, Request, RequestId, SeqId};
 use crate::runner::ModelRunner;
 use crate::scheduler::Scheduler;
@@ -116,6 +116,11 @@ impl<R: ModelRunner> Engine<R> {
 
     pub fn stats(&self) -> Stats {
         self.scheduler.stats()
+    }
+
+    /// The flows that are alive or remembered, in order of their ids.
+    pub fn flow_stats(&self) -> impl Iterator<Item = FlowStats> {
+        self.scheduler.flow_stats()
     }
 
     pub fn runner(&self) -> &R {

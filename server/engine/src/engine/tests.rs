@@ -2,7 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::batch::{Batch, SampleRow};
-use crate::request::{Event, Output, Sampled, SamplingParams, StopRules, Token};
+use crate::request::{Event, Flow, Output, Sampled, SamplingParams, StopRules, Token};
 use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
 mod faults;
@@ -17,6 +17,7 @@ const CONFIG: EngineConfig = EngineConfig {
     sequences_max: 4,
     queue_requests_max: 8,
     queue_tokens_max: 100,
+    flow_blocks_share_max: 100,
     speculative_tokens: 0,
     context_max: 64,
     prefix_cache: true,
@@ -52,6 +53,7 @@ fn request(prompt: &[Token], max_tokens: usize) -> Request {
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,
+        flow: Flow::default(),
     }
 }
 

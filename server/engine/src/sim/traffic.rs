@@ -6,7 +6,7 @@ use super::Dice;
 use super::language::Language;
 use crate::config::EngineConfig;
 use crate::constraint::SharedGrammar;
-use crate::request::{Request, SamplingParams, StopRules, Token};
+use crate::request::{Flow, Request, SamplingParams, StopRules, Token};
 use crate::rng;
 
 /// Texts that later prompts may continue, as the next turn of a conversation does.
@@ -38,6 +38,7 @@ pub(super) fn config(dice: &mut Dice) -> EngineConfig {
         sequences_max,
         queue_requests_max: dice.range(1, 8),
         queue_tokens_max: dice.range(20, 200),
+        flow_blocks_share_max: 100,
         speculative_tokens: dice.pick(&[0, 1, 4, 9]),
         context_max: dice.range(16, 64),
         prefix_cache: !dice.one_in(4),
@@ -96,6 +97,7 @@ impl Traffic {
             } else {
                 0
             },
+            flow: Flow::default(),
             deadline_ms: dice.one_in(8).then(|| now_ms + dice.range(0, 60) as u64),
         }
     }
