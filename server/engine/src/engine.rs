@@ -9,7 +9,7 @@ use crate::scheduler::Scheduler;
 /// Serves requests with one model. One thread owns it and calls [`Engine::step`] while [`Engine::has_work`].
 #[derive(Debug)]
 pub struct Engine<R> {
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     runner: R,
     in_step: InStep,
 }

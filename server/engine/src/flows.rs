@@ -177,11 +177,26 @@ impl Flows {
         account.service += cost(tokens, account.weight);
     }
 
-    /// Takes back what [`Flows::charge`] added in the same step.
+    /// Takes back what [`Flows::charge`] added in the same step, but no flow sinks below the level, which may have
+    /// risen since.
     pub(crate) fn refund(&mut self, flow: u64, tokens: usize) {
+        let level = self.level;
         let account = self.account_mut(flow);
         account.tokens -= tokens as u64;
-        account.service -= cost(tokens, account.weight);
+        let service = account.service - cost(tokens, account.weight);
+        account.service = service.max(level.min(account.service));
+    }
+
+    /// Tokens that other flows may get before this one has had the least service, as far as is known.
+    pub(crate) fn lead(&self, flow: u64) -> usize {
+        let service = self.account(flow).service;
+        let known = self.accounts.values().map(|account| {
+            let behind = service.saturating_sub(account.service.max(self.level));
+            behind * u128::from(account.weight)
+        });
+        let unknown = service.saturating_sub(self.level) * u128::from(FLOW_WEIGHT_MAX);
+        let lead = (known.sum::<u128>() + unknown) / TOKEN;
+        usize::try_from(lead).unwrap_or(usize::MAX)
     }
 
     fn raise_level(&mut self) {

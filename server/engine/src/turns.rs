@@ -35,6 +35,9 @@ enum Claim {
 impl Scheduler {
     /// Fills the step with prompts, and starts waiting sequences.
     pub(crate) fn share_prefill(&mut self, plan: &mut Plan) {
+        if plan.prefills.is_empty() && (!plan.admits || self.waiting.is_empty()) {
+            return;
+        }
         let mut lanes: BTreeMap<u64, Lane> = BTreeMap::new();
         for rank in &plan.prefills {
             let lane = lanes.entry(self.sequence(rank.seq).flow()).or_default();
