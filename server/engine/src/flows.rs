@@ -97,6 +97,11 @@ impl Flows {
         self.alive
     }
 
+    /// The service that so many tokens are to a flow.
+    pub(crate) fn cost(&self, flow: u64, tokens: usize) -> u128 {
+        cost(tokens, self.account(flow).weight)
+    }
+
     /// A flow's part of so many places or blocks, among those that are alive; at least one.
     pub(crate) fn share(&self, total: usize, weight: u32) -> usize {
         let weight_alive = self.weight_alive.max(1);

@@ -1,9 +1,10 @@
 //! Who gives way: flows' shares of places and blocks, and whom preemption takes.
 //!
-//! A flow that waits and holds less than its share takes from the flow that is most above its own, if that was served
-//! no less. It takes no more than its share, and it takes only from above the giver's, who so can't take it back:
-//! until flows come or go, each such preemption brings the shares nearer to what is due. The youngest of a flow gives
-//! way, and the first in order never does.
+//! A flow that waits and holds less than its share takes from the flow that is most above its own, unless that was
+//! served less. A step's worth of tokens makes no difference there: whoever sends two requests at once would else wait
+//! for the second as long as the first is ahead of the others. It takes no more than its share, and only from above the
+//! giver's, who so can't take it back: until flows come or go, each such preemption brings the shares nearer to what is
+//! due. The youngest of a flow gives way, and the first in order never does.
 
 use std::collections::BTreeSet;
 
@@ -38,8 +39,8 @@ impl Scheduler {
     }
 
     /// Who is to give way to a waiting sequence, beside those that are chosen already: the youngest of the flow that
-    /// holds most for its weight, among those that keep their share, that were served no less, and whose youngest is
-    /// not more urgent.
+    /// holds most for its weight, among those that keep their share, that were served no less (but for a step), and whose
+    /// youngest is not more urgent.
     pub(crate) fn giver(
         &self,
         taker: Rank,
@@ -49,6 +50,8 @@ impl Scheduler {
     ) -> Option<Rank> {
         let flow = self.sequence(taker.seq).flow();
         let served = self.flows.account(flow).service;
+        let burst = self.flows.cost(flow, self.config.step_tokens_max);
+        let served = served.saturating_sub(burst);
         let mut best: Option<(usize, u32, Rank)> = None;
         for (id, account) in &self.flows.accounts {
             let youngest = account.running.iter().rfind(|rank| !chosen.contains(rank));

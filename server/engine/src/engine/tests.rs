@@ -8,6 +8,7 @@ use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 mod faults;
 mod grammar;
 mod limits;
+mod load;
 mod speculation;
 
 const CONFIG: EngineConfig = EngineConfig {
