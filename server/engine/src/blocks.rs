@@ -131,6 +131,15 @@ impl BlockPool {
         ids.iter().filter(unheld).count()
     }
 
+    /// How many blocks would count for a flow that holds them, now or once others have let them go.
+    pub(crate) fn foreign(&self, ids: &[BlockId], flow: u64) -> usize {
+        let foreign = |id: &&BlockId| {
+            let block = &self.blocks[**id as usize];
+            block.holders == 0 || block.flow != flow
+        };
+        ids.iter().filter(foreign).count()
+    }
+
     /// Whether holding `found` and allocating `fresh` more would leave `reserve` blocks available.
     pub(crate) fn fits(&self, found: &[BlockId], fresh: usize, reserve: usize) -> bool {
         fresh + self.unheld(found) + reserve <= self.available()

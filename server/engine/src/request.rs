@@ -235,7 +235,8 @@ pub enum AddError {
     },
     /// The queue has room, but not for this flow, which may hold as much of it as is left free. Come back later.
     #[error(
-        "flow {flow} fills its part of the queue: {requests} of its requests and {tokens} of its prompt tokens wait,          this request has {needed} tokens, and {requests_free} requests and {tokens_free} tokens are left free"
+        "flow {flow} fills its part of the queue: {requests} of its requests and {tokens} of its prompt tokens wait, \
+         this request has {needed} tokens, and {requests_free} requests and {tokens_free} tokens are left free"
     )]
     FlowQueueFull {
         flow: u64,

@@ -94,7 +94,8 @@ impl Scheduler {
     }
 
     /// Who is to give up its blocks so that others can grow: of the least urgent that run, the youngest of the flow that
-    /// holds the most blocks for its weight.
+    /// holds the most blocks for its weight. A flow's only sequence comes last: small weights have shares of less than
+    /// that.
     pub(crate) fn victim(&self) -> Rank {
         let last = *self
             .running
@@ -103,7 +104,7 @@ impl Scheduler {
         if !self.flows.compete() {
             return last;
         }
-        let mut best: Option<(usize, u32, Rank)> = None;
+        let mut best: Option<(bool, usize, u32, Rank)> = None;
         for (id, account) in &self.flows.accounts {
             let Some(youngest) = account.running.last().copied() else {
                 continue;
@@ -111,9 +112,13 @@ impl Scheduler {
             if youngest.priority != last.priority || Some(&youngest) == self.running.first() {
                 continue;
             }
-            let held = self.pool.held(*id);
-            if best.is_none_or(|(most, weight, _)| is_more(held, account.weight, most, weight)) {
-                best = Some((held, account.weight, youngest));
+            let (several, held) = (account.running.len() > 1, self.pool.held(*id));
+            let is_better = best.is_none_or(|(best_several, most, weight, _)| {
+                let more = is_more(held, account.weight, most, weight);
+                (several && !best_several) || (several == best_several && more)
+            });
+            if is_better {
+                best = Some((several, held, account.weight, youngest));
             }
         }
         best.map_or(last, |(.., rank)| rank)

@@ -18,8 +18,9 @@ struct Lane {
     seen: Option<Rank>,
 }
 
-/// The order of turns: priority, service, arrival; and the flow.
-type Turn = (i32, u128, SeqId, u64);
+/// The order of turns: priority, service, whether a prompt is under way (the first chunk of another comes before its next),
+/// arrival; and the flow.
+type Turn = (i32, u128, bool, SeqId, u64);
 
 /// Whether a waiting sequence got what it needs.
 enum Claim {
@@ -74,7 +75,9 @@ impl Scheduler {
             .front()
             .copied()
             .or_else(|| self.next_waiting(flow, lane))?;
-        Some((rank.priority, self.flows.account(flow).service, rank.seq, flow))
+        let service = self.flows.account(flow).service;
+        let under_way = !lane.prefills.is_empty();
+        Some((rank.priority, service, under_way, rank.seq, flow))
     }
 
     fn next_waiting(&self, flow: u64, lane: &Lane) -> Option<Rank> {
@@ -150,10 +153,15 @@ impl Scheduler {
         }
         let (found, fresh) = self.find(rank.seq);
         let needed = fresh + self.pool.unheld(&found);
-        if self.exceeds_cap(flow, needed) {
+        // Blocks of those who give way may be among the found ones.
+        let counted = fresh + self.pool.foreign(&found, flow);
+        if self.exceeds_cap(flow, counted) {
             return Claim::AtCap;
         }
-        let due = self.flows.compete() && self.has_place_due(flow) && self.has_blocks_due(flow, needed);
+        let within = self.has_blocks_due(flow, counted);
+        // Those who are above their shares make room for a flow's only sequence, whatever its size.
+        let only = self.flows.account(flow).running.is_empty();
+        let due = self.flows.compete() && self.has_place_due(flow) && (within || only);
         if !due && (plan.passing || !victims.is_empty()) {
             return Claim::Beyond;
         }
@@ -168,7 +176,8 @@ impl Scheduler {
             }
             match self.giver(rank, Resource::Blocks, &victims, plan) {
                 Some(giver) => victims.push(giver),
-                None => return Claim::Within,
+                None if within => return Claim::Within,
+                None => return Claim::Beyond,
             }
         }
         for victim in victims {

@@ -2,9 +2,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::batch::{Batch, SampleRow};
+use crate::report::Queued;
 use crate::request::{Event, Flow, Output, Sampled, SamplingParams, StopRules, Token};
 use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
+mod fairness;
 mod faults;
 mod grammar;
 mod limits;
