@@ -1,20 +1,30 @@
 //! Which tokens the next step computes.
 //!
 //! There are no phases: under one token budget every running sequence lets `computed` catch up with its tokens, then
-//! the queue is served in order (priority, then arrival). Every decode fits, a prefill takes what is left, or less of
-//! it if the caller wants steps to be short for those that decode. When blocks run out the youngest sequence gives up
-//! its blocks and goes back to its place in the queue, which is in front of everything of its priority that has not
-//! started.
+//! the queue is served in order. Every decode fits, prefill takes what is left, or less of it if the caller wants steps
+//! to be short for those that decode. When blocks run out a sequence gives up its own and goes back to its place in the
+//! queue: the youngest, of the flow that holds most.
 //!
-//! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of
-//! service, with one exception: siblings wait for their request's first sequence to compute the prompt, and
-//! meanwhile up to `sequences_max - 1` younger sequences may use what the budget leaves (K). In every step the first
-//! in order among the running gains at least a token and is never preempted: a limit on prefill leaves it one, and
-//! guesses (see [`crate::draft`]) take no token and no block that another needs. So within one priority a sequence
-//! starts at most W steps after it was added, W being the sum of prompt and `max_tokens` over all that were alive
-//! before it, for a sibling plus that of the younger ones that overtook it; a huge prompt can't be overtaken for
-//! ever. Lower priorities do wait for as long as higher ones keep coming; a higher one takes the next free place, it
-//! doesn't push out what runs until it needs a block itself.
+//! The order is priority, then the flow with the least service for its weight ([`crate::flows`]), then arrival.
+//! Prompts under way take their turns in it with those that wait ([`crate::turns`]). A flow that waits takes places and
+//! blocks up to its share from flows that are above theirs ([`crate::shares`]). With one flow all this is arrival, and
+//! the youngest.
+//!
+//! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of service,
+//! with three exceptions. Siblings wait for their request's first sequence to compute the prompt, and meanwhile up to
+//! `sequences_max - 1` younger sequences may use what the budget leaves (K). A flow at the cap on blocks waits for its
+//! own to end. And where what waits needs more than its flow's share, other flows pass it with what is within theirs,
+//! until it is the oldest of its priority.
+//!
+//! In every step the first in order among the running (priority, then arrival, whatever its flow) gains at least a token
+//! and is never preempted: a limit on prefill leaves it one, and guesses (see [`crate::draft`]) take no token and no
+//! block that another needs. So within one priority and flow, if there is no other, a sequence starts at most W steps
+//! after it was added, W being the sum of prompt and `max_tokens` over all that were alive before it, for a sibling plus
+//! that of the younger ones that overtook it; a huge prompt can't be overtaken for ever. Beside other flows its own can
+//! be behind: W is more by the tokens that their weights let them have until their service is the same, by what they
+//! have running then, and by what preemption makes the steps compute again. Priorities are not bounded: lower ones wait
+//! for as long as higher ones keep coming. A higher one takes the next free place; beyond its flow's share it doesn't
+//! push out what runs until it needs a block itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 

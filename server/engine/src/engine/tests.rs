@@ -8,6 +8,7 @@ use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
 mod fairness;
 mod faults;
+mod flow_limits;
 mod grammar;
 mod limits;
 mod load;
