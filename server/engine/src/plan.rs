@@ -118,12 +118,14 @@ impl Scheduler {
 
     pub(crate) fn batch(&self, plan: Plan) -> Batch {
         let mut batch = Batch::default();
-        // Those that ran before, in order; then those that start.
+        // Those that ran before, in order; then those that start. Decodes alone are in order already.
         let mut rows = plan.rows;
-        rows.sort_by_key(|planned| {
-            let starts = planned.part == Part::Start;
-            (starts, (!starts).then_some(planned.rank))
-        });
+        if rows.iter().any(|planned| planned.part != Part::Decode) {
+            rows.sort_by_key(|planned| {
+                let starts = planned.part == Part::Start;
+                (starts, (!starts).then_some(planned.rank))
+            });
+        }
         for planned in rows {
             self.push_row(&mut batch, planned.rank.seq, planned.tokens);
         }

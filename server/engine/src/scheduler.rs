@@ -113,6 +113,7 @@ impl Scheduler {
             speculates: decodes <= SPECULATING_MAX
                 && decodes == self.running.len()
                 && self.waiting.is_empty(),
+            rows: Vec::with_capacity(self.config.sequences_max.min(self.sequences.len())),
             ..Plan::default()
         }
     }

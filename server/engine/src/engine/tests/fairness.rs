@@ -257,7 +257,7 @@ fn a_large_request_is_not_passed_for_ever() {
     // All but two blocks.
     add(&mut engine, 20, 55, 1);
     let steps = steps_to_start(&mut engine, others, 20);
-    assert!((12..60).contains(&steps), "{steps}");
+    assert!((12..30).contains(&steps), "{steps}");
 }
 
 #[test]
