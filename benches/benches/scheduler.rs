@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rempart_engine::{
-    Batch, Engine, EngineConfig, ModelRunner, Request, RequestId, SampleRow, Sampled, SamplingParams,
+    Batch, Engine, EngineConfig, Flow, ModelRunner, Request, RequestId, SampleRow, Sampled, SamplingParams,
     StopRules,
 };
 
@@ -37,6 +37,7 @@ const CONFIG: EngineConfig = EngineConfig {
     sequences_max: 64,
     queue_requests_max: 4096,
     queue_tokens_max: 1 << 24,
+    flow_blocks_share_max: 100,
     speculative_tokens: 0,
     context_max: 131_072,
     prefix_cache: true,
@@ -59,6 +60,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,
+        flow: Flow::default(),
     }
 }
 

@@ -25,11 +25,16 @@ pub(crate) struct BlockPool {
     by_key: HashMap<BlockKey, BlockId, BuildHasherDefault<KeyHasher>>,
     /// Counts releases.
     releases: u64,
+    /// How many of the held blocks each flow took. One that flows share counts for the one that took it, until nobody
+    /// holds it, so that the counts add up to what is held.
+    held: BTreeMap<u64, usize>,
 }
 
 #[derive(Debug, Default)]
 struct Block {
     holders: u32,
+    /// The flow that took it, while somebody holds it.
+    flow: u64,
     /// Its key in `cached` while it is there.
     released_at: u64,
     content: Option<Content>,
@@ -74,6 +79,7 @@ impl BlockPool {
             cached: BTreeMap::new(),
             by_key: HashMap::default(),
             releases: 0,
+            held: BTreeMap::new(),
         }
     }
 
@@ -88,6 +94,17 @@ impl BlockPool {
 
     pub(crate) fn cached(&self) -> usize {
         self.cached.len()
+    }
+
+    /// Held blocks that count for a flow.
+    pub(crate) fn held(&self, flow: u64) -> usize {
+        self.held.get(&flow).copied().unwrap_or(0)
+    }
+
+    /// How many blocks of a table nobody else holds.
+    pub(crate) fn sole(&self, table: &[BlockId]) -> usize {
+        let sole = |id: &&BlockId| self.blocks[**id as usize].holders == 1;
+        table.iter().filter(sole).count()
     }
 
     /// The longest chain of findable blocks at the start of `tokens`, leaving at least one token to compute. `keys`
@@ -108,20 +125,33 @@ impl BlockPool {
         found
     }
 
-    /// Whether holding `found` and allocating `fresh` more would leave `reserve` blocks available.
-    pub(crate) fn fits(&self, found: &[BlockId], fresh: usize, reserve: usize) -> bool {
-        let revived = found
-            .iter()
-            .filter(|id| self.blocks[**id as usize].holders == 0)
-            .count();
-        fresh + revived + reserve <= self.available()
+    /// How many blocks nobody holds.
+    pub(crate) fn unheld(&self, ids: &[BlockId]) -> usize {
+        let unheld = |id: &&BlockId| self.blocks[**id as usize].holders == 0;
+        ids.iter().filter(unheld).count()
     }
 
-    /// Adds a holder to each block.
-    pub(crate) fn hold(&mut self, ids: &[BlockId]) {
+    /// How many blocks would count for a flow that holds them, now or once others have let them go.
+    pub(crate) fn foreign(&self, ids: &[BlockId], flow: u64) -> usize {
+        let foreign = |id: &&BlockId| {
+            let block = &self.blocks[**id as usize];
+            block.holders == 0 || block.flow != flow
+        };
+        ids.iter().filter(foreign).count()
+    }
+
+    /// Whether holding `found` and allocating `fresh` more would leave `reserve` blocks available.
+    pub(crate) fn fits(&self, found: &[BlockId], fresh: usize, reserve: usize) -> bool {
+        fresh + self.unheld(found) + reserve <= self.available()
+    }
+
+    /// Adds a holder, of this flow, to each block.
+    pub(crate) fn hold(&mut self, ids: &[BlockId], flow: u64) {
         for id in ids {
             let block = &mut self.blocks[*id as usize];
             if block.holders == 0 {
+                block.flow = flow;
+                *self.held.entry(flow).or_default() += 1;
                 let removed = self.cached.remove(&block.released_at);
                 assert_eq!(
                     removed,
@@ -133,8 +163,8 @@ impl BlockPool {
         }
     }
 
-    /// A block with one holder and no content; evicts the longest unused cached block when none is empty.
-    pub(crate) fn alloc(&mut self) -> Option<BlockId> {
+    /// A block with one holder, of this flow, and no content; evicts the longest unused cached block when none is empty.
+    pub(crate) fn alloc(&mut self, flow: u64) -> Option<BlockId> {
         let id = match self.empty.pop() {
             Some(id) => id,
             None => self.evict()?,
@@ -145,6 +175,8 @@ impl BlockPool {
             "block {id} was given out while held. This is a bug."
         );
         block.holders = 1;
+        block.flow = flow;
+        *self.held.entry(flow).or_default() += 1;
         Some(id)
     }
 
@@ -181,7 +213,7 @@ impl BlockPool {
         let source = Source::after(salt, before);
         match self.by_key.get(&key).copied() {
             Some(equal) if self.is_content(equal, source, tokens) => {
-                self.hold(&[equal]);
+                self.hold(&[equal], self.blocks[id as usize].flow);
                 self.release_one(id);
                 Some(equal)
             }
@@ -220,6 +252,14 @@ impl BlockPool {
         if block.holders > 0 {
             return;
         }
+        let held = self
+            .held
+            .get_mut(&block.flow)
+            .expect("a held block counts for a flow. This is a bug.");
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(&block.flow);
+        }
         if block.content.is_some() {
             self.releases += 1;
             block.released_at = self.releases;
@@ -243,7 +283,7 @@ impl BlockPool {
             };
             *count += 1;
         }
-        let mut held = 0;
+        let mut held = BTreeMap::new();
         let mut findable = 0;
         for (id, (block, holders)) in self.blocks.iter().zip(&holders).enumerate() {
             if block.holders != *holders {
@@ -252,7 +292,9 @@ impl BlockPool {
                     block.holders
                 ));
             }
-            held += usize::from(block.holders > 0);
+            if block.holders > 0 {
+                *held.entry(block.flow).or_default() += 1;
+            }
             let Some(content) = &block.content else {
                 if block.holders > 1 {
                     return Err(format!("block {id} is shared but not published"));
@@ -262,6 +304,13 @@ impl BlockPool {
             findable += 1;
             self.check_content(id as BlockId, block, content)?;
         }
+        if held != self.held {
+            return Err(format!(
+                "flows hold {held:?} blocks, {:?} were counted",
+                self.held
+            ));
+        }
+        let held: usize = held.values().sum();
         if held + self.available() != self.blocks.len() {
             let [cached, empty, total] = [self.cached.len(), self.empty.len(), self.blocks.len()];
             return Err(format!(

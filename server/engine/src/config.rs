@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::report::Queued;
+
 /// Rows of logits a step may ask for beyond one per sequence, so that prompts are scored in chunks.
 const SCORED_PER_STEP: usize = 64;
 
@@ -20,6 +22,9 @@ pub struct EngineConfig {
     pub queue_requests_max: usize,
     /// Tokens that wait to be computed. An empty queue takes any one request.
     pub queue_tokens_max: usize,
+    /// Percent of the blocks that one flow may hold while another is alive, 1 to 100; 100 is no limit. A flow may always
+    /// run one sequence, so that none is too large to ever run.
+    pub flow_blocks_share_max: usize,
     /// Tokens guessed ahead for a sequence that decodes nearly alone. 0 is off.
     pub speculative_tokens: usize,
     /// Tokens of prompt and completion together.
@@ -39,6 +44,8 @@ pub enum ConfigError {
     BudgetBelowSequences { tokens: usize, sequences: usize },
     #[error("{blocks} blocks of {block_size} tokens have more slots than 32 bits can number")]
     TooManySlots { blocks: usize, block_size: usize },
+    #[error("flow_blocks_share_max is {percent}, it must be 1 to 100 (percent)")]
+    FlowBlocksShare { percent: usize },
     #[error("context_max is {context_max}, it must be at least 2 and fit in 32 bits")]
     Context { context_max: usize },
 }
@@ -63,6 +70,11 @@ impl EngineConfig {
                 sequences: self.sequences_max,
             });
         }
+        if !(1..=100).contains(&self.flow_blocks_share_max) {
+            return Err(ConfigError::FlowBlocksShare {
+                percent: self.flow_blocks_share_max,
+            });
+        }
         let slots = self.blocks.checked_mul(self.block_size);
         if slots.is_none_or(|slots| u32::try_from(slots).is_err()) {
             return Err(ConfigError::TooManySlots {
@@ -81,5 +93,16 @@ impl EngineConfig {
     /// The most rows of logits one step asks for: what the memory plan must hold (times the vocabulary).
     pub fn logits_max(&self) -> usize {
         self.step_tokens_max.min(self.sequences_max + SCORED_PER_STEP)
+    }
+
+    /// Whether the queue has room for one more request of a flow other than 0, which has `own` of `all` that wait to
+    /// start. What a flow may hold is what is left free (Choudhury and Hahne 1998, "Dynamic queue length thresholds"):
+    /// alone it gets half, and there is always room for the next flow. A flow that holds nothing only needs the room.
+    pub fn flow_queue_takes(&self, all: Queued, own: Queued, needed: usize) -> bool {
+        let takes = |max: usize, all: usize, own: usize, needed: usize| {
+            own == 0 || own + needed <= max.saturating_sub(all + needed)
+        };
+        takes(self.queue_requests_max, all.requests, own.requests, 1)
+            && takes(self.queue_tokens_max, all.tokens, own.tokens, needed)
     }
 }

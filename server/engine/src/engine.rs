@@ -1,7 +1,7 @@
 //! The engine: schedule, forward, sample, apply.
 
 use crate::config::EngineConfig;
-use crate::report::{Stats, StepReport};
+use crate::report::{FlowStats, Stats, StepReport};
 use crate::request::{AddError, Finish, Request, RequestId, SeqId};
 use crate::runner::ModelRunner;
 use crate::scheduler::Scheduler;
@@ -9,7 +9,7 @@ use crate::scheduler::Scheduler;
 /// Serves requests with one model. One thread owns it and calls [`Engine::step`] while [`Engine::has_work`].
 #[derive(Debug)]
 pub struct Engine<R> {
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     runner: R,
     in_step: InStep,
 }
@@ -118,6 +118,11 @@ impl<R: ModelRunner> Engine<R> {
 
     pub fn stats(&self) -> Stats {
         self.scheduler.stats()
+    }
+
+    /// The flows that are alive or remembered, in order of their ids.
+    pub fn flow_stats(&self) -> impl Iterator<Item = FlowStats> {
+        self.scheduler.flow_stats()
     }
 
     pub fn runner(&self) -> &R {

@@ -1,9 +1,13 @@
 //! What must be true of the scheduler between steps, and the way back when it isn't.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::blocks::BlockPool;
+use crate::flows::Flows;
+use crate::report::Queued;
 use crate::request::{Event, Finish};
 use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
+use crate::sequence::{Rank, Sequence};
 
 impl Scheduler {
     /// Says what is wrong with the state, if anything is.
@@ -55,7 +59,7 @@ impl Scheduler {
                 self.deadlines.len()
             ));
         }
-        Ok(())
+        self.check_flows()
     }
 
     fn check_sequence(&self, sequence: &Sequence) -> Result<(), String> {
@@ -88,6 +92,47 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Each flow's part of the queue and of those that run.
+    fn check_flows(&self) -> Result<(), String> {
+        let mut parts: BTreeMap<u64, (BTreeSet<Rank>, BTreeSet<Rank>, Queued)> = BTreeMap::new();
+        for (flow, account) in &self.flows.accounts {
+            // An account without sequences is remembered for its service alone.
+            if account.is_alive() || account.queued != Queued::default() {
+                parts.insert(*flow, Default::default());
+            }
+        }
+        let mut unstarted_tokens = 0;
+        for sequence in self.sequences.values() {
+            let (waiting, running, queued) = parts.entry(sequence.flow()).or_default();
+            let rank = sequence.rank();
+            if self.running.contains(&rank) {
+                running.insert(rank);
+                continue;
+            }
+            waiting.insert(rank);
+            if !sequence.started {
+                queued.tokens += sequence.queue_tokens;
+                unstarted_tokens += sequence.queue_tokens;
+            }
+        }
+        for group in self.groups.values().filter(|group| !group.started) {
+            parts.entry(group.spec.flow.id).or_default().2.requests += 1;
+        }
+        for (flow, part) in &parts {
+            let account = self.flows.accounts.get(flow).ok_or("a flow has no account")?;
+            if (&account.waiting, &account.running, &account.queued) != (&part.0, &part.1, &part.2) {
+                return Err(format!("flow {flow} has {part:?}, not {account:?}"));
+            }
+        }
+        if unstarted_tokens != self.unstarted_tokens {
+            return Err(format!(
+                "{unstarted_tokens} tokens have not started, {} were counted",
+                self.unstarted_tokens
+            ));
+        }
+        self.flows.check()
+    }
+
     /// Ends every sequence with `Failed` and starts with an empty pool: nothing of the old state is trusted but the
     /// list of the living.
     pub(crate) fn reset(&mut self) {
@@ -101,6 +146,8 @@ impl Scheduler {
         self.running.clear();
         self.waiting.clear();
         self.waiting_tokens = 0;
+        self.unstarted_tokens = 0;
+        self.flows = Flows::default();
         self.unstarted.clear();
         self.deadlines.clear();
     }

@@ -12,9 +12,11 @@ mod config;
 mod constraint;
 mod draft;
 mod engine;
+mod flows;
 mod hash;
 mod integrity;
 mod lifecycle;
+mod plan;
 mod report;
 mod request;
 pub mod rng;
@@ -22,15 +24,17 @@ mod runner;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod shares;
 pub mod sim;
+mod turns;
 
 pub use batch::{Batch, Row, SampleKind, SampleRow};
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Advance, Constraint, Grammar, SharedGrammar, Then, TokenMask};
 pub use engine::Engine;
-pub use report::{Stats, StepReport};
+pub use report::{FlowStats, Queued, Stats, StepReport};
 pub use request::{
-    AddError, Event, Finish, Logprob, Logprobs, Output, Predicted, Request, RequestId,
+    AddError, Event, FLOW_WEIGHT_MAX, Finish, Flow, Logprob, Logprobs, Output, Predicted, Request, RequestId,
     SEQUENCES_PER_REQUEST_MAX, Sampled, SamplingParams, SeqId, StopRules, Token,
 };
 pub use runner::ModelRunner;

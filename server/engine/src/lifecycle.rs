@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::flows::check_weight;
 use crate::hash::Salt;
+use crate::report::Queued;
 use crate::request::{AddError, Event, Finish, Request, RequestId, SEQUENCES_PER_REQUEST_MAX, SeqId};
 use crate::scheduler::Scheduler;
-use crate::sequence::{Group, Sequence};
+use crate::sequence::{Group, Rank, Sequence};
 
 impl Scheduler {
     pub(crate) fn add(&mut self, id: RequestId, request: Request, now_ms: u64) -> Result<(), AddError> {
@@ -17,12 +19,15 @@ impl Scheduler {
             Salt::Private(self.next_seq)
         };
         let mut seqs = Vec::with_capacity(spec.n);
+        self.flows.open(spec.flow, needed(&spec));
         for index in 0..spec.n {
             let sequence = Sequence::new(SeqId(self.next_seq), id, index, Arc::clone(&spec), salt);
             self.next_seq += 1;
             seqs.push(sequence.id);
             self.waiting.insert(sequence.rank());
+            self.flows.wait(spec.flow.id, sequence.rank());
             self.waiting_tokens += sequence.queue_tokens;
+            self.unstarted_tokens += sequence.queue_tokens;
             self.sequences.insert(sequence.id, sequence);
         }
         self.unstarted.insert((now_ms, id));
@@ -80,15 +85,42 @@ impl Scheduler {
                 blocks_total: config.blocks,
             });
         }
-        let needed = tokens + request.prediction.len() + request.n - 1;
+        check_weight(request.flow)?;
+        self.check_queue(request)
+    }
+
+    fn check_queue(&self, request: &Request) -> Result<(), AddError> {
+        let config = &self.config;
+        let (flow, needed) = (request.flow.id, needed(request));
+        // Preempted sequences were let in once. They keep out only flow 0, which has no other limit.
+        let tokens = if flow == 0 {
+            self.waiting_tokens
+        } else {
+            self.unstarted_tokens
+        };
         let full = self.unstarted.len() >= config.queue_requests_max
-            || (self.waiting_tokens > 0 && self.waiting_tokens + needed > config.queue_tokens_max);
+            || (tokens > 0 && tokens + needed > config.queue_tokens_max);
         if full {
             return Err(AddError::QueueFull {
                 requests: self.unstarted.len(),
                 requests_max: config.queue_requests_max,
-                tokens: self.waiting_tokens,
+                tokens,
                 tokens_max: config.queue_tokens_max,
+                needed,
+            });
+        }
+        let all = Queued {
+            requests: self.unstarted.len(),
+            tokens: self.unstarted_tokens,
+        };
+        let own = self.flows.queued(flow);
+        if flow != 0 && !config.flow_queue_takes(all, own, needed) {
+            return Err(AddError::FlowQueueFull {
+                flow,
+                requests: own.requests,
+                requests_free: config.queue_requests_max - all.requests,
+                tokens: own.tokens,
+                tokens_free: config.queue_tokens_max.saturating_sub(all.tokens),
                 needed,
             });
         }
@@ -134,19 +166,36 @@ impl Scheduler {
 
     /// Ends a sequence: its blocks are released, its last event is reported.
     pub(crate) fn end(&mut self, seq: SeqId, finish: Finish) {
-        let Some(mut sequence) = self.sequences.remove(&seq) else {
+        let Some(sequence) = self.sequences.get(&seq) else {
             return;
         };
         let rank = sequence.rank();
-        if self.waiting.remove(&rank) {
-            self.waiting_tokens -= sequence.queue_tokens;
+        if self.waiting.contains(&rank) {
+            self.leave_queue(rank);
         } else {
             let ran = self.running.remove(&rank);
             assert!(ran, "a living sequence waits or runs. This is a bug.");
         }
+        let mut sequence = self
+            .sequences
+            .remove(&seq)
+            .expect("it was found above. This is a bug.");
+        self.flows.end(sequence.flow(), rank);
         self.pool.release(&mut sequence.table);
         self.report.outputs.push(sequence.event(Event::Finished(finish)));
         self.leave_group(&sequence);
+    }
+
+    /// A sequence no longer waits.
+    pub(crate) fn leave_queue(&mut self, rank: Rank) {
+        let sequence = self.sequence(rank.seq);
+        let (flow, tokens, started) = (sequence.flow(), sequence.queue_tokens, sequence.started);
+        self.waiting.remove(&rank);
+        self.waiting_tokens -= tokens;
+        if !started {
+            self.unstarted_tokens -= tokens;
+            self.flows.dequeue_tokens(flow, tokens);
+        }
     }
 
     fn leave_group(&mut self, sequence: &Sequence) {
@@ -159,10 +208,17 @@ impl Scheduler {
         if !group.seqs.is_empty() {
             return;
         }
-        self.unstarted.remove(&(group.added_ms, request));
+        if self.unstarted.remove(&(group.added_ms, request)) {
+            self.flows.dequeue_request(sequence.flow());
+        }
         if let Some(deadline_ms) = group.spec.deadline_ms {
             self.deadlines.remove(&(deadline_ms, request));
         }
         self.groups.remove(&request);
     }
+}
+
+/// Tokens that a request adds to the queue: siblings find the prompt in the cache.
+fn needed(request: &Request) -> usize {
+    request.prompt.len() + request.prediction.len() + request.n - 1
 }

@@ -15,6 +15,10 @@ pub struct Stats {
     pub waiting_requests: usize,
     /// Tokens the queue holds: what `queue_tokens_max` bounds.
     pub waiting_tokens: usize,
+    /// Those of them whose sequences have not started yet.
+    pub unstarted_tokens: usize,
+    /// Flows with a living sequence.
+    pub flows: usize,
     /// When the oldest request that has not started was added, in milliseconds of the caller's clock.
     pub waiting_since_ms: Option<u64>,
     pub blocks_total: usize,
@@ -22,6 +26,41 @@ pub struct Stats {
     pub blocks_used: usize,
     /// Blocks nobody holds whose content can still be found.
     pub blocks_cached: usize,
+}
+
+/// What waits to start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// None of their sequences has started.
+    pub requests: usize,
+    /// Of sequences that have not started: what was preempted takes nobody's place in the queue.
+    pub tokens: usize,
+}
+
+impl Stats {
+    /// What waits to start, of all flows.
+    pub fn queued(&self) -> Queued {
+        Queued {
+            requests: self.waiting_requests,
+            tokens: self.unstarted_tokens,
+        }
+    }
+}
+
+/// One flow's state after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowStats {
+    pub flow: u64,
+    pub weight: u32,
+    pub queued: Queued,
+    /// Sequences that hold blocks.
+    pub running: usize,
+    /// Sequences in the queue, preempted ones included.
+    pub waiting: usize,
+    /// Held blocks that count for it: those it took first.
+    pub blocks_used: usize,
+    /// Tokens computed for it since the engine knows it; a flow without work may be forgotten.
+    pub tokens: u64,
 }
 
 /// What one step did.

@@ -12,6 +12,25 @@ pub type Token = u32;
 /// The most sequences one request may ask for (`n`): OpenAI's own limit.
 pub const SEQUENCES_PER_REQUEST_MAX: usize = 128;
 
+/// The most weight a flow can have.
+pub const FLOW_WEIGHT_MAX: u32 = 1000;
+
+/// Who is served: requests of several flows share the engine by weight, those of one flow are served in order. The
+/// caller decides what a flow is (a project, say).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Flow 0 may fill the whole queue, any other as much of it as is left free.
+    pub id: u64,
+    /// 1 to [`FLOW_WEIGHT_MAX`]. That of the request added last holds for the whole flow.
+    pub weight: u32,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self { id: 0, weight: 1 }
+    }
+}
+
 /// Names a request. Chosen by the caller, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
@@ -93,8 +112,10 @@ pub struct Request {
     pub grammar: Option<SharedGrammar>,
     /// Requests share cached blocks only with requests of the same salt (one per tenant).
     pub cache_salt: u64,
-    /// Lower runs first. Within one priority, first come, first served.
+    /// Lower runs first. Within one priority the flow that was served least is next, and within a flow first come, first
+    /// served.
     pub priority: i32,
+    pub flow: Flow,
     /// The request ends with [`Finish::Deadline`] at the first step at or after this time, in milliseconds of the
     /// caller's clock.
     pub deadline_ms: Option<u64>,
@@ -212,6 +233,19 @@ pub enum AddError {
         tokens_max: usize,
         needed: usize,
     },
+    /// The queue has room, but not for this flow, which may hold as much of it as is left free. Come back later.
+    #[error(
+        "flow {flow} fills its part of the queue: {requests} of its requests and {tokens} of its prompt tokens wait, \
+         this request has {needed} tokens, and {requests_free} requests and {tokens_free} tokens are left free"
+    )]
+    FlowQueueFull {
+        flow: u64,
+        requests: usize,
+        requests_free: usize,
+        tokens: usize,
+        tokens_free: usize,
+        needed: usize,
+    },
     /// The prompt leaves no room in the context for one more token.
     #[error("the prompt has {tokens} tokens, the limit is {limit}")]
     PromptTooLong { tokens: usize, limit: usize },
@@ -221,6 +255,9 @@ pub enum AddError {
     /// `n` is 0 or above [`SEQUENCES_PER_REQUEST_MAX`].
     #[error("n is {n}, it must be 1 to {limit}")]
     SequenceCount { n: usize, limit: usize },
+    /// The weight is 0 or above [`FLOW_WEIGHT_MAX`].
+    #[error("the weight of the flow is {weight}, it must be 1 to {limit}")]
+    FlowWeight { weight: u32, limit: u32 },
     #[error("the prompt has no tokens")]
     Empty,
     /// A request of this id is still alive.

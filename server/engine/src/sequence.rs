@@ -8,7 +8,7 @@ use crate::draft::Drafter;
 use crate::hash::{BlockKey, Hasher, Salt};
 use crate::request::{Event, Logprobs, Output, Request, RequestId, SeqId, Token};
 
-/// The order of service: priority first, then arrival. Preemption takes the greatest.
+/// The order of service within a flow: priority first, then arrival. Preemption takes the greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     pub(crate) priority: i32,
@@ -84,6 +84,11 @@ impl Sequence {
             priority: self.spec.priority,
             seq: self.id,
         }
+    }
+
+    /// Who it is served for.
+    pub(crate) fn flow(&self) -> u64 {
+        self.spec.flow.id
     }
 
     /// Tokens still to compute: more than one is prefill, one is decode.

@@ -16,9 +16,9 @@ fn keys(tokens: &[Token]) -> Vec<BlockKey> {
 fn compute(pool: &mut BlockPool, tokens: &[Token]) -> Vec<BlockId> {
     let keys = keys(tokens);
     let mut table = pool.find_prefix(SALT, &keys, tokens);
-    pool.hold(&table);
+    pool.hold(&table, 0);
     while table.len() < tokens.len() / 2 {
-        let (at, id) = (table.len(), pool.alloc().unwrap());
+        let (at, id) = (table.len(), pool.alloc(0).unwrap());
         table.push(
             pool.publish(SALT, &table, id, keys[at], &tokens[at * 2..at * 2 + 2])
                 .unwrap(),
@@ -88,7 +88,7 @@ fn other_salts_and_colliding_keys_find_nothing() {
         pool.find_prefix(SALT, &keys[1..], &[3, 4, 5]),
         Vec::<BlockId>::new()
     );
-    let own = pool.alloc().unwrap();
+    let own = pool.alloc(0).unwrap();
     assert_eq!(pool.publish(SALT, &[], own, keys[0], &[7, 7]), None);
     check(&pool, &[&table, &[own]]);
     pool.release(&mut vec![own]);
@@ -104,7 +104,7 @@ fn equal_blocks_become_one() {
     let key = keys(&[1, 2, 3, 4]);
     let mut second = Vec::new();
     for (at, tokens) in [[1, 2], [3, 4]].iter().enumerate() {
-        let own = pool.alloc().unwrap();
+        let own = pool.alloc(0).unwrap();
         let shared = pool.publish(SALT, &second, own, key[at], tokens).unwrap();
         assert_eq!(shared, first[at]);
         second.push(shared);
@@ -126,10 +126,10 @@ fn the_longest_unused_is_evicted_first_and_tails_before_heads() {
     pool.release(&mut old);
     pool.release(&mut new);
     // The empty block goes first, then old's tail, old's head, new's tail.
-    let mut taken = vec![pool.alloc().unwrap()];
+    let mut taken = vec![pool.alloc(0).unwrap()];
     assert_eq!(pool.cached(), 4);
     for expected in [old_ids[1], old_ids[0], new_ids[1]] {
-        taken.push(pool.alloc().unwrap());
+        taken.push(pool.alloc(0).unwrap());
         assert_eq!(taken.last(), Some(&expected));
         check(&pool, &[&taken]);
     }
@@ -146,8 +146,8 @@ fn the_longest_unused_is_evicted_first_and_tails_before_heads() {
     assert!(pool.fits(&new_ids[..1], 0, 0));
     assert!(!pool.fits(&new_ids[..1], 1, 0) && !pool.fits(&new_ids[..1], 0, 1));
     assert!(pool.fits(&[], 1, 0) && !pool.fits(&[], 1, 1));
-    pool.hold(&new_ids[..1]);
-    assert_eq!(pool.alloc(), None);
+    pool.hold(&new_ids[..1], 0);
+    assert_eq!(pool.alloc(0), None);
     taken.push(new_ids[0]);
     check(&pool, &[&taken]);
 }
@@ -161,16 +161,16 @@ fn using_a_block_again_renews_it() {
     pool.release(&mut first);
     pool.release(&mut second);
     let mut again = pool.find_prefix(SALT, &keys(&[1, 1]), &[1, 1, 0]);
-    pool.hold(&again);
+    pool.hold(&again, 0);
     pool.release(&mut again);
-    assert_eq!(pool.alloc(), Some(second_id));
+    assert_eq!(pool.alloc(0), Some(second_id));
 }
 
 #[test]
 #[should_panic(expected = "This is a bug.")]
 fn releasing_twice_is_a_bug() {
     let mut pool = BlockPool::new(2, 2);
-    let id = pool.alloc().unwrap();
+    let id = pool.alloc(0).unwrap();
     pool.release(&mut vec![id, id]);
 }
 
@@ -178,7 +178,7 @@ fn releasing_twice_is_a_bug() {
 #[should_panic(expected = "This is a bug.")]
 fn publishing_twice_is_a_bug() {
     let mut pool = BlockPool::new(2, 2);
-    let id = pool.alloc().unwrap();
+    let id = pool.alloc(0).unwrap();
     pool.publish(SALT, &[], id, 1, &[1, 1]);
     pool.publish(SALT, &[], id, 2, &[2, 2]);
 }
@@ -187,7 +187,7 @@ fn publishing_twice_is_a_bug() {
 #[should_panic(expected = "This is a bug.")]
 fn publishing_a_part_is_a_bug() {
     let mut pool = BlockPool::new(2, 2);
-    let id = pool.alloc().unwrap();
+    let id = pool.alloc(0).unwrap();
     pool.publish(SALT, &[], id, 1, &[1]);
 }
 
@@ -235,8 +235,8 @@ fn damage_is_found() {
     let orphan = pool.check(std::iter::once(table.as_slice())).unwrap_err();
     assert!(orphan.contains("would be evicted before"), "{orphan}");
     let (mut pool, table) = sound();
-    let own = pool.alloc().unwrap();
-    pool.hold(&[own]);
+    let own = pool.alloc(0).unwrap();
+    pool.hold(&[own], 0);
     let shared = pool
         .check([table.as_slice(), &[own, own]].into_iter())
         .unwrap_err();

@@ -2,12 +2,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::batch::{Batch, SampleRow};
-use crate::request::{Event, Output, Sampled, SamplingParams, StopRules, Token};
+use crate::report::Queued;
+use crate::request::{Event, Flow, Output, Sampled, SamplingParams, StopRules, Token};
 use crate::sim::{FakeError, FakeModel, FakeRunner, Fault};
 
+mod fairness;
 mod faults;
+mod flow_limits;
 mod grammar;
 mod limits;
+mod load;
 mod speculation;
 
 const CONFIG: EngineConfig = EngineConfig {
@@ -17,6 +21,7 @@ const CONFIG: EngineConfig = EngineConfig {
     sequences_max: 4,
     queue_requests_max: 8,
     queue_tokens_max: 100,
+    flow_blocks_share_max: 100,
     speculative_tokens: 0,
     context_max: 64,
     prefix_cache: true,
@@ -52,6 +57,7 @@ fn request(prompt: &[Token], max_tokens: usize) -> Request {
         cache_salt: 0,
         priority: 0,
         deadline_ms: None,
+        flow: Flow::default(),
     }
 }
 

@@ -54,6 +54,8 @@ summary! {
     sequences,
     /// Requests refused because the queue was full.
     refused_queue,
+    /// Requests refused because their flow filled its part of the queue.
+    refused_flow,
     /// Requests refused because they could never be served.
     refused_size,
     prefill_tokens,
@@ -66,6 +68,8 @@ summary! {
     /// Steps whose prefill was limited for the sake of those that decode.
     limited_steps,
     preemptions,
+    /// Those of them in steps in which another flow's sequence started.
+    giving_steps,
     cache_query_tokens,
     cache_hit_tokens,
     /// Sequences other than the first of their request that found its blocks.

@@ -6,7 +6,7 @@ use super::Dice;
 use super::language::Language;
 use crate::config::EngineConfig;
 use crate::constraint::SharedGrammar;
-use crate::request::{Request, SamplingParams, StopRules, Token};
+use crate::request::{Flow, Request, SamplingParams, StopRules, Token};
 use crate::rng;
 
 /// Texts that later prompts may continue, as the next turn of a conversation does.
@@ -27,7 +27,23 @@ pub(super) struct Traffic {
     prompt_max: usize,
     output_max: usize,
     salts: u64,
+    /// Who the requests are from; the first is the one that floods.
+    flows: &'static [Flow],
 }
+
+const fn flow(id: u64, weight: u32) -> Flow {
+    Flow { id, weight }
+}
+
+/// Half of the runs have one flow.
+const FLOWS: [&[Flow]; 6] = [
+    &[flow(0, 1)],
+    &[flow(0, 1)],
+    &[flow(7, 3)],
+    &[flow(1, 1), flow(2, 1)],
+    &[flow(1, 1), flow(2, 2), flow(3, 4)],
+    &[flow(4, 1000), flow(1, 1), flow(0, 5), flow(1, 2), flow(2, 30)],
+];
 
 pub(super) fn config(dice: &mut Dice) -> EngineConfig {
     let sequences_max = dice.range(1, 6);
@@ -38,6 +54,7 @@ pub(super) fn config(dice: &mut Dice) -> EngineConfig {
         sequences_max,
         queue_requests_max: dice.range(1, 8),
         queue_tokens_max: dice.range(20, 200),
+        flow_blocks_share_max: dice.pick(&[100, 100, 50, 20]),
         speculative_tokens: dice.pick(&[0, 1, 4, 9]),
         context_max: dice.range(16, 64),
         prefix_cache: !dice.one_in(4),
@@ -62,7 +79,13 @@ impl Traffic {
             prompt_max: dice.range(4, 40),
             output_max: dice.range(2, 32),
             salts: dice.pick(&[1, 2, 3]),
+            flows: dice.pick(&FLOWS),
         }
+    }
+
+    /// Whether requests are of several flows.
+    pub(super) fn competes(&self) -> bool {
+        self.flows.len() > 1
     }
 
     /// Keeps a text for a later turn.
@@ -95,6 +118,11 @@ impl Traffic {
                 dice.pick(&[-1, 0, 1])
             } else {
                 0
+            },
+            flow: if dice.one_in(2) {
+                self.flows[0]
+            } else {
+                dice.pick(self.flows)
             },
             deadline_ms: dice.one_in(8).then(|| now_ms + dice.range(0, 60) as u64),
         }

@@ -1,5 +1,6 @@
 //! One simulated engine, what its clients believe, and the checks between the two.
 
+mod flows;
 mod service;
 
 use std::collections::{BTreeMap, HashSet};
@@ -13,6 +14,7 @@ use crate::engine::Engine;
 use crate::report::StepReport;
 use crate::request::{AddError, Event, Finish, Output, Request, RequestId, SeqId, Token};
 use crate::sequence::Rank;
+use flows::Before;
 
 /// Steps in which everything must have ended once nothing new arrives.
 const DRAIN_STEPS_MAX: usize = 20_000;
@@ -137,43 +139,16 @@ impl World {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         let before = self.engine.stats();
+        let own = self.queued(request.flow.id);
         let answer = self.engine.add(id, request.clone(), self.now_ms);
-        let len = request.prompt.len();
-        let limit = self.config.context_max - usize::from(request.stop.max_tokens > 0);
-        let most = len
-            + request
-                .stop
-                .max_tokens
-                .min(self.config.context_max.saturating_sub(len))
-                .saturating_sub(1);
-        let blocks = most.div_ceil(self.config.block_size);
-        let needed = len + request.prediction.len() + request.n - 1;
-        let full = before.waiting_requests == self.config.queue_requests_max
-            || (before.waiting_tokens > 0 && before.waiting_tokens + needed > self.config.queue_tokens_max);
-        let expected = if len > limit {
-            Err(AddError::PromptTooLong { tokens: len, limit })
-        } else if blocks > self.config.blocks {
-            Err(AddError::TooLarge {
-                blocks,
-                blocks_total: self.config.blocks,
-            })
-        } else if full {
-            Err(AddError::QueueFull {
-                requests: before.waiting_requests,
-                requests_max: self.config.queue_requests_max,
-                tokens: before.waiting_tokens,
-                tokens_max: self.config.queue_tokens_max,
-                needed,
-            })
-        } else {
-            Ok(())
-        };
+        let expected = self.expected_answer(&request, &before, own);
         if answer != expected {
             return Err(format!("add answered {answer:?}, not {expected:?}"));
         }
         match answer {
             Ok(()) => self.admit_clients(id, &request),
             Err(AddError::QueueFull { .. }) => self.summary.refused_queue += 1,
+            Err(AddError::FlowQueueFull { .. }) => self.summary.refused_flow += 1,
             Err(_) => self.summary.refused_size += 1,
         }
         Ok(())
@@ -184,16 +159,7 @@ impl World {
         self.summary.sequences += request.n as u64;
         let model = self.engine.runner().model;
         for index in 0..request.n {
-            // In every step the first in order gains a token or ends, and with one priority nobody comes in front. A
-            // sibling whose elder ended early may also find younger sequences running.
-            let ahead: usize = self.clients.values().map(Client::steps_max).sum();
-            let younger = if index == 0 {
-                0
-            } else {
-                self.config.sequences_max * self.config.context_max
-            };
-            let start_by =
-                (!self.traffic.priorities).then(|| self.summary.steps + (ahead + younger + 1) as u64);
+            let start_by = self.start_by(request, index);
             let client = Client {
                 request: id,
                 index,
@@ -243,8 +209,10 @@ impl World {
         let (engine, now_ms) = (&mut self.engine, self.now_ms);
         let alive: Vec<Rank> = self.clients.keys().copied().collect();
         let decoding = engine.stats().decoding;
+        let before = Before::new(engine, &self.clients);
         match catch_unwind(AssertUnwindSafe(|| engine.step(now_ms))) {
             Ok(Ok(report)) => {
+                self.check_flows(&report, &before)?;
                 if report.prefill_tokens + report.decode_tokens == 0 {
                     self.summary.idle_steps += 1;
                 } else {
