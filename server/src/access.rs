@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
     Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Store, Subject,
     month_began_ms, now_ms, now_s,
@@ -86,6 +87,26 @@ impl Caller {
         match self {
             Self::Anyone => 0,
             Self::Holder(principal) => principal.cache_salt(),
+        }
+    }
+
+    /// Whose requests share the machine with it, and their part of it.
+    pub fn flow(&self) -> Flow {
+        match self {
+            Self::Anyone => Flow::default(),
+            // Flow 0 is that of servers without keys.
+            Self::Holder(principal) => Flow {
+                id: principal.cache_salt().max(1),
+                weight: principal.weight.clamp(1, FLOW_WEIGHT_MAX),
+            },
+        }
+    }
+
+    /// Whether it may do what only those do who run the server.
+    pub fn operates(&self) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Holder(principal) => principal.role.allows(Scope::Operate),
         }
     }
 

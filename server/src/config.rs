@@ -184,6 +184,9 @@ pub struct EngineArgs {
     /// Prompt tokens that may wait
     #[arg(long, env = "REMPART_QUEUE_TOKENS_MAX", default_value = "1048576")]
     pub queue_tokens_max: NonZeroUsize,
+    /// Percent of a model's cache that one project may fill while another wants some of it
+    #[arg(long, env = "REMPART_PROJECT_CACHE_PERCENT_MAX", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub project_cache_percent_max: u8,
     /// Tokens that an encoder computes at once; other models wait as long
     #[arg(long, env = "REMPART_ENCODER_BATCH_TOKENS_MAX", default_value = "1024")]
     pub encoder_batch_tokens_max: NonZeroUsize,
@@ -284,6 +287,7 @@ pub struct EngineSettings {
     pub itl_target: Option<Duration>,
     pub speculative_tokens: usize,
     pub queue_requests_max: usize,
+    pub project_cache_percent_max: usize,
     pub queue_tokens_max: usize,
     pub encoder_batch_tokens_max: usize,
     pub prefix_cache: bool,
@@ -367,6 +371,7 @@ impl EngineArgs {
                 self.queue_requests_max,
                 QUEUE_REQUESTS_LIMIT,
             )?,
+            project_cache_percent_max: usize::from(self.project_cache_percent_max),
             queue_tokens_max: self.queue_tokens_max.get(),
             encoder_batch_tokens_max: self.encoder_batch_tokens_max.get(),
             prefix_cache: !self.no_prefix_cache,

@@ -81,10 +81,11 @@ pub enum Rejection {
     Draining,
     LoadWaiting,
     Usage,
+    FlowQueue,
 }
 
 impl Rejection {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::QueueRequests,
         Self::QueueTokens,
         Self::PrepareQueue,
@@ -93,6 +94,7 @@ impl Rejection {
         Self::Draining,
         Self::LoadWaiting,
         Self::Usage,
+        Self::FlowQueue,
     ];
 
     fn name(self) -> &'static str {
@@ -105,6 +107,7 @@ impl Rejection {
             Self::Draining => "draining",
             Self::LoadWaiting => "load_waiting",
             Self::Usage => "usage",
+            Self::FlowQueue => "project_queue",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rempart_engine::{Event, Finish, Request, SamplingParams, StopRules};
+use rempart_engine::{Event, Finish, Flow, Request, SamplingParams, StopRules};
 
 use crate::encoder::EncoderModel;
 use crate::engine_thread::Timing;
@@ -42,6 +42,7 @@ async fn generator(model: &Model) -> anyhow::Result<()> {
         prediction: Vec::new(),
         grammar: None,
         cache_salt: 0,
+        flow: Flow::default(),
         priority: 0,
         deadline_ms: None,
     };

@@ -8,7 +8,7 @@ pub mod plan;
 pub mod template;
 mod tokens;
 
-use rempart_engine::{Request, SamplingParams, StopRules};
+use rempart_engine::{Flow, Request, SamplingParams, StopRules};
 use rempart_text::{OwnedSegment, RenderInput, Segment};
 
 use crate::config::RequestLimits;
@@ -349,6 +349,7 @@ fn engine_request(
         prediction: Vec::new(),
         grammar: None,
         cache_salt: 0,
+        flow: Flow::default(),
         priority: common.priority,
         deadline_ms: None,
     }

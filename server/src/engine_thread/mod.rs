@@ -14,7 +14,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rempart_engine::{AddError, Engine, EngineConfig, Event, ModelRunner, Request};
+use rempart_engine::{AddError, Engine, EngineConfig, Event, ModelRunner, Queued, Request};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -171,6 +171,7 @@ impl EngineHandle {
         if queued.requests > 0 && queued.tokens >= self.config.queue_tokens_max {
             return Err(self.overloaded(Rejection::QueueTokens));
         }
+        self.check_flow(&requests)?;
         let deadline_ms = self.progress.clock_ms(timing.deadline);
         for request in &mut requests {
             request.deadline_ms = Some(deadline_ms);
@@ -204,6 +205,7 @@ impl EngineHandle {
                     Rejection::QueueRequests
                 }))
             }
+            Ok(Err(AddError::FlowQueueFull { .. })) => Err(self.overloaded(Rejection::FlowQueue)),
             Ok(Err(error)) => Err(SubmitError::Refused(error)),
             Err(_) => Err(SubmitError::Stopped),
         }
@@ -211,7 +213,9 @@ impl EngineHandle {
 
     /// All of them are queued or none, so together they must fit an empty queue. It takes any one request.
     fn check_queueable(&self, requests: &[Request]) -> Result<(), SubmitError> {
-        let (count, limit) = (requests.len(), self.config.queue_requests_max);
+        // A flow with a number may hold as much as is left free: of an empty queue half.
+        let parts = if flow_of(requests) == 0 { 1 } else { 2 };
+        let (count, limit) = (requests.len(), (self.config.queue_requests_max / parts).max(1));
         if count > limit {
             return Err(SubmitError::NeverQueued(NeverQueued::Requests { count, limit }));
         }
@@ -219,11 +223,29 @@ impl EngineHandle {
             .iter()
             .map(|request| request.prompt.len() + request.prediction.len() + request.n - 1)
             .sum();
-        let limit = self.config.queue_tokens_max;
+        let limit = self.config.queue_tokens_max / parts;
         if requests.len() > 1 && count > limit {
             return Err(SubmitError::NeverQueued(NeverQueued::Tokens { count, limit }));
         }
         Ok(())
+    }
+
+    /// Whether the requests' flow may queue so many more.
+    fn check_flow(&self, requests: &[Request]) -> Result<(), SubmitError> {
+        let flow = flow_of(requests);
+        if flow == 0 {
+            return Ok(());
+        }
+        let (mut all, mut own) = self.progress.flow_queued(flow);
+        let needed = queued_of(requests);
+        // The last of them is the one that is asked for.
+        let others = needed.requests.saturating_sub(1);
+        all.requests += others;
+        own.requests += others;
+        if self.config.flow_queue_takes(all, own, needed.tokens) {
+            return Ok(());
+        }
+        Err(self.overloaded(Rejection::FlowQueue))
     }
 
     /// Seconds until the queue has drained, at the rate of the last minute.
@@ -261,17 +283,12 @@ impl EngineHandle {
     }
 
     fn send(&self, submission: Submission) -> Result<(), SubmitError> {
-        let requests = submission.requests.len();
-        let tokens = submission
-            .requests
-            .iter()
-            .map(|request| request.prompt.len())
-            .sum();
+        let (flow, queued) = (flow_of(&submission.requests), queued_of(&submission.requests));
         // Counted first: the thread may take the submission, and count it off, before `try_send` returns.
-        self.progress.sent(requests, tokens);
+        self.progress.sent(flow, queued);
         self.inbox.try_send(Message::Submit(submission)).map_err(|error| {
-            self.progress.taken(requests, tokens);
-            self.progress.ended(requests);
+            self.progress.taken(flow, queued);
+            self.progress.ended(queued.requests);
             match error {
                 TrySendError::Full(_) => self.overloaded(Rejection::QueueRequests),
                 TrySendError::Disconnected(_) => SubmitError::Stopped,
@@ -292,5 +309,17 @@ impl EngineHandle {
             .iter()
             .map(|request| request.n * (tokens_max(request) + EVENTS_BESIDE_TOKENS))
             .sum()
+    }
+}
+
+/// The flow of requests that are sent together.
+fn flow_of(requests: &[Request]) -> u64 {
+    requests.first().map_or(0, |request| request.flow.id)
+}
+
+fn queued_of(requests: &[Request]) -> Queued {
+    Queued {
+        requests: requests.len(),
+        tokens: requests.iter().map(|request| request.prompt.len()).sum(),
     }
 }

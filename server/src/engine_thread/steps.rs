@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::budget::{Budget, Work};
 use super::progress::Progress;
-use super::{Message, StreamEvent, Submission};
+use super::{Message, StreamEvent, Submission, flow_of, queued_of};
 use crate::metrics::{Ended, Finished, ModelMetrics};
 use crate::turns::Turns;
 
@@ -105,7 +105,8 @@ impl<R: ModelRunner> Steps<R> {
                 self.live.clear();
                 return;
             }
-            self.progress.publish(&self.engine.stats());
+            self.progress
+                .publish(&self.engine.stats(), self.engine.flow_stats());
             self.cancel();
             if !self.step() {
                 return self.give_up();
@@ -131,8 +132,7 @@ impl<R: ModelRunner> Steps<R> {
             accepted,
         } = submission;
         let count = requests.len();
-        self.progress
-            .taken(count, requests.iter().map(|request| request.prompt.len()).sum());
+        self.progress.taken(flow_of(&requests), queued_of(&requests));
         let now_ms = self.progress.clock_ms(Instant::now());
         let first_id = self.next_id;
         self.next_id += count as u64;
@@ -243,7 +243,7 @@ impl<R: ModelRunner> Steps<R> {
     fn deliver(&mut self, report: StepReport, began: Instant) {
         let now = Instant::now();
         self.metrics.step(&report, now - began);
-        self.progress.publish(&report.stats);
+        self.progress.publish(&report.stats, self.engine.flow_stats());
         if report.prefill_tokens + report.decode_tokens > 0 || !report.outputs.is_empty() {
             self.progress.moved();
         } else if self.engine.has_work() {

@@ -104,6 +104,10 @@ where
     let (mut prepared, kept) = app.preparation.run(deadline, work).await?;
     for request in &mut prepared.requests {
         request.cache_salt = body.caller.cache_salt();
+        request.flow = body.caller.flow();
+        if request.priority < 0 && !body.caller.operates() {
+            return Err(ApiError::priority_not_permitted());
+        }
     }
     let meter = body.meter.clone();
     drop(body);

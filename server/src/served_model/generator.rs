@@ -209,6 +209,7 @@ fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usi
         speculative_tokens: engine.speculative_tokens,
         context_max: context_length,
         prefix_cache: engine.prefix_cache,
+        flow_blocks_share_max: engine.project_cache_percent_max,
         cache_secret: uuid::Uuid::new_v4().as_u64_pair().0,
     }
 }

@@ -217,3 +217,71 @@ async fn requests_at_one_time() {
         governed.chat(&key, json!({"temperature": -1})).await;
     }
 }
+
+#[tokio::test]
+async fn no_project_fills_the_queue() {
+    let governed = governed(&["--queue-requests-max", "8"]).await;
+    governed.store.create_project("test", "sales", &[]).await.unwrap();
+    let other = governed.key("sales", Role::Member).await;
+    governed.look().await;
+    governed.server.controls.close();
+    // One is computed, and what comes meanwhile waits.
+    let running = governed.chat(&governed.first, json!({}));
+    let flood = async {
+        governed.server.controls.held().await;
+        let all = (0..16).map(|_| governed.chat(&governed.first, json!({})));
+        futures::future::join_all(all).await
+    };
+    let late = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let late = governed.chat(&other, json!({}));
+        let opening = async {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            governed.server.controls.open();
+        };
+        tokio::join!(late, opening).0
+    };
+    let (running, flood, late) = tokio::join!(running, flood, late);
+    assert_eq!(
+        (running.status.as_u16(), late.status.as_u16()),
+        (200, 200),
+        "{}",
+        late.body
+    );
+    let taken = flood.iter().filter(|answer| answer.status == 200).count();
+    // Half of the queue, in which the one that is computed was counted when its step began.
+    assert_eq!(taken, 3);
+    let refused = flood.iter().find(|answer| answer.status != 200).unwrap();
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["code"]),
+        (503, &json!("server_is_overloaded"))
+    );
+    let series = r#"rempart_rejections_total{reason="project_queue"}"#;
+    governed
+        .server
+        .metric_is_with(governed.first.reveal(), series, 13.0)
+        .await;
+    // More prompts than a project may queue at all are told so.
+    let prompts: Vec<String> = (0..5).map(|at| format!("p{at}")).collect();
+    let body = json!({"model": "test-model", "prompt": prompts, "max_tokens": 1});
+    let refused = governed.post(&other, "/v1/completions", body).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["code"]),
+        (400, &json!("request_too_large"))
+    );
+}
+
+#[tokio::test]
+async fn only_operators_go_before_all_others() {
+    let governed = governed(&["--priority-min", "-5"]).await;
+    let member = governed.key("default", Role::Member).await;
+    governed.look().await;
+    let first = json!({"priority": -1});
+    let refused = governed.chat(&member, first.clone()).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["param"]),
+        (403, &json!("priority"))
+    );
+    assert_eq!(governed.chat(&governed.first, first).await.status, 200);
+    assert_eq!(governed.chat(&member, json!({"priority": 1})).await.status, 200);
+}

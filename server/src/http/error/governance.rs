@@ -54,6 +54,21 @@ impl ApiError {
         Self::new(status, Kind::InvalidRequestError, Some("no_database"), message)
     }
 
+    /// 403: to go before all others is for those who run the server.
+    pub fn priority_not_permitted() -> Self {
+        let message = "`priority` can be below 0 only with a key whose role may operate this server";
+        let status = StatusCode::FORBIDDEN;
+        Self {
+            param: Some("priority".to_owned()),
+            ..Self::new(
+                status,
+                Kind::InvalidRequestError,
+                Some("insufficient_permissions"),
+                message,
+            )
+        }
+    }
+
     /// 429: a limit of the key or its project is reached.
     pub fn over_limit(exceeded: &Exceeded) -> Self {
         let retry_after_s = exceeded

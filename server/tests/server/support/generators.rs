@@ -47,6 +47,7 @@ pub(super) fn start(
         queue_tokens_max: engine.queue_tokens_max,
         speculative_tokens: engine.speculative_tokens,
         context_max: says.context,
+        flow_blocks_share_max: 100,
         prefix_cache: engine.prefix_cache,
         cache_secret: 0,
     };
