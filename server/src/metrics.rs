@@ -5,6 +5,7 @@
 mod access;
 mod encoder;
 mod lifecycle;
+mod rejection;
 mod usage;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use rempart_engine::{EngineConfig, StepReport};
 use crate::process;
 pub use encoder::EncoderMetrics;
 pub use lifecycle::LifecycleMetrics;
+pub use rejection::Rejection;
 pub use usage::UsageMetrics;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
@@ -70,47 +72,12 @@ const HISTOGRAMS: &[(&str, &[f64])] = &[
     ("http_request_duration_seconds", HTTP_S),
 ];
 
-/// Why a request was turned away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejection {
-    QueueRequests,
-    QueueTokens,
-    PrepareQueue,
-    Bodies,
-    Connections,
-    Draining,
-    LoadWaiting,
-    Usage,
-    FlowQueue,
-}
-
-impl Rejection {
-    const ALL: [Self; 9] = [
-        Self::QueueRequests,
-        Self::QueueTokens,
-        Self::PrepareQueue,
-        Self::Bodies,
-        Self::Connections,
-        Self::Draining,
-        Self::LoadWaiting,
-        Self::Usage,
-        Self::FlowQueue,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::QueueRequests => "max_num_queued_reqs",
-            Self::QueueTokens => "max_num_queued_tokens",
-            Self::PrepareQueue => "prepare_queue",
-            Self::Bodies => "bodies",
-            Self::Connections => "connections",
-            Self::Draining => "draining",
-            Self::LoadWaiting => "load_waiting",
-            Self::Usage => "usage",
-            Self::FlowQueue => "project_queue",
-        }
-    }
-}
+/// Those that an engine gives.
+const QUEUES: [Rejection; 3] = [
+    Rejection::QueueRequests,
+    Rejection::QueueTokens,
+    Rejection::FlowQueue,
+];
 
 /// How a sequence ended, in vLLM's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,8 +261,7 @@ pub struct ModelMetrics {
     steps_limited: Counter,
     prefill_budget: Gauge,
     finished: [Counter; 4],
-    rejected_requests: Counter,
-    rejected_tokens: Counter,
+    rejected: [Counter; QUEUES.len()],
     step_s: Histogram,
     step_tokens: Histogram,
     first_token_s: Histogram,
@@ -321,8 +287,8 @@ impl ModelMetrics {
             s.with("finished_reason", reason)
                 .counter("vllm:request_success_total")
         };
-        let rejected = |reason: &str| {
-            s.with("reason", reason)
+        let rejected = |reason: Rejection| {
+            s.with("reason", reason.name())
                 .counter("vllm:admission_rejections_total")
         };
         Self {
@@ -348,8 +314,7 @@ impl ModelMetrics {
             steps_limited: s.counter("rempart_steps_prefill_limited_total"),
             prefill_budget: s.gauge("rempart_prefill_budget_tokens"),
             finished: ["stop", "length", "abort", "error"].map(ended),
-            rejected_requests: rejected(Rejection::QueueRequests.name()),
-            rejected_tokens: rejected(Rejection::QueueTokens.name()),
+            rejected: QUEUES.map(rejected),
             step_s: s.histogram("rempart_step_duration_seconds"),
             step_tokens: s.histogram("vllm:iteration_tokens_total"),
             first_token_s: s.histogram("vllm:time_to_first_token_seconds"),
@@ -409,10 +374,8 @@ impl ModelMetrics {
 
     /// The engine turned a request away.
     pub fn rejected(&self, reason: Rejection) {
-        match reason {
-            Rejection::QueueTokens => self.rejected_tokens.increment(1),
-            _ => self.rejected_requests.increment(1),
-        }
+        let at = QUEUES.iter().position(|queue| *queue == reason);
+        self.rejected[at.unwrap_or_default()].increment(1);
     }
 
     /// A request's prompt was taken up.

@@ -256,7 +256,8 @@ async fn no_project_fills_the_queue() {
         (refused.status.as_u16(), &refused.json()["error"]["code"]),
         (503, &json!("server_is_overloaded"))
     );
-    let series = r#"rempart_rejections_total{reason="project_queue"}"#;
+    let series =
+        r#"vllm:admission_rejections_total{model_name="test-model",engine="0",reason="project_queue"}"#;
     governed
         .server
         .metric_is_with(governed.first.reveal(), series, 13.0)

@@ -20,6 +20,7 @@ mod limits;
 mod messages;
 mod numbers;
 mod openapi;
+mod organization;
 mod others;
 mod prompts;
 mod reasoning;

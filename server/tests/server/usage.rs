@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use http_body_util::BodyExt as _;
-use rempart_governance::{NewKey, Role, UsageEvent};
+use rempart_governance::UsageEvent;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -14,11 +14,6 @@ use super::support::{Governed, chat_body, governed, request};
 const CHAT: &str = "/v1/chat/completions";
 
 impl Governed {
-    /// All rows there are.
-    async fn rows(&self) -> Vec<UsageEvent> {
-        self.store.usage_events(0, i64::MAX).await.unwrap()
-    }
-
     /// Waits for a row that nobody waited for.
     async fn rows_become(&self, count: usize) -> Vec<UsageEvent> {
         let began = Instant::now();
@@ -30,13 +25,6 @@ impl Governed {
             assert!(began.elapsed() < Duration::from_secs(10), "{rows:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    }
-
-    async fn with_member() -> (Self, NewKey) {
-        let governed = governed(&["--price", "test-model=2,8,0.5", "--price", "embedder=1,0"]).await;
-        let key = governed.key("default", Role::Member).await;
-        governed.look().await;
-        (governed, key)
     }
 }
 
@@ -312,177 +300,6 @@ async fn every_request_that_runs_has_a_place_for_its_row() {
         ask().await.unwrap().status(),
         503,
         "nothing begins when the last rows are written"
-    );
-}
-
-async fn organization(governed: &Governed, query: &str) -> Value {
-    let path = format!("/v1/organization/{query}");
-    governed
-        .send(governed.first.reveal(), Method::GET, &path, None)
-        .await
-        .json()
-}
-
-/// Two answers and two vectors for one key, one each for another.
-async fn used_by_two() -> (Governed, NewKey, NewKey) {
-    let (governed, key) = Governed::with_member().await;
-    governed.store.create_project("test", "sales", &[]).await.unwrap();
-    let other = governed.key("sales", Role::Service).await;
-    governed.look().await;
-    for key in [&key, &key, &other] {
-        assert_eq!(governed.chat(key, json!({})).await.status, 200);
-        let body = json!({"model": "embedder", "input": "a"});
-        assert_eq!(governed.post(key, "/v1/embeddings", body).await.status, 200);
-    }
-    governed.chat(&key, json!({"temperature": -1})).await;
-    (governed, key, other)
-}
-
-/// The results of all spans.
-async fn results(governed: &Governed, query: &str) -> Vec<Value> {
-    let page = organization(governed, query).await;
-    let spans = page["data"].as_array().unwrap().iter();
-    spans
-        .flat_map(|span| span["results"].as_array().unwrap().clone())
-        .collect()
-}
-
-#[tokio::test]
-async fn usage_is_told_as_openai_tells_it() {
-    let (governed, _, _) = used_by_two().await;
-    let rows = governed.rows().await;
-    let chats = rows.iter().filter(|row| row.endpoint == CHAT);
-    let sum = |of: fn(&UsageEvent) -> i64| chats.clone().map(of).sum::<i64>();
-    let now = rows[0].began_ms / 1_000;
-    let day = now / 86_400 * 86_400;
-    let page = organization(&governed, &format!("usage/completions?start_time={now}&limit=1")).await;
-    let span = json!({
-        "object": "bucket", "start_time": day, "end_time": day + 86_400,
-        "results": [{
-            "object": "organization.usage.completions.result", "input_tokens": sum(|row| row.input),
-            "input_cached_tokens": sum(|row| row.cached), "output_tokens": sum(|row| row.output),
-            "num_model_requests": 3, "project_id": null, "api_key_id": null, "model": null,
-        }],
-    });
-    assert_eq!((&page["object"], &page["data"]), (&json!("page"), &json!([span])));
-}
-
-#[tokio::test]
-async fn usage_is_told_in_groups() {
-    let (governed, key, other) = used_by_two().await;
-    let day = governed.rows().await[0].began_ms / 86_400_000 * 86_400;
-    let query = format!("usage/completions?start_time={day}&group_by[]=api_key_id&group_by[]=model");
-    let told = |result: &Value| {
-        (
-            result["api_key_id"].clone(),
-            result["num_model_requests"].clone(),
-            result["model"].clone(),
-        )
-    };
-    let mut wanted =
-        [(&key, 2), (&other, 1)].map(|(key, count)| (json!(key.id.0), json!(count), json!("test-model")));
-    wanted.sort_by_key(|(key, ..)| key.to_string());
-    assert_eq!(
-        results(&governed, &query)
-            .await
-            .iter()
-            .map(told)
-            .collect::<Vec<_>>(),
-        wanted
-    );
-    let rows = governed.rows().await;
-    let project = rows[0].project.clone();
-    let query = format!("usage/embeddings?start_time={day}&project_ids={project}&group_by=project_id");
-    let own = results(&governed, &query).await;
-    assert_eq!(
-        (own.len(), &own[0]["num_model_requests"], &own[0]["project_id"]),
-        (1, &json!(2), &json!(project))
-    );
-    let query = format!("usage/completions?start_time={day}&models[]=embedder");
-    assert!(results(&governed, &query).await.is_empty());
-    let costs = results(&governed, &format!("costs?start_time={day}&group_by=line_item")).await;
-    assert_eq!(costs.len(), 2);
-    for (result, model) in costs.iter().zip(["embedder", "test-model"]) {
-        assert_eq!(
-            (&result["line_item"], &result["amount"]["currency"]),
-            (&json!(model), &json!("eur"))
-        );
-        let nano: i64 = rows
-            .iter()
-            .filter(|row| row.model == model)
-            .map(|row| row.cost_nano)
-            .sum();
-        assert!(nano > 0 && (result["amount"]["value"].as_f64().unwrap() - nano as f64 / 1e9).abs() < 1e-12);
-    }
-}
-
-#[tokio::test]
-async fn usage_is_told_page_by_page() {
-    let (governed, key) = Governed::with_member().await;
-    governed.chat(&key, json!({})).await;
-    let began = governed.rows().await[0].began_ms / 1_000;
-    let hour = began / 3_600 * 3_600;
-    let (start, end) = (hour - 9 * 3_600 - 5, hour + 3_600);
-    let (mut starts, mut requests, mut page) = (Vec::new(), 0, String::new());
-    loop {
-        let query =
-            format!("usage/completions?start_time={start}&end_time={end}&bucket_width=1h&limit=4{page}");
-        let told = organization(&governed, &query).await;
-        for bucket in told["data"].as_array().unwrap() {
-            starts.push(bucket["start_time"].as_i64().unwrap());
-            requests += bucket["results"].as_array().unwrap().len();
-        }
-        if told["has_more"] == false {
-            break;
-        }
-        page = format!("&page={}", told["next_page"].as_str().unwrap());
-    }
-    // From the hour that holds the start to the one before the end, each once.
-    assert_eq!(
-        starts,
-        (0..11).map(|at| hour - (10 - at) * 3_600).collect::<Vec<_>>()
-    );
-    assert_eq!(requests, 1);
-    let minutes = organization(
-        &governed,
-        &format!("usage/completions?start_time={began}&bucket_width=1m&limit=2"),
-    )
-    .await;
-    assert_eq!(minutes["data"][0]["results"][0]["num_model_requests"], 1);
-    for (query, param) in [
-        ("usage/completions", "start_time"),
-        ("usage/completions?start_time=-1", "start_time"),
-        ("usage/completions?start_time=1e9", "start_time"),
-        ("usage/completions?start_time=9&end_time=9", "end_time"),
-        (
-            "usage/completions?start_time=9&end_time=99999999999999999999",
-            "end_time",
-        ),
-        ("usage/completions?start_time=9&bucket_width=2d", "bucket_width"),
-        ("usage/completions?start_time=9&limit=32", "limit"),
-        ("usage/completions?start_time=9&limit=0", "limit"),
-        ("costs?start_time=9&limit=181", "limit"),
-        ("costs?start_time=9&bucket_width=1h", "bucket_width"),
-        ("costs?start_time=9&models=a", "models"),
-        ("usage/completions?start_time=9&page=x", "page"),
-        ("usage/completions?start_time=9&group_by=user_id", "group_by"),
-        ("usage/completions?start_time=9&batch=true", "batch"),
-        ("usage/completions?start_time=9&a%00b=1", "query"),
-    ] {
-        let error = organization(&governed, query).await;
-        assert_eq!(error["error"]["param"], param, "{query}");
-    }
-    assert_eq!(
-        governed
-            .send(
-                key.reveal(),
-                Method::GET,
-                "/v1/organization/costs?start_time=1",
-                None
-            )
-            .await
-            .status,
-        403
     );
 }
 

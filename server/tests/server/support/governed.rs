@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use rempart::access::{Access, Keys};
 use rempart::metrics::Metrics;
-use rempart_governance::{NewKey, NewKeyRequest, Role, Store};
+use rempart_governance::{NewKey, NewKeyRequest, Role, Store, UsageEvent};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -78,6 +78,19 @@ impl Governed {
 
     pub(crate) async fn chat(&self, key: &NewKey, fields: Value) -> Answer {
         self.post(key, "/v1/chat/completions", chat_body(fields)).await
+    }
+
+    /// All rows there are.
+    pub(crate) async fn rows(&self) -> Vec<UsageEvent> {
+        self.store.usage_events(0, i64::MAX).await.unwrap()
+    }
+
+    /// With prices, and the key of a member.
+    pub(crate) async fn with_member() -> (Self, NewKey) {
+        let governed = governed(&["--price", "test-model=2,8,0.5", "--price", "embedder=1,0"]).await;
+        let key = governed.key("default", Role::Member).await;
+        governed.look().await;
+        (governed, key)
     }
 }
 

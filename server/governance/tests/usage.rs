@@ -1,0 +1,179 @@
+//! What was used, in a file.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use rempart_governance::{Error, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
+use sqlx::Connection as _;
+
+async fn open(folder: &Path) -> Store {
+    Store::open(&folder.join("rempart.db")).await.unwrap()
+}
+
+fn used(at: i64) -> UsageEvent {
+    UsageEvent {
+        id: format!("id{at}"),
+        began_ms: 1_700_000_000_000 + 60_000 * at,
+        project: if at % 2 == 0 { "proj_a" } else { "proj_b" }.to_owned(),
+        key: "abcdefgh".to_owned(),
+        model: "m".to_owned(),
+        endpoint: "/v1/chat/completions".to_owned(),
+        input: 10,
+        cached: 4,
+        output: at,
+        first_ms: None,
+        duration_ms: 5,
+        status: 200,
+        outcome: Outcome::Completed.name().to_owned(),
+        cost_nano: 3,
+    }
+}
+
+async fn proven(store: &Store) -> Result<i64, Error> {
+    Ok(store.prove_usage(None).await?.rows)
+}
+
+#[tokio::test]
+async fn what_was_used_is_summed_and_proven() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut writer = UsageWriter::new(store.clone());
+    // Two hours and forty minutes, in batches of different sizes.
+    let mut rows: Vec<UsageEvent> = (0..160).map(used).collect();
+    rows[50].outcome = Outcome::Refused.name().to_owned();
+    for batch in [&rows[..1], &rows[1..100], &rows[100..]] {
+        writer.write(batch).await.unwrap();
+    }
+    assert_eq!(proven(&store).await.unwrap(), 160);
+    assert_eq!(store.usage_events(1, 160).await.unwrap(), rows);
+    writer.write(&rows[1..100]).await.unwrap();
+    assert_eq!(
+        proven(&store).await.unwrap(),
+        160,
+        "what was written is not written again"
+    );
+    assert!(
+        writer.write(&[used(161), used(3)]).await.is_err(),
+        "no request has two rows"
+    );
+    assert_eq!(proven(&store).await.unwrap(), 160, "and none of that was written");
+    writer.write(&[used(160)]).await.unwrap();
+    let total = |sums: &[UsageSum], of: fn(&UsageSum) -> i64| sums.iter().map(of).sum::<i64>();
+    for span in [60, 3_600, 86_400] {
+        let sums = store
+            .usage(1_600_000_000, 1_800_000_000, span, 1_000)
+            .await
+            .unwrap();
+        assert_eq!(total(&sums, |sum| sum.total.requests), 160, "{span}");
+        assert_eq!(total(&sums, |sum| sum.total.refused), 1, "{span}");
+        assert_eq!(total(&sums, |sum| sum.total.output), 160 * 161 / 2);
+        assert_eq!(
+            total(&sums, |sum| sum.total.input
+                + sum.total.cached
+                + sum.total.cost_nano),
+            17 * 161
+        );
+        assert!(sums.iter().all(|sum| sum.start % span == 0));
+        let distinct: BTreeSet<_> = sums.iter().map(|sum| (sum.start, &sum.project)).collect();
+        assert_eq!(distinct.len(), sums.len());
+    }
+    let first_hour = 1_700_000_000 / 3_600 * 3_600;
+    let hour = store
+        .usage(first_hour, first_hour + 3_600, 3_600, 1_000)
+        .await
+        .unwrap();
+    let minutes = store
+        .usage(first_hour, first_hour + 3_600, 60, 1_000)
+        .await
+        .unwrap();
+    assert_eq!(
+        total(&hour, |sum| sum.total.output),
+        total(&minutes, |sum| sum.total.output)
+    );
+    assert!(matches!(
+        store.usage(first_hour, first_hour + 3_600, 60, 10).await,
+        Err(Error::TooMany(10))
+    ));
+}
+
+/// Every change that somebody may make to the file, and back.
+#[tokio::test]
+async fn usage_that_was_changed_in_the_file_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut writer = UsageWriter::new(store.clone());
+    let rows: Vec<UsageEvent> = (0..9).map(used).collect();
+    for batch in rows.chunks(3) {
+        writer.write(batch).await.unwrap();
+    }
+    let whole = store.prove_usage(None).await.unwrap();
+    let noted = whole.last.clone().unwrap();
+    assert!(store.prove_usage(Some(&noted)).await.unwrap().contains);
+    assert_eq!((whole.rows, noted.0), (9, 3));
+    let place = folder.path().join("rempart.db");
+    let kept = folder.path().join("kept.db");
+    let url = format!("sqlite://{}", place.display());
+    let copy = format!("VACUUM INTO '{}'", kept.display());
+    let mut direct = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(copy))
+        .execute(&mut direct)
+        .await
+        .unwrap();
+    direct.close().await.unwrap();
+    for (at, change) in [
+        "UPDATE usage_event SET output = 0 WHERE seq = 7",
+        "UPDATE usage_event SET outcome = 'failed' WHERE seq = 1",
+        "UPDATE usage_event SET output = 'x' WHERE seq = 1",
+        "UPDATE usage_event SET seq = 99 WHERE seq = 1",
+        "DELETE FROM usage_event WHERE seq = 9",
+        "DELETE FROM usage_batch WHERE seq = 2",
+        "DELETE FROM usage_batch WHERE seq = 3",
+        "INSERT INTO usage_event SELECT 10, 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
+         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+        "INSERT INTO usage_event SELECT 'x', 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
+         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+        "UPDATE usage_batch SET last_row = 9223372036854775807 WHERE seq = 3",
+        "UPDATE usage_batch SET seq = 9223372036854775807 WHERE seq = 3",
+        "UPDATE usage_bucket SET cost_nano = 0",
+        "UPDATE usage_bucket SET input = 9223372036854775807",
+        "DELETE FROM usage_bucket WHERE project = 'proj_a'",
+        "INSERT INTO usage_bucket VALUES (0, 'a', 'b', 'c', 'd', 1, 0, 0, 0, 0, 0)",
+        // With rows, batch and sums together: only what was noted tells.
+        "DELETE FROM usage_batch WHERE seq = 3; DELETE FROM usage_event WHERE seq > 6; DELETE FROM usage_bucket",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let changed = folder.path().join(format!("{at}.db"));
+        std::fs::copy(&kept, &changed).unwrap();
+        let mut direct = sqlx::SqliteConnection::connect(&format!("sqlite://{}", changed.display())).await.unwrap();
+        sqlx::raw_sql(change).execute(&mut direct).await.unwrap();
+        direct.close().await.unwrap();
+        let store = Store::open(&changed).await.unwrap();
+        let proof = store.prove_usage(Some(&noted)).await;
+        assert!(proof.is_err() || !proof.as_ref().unwrap().contains, "{change}: {proof:?}");
+        // And nothing panics.
+        let _ = UsageWriter::new(store.clone()).write(&[used(100)]).await;
+        let _ = store.usage(0, i64::MAX, 86_400, 100).await;
+    }
+}
+
+#[tokio::test]
+async fn costs_have_one_currency() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    assert_eq!(store.currency().await.unwrap(), None);
+    store.settle_currency("server", "eur").await.unwrap();
+    store.settle_currency("server", "eur").await.unwrap();
+    assert!(matches!(
+        store.settle_currency("server", "usd").await,
+        Err(Error::Refused(_))
+    ));
+    assert_eq!(store.currency().await.unwrap().as_deref(), Some("eur"));
+    let rows = store.audit_events(0).await.unwrap();
+    assert_eq!(
+        rows.iter().filter(|row| row.action == "setting.changed").count(),
+        1
+    );
+}
