@@ -37,18 +37,19 @@ class Answer:
         return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
 
 
-async def stream(port, path, body, on_piece=lambda text: None, cancel_after=None):
+async def stream(port, path, body, on_piece=lambda text: None, cancel_after=None, key=None):
     """POSTs a streaming request to 127.0.0.1 and reads the answer to its end.
 
-    `cancel_after`: hangs up after so many pieces.  Raises StreamError for an error answer, an error event, or a stream
+    `cancel_after`: hangs up after so many pieces.  `key`: sent as the bearer's.  Raises StreamError for an error answer, an error event, or a stream
     without `[DONE]`.
     """
     body = body | {"stream": True, "stream_options": {"include_usage": True}}
     data = json.dumps(body).encode()
+    credentials = f"Authorization: Bearer {key}\r\n" if key else ""
     answer = Answer(time.perf_counter())
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     try:
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{credentials}Content-Type: application/json\r\n"
                      f"Accept: text/event-stream\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode())
         writer.write(data)
         await writer.drain()

@@ -31,6 +31,7 @@ pub(crate) struct Plan {
 pub(crate) struct Planned {
     pub(crate) rank: Rank,
     pub(crate) tokens: usize,
+    /// Set aside for it; it may want fewer.
     pub(crate) logits: usize,
     pub(crate) part: Part,
 }

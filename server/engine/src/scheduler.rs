@@ -144,7 +144,8 @@ impl Scheduler {
             plan.push(Planned {
                 rank,
                 tokens: 1 + drafted,
-                logits: if samples { 1 + drafted } else { 0 },
+                // One that only computes its last token wants none, and counts as any other: it may be taken out again.
+                logits: if samples { 1 + drafted } else { 1 },
                 part: Part::Decode,
             });
         }

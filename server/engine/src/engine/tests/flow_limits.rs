@@ -225,3 +225,40 @@ fn blocks_found_with_who_gives_way_count_for_the_cap() {
     assert_eq!((starts(&report.outputs), report.preemptions), (vec![], 0));
     assert_eq!(finishes(&run_all(&mut engine)).len(), 5);
 }
+
+/// What gives way gives back the rows of logits that were set aside for it, also if it wanted none: prompts whose likelihoods
+/// are asked for take all that is left of a step.
+#[test]
+fn one_that_samples_nothing_gives_way_to_one_that_scores() {
+    const PLACES: EngineConfig = EngineConfig {
+        blocks: 256,
+        step_tokens_max: 256,
+        sequences_max: 2,
+        context_max: 400,
+        queue_tokens_max: 4_000,
+        ..ROOMY
+    };
+    let scoring = |id: u64, prompt: usize| Request {
+        prompt_logprobs: Some(0),
+        ..of(id / 10, 1, request(&vec![id as Token; prompt], 0))
+    };
+    // Whenever the other flow comes, also as the youngest of the first has nothing but its last token left.
+    for (last, steps) in (1..8).flat_map(|last| (0..8).map(move |steps| (last, steps))) {
+        let mut engine = engine(PLACES);
+        // It was served before, so that the long prompt of the first flow takes its part of the step first.
+        engine.add(RequestId(21), scoring(21, 240), 0).unwrap();
+        run_all(&mut engine);
+        engine.add(RequestId(10), scoring(10, 300), 0).unwrap();
+        engine.add(RequestId(11), scoring(11, last), 0).unwrap();
+        for _ in 0..steps {
+            engine.step(0).unwrap();
+            engine.check_integrity();
+        }
+        engine.add(RequestId(20), scoring(20, 150), 0).unwrap();
+        let ended = finishes(&run_all(&mut engine));
+        assert!(
+            ended.iter().all(|(.., finish)| *finish == Finish::Length),
+            "{last} {steps}: {ended:?}"
+        );
+    }
+}
