@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
-    Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Store, Subject,
+    Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Standing, Store, Subject,
     month_began_ms, now_ms, now_s,
 };
 
@@ -165,6 +165,14 @@ impl Access {
         }
     }
 
+    /// What is left to a caller of requests and of tokens a minute, where there are such limits.
+    pub fn standing(&self, caller: &Caller) -> [Option<Standing>; 2] {
+        match (self, caller) {
+            (Self::Keys(keys), Caller::Holder(principal)) => keys.ledger.standing(principal),
+            _ => [None, None],
+        }
+    }
+
     /// The database, if there is one.
     pub fn store(&self) -> Option<&Store> {
         match self {
@@ -244,6 +252,8 @@ impl Keys {
         if !settings.prices.is_empty() {
             store.settle_currency("server", &settings.currency).await?;
         }
+        let currency = store.currency().await?;
+        let currency = currency.unwrap_or_else(|| settings.currency.clone());
         let limiter = used_so_far(&store).await?;
         let (requests_max, prices) = (settings.usage_requests_max, settings.prices.clone());
         let keys = Self {
@@ -251,7 +261,7 @@ impl Keys {
             store,
             seen: RwLock::new(seen),
             stale_max: settings.stale_max,
-            currency: settings.currency.clone(),
+            currency,
         };
         Ok((keys, first))
     }
@@ -300,7 +310,9 @@ impl Keys {
 async fn used_so_far(store: &Store) -> Result<Limiter, Error> {
     let mut limiter = Limiter::default();
     let month = month_began_ms(now_ms()) / 1_000;
-    for sum in store.usage(month, i64::MAX, DAY_S, usize::MAX).await? {
+    // A row of a clock that was ahead counts for a day that has not come.
+    let tomorrow = (now_s() / DAY_S + 1) * DAY_S;
+    for sum in store.usage(month, tomorrow, DAY_S, usize::MAX).await? {
         let tokens = sum.total.input.saturating_add(sum.total.output);
         for subject in [Subject::Key(sum.key), Subject::Project(sum.project)] {
             limiter.remember(subject, sum.start.saturating_mul(1_000), tokens);

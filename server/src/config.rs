@@ -184,7 +184,7 @@ pub struct EngineArgs {
     /// Prompt tokens that may wait
     #[arg(long, env = "REMPART_QUEUE_TOKENS_MAX", default_value = "1048576")]
     pub queue_tokens_max: NonZeroUsize,
-    /// Percent of a model's cache that one project may fill while another wants some of it
+    /// Percent of a model's cache that one project may fill while another has requests
     #[arg(long, env = "REMPART_PROJECT_CACHE_PERCENT_MAX", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub project_cache_percent_max: u8,
     /// Tokens that an encoder computes at once; other models wait as long

@@ -374,8 +374,9 @@ impl ModelMetrics {
 
     /// The engine turned a request away.
     pub fn rejected(&self, reason: Rejection) {
-        let at = QUEUES.iter().position(|queue| *queue == reason);
-        self.rejected[at.unwrap_or_default()].increment(1);
+        if let Some(at) = QUEUES.iter().position(|queue| *queue == reason) {
+            self.rejected[at].increment(1);
+        }
     }
 
     /// A request's prompt was taken up.

@@ -92,7 +92,7 @@ impl Generation {
             rules,
             format: _,
             thinking: _,
-            expected_tokens: _,
+            tokens: _,
         } = prepared;
         let mut choices = Vec::new();
         let mut prompts = Vec::new();
@@ -294,6 +294,17 @@ impl Generation {
         Ok(self.told(at, piece, Some(reason)))
     }
 
+    fn note_unread(&mut self, StreamEvent { choice, event }: &StreamEvent) {
+        match event {
+            Event::Started { cached_tokens } => {
+                let prompt = choice * self.prompts.len() / self.choices.len();
+                self.prompts[prompt].cached.get_or_insert(*cached_tokens);
+            }
+            Event::Token(_) | Event::Finished(Finish::Stop(_)) => self.completion_tokens += 1,
+            _ => {}
+        }
+    }
+
     fn count(&mut self, at: usize, token: u32) {
         if self.completion_tokens == 0 {
             self.meter.first_token();
@@ -340,6 +351,10 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        // What was made and never read was made all the same.
+        while let Some(unread) = self.stream.try_next() {
+            self.note_unread(&unread);
+        }
         self.meter.used(self.used());
         if self.open == 0 {
             // Whoever read that far has all of it.

@@ -14,6 +14,7 @@ use rempart_text::{OwnedSegment, RenderInput, Segment};
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::http::models::unix_now;
+use crate::ledger::Expected;
 use crate::model::Model;
 use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::completions::{CompletionRequest, MAX_TOKENS_DEFAULT};
@@ -40,8 +41,8 @@ pub struct Prepared {
     /// What reasoning in front of it is held to.
     pub thinking: Option<Thinking>,
     pub rules: Rules,
-    /// Tokens that it is expected to use, for limits.
-    pub expected_tokens: usize,
+    /// Tokens that it may use, for limits.
+    pub tokens: Expected,
 }
 
 /// How tokens become text, the same for every choice.
@@ -92,7 +93,7 @@ pub fn prepare_chat(request: &ChatRequest, model: &Model, limits: &RequestLimits
     check_scores(&prepared, limits)?;
     let last = request.conversation.messages.last();
     Ok(Prepared {
-        expected_tokens: expected(&prepared, common.max_tokens),
+        tokens: expected(std::slice::from_ref(&prepared), common.max_tokens),
         requests: vec![prepared],
         echoes: vec![
             last.filter(|_| request.echo)
@@ -146,7 +147,7 @@ pub fn prepare_completion(
     }
     let asked = request.max_tokens.or(default);
     Ok(Prepared {
-        expected_tokens: requests.iter().map(|prepared| expected(prepared, asked)).sum(),
+        tokens: expected(&requests, asked),
         requests,
         echoes,
         format: common.format.clone(),
@@ -306,10 +307,16 @@ fn check_format(common: &Common, asked: Option<&AskedFormat>) -> Result<()> {
     Ok(())
 }
 
-/// The tokens of a prompt and of its answers: as many as are asked for or, where that is left open, as answers mostly have.
-fn expected(request: &Request, asked: Option<usize>) -> usize {
-    let answer = asked.unwrap_or(EXPECTED_TOKENS).min(request.stop.max_tokens);
-    request.prompt.len() + request.n * answer
+/// The tokens of prompts and their answers: as many as are asked for or, where that is left open, as answers mostly have.
+fn expected(requests: &[Request], asked: Option<usize>) -> Expected {
+    let tokens = |answer: usize| {
+        let of = |request: &Request| request.prompt.len() + request.n * answer.min(request.stop.max_tokens);
+        requests.iter().map(of).sum()
+    };
+    Expected {
+        expected: tokens(asked.unwrap_or(EXPECTED_TOKENS)),
+        most: tokens(usize::MAX),
+    }
 }
 
 fn engine_request(

@@ -103,6 +103,11 @@ impl TokenStream {
         self.events.recv().await
     }
 
+    /// The next event, if there is one already.
+    pub fn try_next(&mut self) -> Option<StreamEvent> {
+        self.events.try_recv().ok()
+    }
+
     /// Ends one choice because its text is complete; its last event still comes.
     pub fn stop(&self, choice: usize) {
         self.stopped[choice].store(true, Ordering::Relaxed);
@@ -219,10 +224,7 @@ impl EngineHandle {
         if count > limit {
             return Err(SubmitError::NeverQueued(NeverQueued::Requests { count, limit }));
         }
-        let count = requests
-            .iter()
-            .map(|request| request.prompt.len() + request.prediction.len() + request.n - 1)
-            .sum();
+        let count = queued_of(requests).tokens;
         let limit = self.config.queue_tokens_max / parts;
         if requests.len() > 1 && count > limit {
             return Err(SubmitError::NeverQueued(NeverQueued::Tokens { count, limit }));
@@ -320,6 +322,9 @@ fn flow_of(requests: &[Request]) -> u64 {
 fn queued_of(requests: &[Request]) -> Queued {
     Queued {
         requests: requests.len(),
-        tokens: requests.iter().map(|request| request.prompt.len()).sum(),
+        tokens: requests
+            .iter()
+            .map(|request| request.prompt.len() + request.prediction.len() + request.n - 1)
+            .sum(),
     }
 }

@@ -53,16 +53,21 @@ pub async fn account(
         }
         Err(Refused::Over(exceeded)) => {
             app.metrics.limited(exceeded.metric.name());
-            return ApiError::over_limit(&exceeded).into_response();
+            let mut refusal = ApiError::over_limit(&exceeded).into_response();
+            tell_standing(refusal.headers_mut(), app.access.standing(&caller));
+            return refusal;
         }
     };
     request.extensions_mut().insert(meter.clone());
     let guard = Guard { meter: meter.clone() };
     let mut response = next.run(request).await;
-    tell_standing(response.headers_mut(), meter.standing());
     let status = response.status().as_u16();
-    if response.body().size_hint().exact().is_some() {
+    let whole = response.body().size_hint().exact().is_some();
+    if whole {
         guard.meter.settle(status).await;
+    }
+    tell_standing(response.headers_mut(), app.access.standing(&caller));
+    if whole {
         return response;
     }
     response.map(|body| Body::new(Accounted { body, status, guard }))

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{Exceeded, Limited, Limiter, Outcome, Reserved, Standing, UsageEvent, now_ms};
+use rempart_governance::{Exceeded, Limited, Limiter, Outcome, Reserved, UsageEvent, now_ms};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 
@@ -25,7 +25,6 @@ struct Metered {
     arrived: Instant,
     metrics: Metrics,
     prices: Prices,
-    limits: Limiting,
     /// `None` once the row is on its way.
     open: Mutex<Option<Open>>,
 }
@@ -38,7 +37,6 @@ pub(super) struct Open {
 }
 
 /// The limits that a request counts for.
-#[derive(Clone)]
 struct Limiting {
     limiter: Arc<Mutex<Limiter>>,
     limited: Arc<Limited>,
@@ -68,7 +66,7 @@ impl Allowance {
             .map_err(Refused::Over)?;
         let reserved = Reserved {
             at_ms: now,
-            tokens: 0,
+            ..Reserved::default()
         };
         Ok(Self {
             limits,
@@ -77,11 +75,15 @@ impl Allowance {
         })
     }
 
-    fn reserve(&mut self, tokens: usize) -> Result<(), Exceeded> {
-        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-        let now = now_ms();
-        self.limits.limiter().reserve(&self.limits.limited, now, tokens)?;
-        self.reserved = Reserved { at_ms: now, tokens };
+    fn reserve(&mut self, tokens: Expected) -> Result<(), Exceeded> {
+        let number = |tokens| i64::try_from(tokens).unwrap_or(i64::MAX);
+        let wanted = Reserved {
+            at_ms: now_ms(),
+            expected: number(tokens.expected),
+            most: number(tokens.most),
+        };
+        self.limits.limiter().reserve(&self.limits.limited, wanted)?;
+        self.reserved = wanted;
         Ok(())
     }
 }
@@ -92,6 +94,13 @@ impl Drop for Allowance {
         limiter.settle(&self.limits.limited, self.reserved, now_ms(), self.used);
         limiter.end(&self.limits.limited);
     }
+}
+
+/// Tokens that a request is expected to use, and the most that it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    pub expected: usize,
+    pub most: usize,
 }
 
 /// Tokens of a request.
@@ -109,7 +118,6 @@ impl Meter {
             arrived,
             metrics,
             prices,
-            limits: open.allowance.limits.clone(),
             open: Mutex::new(Some(open)),
         })))
     }
@@ -142,7 +150,10 @@ impl Meter {
             input,
             ..Used::default()
         };
-        self.reserve(tokens)?;
+        self.reserve(Expected {
+            expected: tokens,
+            most: tokens,
+        })?;
         self.used(used(tokens));
         let made = computing.await;
         if made.is_err() {
@@ -162,7 +173,7 @@ impl Meter {
     ///
     /// # Errors
     /// The limit that they are over.
-    pub fn reserve(&self, tokens: usize) -> Result<(), ApiError> {
+    pub fn reserve(&self, tokens: Expected) -> Result<(), ApiError> {
         let mut reserved = Ok(());
         self.note(|metered, open| {
             reserved = open.allowance.reserve(tokens).map_err(|exceeded| {
@@ -171,14 +182,6 @@ impl Meter {
             });
         });
         reserved
-    }
-
-    /// What is left of requests and of tokens a minute, where there are such limits.
-    pub fn standing(&self) -> [Option<Standing>; 2] {
-        let Some(Metered { limits, .. }) = self.0.as_deref() else {
-            return [None, None];
-        };
-        limits.limiter().standing(&limits.limited, now_ms())
     }
 
     /// Sends the row of an answer of this status on its way, and waits until it is written.

@@ -8,17 +8,17 @@ mod meter;
 mod writing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{Exceeded, Limiter, Principal, Store, UsageEvent, UsageWriter, now_ms};
+use rempart_governance::{Exceeded, Limiter, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
 use crate::prices::Prices;
 use meter::{Allowance, Open};
-pub use meter::{Meter, Used};
+pub use meter::{Expected, Meter, Used};
 use writing::{Writing, sync_often};
 
 /// How long the end of the process waits for the last rows.
@@ -97,6 +97,12 @@ impl Ledger {
     pub fn is_failing(&self) -> bool {
         // The task that writes ends last of all, unless it has failed for good.
         self.failing.load(Ordering::Relaxed) || self.entries.is_closed()
+    }
+
+    /// What is left to a principal of requests and of tokens a minute, where there are such limits.
+    pub fn standing(&self, principal: &Principal) -> [Option<Standing>; 2] {
+        let limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.standing(&principal.limited, now_ms())
     }
 
     /// The meter of a request that begins.

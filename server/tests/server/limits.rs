@@ -1,5 +1,7 @@
 //! What keys and projects may use, and what is told when it is used up.
 
+use std::time::Duration;
+
 use axum::http::Method;
 use rempart_governance::{Metric, NewKey, Role, Subject};
 use serde_json::{Value, json};
@@ -7,6 +9,8 @@ use serde_json::{Value, json};
 use super::support::{Answer, Governed, governed};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
+const PROJECT_QUEUE: &str =
+    r#"vllm:admission_rejections_total{model_name="test-model",engine="0",reason="project_queue"}"#;
 
 async fn limited(limits: &[(Metric, i64)]) -> (Governed, NewKey) {
     let governed = governed(&[]).await;
@@ -70,6 +74,10 @@ async fn requests_of_a_minute() {
     assert_eq!(governed.embed(&key).await.status, 200);
     let refused = governed.embed(&key).await;
     assert_eq!(refusal(&refused), over("requests"));
+    assert_eq!(
+        header(&refused, "x-ratelimit-remaining-requests").as_deref(),
+        Some("0")
+    );
     assert_eq!(
         refused.json()["error"]["message"]
             .as_str()
@@ -199,10 +207,11 @@ async fn requests_at_one_time() {
     governed.server.controls.close();
     let (one, two) = (governed.chat(&key, json!({})), governed.chat(&key, json!({})));
     let third = async {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        let third = governed.chat(&key, json!({})).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // One that is let in would wait for the gate.
+        let third = tokio::time::timeout(Duration::from_secs(2), governed.chat(&key, json!({}))).await;
         governed.server.controls.open();
-        third
+        third.unwrap()
     };
     let (one, two, third) = tokio::join!(one, two, third);
     assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200));
@@ -233,10 +242,11 @@ async fn no_project_fills_the_queue() {
         futures::future::join_all(all).await
     };
     let late = async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // All but three are refused before anything else happens.
+        governed.metric_becomes(PROJECT_QUEUE, 13.0).await;
         let late = governed.chat(&other, json!({}));
         let opening = async {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             governed.server.controls.open();
         };
         tokio::join!(late, opening).0
@@ -256,12 +266,6 @@ async fn no_project_fills_the_queue() {
         (refused.status.as_u16(), &refused.json()["error"]["code"]),
         (503, &json!("server_is_overloaded"))
     );
-    let series =
-        r#"vllm:admission_rejections_total{model_name="test-model",engine="0",reason="project_queue"}"#;
-    governed
-        .server
-        .metric_is_with(governed.first.reveal(), series, 13.0)
-        .await;
     // More prompts than a project may queue at all are told so.
     let prompts: Vec<String> = (0..5).map(|at| format!("p{at}")).collect();
     let body = json!({"model": "test-model", "prompt": prompts, "max_tokens": 1});
@@ -285,4 +289,19 @@ async fn only_operators_go_before_all_others() {
     );
     assert_eq!(governed.chat(&governed.first, first).await.status, 200);
     assert_eq!(governed.chat(&member, json!({"priority": 1})).await.status, 200);
+}
+
+/// What a budget does not hold is refused before it is made, and one that is used up before anything is prepared.
+#[tokio::test]
+async fn a_budget_is_not_overdrawn() {
+    let (governed, key) = limited(&[(Metric::TokensPerDay, 120)]).await;
+    // It may be as long as the context is, which is more than the day has.
+    let refused = governed.chat(&key, json!({})).await;
+    assert_eq!(refusal(&refused), over("tokens"));
+    assert_eq!(governed.chat(&key, json!({"max_tokens": 60})).await.status, 200);
+    governed
+        .limit(&Subject::Key(key.id.0.clone()), &[(Metric::TokensPerDay, 10)])
+        .await;
+    let refused = governed.chat(&key, json!({"temperature": -1})).await;
+    assert_eq!(refusal(&refused), over("tokens"), "the body is not looked at");
 }

@@ -410,3 +410,18 @@ async fn what_no_place_is_left_for_is_refused_and_not_taken() {
         (64, taken, 64 - taken)
     );
 }
+
+/// What is made for a client that does not read is paid for.
+#[tokio::test]
+async fn an_answer_that_nobody_read_is_counted() {
+    let (governed, key) = Governed::with_member().await;
+    let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
+    let asked = request(Some(key.reveal()), Method::POST, CHAT, Some(body));
+    let unread = governed.server.router.clone().oneshot(asked).await.unwrap();
+    let series = "vllm:generation_tokens_total{model_name=\"test-model\",engine=\"0\"}";
+    governed.metric_becomes(series, 201.0).await;
+    drop(unread);
+    let row = governed.rows_become(1).await.remove(0);
+    assert_eq!((row.outcome.as_str(), row.output), ("cancelled", 200));
+    assert!(row.input > 0);
+}

@@ -5,13 +5,12 @@ use super::Standing;
 /// Milliseconds in which a bucket fills.
 pub(super) const MINUTE_MS: i64 = 60_000;
 
-/// What has come back and was not used.
+/// What has come back and was not used. What was reserved and is given back is there again, whatever came back meanwhile: over
+/// any time the rate holds, and a burst may be larger by what was reserved and not used before.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Bucket {
     /// `None`: it is full.
     level: Option<Level>,
-    /// Units that are reserved: there is no room for others in their place, or they would be there twice when they are given back.
-    pub(super) held: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +30,20 @@ pub(super) struct Window {
 impl Bucket {
     /// Parts at a time, if `limit` units fit in.
     pub(super) fn parts(self, limit: i64, now_ms: i64) -> i64 {
-        let room = limit.saturating_sub(self.held).saturating_mul(MINUTE_MS);
-        let Some(level) = self.level else { return room };
+        let full = limit.saturating_mul(MINUTE_MS);
+        let Some(level) = self.level else { return full };
         let elapsed = now_ms.saturating_sub(level.at_ms).max(0);
         level
             .parts
             .saturating_add(elapsed.saturating_mul(limit))
-            .min(room)
+            .min(full)
+    }
+
+    /// The clock was set back by so much.
+    pub(super) fn set_back(&mut self, back_ms: i64) {
+        if let Some(level) = &mut self.level {
+            level.at_ms = level.at_ms.saturating_sub(back_ms);
+        }
     }
 
     /// Takes units out, or puts some in.
@@ -45,9 +51,7 @@ impl Bucket {
         let parts = self
             .parts(limit, now_ms)
             .saturating_sub(units.saturating_mul(MINUTE_MS));
-        // A clock that is set back does not give the same time twice.
-        let at_ms = self.level.map_or(now_ms, |level| level.at_ms.max(now_ms));
-        self.level = Some(Level { parts, at_ms });
+        self.level = Some(Level { parts, at_ms: now_ms });
     }
 
     /// How long until so many units are there; nothing if they are.
@@ -73,12 +77,13 @@ impl Bucket {
 
 impl Window {
     pub(super) fn used(self, number: i64) -> i64 {
-        if self.number == number { self.used } else { 0 }
+        // A clock that is set back is still in the window that has begun.
+        if self.number >= number { self.used } else { 0 }
     }
 
     pub(super) fn add(&mut self, number: i64, tokens: i64) {
         *self = Self {
-            number,
+            number: self.number.max(number),
             used: self.used(number).saturating_add(tokens).max(0),
         };
     }

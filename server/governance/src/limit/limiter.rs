@@ -1,6 +1,6 @@
 //! The limits of everyone at work.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::bucket::{Bucket, Window};
 use super::calendar::{day, day_ends_ms, month, month_ends_ms};
@@ -12,7 +12,9 @@ const PARALLEL_RETRY_MS: i64 = 1_000;
 /// What everyone has used of their limits.
 #[derive(Debug, Default)]
 pub struct Limiter {
-    states: HashMap<Subject, State>,
+    states: BTreeMap<Subject, State>,
+    /// The time at which it was last used, Unix milliseconds.
+    last_ms: i64,
 }
 
 #[derive(Debug, Default)]
@@ -31,11 +33,24 @@ impl Limiter {
         state.count(at_ms, at_ms, tokens);
     }
 
+    /// Where the clock was set back, everything goes on from there.
+    fn notice(&mut self, now_ms: i64) {
+        let back_ms = self.last_ms.saturating_sub(now_ms);
+        self.last_ms = now_ms;
+        if back_ms > 0 {
+            for state in self.states.values_mut() {
+                state.requests.set_back(back_ms);
+                state.tokens.set_back(back_ms);
+            }
+        }
+    }
+
     /// Begins a request, which [`Limiter::end`] ends.
     ///
     /// # Errors
     /// The limit that keeps it from beginning; then it has not begun.
     pub fn begin(&mut self, limited: &Limited, now_ms: i64) -> Result<(), Exceeded> {
+        self.notice(now_ms);
         for (subject, limits) in limited {
             let state = self.states.entry(subject.clone()).or_default();
             let exceeded = |metric, limit, retry_after_ms| Exceeded {
@@ -56,6 +71,15 @@ impl Limiter {
                     return Err(exceeded(Metric::RequestsPerMinute, limit, Some(wait_ms)));
                 }
             }
+            // Nothing is prepared for one that has nothing left.
+            let one = Reserved {
+                at_ms: now_ms,
+                expected: 1,
+                most: 1,
+            };
+            if let Some((metric, limit, retry_after_ms)) = state.over(limits, one) {
+                return Err(exceeded(metric, limit, retry_after_ms));
+            }
         }
         for (subject, limits) in limited {
             let state = self.states.entry(subject.clone()).or_default();
@@ -67,14 +91,16 @@ impl Limiter {
         Ok(())
     }
 
-    /// Reserves tokens for a request that has begun.
+    /// Reserves tokens for a request that has begun, as many as are expected of a minute's, and as many as there may be of a day's
+    /// and a month's: these are budgets, which are not overdrawn.
     ///
     /// # Errors
     /// The limit that they are over; then none are reserved.
-    pub fn reserve(&mut self, limited: &Limited, now_ms: i64, tokens: i64) -> Result<(), Exceeded> {
+    pub fn reserve(&mut self, limited: &Limited, wanted: Reserved) -> Result<(), Exceeded> {
+        self.notice(wanted.at_ms);
         for (subject, limits) in limited {
             let state = self.states.entry(subject.clone()).or_default();
-            let over = state.over(limits, now_ms, tokens);
+            let over = state.over(limits, wanted);
             if let Some((metric, limit, retry_after_ms)) = over {
                 return Err(Exceeded {
                     subject: subject.clone(),
@@ -86,10 +112,9 @@ impl Limiter {
         }
         for (subject, limits) in limited {
             let state = self.states.entry(subject.clone()).or_default();
-            state.count(now_ms, now_ms, tokens);
+            state.count(wanted.at_ms, wanted.at_ms, wanted.most);
             if let Some(limit) = limits.get(Metric::TokensPerMinute) {
-                state.tokens.take(limit, now_ms, tokens);
-                state.tokens.held += tokens;
+                state.tokens.take(limit, wanted.at_ms, wanted.expected);
             }
         }
         Ok(())
@@ -97,13 +122,14 @@ impl Limiter {
 
     /// Counts what was used in place of what was reserved, under the same limits.
     pub fn settle(&mut self, limited: &Limited, reserved: Reserved, now_ms: i64, used: i64) {
-        let more = used.saturating_sub(reserved.tokens);
+        self.notice(now_ms);
         for (subject, limits) in limited {
             let state = self.states.entry(subject.clone()).or_default();
-            state.count(reserved.at_ms, now_ms, more);
+            state.count(reserved.at_ms, now_ms, used.saturating_sub(reserved.most));
             if let Some(limit) = limits.get(Metric::TokensPerMinute) {
-                state.tokens.held -= reserved.tokens;
-                state.tokens.take(limit, now_ms, more);
+                state
+                    .tokens
+                    .take(limit, now_ms, used.saturating_sub(reserved.expected));
             }
         }
     }
@@ -148,7 +174,8 @@ impl State {
     }
 
     /// The limit that so many tokens more are over.
-    fn over(&self, limits: &Limits, now_ms: i64, tokens: i64) -> Option<(Metric, i64, Option<i64>)> {
+    fn over(&self, limits: &Limits, wanted: Reserved) -> Option<(Metric, i64, Option<i64>)> {
+        let (now_ms, tokens) = (wanted.at_ms, wanted.expected);
         if let Some(limit) = limits.get(Metric::TokensPerMinute) {
             let wait_ms = self.tokens.wait_ms(limit, now_ms, tokens);
             if wait_ms > 0 {
@@ -159,6 +186,7 @@ impl State {
                 ));
             }
         }
+        let tokens = wanted.most;
         let windows = [
             (
                 Metric::TokensPerDay,

@@ -1,8 +1,8 @@
 //! How much a key and its project may use. Time comes from outside; nothing here asks a database or waits.
 //!
 //! Requests and tokens of a minute are buckets that fill evenly, so that a minute's worth can be used at once and then as fast as
-//! it comes back; tokens of a day and of a month are counted by the calendar of UTC. Tokens are reserved when a request begins, as
-//! many as it may use, and settled when it has ended. What was used beyond the reservation is owed: it has to come back first.
+//! it comes back; tokens of a day and of a month are counted by the calendar of UTC. Tokens are reserved when a request begins, and
+//! settled when it has ended. What was used of a minute beyond the reservation is owed: it has to come back first.
 
 mod bucket;
 mod calendar;
@@ -127,11 +127,15 @@ impl fmt::Display for Exceeded {
     }
 }
 
-/// Tokens that were reserved, at a time in Unix milliseconds.
+/// Tokens that are reserved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
+    /// When, Unix milliseconds.
     pub at_ms: i64,
-    pub tokens: i64,
+    /// As many as are expected.
+    pub expected: i64,
+    /// As many as there may be.
+    pub most: i64,
 }
 
 /// What is left to a request's subjects of a limit that fills by the minute, of the one that is nearest to its end.

@@ -15,6 +15,14 @@ fn limits(of: &[(Metric, i64)]) -> Limits {
     limits
 }
 
+fn at(at_ms: i64, tokens: i64) -> Reserved {
+    Reserved {
+        at_ms,
+        expected: tokens,
+        most: tokens,
+    }
+}
+
 fn key(of: &[(Metric, i64)]) -> Vec<(Subject, Limits)> {
     vec![(Subject::Key("k".to_owned()), limits(of))]
 }
@@ -50,9 +58,10 @@ fn requests_come_back_evenly() {
         })
     );
     assert_eq!(tokens, None);
-    // A clock that is set back gives nothing, and takes nothing for ever.
+    // A clock that is set back gives nothing for that time, and what comes back then goes on from there.
     assert!(limiter.begin(&limited, NOW_MS - 90_000_000).is_err());
-    limiter.begin(&limited, NOW_MS + 40_000).unwrap();
+    assert!(limiter.begin(&limited, NOW_MS - 90_000_000 + 9_000).is_err());
+    limiter.begin(&limited, NOW_MS - 90_000_000 + 20_000).unwrap();
 }
 
 #[test]
@@ -62,42 +71,38 @@ fn tokens_are_reserved_and_settled() {
         (Metric::TokensPerDay, 1_000),
         (Metric::TokensPerMonth, 5_000),
     ]);
-    let at = |tokens| Reserved {
-        at_ms: NOW_MS,
-        tokens,
-    };
     let mut limiter = Limiter::default();
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS, 601)),
+        over(limiter.reserve(&limited, at(NOW_MS, 601))),
         (Metric::TokensPerMinute, None),
         "it can never be"
     );
-    limiter.reserve(&limited, NOW_MS, 500).unwrap();
+    limiter.reserve(&limited, at(NOW_MS, 500)).unwrap();
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS, 200)),
+        over(limiter.reserve(&limited, at(NOW_MS, 200))),
         (Metric::TokensPerMinute, Some(10_000))
     );
-    limiter.settle(&limited, at(500), NOW_MS, 100);
-    limiter.reserve(&limited, NOW_MS, 500).unwrap();
+    limiter.settle(&limited, at(NOW_MS, 500), NOW_MS, 100);
+    limiter.reserve(&limited, at(NOW_MS, 500)).unwrap();
     // What was used beyond is owed.
-    limiter.settle(&limited, at(500), NOW_MS, 800);
+    limiter.settle(&limited, at(NOW_MS, 500), NOW_MS, 800);
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS, 10)),
+        over(limiter.reserve(&limited, at(NOW_MS, 10))),
         (Metric::TokensPerMinute, Some(31_000))
     );
     // 900 of the day are gone. It ends before the minute is whole again.
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS + 9_999, 0)),
+        over(limiter.reserve(&limited, at(NOW_MS + 9_999, 0))),
         (Metric::TokensPerMinute, Some(20_001))
     );
     let next = NOW_MS + 50_000;
-    limiter.reserve(&limited, next, 190).unwrap();
+    limiter.reserve(&limited, at(next, 190)).unwrap();
     // What was reserved the day before gives nothing back to this one.
-    limiter.settle(&limited, at(0), next, -100);
-    limiter.settle(&limited, at(0), next, 810);
+    limiter.settle(&limited, at(NOW_MS, 0), next, -100);
+    limiter.settle(&limited, at(NOW_MS, 0), next, 810);
     let later = next + 600_000;
     assert_eq!(
-        over(limiter.reserve(&limited, later, 1)),
+        over(limiter.reserve(&limited, at(later, 1))),
         (Metric::TokensPerDay, Some(day_ends_ms(later) - later))
     );
 }
@@ -109,16 +114,16 @@ fn days_and_months_are_those_of_the_calendar() {
     limiter.remember(Subject::Key("k".to_owned()), NOW_MS - DAY_MS, 60);
     limiter.remember(Subject::Key("k".to_owned()), NOW_MS, 40);
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS, 61)),
+        over(limiter.reserve(&limited, at(NOW_MS, 61))),
         (Metric::TokensPerDay, Some(10_000))
     );
     assert_eq!(
-        over(limiter.reserve(&limited, NOW_MS, 55)),
+        over(limiter.reserve(&limited, at(NOW_MS, 55))),
         (Metric::TokensPerMonth, Some(10_000))
     );
-    limiter.reserve(&limited, NOW_MS, 50).unwrap();
-    assert!(limiter.reserve(&limited, NOW_MS, 1).is_err());
-    limiter.reserve(&limited, NOW_MS + 10_000, 100).unwrap();
+    limiter.reserve(&limited, at(NOW_MS, 50)).unwrap();
+    assert!(limiter.reserve(&limited, at(NOW_MS, 1)).is_err());
+    limiter.reserve(&limited, at(NOW_MS + 10_000, 100)).unwrap();
     assert_eq!(month_began_ms(NOW_MS), NOW_MS + 10_000 - 31 * DAY_MS);
     assert_eq!(
         month_ends_ms(NOW_MS + 10_000),
@@ -148,8 +153,8 @@ fn a_request_counts_for_its_key_and_its_project_or_for_neither() {
     assert_eq!((exceeded.subject, exceeded.limit), (project, 3));
     limiter.end(&both);
     limiter.begin(&other, NOW_MS).unwrap();
-    limiter.reserve(&other, NOW_MS, 10).unwrap();
-    assert!(limiter.reserve(&both, NOW_MS, 1).is_err());
+    limiter.reserve(&other, at(NOW_MS, 10)).unwrap();
+    assert!(limiter.reserve(&both, at(NOW_MS, 1)).is_err());
 }
 
 proptest! {
@@ -170,12 +175,12 @@ proptest! {
             now += pause;
             if ends && let Some((reserved_at, reserved, percent)) = running.pop() {
                 let took: i64 = reserved * percent / 100;
-                limiter.settle(&limited, Reserved { at_ms: reserved_at, tokens: reserved }, now, took);
+                limiter.settle(&limited, at(reserved_at, reserved), now, took);
                 limiter.end(&limited);
                 used.push((reserved_at, took));
             } else if limiter.begin(&limited, now).is_ok() {
                 prop_assert!(running.len() < 3);
-                if limiter.reserve(&limited, now, tokens).is_ok() {
+                if limiter.reserve(&limited, at(now, tokens)).is_ok() {
                     running.push((now, tokens, percent));
                 } else {
                     limiter.end(&limited);
@@ -183,14 +188,37 @@ proptest! {
             }
         }
         used.extend(running.iter().map(|(at, reserved, _)| (*at, *reserved)));
-        for (from, _) in &used {
-            for (to, _) in &used {
-                let within: i64 = used.iter().filter(|(at, _)| from <= at && at <= to).map(|(_, took)| took).sum();
-                if from <= to {
-                    prop_assert!(within * MINUTE_MS <= MINUTE * (MINUTE_MS + to - from));
-                    prop_assert!(day(*from) != day(*to) || within <= DAY);
-                }
+        for (to, _) in &used {
+            let before: i64 = used.iter().filter(|(at, _)| at <= to).map(|(_, took)| took).sum();
+            prop_assert!(before * MINUTE_MS <= MINUTE * (MINUTE_MS + to - NOW_MS));
+            let today: i64 = used.iter().filter(|(at, _)| day(*at) == day(*to)).map(|(_, took)| took).sum();
+            prop_assert!(today <= DAY);
+        }
+    }
+}
+
+/// Requests that use all that they reserve get all that comes back, however long they take.
+#[test]
+fn what_comes_back_is_not_lost() {
+    for seconds in [1, 30, 120, 300] {
+        let limited = key(&[(Metric::TokensPerMinute, 6_000)]);
+        let (mut limiter, mut running, mut used) = (Limiter::default(), Vec::new(), 0);
+        for second in 0..1_800 {
+            let now = NOW_MS + 1_000 * second;
+            let ended: Vec<Reserved> = running
+                .extract_if(.., |reserved: &mut Reserved| {
+                    reserved.at_ms + 1_000 * seconds <= now
+                })
+                .collect();
+            for reserved in ended {
+                limiter.settle(&limited, reserved, now, 500);
+                used += 500;
+            }
+            while limiter.reserve(&limited, at(now, 500)).is_ok() {
+                running.push(at(now, 500));
             }
         }
+        let due = 100 * (1_800 - seconds) + 6_000;
+        assert!((due - 1_000..=due).contains(&used), "{seconds}: {used} of {due}");
     }
 }

@@ -89,7 +89,7 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let weight = |row: &AnyRow| {
-            let weight: i64 = row.try_get(1)?;
+            let weight: i64 = row.try_get(1).unwrap_or(1);
             // Whatever somebody has written into the file, no project is left without a part.
             let weight = u32::try_from(weight.clamp(1, i64::from(WEIGHT_MAX))).unwrap_or(1);
             Ok((row.try_get(0)?, weight))

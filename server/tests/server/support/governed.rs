@@ -1,6 +1,7 @@
 //! A server that asks for keys.
 
 use std::path::Path;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -74,6 +75,21 @@ impl Governed {
 
     pub(crate) async fn post(&self, key: &NewKey, path: &str, body: Value) -> Answer {
         self.send(key.reveal(), Method::POST, path, Some(body)).await
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) async fn metric_becomes(&self, series: &str, wanted: f64) {
+        let wanted = format!("{series} {wanted}");
+        for _ in 0..2_000 {
+            let page = self
+                .send(self.first.reveal(), Method::GET, "/metrics", None)
+                .await;
+            if page.body.lines().any(|line| line == wanted) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it is not {wanted}");
     }
 
     pub(crate) async fn chat(&self, key: &NewKey, fields: Value) -> Answer {

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""How projects share a machine, on a real model: token shares by weight, what a flood costs others, what keys cost at all.
+
+    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3]
+
+Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
+after a warm-up.  The time to the first token of one client is measured alone, beside as many clients of another project as
+run at once, and beside four times as many, which flood the queue.  Throughput at 32 clients is measured with and without
+keys, in turns.  Standard library only.
+"""
+import argparse
+import asyncio
+import pathlib
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO / "scripts"))
+from lib import stream  # noqa: E402
+from lib.server import Server, binary  # noqa: E402
+
+WEIGHTS = {"one": 1, "two": 2, "four": 4}
+PLACES = 8
+WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+RETRY_S = 0.05
+NAME = "model"
+NAMED = ["--served-model-name", NAME]
+
+
+def rempart(*arguments):
+    return subprocess.run([binary(), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+class Client:
+    """Sends one request after another, and keeps what it got."""
+
+    def __init__(self, server, key, rng):
+        self.server, self.key, self.rng = server, key, rng
+        self.tokens, self.first_s, self.refused = 0, [], 0
+
+    async def once(self, max_tokens):
+        prompt = f"{self.rng.randrange(10**9)} {' '.join(self.rng.choices(WORDS, k=30))}"
+        body = {"model": NAME, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
+
+        def count(_):
+            self.tokens += 1
+        try:
+            answer = await stream.stream(self.server.port, "/v1/completions", body, on_piece=count, key=self.key)
+            self.first_s.append(answer.first_token_s)
+        except stream.StreamError:
+            self.refused += 1
+            await asyncio.sleep(RETRY_S)
+
+    async def until(self, end, max_tokens=48):
+        while time.monotonic() < end:
+            await self.once(max_tokens)
+
+
+async def for_seconds(clients, seconds):
+    end = time.monotonic() + seconds
+    await asyncio.gather(*(client.until(end) for client in clients))
+
+
+def p95(values):
+    return sorted(values)[int(0.95 * (len(values) - 1))]
+
+
+async def shares(server, keys, seconds):
+    """The tokens that clients of each project got, all of them always waiting for some."""
+    clients = {name: [Client(server, key, random.Random(f"{name}{at}")) for at in range(2 * PLACES)]
+               for name, key in keys.items()}
+    everyone = [client for group in clients.values() for client in group]
+    end = time.monotonic() + 1.2 * seconds
+    running = asyncio.gather(*(client.until(end) for client in everyone))
+    await asyncio.sleep(0.1 * seconds)
+    before = {name: sum(client.tokens for client in group) for name, group in clients.items()}
+    await asyncio.sleep(seconds)
+    got = {name: sum(client.tokens for client in group) - before[name] for name, group in clients.items()}
+    await running
+    total = sum(got.values())
+    for name, weight in WEIGHTS.items():
+        due = weight / sum(WEIGHTS.values())
+        print(f"weight {weight}: {got[name]} tokens, {got[name] / total:.3f} of all, due {due:.3f}, "
+              f"{100 * (got[name] / total / due - 1):+.1f} %")
+
+
+async def flood(server, keys, seconds):
+    """The time to the first token of one client, in three companies."""
+    found = {}
+    for name, others in {"alone": 0, "beside": PLACES - 1, "flooded": 4 * PLACES}.items():
+        one = Client(server, keys["two"], random.Random(1))
+        company = [Client(server, keys["one"], random.Random(at)) for at in range(others)]
+        await for_seconds([one, *company], seconds)
+        found[name] = p95(one.first_s)
+        print(f"{name}: {len(one.first_s)} answers, TTFT median {1000 * statistics.median(one.first_s):.0f} ms, "
+              f"p95 {1000 * found[name]:.0f} ms; the others were refused {sum(c.refused for c in company)} times")
+    return found["flooded"] / found["beside"]
+
+
+def throughput(server, key, seconds):
+    clients = [Client(server, key, random.Random(at)) for at in range(32)]
+    began = time.monotonic()
+    asyncio.run(for_seconds(clients, seconds))
+    return sum(client.tokens for client in clients) / (time.monotonic() - began)
+
+
+def with_keys(folder, arguments=()):
+    database = pathlib.Path(folder) / "rempart.db"
+    return database, ["--database", database, *NAMED, *arguments]
+
+
+def sharing(model, folder, seconds, turns):
+    database, arguments = with_keys(folder, ["--sequences-max", PLACES, "--queue-requests-max", 4 * PLACES])
+    with Server(model, pathlib.Path(folder) / "sharing.log", arguments=arguments) as server:
+        server.wait_ready()
+        keys = {}
+        for name, weight in WEIGHTS.items():
+            rempart("project", "create", "--database", database, name)
+            rempart("project", "weight", "--database", database, name, str(weight))
+            keys[name] = rempart("key", "create", "--database", database, "--project", name, "client").strip()
+        time.sleep(2)
+        asyncio.run(shares(server, keys, seconds))
+        ratios = [asyncio.run(flood(server, keys, seconds)) for _ in range(turns)]
+        print(f"flooded over beside, p95: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median "
+              f"{statistics.median(ratios):.2f}")
+
+
+def overhead(model, folder, seconds, turns):
+    folder = pathlib.Path(folder)
+    database, arguments = with_keys(folder)
+    found = {"open": [], "keys": []}
+    with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
+        plain.wait_ready()
+        kept.wait_ready()
+        key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
+        for _ in range(turns):
+            found["open"].append(throughput(plain, None, seconds))
+            found["keys"].append(throughput(kept, key, seconds))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    told = {name: ", ".join(f"{value:.0f}" for value in values) for name, values in found.items()}
+    print(f"32 clients, output tokens/s: without keys {told['open']}; with keys {told['keys']}; medians' ratio "
+          f"{medians['keys'] / medians['open']:.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    for measure in (sharing, overhead):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options.model, folder, options.seconds, options.turns)
+
+
+if __name__ == "__main__":
+    main()

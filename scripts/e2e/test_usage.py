@@ -1,0 +1,153 @@
+"""What a server with keys records of each request, and what it allows, as official clients and an operator meet it."""
+import concurrent.futures
+import csv
+import io
+import os
+import re
+import sqlite3
+import subprocess
+import threading
+import time
+
+import openai
+import pytest
+from lib.server import binary
+
+KILLS = int(os.environ.get("REMPART_E2E_KILLS", "8"))
+CLIENTS = 6
+PRICE = "0.2,0.6,0.05"
+
+
+def rempart(*arguments):
+    done = subprocess.run([binary(), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def client_of(server, key, **options):
+    return openai.OpenAI(base_url=f"{server.root}/v1", api_key=key, admin_api_key=key, **({"max_retries": 0} | options))
+
+
+@pytest.fixture
+def governed(own_server, tmp_path):
+    """A server, the place of its database and its first key; called again, another one on the same database."""
+    database = str(tmp_path / "rempart.db")
+    arguments = ["--database", database, "--served-model-name", "m", "--price", f"m={PRICE}"]
+
+    def start(log):
+        server = own_server("smollm2", log, arguments)
+        first = re.search(r"^sk-rempart-\S+$", server.log.read_text(), re.MULTILINE)
+        return server, database, first and first[0]
+    return start
+
+
+def chat(client, **options):
+    return client.chat.completions.create(model="m", max_tokens=6, messages=[{"role": "user", "content": "Hi"}], **options)
+
+
+def read(client, at):
+    """Prompt and answer tokens of an answer that was read to its end; every second one is streamed."""
+    if at % 2:
+        usage = chat(client).usage
+    else:
+        usage = [chunk.usage for chunk in chat(client, stream=True, stream_options={"include_usage": True})][-1]
+    return usage.prompt_tokens, usage.completion_tokens
+
+
+def test_no_answer_is_without_its_row_whenever_the_process_dies(governed):
+    """Of answers that were read to their end none is missing, with others reading the same database all the while."""
+    server, database, key = governed("first.log")
+    client, got, lock, stop = client_of(server, key, timeout=20), [], threading.Lock(), threading.Event()
+
+    def ask(at):
+        while not stop.is_set():
+            try:
+                used = read(client, at)
+            except openai.APIError:
+                time.sleep(0.02)
+                continue
+            with lock:
+                got.append(used)
+
+    def look():
+        # Whoever opens and closes the file must take nothing from the server.
+        while not stop.is_set():
+            with sqlite3.connect(database) as other:
+                other.execute("SELECT COUNT(*) FROM usage_event").fetchone()
+            other.close()
+            time.sleep(0.05)
+    for round_ in range(KILLS):
+        stop.clear()
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS + 1) as pool:
+            work = [pool.submit(ask, at) for at in range(CLIENTS)] + [pool.submit(look)]
+            time.sleep(0.4 + 0.05 * (round_ % 7))
+            server.process.kill()
+            server.process.wait()
+            stop.set()
+            for one in work:
+                one.result()
+        began = time.monotonic()
+        server, _, _ = governed(f"after-{round_}.log")
+        assert time.monotonic() - began < 5
+        client = client_of(server, key, timeout=20)
+        with sqlite3.connect(database) as rows:
+            written = rows.execute("SELECT input, output FROM usage_event WHERE outcome = 'completed'").fetchall()
+        rows.close()
+        missing = list(got)
+        for row in written:
+            if row in missing:
+                missing.remove(row)
+        assert not missing, (round_, len(got), len(written))
+        assert "and each is what was written" in rempart("audit", "verify", "--database", database)
+    assert len(got) > 5 * KILLS
+
+
+def test_usage_and_costs_as_the_official_client_reads_them(governed):
+    server, database, first = governed("usage.log")
+    rempart("project", "create", "--database", database, "sales")
+    sales = rempart("key", "create", "--database", database, "--project", "sales", "laptop").strip()
+    time.sleep(2)
+    began = int(time.time())
+    used = [read(client_of(server, key), at) for key in (first, sales, sales) for at in (0, 1)]
+    usage = client_of(server, first).admin.organization.usage
+    (result,) = usage.completions(start_time=began, limit=1).data[0].results
+    assert (result.input_tokens, result.output_tokens) == tuple(map(sum, zip(*used, strict=True)))
+    assert result.num_model_requests == len(used)
+    by_key = usage.completions(start_time=began, limit=1, group_by=["api_key_id", "project_id"]).data[0].results
+    assert sorted(one.num_model_requests for one in by_key) == [2, 4]
+    (cost,) = usage.costs(start_time=began, limit=1).data[0].results
+    assert cost.amount.currency == "eur" and cost.amount.value > 0
+    with pytest.raises(openai.PermissionDeniedError):
+        client_of(server, sales).admin.organization.usage.costs(start_time=began)
+    rows = list(csv.DictReader(io.StringIO(rempart("usage", "report", "--database", database, "--format", "csv"))))
+    assert {row["project"]: int(row["requests"]) for row in rows} == {"default": 2, "sales": 4}
+    assert sum(float(row["cost"]) for row in rows) == pytest.approx(cost.amount.value, abs=1e-5)
+    page = rempart("usage", "report", "--database", database, "--format", "html")
+    assert page.count("<svg") == 2 and "sales" in page
+
+
+def test_limits_as_the_official_client_meets_them(governed):
+    server, database, first = governed("limits.log")
+    key = rempart("key", "create", "--database", database, "limited").strip()
+    rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "requests-per-minute=30", "tokens-per-day=400")
+    time.sleep(2)
+    client = client_of(server, key)
+    answer = client.chat.completions.with_raw_response.create(
+        model="m", max_tokens=6, messages=[{"role": "user", "content": "Hi"}])
+    assert answer.headers["x-ratelimit-limit-requests"] == "30"
+    with pytest.raises(openai.RateLimitError) as caught:
+        for _ in range(30):
+            chat(client)
+    error = caught.value
+    assert error.code == "rate_limit_exceeded" and "tokens per day" in str(error)
+    # The day is long: the client is told not to try again by itself.
+    assert error.response.headers["x-should-retry"] == "false"
+    began = time.monotonic()
+    with pytest.raises(openai.RateLimitError):
+        chat(client_of(server, key, max_retries=3))
+    assert time.monotonic() - began < 2
+    assert chat(client_of(server, first)).choices
+    assert "tokens-per-day=400" in rempart("limit", "list", "--database", database)
+    rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "tokens-per-day=none")
+    time.sleep(2)
+    assert chat(client).choices
