@@ -34,6 +34,8 @@ pub struct UsageWriter {
     store: Store,
     /// Kept from batch to batch, unless one failed.
     connection: Option<PoolConnection<Any>>,
+    /// Whether the last batch may have been written, although that could not be told.
+    in_doubt: bool,
 }
 
 /// What was used in a span of time by one key on one model and endpoint.
@@ -56,10 +58,11 @@ impl UsageWriter {
         Self {
             store,
             connection: None,
+            in_doubt: false,
         }
     }
 
-    /// Writes rows as one batch, all of them or none; nothing if they were written before.
+    /// Writes rows as one batch, all of them or none; nothing where the last try had written them after all.
     ///
     /// # Errors
     /// What the database says. The same rows can be tried again.
@@ -71,7 +74,8 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let written = write(&mut connection, rows).await;
+        let written = write(&mut connection, rows, self.in_doubt).await;
+        self.in_doubt = written.is_err();
         if written.is_ok() {
             self.connection = Some(connection);
         } else {
@@ -82,15 +86,13 @@ impl UsageWriter {
     }
 }
 
-async fn write(connection: &mut PoolConnection<Any>, rows: &[UsageEvent]) -> Result<(), Error> {
+async fn write(
+    connection: &mut PoolConnection<Any>,
+    rows: &[UsageEvent],
+    in_doubt: bool,
+) -> Result<(), Error> {
     let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
-    // A commit whose success could not be told was one.
-    let id = rows.first().map_or("", |row| row.id.as_str());
-    let known = sqlx::query("SELECT seq FROM usage_event WHERE id = $1")
-        .bind(id)
-        .fetch_optional(&mut *change)
-        .await?;
-    if known.is_some() {
+    if in_doubt && is_known(&mut change, rows).await? {
         return Ok(());
     }
     let last = sqlx::query(sqlx::AssertSqlSafe(format!("{BATCH} ORDER BY seq DESC LIMIT 1")))
@@ -121,6 +123,16 @@ async fn write(connection: &mut PoolConnection<Any>, rows: &[UsageEvent]) -> Res
         add(&mut change, of, sum).await?;
     }
     Ok(change.commit().await?)
+}
+
+/// Whether rows are there already: they come all or none.
+async fn is_known(change: &mut Transaction<'_, Any>, rows: &[UsageEvent]) -> Result<bool, Error> {
+    let id = rows.first().map_or("", |row| row.id.as_str());
+    let known = sqlx::query("SELECT seq FROM usage_event WHERE id = $1")
+        .bind(id)
+        .fetch_optional(&mut **change)
+        .await?;
+    Ok(known.is_some())
 }
 
 async fn insert(change: &mut Transaction<'_, Any>, seq: i64, row: &UsageEvent) -> Result<(), Error> {
