@@ -174,3 +174,17 @@ async fn costs_have_one_currency() {
         1
     );
 }
+
+/// Each finds out by itself that the other has written.
+#[tokio::test]
+async fn two_that_write_keep_one_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, other) = (open(folder.path()).await, open(folder.path()).await);
+    let mut writers = [UsageWriter::new(store.clone()), UsageWriter::new(other)];
+    for at in 0..24 {
+        // Now one of them several times, now in turns.
+        let writer = &mut writers[usize::from(at % 3 == 0 || at > 15 && at % 2 == 0)];
+        writer.write(&[used(at)]).await.unwrap();
+    }
+    assert_eq!(proven(&store).await.unwrap(), 24);
+}

@@ -36,21 +36,10 @@ pub(super) struct Open {
     pub allowance: Allowance,
 }
 
-/// The limits that a request counts for.
-struct Limiting {
-    limiter: Arc<Mutex<Limiter>>,
-    limited: Arc<Limited>,
-}
-
-impl Limiting {
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
-        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A request's part of what its key and its project may use, until it is dropped.
 pub(super) struct Allowance {
-    limits: Limiting,
+    limiter: Arc<Mutex<Limiter>>,
+    limited: Arc<Limited>,
     reserved: Reserved,
     /// Tokens, of which only those are known that are settled.
     used: i64,
@@ -58,18 +47,15 @@ pub(super) struct Allowance {
 
 impl Allowance {
     pub(super) fn begin(limiter: Arc<Mutex<Limiter>>, limited: Arc<Limited>) -> Result<Self, Refused> {
-        let limits = Limiting { limiter, limited };
         let now = now_ms();
-        limits
-            .limiter()
-            .begin(&limits.limited, now)
-            .map_err(Refused::Over)?;
+        lock(&limiter).begin(&limited, now).map_err(Refused::Over)?;
         let reserved = Reserved {
             at_ms: now,
             ..Reserved::default()
         };
         Ok(Self {
-            limits,
+            limiter,
+            limited,
             reserved,
             used: 0,
         })
@@ -82,7 +68,7 @@ impl Allowance {
             expected: number(tokens.expected),
             most: number(tokens.most),
         };
-        self.limits.limiter().reserve(&self.limits.limited, wanted)?;
+        lock(&self.limiter).reserve(&self.limited, wanted)?;
         self.reserved = wanted;
         Ok(())
     }
@@ -90,10 +76,14 @@ impl Allowance {
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        let mut limiter = self.limits.limiter();
-        limiter.settle(&self.limits.limited, self.reserved, now_ms(), self.used);
-        limiter.end(&self.limits.limited);
+        let mut limiter = lock(&self.limiter);
+        limiter.settle(&self.limited, self.reserved, now_ms(), self.used);
+        limiter.end(&self.limited);
     }
+}
+
+fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
+    limiter.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tokens that a request is expected to use, and the most that it may.

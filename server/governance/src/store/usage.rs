@@ -36,6 +36,8 @@ pub struct UsageWriter {
     connection: Option<PoolConnection<Any>>,
     /// Whether the last batch may have been written, although that could not be told.
     in_doubt: bool,
+    /// The last batch, if this has written it.
+    last: Option<UsageBatch>,
 }
 
 /// What was used in a span of time by one key on one model and endpoint.
@@ -59,6 +61,7 @@ impl UsageWriter {
             store,
             connection: None,
             in_doubt: false,
+            last: None,
         }
     }
 
@@ -67,6 +70,17 @@ impl UsageWriter {
     /// # Errors
     /// What the database says. The same rows can be tried again.
     pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+        if let Some(last) = self.last.take()
+            && self.try_write(rows, Some(last)).await.is_ok()
+        {
+            return Ok(());
+        }
+        // Another process may have written since.
+        self.try_write(rows, None).await
+    }
+
+    /// Writes rows behind a batch that is known to be the last, or behind the last there is.
+    async fn try_write(&mut self, rows: &[UsageEvent], last: Option<UsageBatch>) -> Result<(), Error> {
         let kept = self.connection.take();
         // Changes would go to the file of that name, and these rows to one that has none.
         self.store.check_file()?;
@@ -74,55 +88,75 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let written = write(&mut connection, rows, self.in_doubt).await;
+        let written = write(&mut connection, rows, last, self.in_doubt).await;
         self.in_doubt = written.is_err();
-        if written.is_ok() {
-            self.connection = Some(connection);
-        } else {
-            // One whose disk was full may be of no use any more.
-            connection.close_on_drop();
+        match written {
+            Ok(last) => {
+                self.connection = Some(connection);
+                self.last = last;
+                Ok(())
+            }
+            Err(error) => {
+                // One whose disk was full may be of no use any more.
+                connection.close_on_drop();
+                Err(error)
+            }
         }
-        written
     }
 }
 
+/// The batch that was written, if it was written now.
 async fn write(
     connection: &mut PoolConnection<Any>,
     rows: &[UsageEvent],
+    last: Option<UsageBatch>,
     in_doubt: bool,
-) -> Result<(), Error> {
+) -> Result<Option<UsageBatch>, Error> {
     let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
     if in_doubt && is_known(&mut change, rows).await? {
-        return Ok(());
+        return Ok(None);
     }
-    let last = sqlx::query(sqlx::AssertSqlSafe(format!("{BATCH} ORDER BY seq DESC LIMIT 1")))
-        .fetch_optional(&mut *change)
-        .await?;
-    let last = last.as_ref().map(batch).transpose()?;
+    let last = match last {
+        Some(last) => Some(last),
+        None => last_batch(&mut change).await?,
+    };
     let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
     let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
+    insert_batch(&mut change, &new).await?;
     let mut seq = new.first;
     for row in rows {
         insert(&mut change, seq, row).await?;
         seq = seq.saturating_add(1);
     }
+    for (of, sum) in sums(rows) {
+        add(&mut change, of, sum).await?;
+    }
+    change.commit().await?;
+    Ok(Some(new))
+}
+
+async fn last_batch(change: &mut Transaction<'_, Any>) -> Result<Option<UsageBatch>, Error> {
+    let last = sqlx::query(sqlx::AssertSqlSafe(format!("{BATCH} ORDER BY seq DESC LIMIT 1")))
+        .fetch_optional(&mut **change)
+        .await?;
+    last.as_ref().map(batch).transpose()
+}
+
+async fn insert_batch(change: &mut Transaction<'_, Any>, batch: &UsageBatch) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO usage_batch (seq, at_ms, first_row, last_row, digest, previous, hash) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
-    .bind(new.seq)
-    .bind(new.at_ms)
-    .bind(new.first)
-    .bind(new.last)
-    .bind(new.digest)
-    .bind(new.previous)
-    .bind(new.hash)
-    .execute(&mut *change)
+    .bind(batch.seq)
+    .bind(batch.at_ms)
+    .bind(batch.first)
+    .bind(batch.last)
+    .bind(batch.digest.as_str())
+    .bind(batch.previous.as_str())
+    .bind(batch.hash.as_str())
+    .execute(&mut **change)
     .await?;
-    for (of, sum) in sums(rows) {
-        add(&mut change, of, sum).await?;
-    }
-    Ok(change.commit().await?)
+    Ok(())
 }
 
 /// Whether rows are there already: they come all or none.
