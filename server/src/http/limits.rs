@@ -7,9 +7,10 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use futures::StreamExt as _;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use super::App;
+use super::bodies::Held;
 use super::error::ApiError;
 use crate::access::Caller;
 use crate::ledger::Meter;
@@ -23,7 +24,7 @@ pub struct Received<'a> {
     pub bytes: Bytes,
     pub caller: Caller,
     pub meter: Meter,
-    _budget: SemaphorePermit<'a>,
+    _held: Held<'a>,
 }
 
 /// Reads a JSON body within its limits of size and time.
@@ -45,43 +46,41 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     let caller: Caller = caller.ok_or_else(ApiError::internal)?;
     // Of requests that use no model nothing is counted.
     let meter: Meter = request.extensions().get().cloned().unwrap_or_default();
-    let (bytes, budget) = tokio::time::timeout(timeout, collect(app, request.into_body(), limit))
+    let (bytes, held) = tokio::time::timeout(timeout, collect(app, request.into_body(), &caller, limit))
         .await
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))?;
     Ok(Received {
         bytes,
         caller,
         meter,
-        _budget: budget,
+        _held: held,
     })
 }
 
-async fn collect(app: &App, body: Body, limit: usize) -> Result<(Bytes, SemaphorePermit<'_>), ApiError> {
+async fn collect<'a>(
+    app: &'a App,
+    body: Body,
+    caller: &Caller,
+    limit: usize,
+) -> Result<(Bytes, Held<'a>), ApiError> {
     let mut bytes = Vec::new();
-    let mut budget = app
-        .bodies
-        .try_acquire_many(0)
-        .expect("the semaphore is never closed");
+    let mut held = app.bodies.begin(caller.project());
     let mut frames = body.into_data_stream();
     while let Some(frame) = frames.next().await {
         let frame = frame.map_err(|_| ApiError::malformed("The request body could not be read"))?;
         if bytes.len() + frame.len() > limit {
             return Err(ApiError::body_too_large(limit));
         }
-        let more = u32::try_from(frame.len())
-            .ok()
-            .and_then(|len| app.bodies.try_acquire_many(len).ok());
-        let Some(more) = more else {
+        if !held.take(frame.len()) {
             app.metrics.reject(Rejection::Bodies);
             return Err(ApiError {
                 close: true,
                 ..ApiError::overloaded(RETRY_AFTER_S)
             });
-        };
-        budget.merge(more);
+        }
         bytes.extend_from_slice(&frame);
     }
-    Ok((bytes.into(), budget))
+    Ok((bytes.into(), held))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

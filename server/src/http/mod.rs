@@ -4,6 +4,7 @@ pub mod accept;
 pub mod account;
 pub mod admin;
 pub mod authorize;
+pub mod bodies;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
@@ -31,7 +32,6 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::chat::Prepared;
@@ -43,6 +43,7 @@ use crate::model::Model;
 use crate::registry::Registry;
 use crate::response_store::ResponseStore;
 use crate::shutdown::{Phase, Shutdown};
+use bodies::Bodies;
 use error::ApiError;
 use limits::Preparation;
 use observe::Arrived;
@@ -61,7 +62,7 @@ pub struct App {
     /// Formats wait for their compiler apart from it: no prompt waits for them.
     compilation: Preparation,
     /// Bytes of bodies that may still be read.
-    bodies: Semaphore,
+    bodies: Bodies,
     responses: Mutex<ResponseStore>,
 }
 
@@ -79,7 +80,7 @@ impl App {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
-            bodies: Semaphore::new(http.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
+            bodies: Bodies::new(http.bodies_bytes_max),
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,
                 limits.responses_bytes_max,

@@ -20,12 +20,10 @@ struct Level {
     at_ms: i64,
 }
 
-/// A count within a day or a month of that number.
+/// Counts within days or months of these numbers, the newest last. Two are kept, so that a clock that is ahead for a moment does
+/// not make the true day begin anew.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Window {
-    number: i64,
-    used: i64,
-}
+pub(super) struct Window([(i64, i64); 2]);
 
 impl Bucket {
     /// Parts at a time, if `limit` units fit in.
@@ -77,14 +75,25 @@ impl Bucket {
 
 impl Window {
     pub(super) fn used(self, number: i64) -> i64 {
-        // A clock that is set back is still in the window that has begun.
-        if self.number >= number { self.used } else { 0 }
+        // One before both is taken for the first of them: a clock that is set back gives nothing.
+        let found = self.0.into_iter().find(|(known, _)| *known >= number);
+        found
+            .filter(|(known, _)| *known == number || number < self.0[0].0)
+            .map_or(0, |(_, used)| used)
     }
 
     pub(super) fn add(&mut self, number: i64, tokens: i64) {
-        *self = Self {
-            number: self.number.max(number),
-            used: self.used(number).saturating_add(tokens).max(0),
-        };
+        let used = self.used(number).saturating_add(tokens).max(0);
+        let [first, last] = &mut self.0;
+        if number > last.0 {
+            *first = *last;
+            *last = (number, used);
+        } else if number == last.0 {
+            last.1 = used;
+        } else if number > first.0 {
+            *first = (number, used);
+        } else {
+            first.1 = used;
+        }
     }
 }

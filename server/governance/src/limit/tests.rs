@@ -132,6 +132,22 @@ fn days_and_months_are_those_of_the_calendar() {
     );
 }
 
+/// A clock that is ahead, or behind, for a moment.
+#[test]
+fn a_wrong_clock_gives_no_second_budget() {
+    let limited = key(&[(Metric::TokensPerDay, 100)]);
+    for wrong in [DAY_MS, 40 * DAY_MS, -DAY_MS, -40 * DAY_MS] {
+        let mut limiter = Limiter::default();
+        limiter.reserve(&limited, at(NOW_MS, 90)).unwrap();
+        // What it gives or refuses meanwhile is not the point.
+        let _ = limiter.reserve(&limited, at(NOW_MS + wrong, 5));
+        assert!(limiter.reserve(&limited, at(NOW_MS, 11)).is_err(), "{wrong}");
+        limiter.reserve(&limited, at(NOW_MS, 5)).unwrap();
+        assert!(limiter.reserve(&limited, at(NOW_MS, 6)).is_err(), "{wrong}");
+        limiter.reserve(&limited, at(NOW_MS + 2 * DAY_MS, 90)).unwrap();
+    }
+}
+
 #[test]
 fn a_request_counts_for_its_key_and_its_project_or_for_neither() {
     let project = Subject::Project("p".to_owned());

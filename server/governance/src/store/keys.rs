@@ -115,7 +115,8 @@ impl Store {
                 name: row.try_get(1)?,
                 created: row.try_get(2)?,
                 archived: row.try_get(3)?,
-                weight: row.try_get(4)?,
+                // Whatever somebody has written there, the others are listed.
+                weight: row.try_get(4).unwrap_or(1),
             })
         };
         rows.iter().map(project).collect()

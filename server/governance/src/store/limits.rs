@@ -103,11 +103,15 @@ fn rule(row: &AnyRow) -> Result<(Subject, Metric, i64), Error> {
     let unsound = || Error::Unsound(format!("a limit of {id}"));
     let metric = row.try_get::<String, _>(2)?.parse().map_err(|_| unsound())?;
     let subject = match row.try_get::<String, _>(0)?.as_str() {
-        "project" => Subject::Project(id),
-        "api_key" => Subject::Key(id),
+        "project" => Subject::Project(id.clone()),
+        "api_key" => Subject::Key(id.clone()),
         _ => return Err(unsound()),
     };
-    Ok((subject, metric, row.try_get(3)?))
+    let value: i64 = row.try_get(3)?;
+    if !(1..=LIMIT_MAX).contains(&value) {
+        return Err(unsound());
+    }
+    Ok((subject, metric, value))
 }
 
 async fn set(
