@@ -7,6 +7,7 @@ import collections
 import copy
 import json
 import os
+import re
 
 import hypothesis
 import jsonschema
@@ -33,6 +34,8 @@ BEYOND_SCHEMAS = {
     "response_not_found", "string_above_max_length", "unsupported_parameter",
 }
 OVERLOADED = {"server_is_overloaded"}
+# A server without keys has no usage to tell.
+WITHOUT_KEYS = {"no_database"}
 pytestmark = pytest.mark.models(WITH_ENCODER)
 
 
@@ -168,7 +171,7 @@ def check(case, answer, rules):
         check_events(answer, rules)
     what = f"{answer.text[:300]} for {str(answer.request.body)[:500]}"
     if rules.allows(answer.request.body):
-        assert code in {"", *BEYOND_SCHEMAS, *OVERLOADED}, f"allowed, and refused: {what}"
+        assert code in {"", *BEYOND_SCHEMAS, *OVERLOADED, *WITHOUT_KEYS}, f"allowed, and refused: {what}"
     else:
         assert answer.status_code >= 400, f"not allowed, and taken: {what}"
     case.validate_response(answer, checks=[
@@ -212,9 +215,11 @@ def is_quick(operation, body):
     return isinstance(tokens, (int, float)) and tokens <= 10 * TOKENS_MAX
 
 
-def run(operation, mode, cases, root, rules, became):
+def run(operation, mode, cases, root, rules, became, key=None):
     """Sends cases of one operation; raises for the first that shows a fault."""
     session = requests.Session()
+    if key:
+        session.headers["Authorization"] = f"Bearer {key}"
 
     @hypothesis.seed(SEED)
     @hypothesis.settings(max_examples=cases, deadline=None, database=None, derandomize=False, print_blob=False,
@@ -247,3 +252,20 @@ def test_the_server_does_what_its_document_says(served, document, subtests):
             sent += became
     print(f"{sent.total()} cases: {dict(sent)}")
     assert served.server.process.poll() is None
+
+
+def test_usage_is_told_as_the_document_says(own_server, tmp_path, subtests):
+    """The routes that have something to tell only where there are keys."""
+    server = own_server("smollm2", "usage.log", ["--database", str(tmp_path / "rempart.db")])
+    key = re.search(r"^sk-rempart-\S+$", server.log.read_text(), re.MULTILINE)[0]
+    document = requests.get(f"{server.root}/openapi.json", timeout=30).json()
+    schema = schemathesis.openapi.from_dict(document)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    told = [operation for operation in operations if operation.path.startswith("/v1/organization/")]
+    assert len(told) == 3
+    for operation in told:
+        became = collections.Counter()
+        with subtests.test(operation=operation.label):
+            run(operation, GenerationMode.POSITIVE, 100, server.root, Rules(document, operation), became, key)
+        print(operation.label, dict(became))
+        assert became["200"] > 0 and not {"404 no_database"} & set(became)
