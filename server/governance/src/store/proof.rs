@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::{Any, Row as _, Transaction};
 
-use super::usage::{BATCH, EVENT, batch, event};
+use super::usage::{BATCH, EVENT, batch, event, total};
 use super::{Error, Store};
 use crate::usage::{BATCH_ROWS_MAX, BrokenUsage, UsageBatch, UsageTotal};
 
@@ -131,14 +131,7 @@ async fn check_sums(
         let Some(last) = page.last() else { break };
         from = of(last)?;
         for row in &page {
-            let told = UsageTotal {
-                requests: row.try_get(5)?,
-                refused: row.try_get(6)?,
-                input: row.try_get(7)?,
-                cached: row.try_get(8)?,
-                output: row.try_get(9)?,
-                cost_nano: row.try_get(10)?,
-            };
+            let told = total(row)?;
             let of = of(row)?;
             if sums.remove(&of) != Some(told) {
                 return Err(BrokenUsage::Sum(of.0).into());

@@ -344,13 +344,18 @@ fn sum(row: &AnyRow) -> Result<UsageSum, Error> {
         key: row.try_get(2)?,
         model: row.try_get(3)?,
         endpoint: row.try_get(4)?,
-        total: UsageTotal {
-            requests: row.try_get(5)?,
-            refused: row.try_get(6)?,
-            input: row.try_get(7)?,
-            cached: row.try_get(8)?,
-            output: row.try_get(9)?,
-            cost_nano: row.try_get(10)?,
-        },
+        total: total(row)?,
+    })
+}
+
+/// The numbers of a sum, behind the five columns that tell what it is of.
+pub(super) fn total(row: &AnyRow) -> Result<UsageTotal, Error> {
+    Ok(UsageTotal {
+        requests: row.try_get(5)?,
+        refused: row.try_get(6)?,
+        input: row.try_get(7)?,
+        cached: row.try_get(8)?,
+        output: row.try_get(9)?,
+        cost_nano: row.try_get(10)?,
     })
 }
