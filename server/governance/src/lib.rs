@@ -1,5 +1,6 @@
-//! Who may do what, and the record of it. Nothing here knows HTTP: a server asks a [`Directory`] whose key it was shown, and a
-//! [`Store`] keeps what operators change, each change with its row in the audit chain.
+//! Who may do what and how much, and the record of it. Nothing here knows HTTP: a server asks a [`Directory`] whose key it was
+//! shown, and a [`Limiter`] how much of its limits is left; a [`Store`] keeps what operators change, each change with its row in the
+//! audit chain, and what requests used.
 #![forbid(unsafe_code)]
 
 mod audit;

@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::audit::GENESIS;
 use crate::key::hex;
 
+pub(crate) const HOUR_S: i64 = 3_600;
 /// The most rows of one batch.
 pub const BATCH_ROWS_MAX: usize = 512;
 
@@ -207,6 +208,11 @@ fn digest(rows: &[UsageEvent]) -> String {
 }
 
 impl UsageEvent {
+    /// When the hour in which it began began, Unix seconds.
+    pub(crate) fn hour(&self) -> i64 {
+        self.began_ms.div_euclid(1_000 * HOUR_S) * HOUR_S
+    }
+
     pub(crate) fn total(&self) -> UsageTotal {
         let refused = i64::from(self.outcome == Outcome::Refused.name());
         UsageTotal {

@@ -169,13 +169,7 @@ async fn what_fails_has_a_row_too() {
     // A stream that breaks off, of two seconds.
     governed.server.controls.token_ms.store(10, Ordering::SeqCst);
     let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
-    let response =
-        governed
-            .server
-            .router
-            .clone()
-            .oneshot(request(Some(key.reveal()), Method::POST, CHAT, Some(body)));
-    let mut stream = response.await.unwrap().into_body();
+    let mut stream = governed.begun(&key, CHAT, body).await;
     let first = stream.frame().await.unwrap().unwrap();
     assert!(first.is_data());
     governed.server.controls.fail.store(1, Ordering::SeqCst);
@@ -190,13 +184,7 @@ async fn what_fails_has_a_row_too() {
 async fn who_leaves_pays_for_what_was_made() {
     let (governed, key) = Governed::with_member().await;
     let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
-    let response =
-        governed
-            .server
-            .router
-            .clone()
-            .oneshot(request(Some(key.reveal()), Method::POST, CHAT, Some(body)));
-    let mut stream = response.await.unwrap().into_body();
+    let mut stream = governed.begun(&key, CHAT, body).await;
     for _ in 0..4 {
         stream.frame().await.unwrap().unwrap();
     }
@@ -326,15 +314,7 @@ async fn every_stream_that_was_read_has_its_row() {
         ),
     ];
     for (at, (path, body, end)) in asked.into_iter().enumerate() {
-        let sent = request(Some(key.reveal()), Method::POST, path, Some(body));
-        let mut stream = governed
-            .server
-            .router
-            .clone()
-            .oneshot(sent)
-            .await
-            .unwrap()
-            .into_body();
+        let mut stream = governed.begun(&key, path, body).await;
         while let Some(frame) = stream.frame().await {
             let data = frame.unwrap().into_data().unwrap();
             if String::from_utf8_lossy(&data).contains(end) {
@@ -416,8 +396,7 @@ async fn what_no_place_is_left_for_is_refused_and_not_taken() {
 async fn an_answer_that_nobody_read_is_counted() {
     let (governed, key) = Governed::with_member().await;
     let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
-    let asked = request(Some(key.reveal()), Method::POST, CHAT, Some(body));
-    let unread = governed.server.router.clone().oneshot(asked).await.unwrap();
+    let unread = governed.begun(&key, CHAT, body).await;
     let series = "vllm:generation_tokens_total{model_name=\"test-model\",engine=\"0\"}";
     governed.metric_becomes(series, 201.0).await;
     drop(unread);

@@ -10,7 +10,6 @@ use crate::usage::{BATCH_ROWS_MAX, BrokenUsage, UsageBatch, UsageTotal};
 
 /// Batches that are read at one time.
 const PAGE: i64 = 200;
-const HOUR_S: i64 = 3_600;
 
 /// A chain of usage that holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +92,7 @@ async fn check_rows(
     let rows = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
     batch.check_rows(&rows)?;
     for row in rows {
-        let hour = row.began_ms.div_euclid(1_000 * HOUR_S) * HOUR_S;
-        let total = row.total();
+        let (hour, total) = (row.hour(), row.total());
         sums.entry((hour, row.project, row.key, row.model, row.endpoint))
             .or_default()
             .add(total);

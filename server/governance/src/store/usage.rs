@@ -9,14 +9,13 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::{Error, Store, now_ms};
-use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
+use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
 
 /// Columns of a batch and of a row, in the order in which they are read.
 pub(super) const BATCH: &str =
     "SELECT seq, at_ms, first_row, last_row, digest, previous, hash FROM usage_batch";
 pub(super) const EVENT: &str = "SELECT id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
      duration_ms, status, outcome, cost_nano FROM usage_event";
-const HOUR_S: i64 = 3_600;
 const MINUTE_S: i64 = 60;
 
 /// Sums of spans, of what has a time `at`. Times are after 1970, so that the division rounds down.
@@ -197,8 +196,7 @@ async fn insert(change: &mut Transaction<'_, Any>, seq: i64, row: &UsageEvent) -
 fn sums(rows: &[UsageEvent]) -> BTreeMap<Of<'_>, UsageTotal> {
     let mut sums: BTreeMap<Of<'_>, UsageTotal> = BTreeMap::new();
     for row in rows {
-        let hour = row.began_ms.div_euclid(1_000 * HOUR_S) * HOUR_S;
-        let of: Of<'_> = (hour, &row.project, &row.key, &row.model, &row.endpoint);
+        let of: Of<'_> = (row.hour(), &row.project, &row.key, &row.model, &row.endpoint);
         sums.entry(of).or_default().add(row.total());
     }
     sums

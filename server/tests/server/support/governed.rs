@@ -10,6 +10,7 @@ use rempart::metrics::Metrics;
 use rempart_governance::{NewKey, NewKeyRequest, Role, Store, UsageEvent};
 use serde_json::Value;
 use tempfile::TempDir;
+use tower::ServiceExt as _;
 
 use super::{Answer, TestServer, chat_body, settings};
 
@@ -75,6 +76,18 @@ impl Governed {
 
     pub(crate) async fn post(&self, key: &NewKey, path: &str, body: Value) -> Answer {
         self.send(key.reveal(), Method::POST, path, Some(body)).await
+    }
+
+    /// An answer that has begun, to be read or not.
+    pub(crate) async fn begun(&self, key: &NewKey, path: &str, body: Value) -> Body {
+        let sent = request(Some(key.reveal()), Method::POST, path, Some(body));
+        self.server
+            .router
+            .clone()
+            .oneshot(sent)
+            .await
+            .unwrap()
+            .into_body()
     }
 
     /// Waits until a metric has a value.
