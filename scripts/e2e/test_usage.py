@@ -12,6 +12,7 @@ import time
 
 import openai
 import pytest
+from lib.postgres import Cluster
 from lib.server import binary
 
 KILLS = int(os.environ.get("REMPART_E2E_KILLS", "8"))
@@ -29,10 +30,40 @@ def client_of(server, key, **options):
     return openai.OpenAI(base_url=f"{server.root}/v1", api_key=key, admin_api_key=key, **({"max_retries": 0} | options))
 
 
+class File:
+    """An SQLite file."""
+
+    def __init__(self, path):
+        self.place = str(path)
+
+    def rows(self, query):
+        with sqlite3.connect(self.place) as direct:
+            rows = direct.execute(query).fetchall()
+        direct.close()
+        return [tuple(map(str, row)) for row in rows]
+
+
+class Server:
+    """A PostgreSQL server."""
+
+    def __init__(self, cluster):
+        self.place, self.rows, self.halt = cluster.url, cluster.rows, cluster.halt
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request, tmp_path):
+    """A database of either kind."""
+    if request.param == "sqlite":
+        yield File(tmp_path / "rempart.db")
+        return
+    with Cluster() as cluster:
+        yield Server(cluster)
+
+
 @pytest.fixture
-def governed(own_server, tmp_path):
+def governed(own_server, store):
     """A server, the place of its database and its first key; called again, another one on the same database."""
-    database = str(tmp_path / "rempart.db")
+    database = store.place
     arguments = ["--database", database, "--served-model-name", "m", "--price", f"m={PRICE}"]
 
     def start(log):
@@ -55,7 +86,7 @@ def read(client, at):
     return usage.prompt_tokens, usage.completion_tokens
 
 
-def test_no_answer_is_without_its_row_whenever_the_process_dies(governed):
+def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store):
     """Of answers that were read to their end none is missing, with others reading the same database all the while."""
     server, database, key = governed("first.log")
     client, got, lock, stop = client_of(server, key, timeout=20), [], threading.Lock(), threading.Event()
@@ -73,9 +104,7 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed):
     def look():
         # Whoever opens and closes the file must take nothing from the server.
         while not stop.is_set():
-            with sqlite3.connect(database) as other:
-                other.execute("SELECT COUNT(*) FROM usage_event").fetchone()
-            other.close()
+            store.rows("SELECT COUNT(*) FROM usage_event")
             time.sleep(0.05)
     for round_ in range(KILLS):
         stop.clear()
@@ -91,10 +120,8 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed):
         server, _, _ = governed(f"after-{round_}.log")
         assert time.monotonic() - began < 5
         client = client_of(server, key, timeout=20)
-        with sqlite3.connect(database) as rows:
-            written = rows.execute("SELECT input, output FROM usage_event WHERE outcome = 'completed'").fetchall()
-        rows.close()
-        missing = collections.Counter(got) - collections.Counter(written)
+        written = store.rows("SELECT input, output FROM usage_event WHERE outcome = 'completed'")
+        missing = collections.Counter((str(used[0]), str(used[1])) for used in got) - collections.Counter(written)
         assert not missing, (round_, len(got), len(written))
         assert "and each is what was written" in rempart("audit", "verify", "--database", database)
     print(f"{KILLS} kills, {len(got)} answers read to their end, {len(written)} rows")
@@ -150,3 +177,30 @@ def test_limits_as_the_official_client_meets_them(governed):
     rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "tokens-per-day=none")
     time.sleep(2)
     assert chat(client).choices
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_database_that_is_gone_without_a_word_is_missed_at_once_and_found_again(governed, store):
+    server, _, key = governed("silent.log")
+    client = client_of(server, key, timeout=60)
+    assert chat(client).choices
+    store.halt(True)
+    try:
+        # The row of the first waits, and from then on none begins.
+        with pytest.raises(openai.APIStatusError) as caught:
+            for _ in range(4):
+                chat(client)
+        assert caught.value.status_code == 503
+    finally:
+        store.halt(False)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert chat(client).choices
+            break
+        except openai.APIStatusError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    began = len(store.rows("SELECT id FROM usage_event WHERE outcome = 'completed'"))
+    assert began >= 3
+    assert "and each is what was written" in rempart("audit", "verify", "--database", store.place)

@@ -1,13 +1,12 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
-    Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Standing, Store, Subject,
-    month_began_ms, now_ms, now_s,
+    Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Standing, Store,
+    Subject, month_began_ms, now_ms, now_s,
 };
 
 use crate::config::GovernanceSettings;
@@ -16,6 +15,8 @@ use crate::metrics::Metrics;
 
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a look may take: a server may be gone without a word.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 const DAY_S: i64 = 86_400;
 /// The project and the name of the first key of an empty database.
 const FIRST_PROJECT: &str = "default";
@@ -242,7 +243,7 @@ impl Keys {
     /// # Errors
     /// What the database says.
     pub async fn open(
-        database: &Path,
+        database: &Database,
         settings: &GovernanceSettings,
         metrics: &Metrics,
     ) -> Result<(Self, Option<NewKey>), Error> {
@@ -276,7 +277,8 @@ impl Keys {
     pub async fn follow(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            if let Err(error) = self.refresh().await {
+            let looked = tokio::time::timeout(LOOK_MAX, self.refresh()).await;
+            if let Err(error) = looked.unwrap_or(Err(Error::Silent)) {
                 tracing::error!(%error, "the keys can't be read");
             }
         }

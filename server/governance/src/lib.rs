@@ -19,6 +19,7 @@ pub use limit::{
 };
 pub use role::{Role, Scope};
 pub use store::{
-    Error, NewKeyRequest, Project, Store, UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
+    Database, Error, NewKeyRequest, Project, Store, UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms,
+    now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

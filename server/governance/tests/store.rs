@@ -1,35 +1,33 @@
-//! The store for real, in a file.
+//! The store for real, in a file and on a server.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::os::unix::fs::PermissionsExt as _;
+mod support;
+
 use std::path::Path;
 
 use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
-use sqlx::Connection as _;
 use tokio::task::JoinSet;
 
-async fn open(folder: &Path) -> Store {
-    Store::open(&folder.join("rempart.db")).await.unwrap()
-}
+use support::{Place, key};
 
-async fn key(store: &Store, project: &str, role: Role) -> NewKey {
-    let wanted = NewKeyRequest {
-        project,
-        role,
-        name: "laptop",
-        expires: None,
-    };
-    store.create_key("cli:root", &wanted).await.unwrap()
+on_both! {
+    keys_open_until_they_are_revoked_or_their_project_ends
+    names_are_checked
+    no_secret_is_kept
+    writers_in_two_processes_keep_one_chain
+    a_row_that_was_changed_in_the_file_is_found
+    nothing_that_is_recorded_looks_like_another_row
+    a_new_database_gets_one_first_key_whoever_opens_it
+    one_bad_row_locks_nobody_else_out
+    after_failures_changes_are_made_again
 }
 
 async fn whole_chain(store: &Store) -> Result<(i64, String), Broken> {
     verify(&store.audit_events(0).await.unwrap(), None)
 }
 
-#[tokio::test]
-async fn keys_open_until_they_are_revoked_or_their_project_ends() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn keys_open_until_they_are_revoked_or_their_project_ends(place: Place) {
+    let store = place.open().await;
     let models = ["small".to_owned(), "large".to_owned()];
     let sales = store.create_project("cli:root", "sales", &models).await.unwrap();
     store.create_project("cli:root", "research", &[]).await.unwrap();
@@ -75,7 +73,7 @@ async fn keys_open_until_they_are_revoked_or_their_project_ends() {
     ));
     // Opened again, all of it is there.
     drop(store);
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     assert!(
         store
             .directory()
@@ -109,10 +107,8 @@ async fn check_record(store: &Store) {
     assert!(sales.archived.is_some() && sales.models == ["large", "small"]);
 }
 
-#[tokio::test]
-async fn names_are_checked() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn names_are_checked(place: Place) {
+    let store = place.open().await;
     store.create_project("cli:root", "a", &[]).await.unwrap();
     let long = "é".repeat(129);
     for name in [
@@ -137,27 +133,37 @@ async fn names_are_checked() {
     assert_eq!(store.audit_end().await.unwrap().0, 2);
 }
 
-#[tokio::test]
-async fn no_secret_is_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+/// Reads all files of a folder; how many bytes that were.
+fn read_all(folder: &Path, look: &dyn Fn(&[u8])) -> usize {
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            read += read_all(&entry.path(), look);
+        } else if kind.is_file() {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            look(&bytes);
+            read += bytes.len();
+        }
+    }
+    read
+}
+
+async fn no_secret_is_kept(place: Place) {
+    let store = place.open().await;
     store.create_project("cli:root", "a", &[]).await.unwrap();
     let key = key(&store, "a", Role::Owner).await;
     let secret = key.reveal().rsplit('-').next().unwrap();
-    let mut read = 0;
-    for file in std::fs::read_dir(folder.path()).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        read += bytes.len();
+    let read = read_all(place.folder(), &|bytes| {
         let found = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(!found(&secret[..20]));
-    }
+    });
     assert!(read > 10_000, "the database was looked at");
 }
 
-#[tokio::test]
-async fn writers_in_two_processes_keep_one_chain() {
-    let folder = tempfile::tempdir().unwrap();
-    let stores = [open(folder.path()).await, open(folder.path()).await];
+async fn writers_in_two_processes_keep_one_chain(place: Place) {
+    let stores = [place.open().await, place.open().await];
     stores[0].create_project("cli:root", "a", &[]).await.unwrap();
     let mut tasks = JoinSet::new();
     for at in 0..60 {
@@ -176,10 +182,8 @@ async fn writers_in_two_processes_keep_one_chain() {
     assert_eq!(stores[1].keys().await.unwrap().len(), 60);
 }
 
-#[tokio::test]
-async fn a_row_that_was_changed_in_the_file_is_found() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_row_that_was_changed_in_the_file_is_found(place: Place) {
+    let store = place.open().await;
     for at in 0..5 {
         let detail = format!("{{\"at\":{at}}}");
         store
@@ -189,8 +193,7 @@ async fn a_row_that_was_changed_in_the_file_is_found() {
     }
     assert_eq!(whole_chain(&store).await.unwrap().0, 5);
     let end = whole_chain(&store).await.unwrap();
-    let url = format!("sqlite://{}", folder.path().join("rempart.db").display());
-    let mut raw = sqlx::AnyConnection::connect(&url).await.unwrap();
+    let mut raw = place.raw().await;
     let steps = [
         (
             "UPDATE audit_event SET actor = 'cli:eve' WHERE seq = 3",
@@ -211,74 +214,8 @@ async fn a_row_that_was_changed_in_the_file_is_found() {
     assert_ne!(whole_chain(&store).await.unwrap(), end);
 }
 
-#[tokio::test]
-async fn what_is_no_database_is_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("text");
-    std::fs::write(
-        &file,
-        "no database at all, but a text that is long enough to be one",
-    )
-    .unwrap();
-    for place in [
-        file.as_path(),
-        Path::new("/nowhere/rempart.db"),
-        folder.path(),
-        Path::new(""),
-    ] {
-        assert!(Store::open(place).await.is_err(), "{}", place.display());
-    }
-    let missing = folder.path().join("typo.db");
-    assert!(matches!(
-        Store::open_existing(&missing).await,
-        Err(Error::Refused(_))
-    ));
-    assert!(!missing.exists(), "looking makes no database");
-}
-
-#[tokio::test]
-async fn the_file_is_the_one_that_was_named_and_its_owner_s() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("sub")).unwrap();
-    for name in [
-        "a b.db",
-        "a%41.db",
-        "a?b.db",
-        "a:b#c.db",
-        "ü.db",
-        "sub/../here.db",
-    ] {
-        let path = folder.path().join(name);
-        let store = Store::open(&path).await.unwrap();
-        store.create_project("cli:root", "a", &[]).await.unwrap();
-        store.close().await;
-        let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
-        // Closed, it is one file that has everything.
-        let copy = folder.path().join("copy.db");
-        std::fs::copy(&path, &copy).unwrap();
-        let copied = Store::open_existing(&copy).await.unwrap();
-        assert_eq!(copied.projects().await.unwrap().len(), 1, "{name}");
-        copied.close().await;
-    }
-}
-
-#[tokio::test]
-async fn a_file_that_was_moved_or_replaced_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    let path = folder.path().join("rempart.db");
-    store.check_file().unwrap();
-    std::fs::rename(&path, folder.path().join("elsewhere.db")).unwrap();
-    assert!(store.check_file().is_err());
-    std::fs::write(&path, "").unwrap();
-    assert!(store.check_file().is_err());
-}
-
-#[tokio::test]
-async fn nothing_that_is_recorded_looks_like_another_row() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn nothing_that_is_recorded_looks_like_another_row(place: Place) {
+    let store = place.open().await;
     let long = "x".repeat(257);
     for text in ["a\n2 0 cli:root api_key.revoked", "\u{1b}[2J", &long] {
         for recorded in [
@@ -292,20 +229,18 @@ async fn nothing_that_is_recorded_looks_like_another_row() {
     assert_eq!(store.audit_end().await.unwrap().0, 0);
 }
 
-#[tokio::test]
-async fn a_new_database_gets_one_first_key_whoever_opens_it() {
-    let folder = tempfile::tempdir().unwrap();
+async fn a_new_database_gets_one_first_key_whoever_opens_it(place: Place) {
     let mut tasks = JoinSet::new();
     for _ in 0..6 {
-        let path = folder.path().join("rempart.db");
+        let database = place.database();
         tasks.spawn(async move {
-            let store = Store::open(&path).await.unwrap();
+            let store = Store::open(&database).await.unwrap();
             store.create_first("server", "default", "first").await.unwrap()
         });
     }
     let made = tasks.join_all().await;
     assert_eq!(made.iter().flatten().count(), 1);
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     assert_eq!(
         (
             store.keys().await.unwrap().len(),
@@ -315,17 +250,14 @@ async fn a_new_database_gets_one_first_key_whoever_opens_it() {
     );
 }
 
-#[tokio::test]
-async fn one_bad_row_locks_nobody_else_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn one_bad_row_locks_nobody_else_out(place: Place) {
+    let store = place.open().await;
     store.create_project("cli:root", "a", &[]).await.unwrap();
     let (good, bad) = (
         key(&store, "a", Role::Member).await,
         key(&store, "a", Role::Member).await,
     );
-    let url = format!("sqlite://{}", folder.path().join("rempart.db").display());
-    let mut raw = sqlx::AnyConnection::connect(&url).await.unwrap();
+    let mut raw = place.raw().await;
     sqlx::query("UPDATE api_key SET role = 'emperor' WHERE id = $1")
         .bind(&bad.id.0)
         .execute(&mut raw)
@@ -341,12 +273,9 @@ async fn one_bad_row_locks_nobody_else_out() {
 }
 
 /// A change that fails in its middle leaves nothing behind that would keep the next from being made.
-#[tokio::test]
-async fn after_failures_changes_are_made_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    let url = format!("sqlite://{}", folder.path().join("rempart.db").display());
-    let mut raw = sqlx::AnyConnection::connect(&url).await.unwrap();
+async fn after_failures_changes_are_made_again(place: Place) {
+    let store = place.open().await;
+    let mut raw = place.raw().await;
     for change in [
         "ALTER TABLE audit_event RENAME TO gone",
         "ALTER TABLE gone RENAME TO audit_event",
@@ -362,37 +291,4 @@ async fn after_failures_changes_are_made_again() {
         }
     }
     assert_eq!(whole_chain(&store).await.unwrap().0, 8);
-}
-
-/// To close a descriptor of the file would take the database's locks from this process: whoever reads it then and ends thinks
-/// that they are the last, and takes the log away.
-#[tokio::test]
-async fn a_stranger_that_reads_takes_no_log_away() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("rempart.db");
-    let store = open(folder.path()).await;
-    let script = format!(
-        "import sqlite3; c = sqlite3.connect('{}'); c.execute('SELECT COUNT(*) FROM audit_event').fetchone(); c.close()",
-        place.display()
-    );
-    for round in 0..3 {
-        store
-            .create_project("cli:root", &format!("p{round}"), &[])
-            .await
-            .unwrap();
-        let read = std::process::Command::new("python3")
-            .args(["-c", &script])
-            .status()
-            .unwrap();
-        assert!(read.success());
-        let gone = std::fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
-        let gone: Vec<_> = gone
-            .filter(|file| file.starts_with(folder.path()) && file.to_string_lossy().contains("deleted"))
-            .collect();
-        assert!(gone.is_empty(), "{gone:?}");
-    }
-    store.close().await;
-    assert_eq!(open(folder.path()).await.projects().await.unwrap().len(), 3);
 }

@@ -1,7 +1,6 @@
 //! `rempart key`, `rempart project` and `rempart audit`: what operators do to the database, running server or not.
 
 use std::io::Write as _;
-use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -287,7 +286,7 @@ where
         .build()
         .context("starting tokio")?;
     runtime.block_on(async {
-        let store = Store::open_existing(Path::new(&database.database)).await?;
+        let store = Store::open_existing(&database.database).await?;
         let done = work(&store).await;
         store.close().await;
         done

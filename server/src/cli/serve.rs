@@ -94,9 +94,15 @@ async fn open_access(settings: &GovernanceSettings, metrics: &Metrics) -> anyhow
     let Some(database) = &settings.database else {
         return Ok(Access::Open);
     };
+    if database.is_exposed() {
+        tracing::warn!(
+            %database,
+            "what goes to the database can be read on the way: add ?sslmode=verify-full to its URL"
+        );
+    }
     let (keys, first) = Keys::open(database, settings, metrics)
         .await
-        .with_context(|| format!("--database {}", database.display()))?;
+        .with_context(|| format!("--database {database}"))?;
     if let Some(key) = first {
         // Not by the log, which is kept: this is told once, to whoever starts the server.
         let mut out = std::io::stdout().lock();

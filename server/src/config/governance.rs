@@ -1,11 +1,10 @@
 //! Where keys come from.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
+use rempart_governance::Database;
 
 use super::Error;
 use crate::prices::{NamedPrice, Prices};
@@ -14,9 +13,10 @@ use crate::prices::{NamedPrice, Prices};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Governance")]
 pub struct GovernanceArgs {
-    /// File of the database of keys, made at first use; with it, every request needs a key [default: there is none]
-    #[arg(long, env = "REMPART_DATABASE", value_parser = NonEmptyStringValueParser::new())]
-    pub database: Option<String>,
+    /// Database of keys: the path of an SQLite file, made at first use, or postgres://USER@HOST/NAME; with it, every request
+    /// needs a key [default: there is none]
+    #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
+    pub database: Option<Database>,
     /// Seconds that keys are known for after they could last be read; then all requests get a 503
     #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub database_stale_max_s: u64,
@@ -50,7 +50,7 @@ pub fn currency(text: &str) -> Result<String, String> {
 
 #[derive(Debug, Clone)]
 pub struct GovernanceSettings {
-    pub database: Option<PathBuf>,
+    pub database: Option<Database>,
     pub stale_max: Duration,
     pub usage_requests_max: usize,
     pub prices: Prices,
@@ -60,7 +60,7 @@ pub struct GovernanceSettings {
 impl GovernanceArgs {
     pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
         Ok(GovernanceSettings {
-            database: self.database.map(PathBuf::from),
+            database: self.database,
             stale_max: Duration::from_secs(self.database_stale_max_s),
             usage_requests_max: self.usage_requests_max as usize,
             prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
@@ -72,9 +72,9 @@ impl GovernanceArgs {
 /// The database of a command that reads or changes it.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// File of the database
-    #[arg(long, env = "REMPART_DATABASE", value_parser = NonEmptyStringValueParser::new())]
-    pub database: String,
+    /// Database: the path of an SQLite file, or postgres://USER@HOST/NAME
+    #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
+    pub database: Database,
     /// Who does this, for the audit chain, which holds the user's number in the system beside it
     #[arg(long = "as", env = "USER", value_name = "NAME", default_value = "unknown")]
     pub operator: String,

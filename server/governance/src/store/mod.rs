@@ -1,23 +1,24 @@
-//! Where identities, rights and the audit chain are kept: an SQLite file, asked in words that other databases understand, too.
+//! Where identities, rights, usage and the audit chain are kept: an SQLite file or a PostgreSQL server, asked in the same words.
 
 mod audit;
+mod database;
 mod keys;
 mod limits;
 mod proof;
 mod setting;
 mod usage;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::IntoRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
-use sqlx::{Any, AnyPool, Executor as _, Transaction};
+use sqlx::{Any, AnyPool, ConnectOptions as _, Executor as _, Row as _, Transaction};
 use thiserror::Error;
 
+pub use database::Database;
+use database::{Durable, Opened, WAIT};
 pub use keys::{NewKeyRequest, Project};
 pub use limits::WEIGHT_MAX;
 pub use proof::UsageProof;
@@ -27,12 +28,6 @@ use crate::usage::BrokenUsage;
 
 /// Connections to the database.
 const CONNECTIONS_MAX: u32 = 4;
-/// How long one is waited for, and the file when another process writes to it.
-const WAIT: Duration = Duration::from_secs(5);
-/// Who may read the file: its owner.
-const MODE: u32 = 0o600;
-/// For what is to outlive a loss of power as soon as it is acknowledged.
-const AT_EVERY_COMMIT: &str = "FULL";
 
 /// Why something was not stored or read.
 #[derive(Debug, Error)]
@@ -43,6 +38,8 @@ pub enum Error {
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("the file can't be used")]
     File(#[from] std::io::Error),
+    #[error("the database does not answer")]
+    Silent,
     #[error("the system has no randomness")]
     Random(#[from] getrandom::Error),
     /// What was asked for can't be.
@@ -69,9 +66,9 @@ pub struct Store {
     usage: AnyPool,
     /// For long reads, so that what must be read often does not wait for them.
     reports: AnyPool,
-    path: Arc<Path>,
-    /// Device and number of the file that was opened.
-    file: (u64, u64),
+    database: Arc<Database>,
+    /// Where it is a file.
+    file: Option<Arc<Opened>>,
 }
 
 impl Store {
@@ -79,53 +76,80 @@ impl Store {
     ///
     /// # Errors
     /// Says what the system or the database said.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_file(path, true).await
+    pub async fn open(database: &Database) -> Result<Self, Error> {
+        Self::open_or_make(database, true).await
     }
 
     /// The same, but there must be one.
     ///
     /// # Errors
     /// As [`Store::open`], and where there is none.
-    pub async fn open_existing(path: &Path) -> Result<Self, Error> {
-        Self::open_file(path, false).await
+    pub async fn open_existing(database: &Database) -> Result<Self, Error> {
+        Self::open_or_make(database, false).await
     }
 
-    async fn open_file(path: &Path, create: bool) -> Result<Self, Error> {
-        if !create && !path.exists() {
-            let message = format!(
-                "there is no database {}: `rempart serve --database` makes it",
-                path.display()
-            );
-            return Err(Error::Refused(message));
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(create)
-            .mode(MODE)
-            .open(path)?;
-        let path = std::path::absolute(path)?;
+    async fn open_or_make(database: &Database, make: bool) -> Result<Self, Error> {
         install_default_drivers();
-        let options: AnyConnectOptions = url_of(&path)?.parse()?;
-        let pool = pool_of(CONNECTIONS_MAX, AT_EVERY_COMMIT)
+        let (file, opened) = match database {
+            Database::File(path) => {
+                let (file, opened) = Opened::open(path, make)?;
+                (Some(file), Some(opened))
+            }
+            Database::Server(_) => (None, None),
+        };
+        let database = match &opened {
+            // Whatever the process's folder is later.
+            Some(opened) => Database::File(opened.path().to_owned()),
+            None => database.clone(),
+        };
+        let mut options: AnyConnectOptions = database.url()?.parse()?;
+        options = options.disable_statement_logging();
+        let whole = || database.settings(Durable::AtEveryCommit);
+        let pool = pool_of(CONNECTIONS_MAX, whole())
             .connect_with(options.clone())
             .await?;
-        let changes = pool_of_one_use().connect_with(options.clone()).await?;
+        let changes = pool_of_one_use(whole()).connect_lazy_with(options.clone());
         let store = Self {
             pool,
             changes,
-            usage: pool_of(1, "NORMAL").connect_lazy_with(options.clone()),
-            reports: pool_of(1, AT_EVERY_COMMIT).connect_lazy_with(options),
-            path: path.into(),
-            file: identity(&file)?,
+            usage: pool_of(1, database.settings(Durable::AtEverySync)).connect_lazy_with(options.clone()),
+            reports: pool_of(1, whole()).connect_lazy_with(options),
+            database: Arc::new(database),
+            file: opened.map(Arc::new),
         };
+        if !make {
+            store.check_made().await?;
+        }
         store.migrate(file).await?;
         Ok(store)
     }
 
+    /// Refuses a server's database that has no tables. (A file that is there is looked into by the migration.)
+    async fn check_made(&self) -> Result<(), Error> {
+        if let Database::File(_) = *self.database {
+            return Ok(());
+        }
+        let tables = sqlx::query(
+            "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = 'audit_event'",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        if tables.try_get::<i64, _>(0)? == 0 {
+            let message = format!(
+                "{} has no tables: `rempart serve --database` makes them",
+                self.database
+            );
+            return Err(Error::Refused(message));
+        }
+        Ok(())
+    }
+
     /// Brings the tables up to date; of several processes one after the other.
-    async fn migrate(&self, file: File) -> Result<(), Error> {
+    async fn migrate(&self, file: Option<File>) -> Result<(), Error> {
+        let Some(file) = file else {
+            // A server has a lock for this, which the migration takes.
+            return Ok(sqlx::migrate!().run(&self.pool).await?);
+        };
         // The database's own locks are of another kind.
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
         let file = locked.map_err(std::io::Error::other)??;
@@ -142,12 +166,7 @@ impl Store {
     /// # Errors
     /// Where it was moved, deleted or replaced: then nothing that is read here is true any more.
     pub fn check_file(&self) -> Result<(), Error> {
-        let now = std::fs::metadata(&self.path)?;
-        if (now.dev(), now.ino()) == self.file {
-            return Ok(());
-        }
-        let message = format!("{} was replaced by another file", self.path.display());
-        Err(Error::Refused(message))
+        self.file.as_ref().map_or(Ok(()), |opened| opened.check())
     }
 
     /// Ends all connections; the last process to do so leaves one file.
@@ -160,22 +179,17 @@ impl Store {
 
     /// Begins a change, which waits for another that is under way.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        // It would else begin as a reader, and fail where two want to write.
-        Ok(self.changes.begin_with("BEGIN IMMEDIATE").await?)
+        Ok(self.changes.begin_with(self.database.begin_change()).await?)
     }
 }
 
-fn pool_of(connections: u32, synced: &'static str) -> AnyPoolOptions {
+fn pool_of(connections: u32, settings: String) -> AnyPoolOptions {
     AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(WAIT)
         .after_connect(move |connection, _| {
+            let settings = settings.clone();
             Box::pin(async move {
-                let wait = WAIT.as_millis();
-                let settings = format!(
-                    "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synced}; \
-                     PRAGMA foreign_keys = ON"
-                );
                 connection.execute(sqlx::AssertSqlSafe(settings)).await?;
                 Ok(())
             })
@@ -183,29 +197,8 @@ fn pool_of(connections: u32, synced: &'static str) -> AnyPoolOptions {
 }
 
 /// One connection at a time, each for one change.
-fn pool_of_one_use() -> AnyPoolOptions {
-    pool_of(1, AT_EVERY_COMMIT).after_release(|_, _| Box::pin(async { Ok(false) }))
-}
-
-fn identity(file: &File) -> std::io::Result<(u64, u64)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-/// A path as the database's URL, in which every character means itself.
-fn url_of(path: &Path) -> Result<String, Error> {
-    let no_text = || Error::Refused("the path of the database must be UTF-8".to_owned());
-    let text = path.to_str().ok_or_else(no_text)?;
-    let encoded: String = text
-        .bytes()
-        .map(|byte| match byte {
-            b'/' | b'-' | b'_' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect();
-    Ok(format!("sqlite://{encoded}?mode=rw"))
+fn pool_of_one_use(settings: String) -> AnyPoolOptions {
+    pool_of(1, settings).after_release(|_, _| Box::pin(async { Ok(false) }))
 }
 
 /// The time, in Unix seconds.
@@ -217,17 +210,4 @@ pub fn now_s() -> i64 {
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::*;
-
-    #[test]
-    fn every_character_of_a_path_means_itself() {
-        let url = url_of(&PathBuf::from("/a b/ü%41?x#y:1.db")).unwrap();
-        assert_eq!(url, "sqlite:///a%20b/%C3%BC%2541%3Fx%23y%3A1.db?mode=rw");
-    }
 }

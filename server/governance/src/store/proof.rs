@@ -31,8 +31,7 @@ impl Store {
     /// # Errors
     /// What does not hold, and what the database says.
     pub async fn prove_usage(&self, noted: Option<&(i64, String)>) -> Result<UsageProof, Error> {
-        // One moment, whatever is written meanwhile.
-        let mut moment = self.reports.begin().await?;
+        let mut moment = self.reports.begin_with(self.database.begin_moment()).await?;
         let (mut before, mut sums): (Option<UsageBatch>, BTreeMap<Of, UsageTotal>) = (None, BTreeMap::new());
         let mut contains = noted.is_none();
         loop {

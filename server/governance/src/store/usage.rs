@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
@@ -17,6 +18,8 @@ pub(super) const BATCH: &str =
 pub(super) const EVENT: &str = "SELECT id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
      duration_ms, status, outcome, cost_nano FROM usage_event";
 const MINUTE_S: i64 = 60;
+/// How long a batch may take before it is tried anew with another connection: a server may be gone without a word.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Sums of spans, of what has a time `at`. Times are after 1970, so that the division rounds down.
 const OF_HOURS: &str = "SELECT at / $1 * $1, project, api_key, model, endpoint, CAST(SUM(requests) AS BIGINT), \
@@ -87,16 +90,21 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let written = write(&mut connection, rows, last, self.in_doubt).await;
+        let begin = self.store.database.begin_usage();
+        let writing = write(&mut connection, begin, rows, last, self.in_doubt);
+        let written = tokio::time::timeout(ANSWER_MAX, writing)
+            .await
+            .unwrap_or(Err(Error::Silent));
         self.in_doubt = written.is_err();
         match written {
             Ok(last) => {
                 self.connection = Some(connection);
-                self.last = last;
+                // Of a server others write behind it as a rule.
+                self.last = last.filter(|_| self.store.file.is_some());
                 Ok(())
             }
             Err(error) => {
-                // One whose disk was full may be of no use any more.
+                // One whose disk was full, or whose server is gone, may be of no use any more.
                 connection.close_on_drop();
                 Err(error)
             }
@@ -107,11 +115,12 @@ impl UsageWriter {
 /// The batch that was written, if it was written now.
 async fn write(
     connection: &mut PoolConnection<Any>,
+    begin: &'static str,
     rows: &[UsageEvent],
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
-    let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let mut change = connection.begin_with(begin).await?;
     if in_doubt && is_known(&mut change, rows).await? {
         return Ok(None);
     }
@@ -234,7 +243,11 @@ impl Store {
     /// # Errors
     /// What the system says.
     pub async fn sync_log(&self) -> Result<(), Error> {
-        let mut log = self.path.as_os_str().to_owned();
+        let Some(opened) = &self.file else {
+            // A server has done so before it acknowledged.
+            return Ok(());
+        };
+        let mut log = opened.path().as_os_str().to_owned();
         log.push("-wal");
         let sync = move || match File::open(log) {
             Ok(log) => log.sync_all(),

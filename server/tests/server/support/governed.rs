@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use rempart::access::{Access, Keys};
 use rempart::metrics::Metrics;
-use rempart_governance::{NewKey, NewKeyRequest, Role, Store, UsageEvent};
+use rempart_governance::{Database, NewKey, NewKeyRequest, Role, Store, UsageEvent};
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt as _;
@@ -24,7 +24,7 @@ pub(crate) struct Governed {
 
 pub(crate) async fn governed(arguments: &[&str]) -> Governed {
     let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("rempart.db");
+    let place = Database::File(folder.path().join("rempart.db"));
     let metrics = Metrics::new().unwrap();
     let (keys, first) = Keys::open(&place, &settings(arguments).governance, &metrics)
         .await
@@ -41,7 +41,8 @@ pub(crate) async fn governed(arguments: &[&str]) -> Governed {
 /// A further server over a database that there is.
 pub(crate) async fn governed_at(place: &Path, arguments: &[&str]) -> TestServer {
     let metrics = Metrics::new().unwrap();
-    let (keys, _) = Keys::open(place, &settings(arguments).governance, &metrics)
+    let place = Database::File(place.to_owned());
+    let (keys, _) = Keys::open(&place, &settings(arguments).governance, &metrics)
         .await
         .unwrap();
     TestServer::with_keys(keys, metrics, arguments).await

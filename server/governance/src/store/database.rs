@@ -1,0 +1,264 @@
+//! Which database: an SQLite file, or a PostgreSQL server. What differs between them is here, and nowhere else.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use super::Error;
+
+/// How long a lock of another process is waited for.
+pub(super) const WAIT: Duration = Duration::from_secs(5);
+/// How long a server keeps the locks of a process that has gone silent in the middle of a change.
+const SILENT_MAX: Duration = Duration::from_secs(10);
+/// Who may read the file: its owner.
+const MODE: u32 = 0o600;
+const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+
+/// A database's place. Printed, it tells no password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Database {
+    /// A file of SQLite's.
+    File(PathBuf),
+    /// A server of PostgreSQL's, by its URL as libpq has them.
+    Server(String),
+}
+
+/// What a lost machine may take of what is written by a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Durable {
+    /// Nothing.
+    AtEveryCommit,
+    /// What was not synced since.
+    AtEverySync,
+}
+
+impl Database {
+    /// Whether others than this machine could read on the way there, as it has no TLS that proves who is there.
+    pub fn is_exposed(&self) -> bool {
+        let Self::Server(url) = self else {
+            return false;
+        };
+        url.parse::<PgConnectOptions>().is_ok_and(|options| {
+            let local = options.get_socket().is_some()
+                || matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
+            !local
+                && !matches!(
+                    options.get_ssl_mode(),
+                    PgSslMode::VerifyFull | PgSslMode::VerifyCa
+                )
+        })
+    }
+
+    /// What a connection is told first.
+    pub(super) fn settings(&self, durable: Durable) -> String {
+        let (wait, silent) = (WAIT.as_millis(), SILENT_MAX.as_millis());
+        match self {
+            Self::File(_) => {
+                let synced = match durable {
+                    Durable::AtEveryCommit => "FULL",
+                    Durable::AtEverySync => "NORMAL",
+                };
+                format!(
+                    "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synced}; \
+                     PRAGMA foreign_keys = ON"
+                )
+            }
+            // It commits several at one time by itself, so that nothing is won by less.
+            Self::Server(_) => format!(
+                "SET application_name = 'rempart'; SET synchronous_commit = on; SET lock_timeout = {wait}; \
+                 SET idle_in_transaction_session_timeout = {silent}"
+            ),
+        }
+    }
+
+    /// Begins a change of everything but usage, of which there is one at a time.
+    pub(super) fn begin_change(&self) -> &'static str {
+        match self {
+            // It would else begin as a reader, and fail where two want to write.
+            Self::File(_) => "BEGIN IMMEDIATE",
+            Self::Server(_) => "BEGIN; LOCK TABLE audit_event IN SHARE ROW EXCLUSIVE MODE",
+        }
+    }
+
+    /// Begins a change of usage, of which there is one at a time.
+    pub(super) fn begin_usage(&self) -> &'static str {
+        match self {
+            Self::File(_) => "BEGIN IMMEDIATE",
+            Self::Server(_) => "BEGIN; LOCK TABLE usage_batch IN SHARE ROW EXCLUSIVE MODE",
+        }
+    }
+
+    /// Begins what sees one moment, whatever is written meanwhile.
+    pub(super) fn begin_moment(&self) -> &'static str {
+        match self {
+            Self::File(_) => "BEGIN",
+            Self::Server(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        }
+    }
+
+    /// As the driver wants it.
+    pub(super) fn url(&self) -> Result<String, Error> {
+        match self {
+            Self::File(path) => url_of(path),
+            Self::Server(url) => Ok(url.clone()),
+        }
+    }
+}
+
+impl FromStr for Database {
+    type Err = String;
+
+    /// Reads a path, or a URL that begins with `postgres://`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is the path of a file, or the URL of a PostgreSQL server".to_owned());
+        }
+        if !SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+            return Ok(Self::File(PathBuf::from(text)));
+        }
+        // What is wrong with it may be the password: it is not told.
+        let wrong = |_| "a URL looks like postgres://USER@HOST:PORT/DATABASE".to_owned();
+        let _: PgConnectOptions = text.parse().map_err(wrong)?;
+        Ok(Self::Server(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(formatter),
+            Self::Server(url) => {
+                let Ok(options) = url.parse::<PgConnectOptions>() else {
+                    return formatter.write_str("postgres://");
+                };
+                let place = match options.get_socket() {
+                    Some(socket) => socket.display().to_string(),
+                    None => format!("{}:{}", options.get_host(), options.get_port()),
+                };
+                let name = options.get_database().unwrap_or_else(|| options.get_username());
+                write!(formatter, "postgres://{place}/{name}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// A file that was opened, and which one it was.
+#[derive(Debug)]
+pub(super) struct Opened {
+    path: PathBuf,
+    /// Device and number.
+    identity: (u64, u64),
+}
+
+impl Opened {
+    /// Opens the file of a database, or makes one.
+    pub(super) fn open(path: &Path, create: bool) -> Result<(File, Self), Error> {
+        if !create && !path.exists() {
+            let message = format!(
+                "there is no database {}: `rempart serve --database` makes it",
+                path.display()
+            );
+            return Err(Error::Refused(message));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(create)
+            .mode(MODE)
+            .open(path)?;
+        let path = std::path::absolute(path)?;
+        let metadata = file.metadata()?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok((file, Self { path, identity }))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses where the file of that name is another by now.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let now = std::fs::metadata(&self.path)?;
+        if (now.dev(), now.ino()) == self.identity {
+            return Ok(());
+        }
+        let message = format!("{} was replaced by another file", self.path.display());
+        Err(Error::Refused(message))
+    }
+}
+
+/// A path as the driver's URL, in which every character means itself.
+fn url_of(path: &Path) -> Result<String, Error> {
+    let no_text = || Error::Refused("the path of the database must be UTF-8".to_owned());
+    let text = path.to_str().ok_or_else(no_text)?;
+    let encoded: String = text
+        .bytes()
+        .map(|byte| match byte {
+            b'/' | b'-' | b'_' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect();
+    Ok(format!("sqlite://{encoded}?mode=rw"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_character_of_a_path_means_itself() {
+        let url = url_of(&PathBuf::from("/a b/ü%41?x#y:1.db")).unwrap();
+        assert_eq!(url, "sqlite:///a%20b/%C3%BC%2541%3Fx%23y%3A1.db?mode=rw");
+    }
+
+    #[test]
+    fn a_password_is_never_told() {
+        let url = "postgresql://rempart:hunter2@db.example:5433/usage?sslmode=require";
+        let database: Database = url.parse().unwrap();
+        let told = format!("{database} {database:?}");
+        assert_eq!(
+            told,
+            "postgres://db.example:5433/usage postgres://db.example:5433/usage"
+        );
+        let wrong = "postgres://rempart:hunter2@db.example:nine/usage".parse::<Database>();
+        assert!(!wrong.unwrap_err().contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_no_url_is_a_path() {
+        for path in ["rempart.db", "/var/lib/rempart.db", "postgres:/x", "sqlite://x"] {
+            assert_eq!(path.parse(), Ok(Database::File(PathBuf::from(path))), "{path}");
+        }
+        assert!("".parse::<Database>().is_err());
+    }
+
+    #[test]
+    fn who_could_read_on_the_way_is_known() {
+        let exposed = |url: &str| url.parse::<Database>().unwrap().is_exposed();
+        assert!(!exposed("rempart.db"));
+        assert!(!exposed("postgres://localhost/a"));
+        assert!(!exposed("postgres://a@127.0.0.1:1/a"));
+        assert!(!exposed("postgres:///a?host=/run/postgresql"));
+        assert!(!exposed("postgres://db/a?sslmode=verify-full"));
+        for url in [
+            "postgres://db/a",
+            "postgres://db/a?sslmode=require",
+            "postgres://10.0.0.1/a",
+        ] {
+            assert!(exposed(url), "{url}");
+        }
+    }
+}
