@@ -83,7 +83,7 @@ def test_keys_come_and_go_beside_a_running_server(governed):
     assert refused(client, governed.model)
     # The chain tells all of it, without a secret.
     rows = rempart("audit", "tail", "--database", database)
-    for action in ("server.started", "project.created", "api_key.created", "api_key.revoked"):
+    for action in ("server.started", "project.created", "api_key.created", "api_key.deleted"):
         assert action in rows, rows
     proof = rempart("audit", "verify", "--database", database)
     noted = re.search(r"^last: (\S+)$", proof, re.MULTILINE)[1]

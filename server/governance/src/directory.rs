@@ -24,6 +24,8 @@ pub struct KeyRecord {
     pub created: i64,
     pub expires: Option<i64>,
     pub revoked: Option<i64>,
+    /// The identifier of the person or service account whose it is, where it is anybody's.
+    pub owner: Option<String>,
 }
 
 /// Who makes a request.
@@ -163,6 +165,7 @@ mod tests {
             created: 10,
             expires: None,
             revoked: None,
+            owner: None,
         }
     }
 

@@ -3,23 +3,29 @@
 //! audit chain, and what requests used.
 #![forbid(unsafe_code)]
 
+mod actor;
 mod audit;
+mod checkpoint;
 mod directory;
 mod key;
 mod limit;
 mod role;
+mod secret;
 mod store;
 mod usage;
 
+pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
+pub use checkpoint::{BadCheckpoint, Checkpoint, End};
 pub use directory::{Denied, Directory, KeyRecord, Principal};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use limit::{
     Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
 };
 pub use role::{Role, Scope};
+pub use secret::Secret;
 pub use store::{
-    Database, Error, NewKeyRequest, Project, Store, UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms,
-    now_s,
+    AuditQuery, Database, Error, Member, NewKeyRequest, Person, Project, ServiceAccount, Store, UsageProof,
+    UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -1,5 +1,4 @@
 //! What is true of an SQLite file alone.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

@@ -57,7 +57,7 @@ async fn keys_open_until_they_are_revoked_or_their_project_ends(place: Place) {
     assert_eq!(whose(&one).await, Err(Denied::Revoked));
     assert!(matches!(
         store.revoke_key("cli:root", &one.id.0).await,
-        Err(Error::Refused(_))
+        Err(Error::Missing(_))
     ));
     store.archive_project("cli:root", "sales").await.unwrap();
     assert_eq!(whose(&two).await, Err(Denied::Unknown));
@@ -66,6 +66,7 @@ async fn keys_open_until_they_are_revoked_or_their_project_ends(place: Place) {
         role: Role::Member,
         name: "x",
         expires: None,
+        owner: None,
     };
     assert!(matches!(
         store.create_key("cli:root", &late).await,
@@ -97,7 +98,7 @@ async fn check_record(store: &Store) {
             "api_key.created",
             "api_key.created",
             "api_key.created",
-            "api_key.revoked",
+            "api_key.deleted",
             "project.archived"
         ]
     );

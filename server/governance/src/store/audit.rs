@@ -11,6 +11,79 @@ const TEXT_CHARS_MAX: usize = 256;
 /// Rows that are read at one time.
 const PAGE: i64 = 10_000;
 
+/// Which rows are asked for. Of each list one must fit, unless it is empty.
+#[derive(Clone, Debug, Default)]
+pub struct AuditQuery {
+    /// Identifiers of keys, people and service accounts that did it, or actors as rows name them.
+    pub actors: Vec<String>,
+    pub actions: Vec<String>,
+    pub objects: Vec<String>,
+    /// Identifiers of projects that it was done to, or that its object belongs to.
+    pub projects: Vec<String>,
+    /// Unix milliseconds, the first and the last.
+    pub from_ms: Option<i64>,
+    pub to_ms: Option<i64>,
+    /// Before the row of this number, and behind that of this.
+    pub before: Option<i64>,
+    pub behind: Option<i64>,
+}
+
+/// What a condition is made of: the words, and what they are about.
+struct Condition {
+    words: String,
+    texts: Vec<String>,
+}
+
+impl Condition {
+    fn and(&mut self, words: &str) {
+        self.words.push_str(" AND ");
+        self.words.push_str(words);
+    }
+
+    /// Adds that one of these fits; `{}` in the words is where the text is.
+    fn one_of(&mut self, words: &str, texts: &[String]) {
+        if texts.is_empty() {
+            return;
+        }
+        let each = texts.iter().map(|text| {
+            self.texts.push(text.clone());
+            words.replace("{}", &format!("${}", self.texts.len()))
+        });
+        let any = each.collect::<Vec<_>>().join(" OR ");
+        self.and(&format!("({any})"));
+    }
+
+    fn number(&mut self, words: &str, number: Option<i64>) {
+        if let Some(number) = number {
+            self.and(&format!("{words} {number}"));
+        }
+    }
+}
+
+impl AuditQuery {
+    fn condition(&self) -> Condition {
+        let mut condition = Condition {
+            words: "TRUE".to_owned(),
+            texts: Vec::new(),
+        };
+        condition.one_of(
+            "actor = {} OR actor = 'key:' || {} OR actor IN (SELECT 'key:' || id FROM api_key WHERE owner = {})",
+            &self.actors,
+        );
+        condition.one_of("action = {}", &self.actions);
+        condition.one_of("object = {}", &self.objects);
+        condition.one_of(
+            "object = {} OR detail LIKE '%\"project\":\"' || {} || '\"%' OR object IN (SELECT id FROM api_key WHERE project = {})",
+            &self.projects,
+        );
+        condition.number("at_ms >=", self.from_ms);
+        condition.number("at_ms <=", self.to_ms);
+        condition.number("seq <", self.before);
+        condition.number("seq >", self.behind);
+        condition
+    }
+}
+
 /// Adds the row of a change to that change.
 pub(super) async fn append(
     change: &mut Transaction<'static, Any>,
@@ -100,6 +173,31 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(event).collect()
+    }
+
+    /// Rows that fit, so many at most, the newest first: the newest of all, or where only those behind one are asked for, the
+    /// next behind it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn find_audit(&self, query: &AuditQuery, limit: i64) -> Result<Vec<AuditEvent>, Error> {
+        let Condition { words, texts } = query.condition();
+        let next = query.behind.is_some() && query.before.is_none();
+        let order = if next { "ASC" } else { "DESC" };
+        let query = format!(
+            "SELECT seq, at_ms, actor, action, object, detail, previous, hash FROM audit_event WHERE {words} \
+             ORDER BY seq {order} LIMIT {limit}"
+        );
+        let mut asked = sqlx::query(sqlx::AssertSqlSafe(query));
+        for text in texts {
+            asked = asked.bind(text);
+        }
+        let rows = asked.fetch_all(&self.reports).await?;
+        let mut events = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
+        if next {
+            events.reverse();
+        }
+        Ok(events)
     }
 
     /// Number and hash of the last row; 0 and none where there is no row.

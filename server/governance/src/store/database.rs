@@ -65,7 +65,7 @@ impl Database {
                 };
                 format!(
                     "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synced}; \
-                     PRAGMA foreign_keys = ON"
+                     PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON"
                 )
             }
             // It commits several at one time by itself, so that nothing is won by less.

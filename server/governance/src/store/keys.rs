@@ -1,32 +1,18 @@
-//! Projects, their rights and their keys.
-
-use std::collections::BTreeSet;
+//! Keys.
 
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::people::check_owner;
+use super::projects::{check_grant, living_project};
 use super::{Error, Store, audit, now_s};
+use crate::actor::Actor;
 use crate::directory::{Directory, KeyRecord};
-use crate::key::{KeyHash, KeyId, NewKey, random_digits};
+use crate::key::{KeyHash, KeyId, NewKey};
 use crate::role::Role;
 
 /// Characters of a name.
 const NAME_CHARS_MAX: usize = 128;
-const ID_DIGITS: usize = 16;
-
-/// A part of the company that uses models apart from the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Project {
-    pub id: String,
-    pub name: String,
-    /// Unix seconds.
-    pub created: i64,
-    pub archived: Option<i64>,
-    /// The models it may use; none: all.
-    pub models: Vec<String>,
-    /// Its part of the machine, against those of others.
-    pub weight: i64,
-}
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
@@ -37,96 +23,21 @@ pub struct NewKeyRequest<'a> {
     pub name: &'a str,
     /// Unix seconds; `None`: it is good until it is revoked.
     pub expires: Option<i64>,
+    /// The identifier of the person or service account whose it is, where it is anybody's.
+    pub owner: Option<&'a str>,
 }
 
 impl Store {
-    /// Makes a project, which may use these models, or all if none is named.
-    ///
-    /// # Errors
-    /// Where the name is taken or no name, and what the database says.
-    pub async fn create_project(&self, actor: &str, name: &str, models: &[String]) -> Result<Project, Error> {
-        let mut change = self.begin().await?;
-        let project = insert_project(&mut change, actor, name, models).await?;
-        change.commit().await?;
-        Ok(project)
-    }
-
-    /// Makes a project and a key of the role [`Role::Owner`] in it, where nothing was ever made; `None` elsewhere.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn create_first(
-        &self,
-        actor: &str,
-        project: &str,
-        name: &str,
-    ) -> Result<Option<NewKey>, Error> {
-        let mut change = self.begin().await?;
-        let any = sqlx::query("SELECT seq FROM audit_event LIMIT 1")
-            .fetch_optional(&mut *change)
-            .await?;
-        if any.is_some() {
-            return Ok(None);
-        }
-        let made = insert_project(&mut change, actor, project, &[]).await?;
-        let wanted = NewKeyRequest {
-            project: &made.id,
-            role: Role::Owner,
-            name,
-            expires: None,
-        };
-        let key = insert_key(&mut change, actor, &wanted).await?;
-        change.commit().await?;
-        Ok(Some(key))
-    }
-
-    /// Ends a project: its keys open nothing any more.
-    ///
-    /// # Errors
-    /// Where there is none, and what the database says.
-    pub async fn archive_project(&self, actor: &str, project: &str) -> Result<(), Error> {
-        let mut change = self.begin().await?;
-        let id = living_project(&mut change, project).await?;
-        sqlx::query("UPDATE project SET archived = $1 WHERE id = $2")
-            .bind(now_s())
-            .bind(&id)
-            .execute(&mut *change)
-            .await?;
-        audit::append(&mut change, actor, "project.archived", &id, "{}".to_owned()).await?;
-        Ok(change.commit().await?)
-    }
-
-    /// All projects, oldest first.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn projects(&self) -> Result<Vec<Project>, Error> {
-        let rights = self.rights().await?;
-        let rows =
-            sqlx::query("SELECT id, name, created, archived, weight FROM project ORDER BY created, id")
-                .fetch_all(&self.pool)
-                .await?;
-        let project = |row: &AnyRow| -> Result<Project, Error> {
-            let id: String = row.try_get(0)?;
-            let own = rights.iter().filter(|(project, _)| *project == id);
-            Ok(Project {
-                models: own.map(|(_, model)| model.clone()).collect(),
-                id,
-                name: row.try_get(1)?,
-                created: row.try_get(2)?,
-                archived: row.try_get(3)?,
-                // Whatever somebody has written there, the others are listed.
-                weight: row.try_get(4).unwrap_or(1),
-            })
-        };
-        rows.iter().map(project).collect()
-    }
-
     /// Makes a key. Its text is in the answer, and nowhere else.
     ///
     /// # Errors
-    /// Where there is no such project, or no such name, and what the database says.
-    pub async fn create_key(&self, actor: &str, wanted: &NewKeyRequest<'_>) -> Result<NewKey, Error> {
+    /// Where there is no such project, name or owner, or the role is above the actor's or the owner's, and what the database says.
+    pub async fn create_key(
+        &self,
+        actor: impl Into<Actor<'_>>,
+        wanted: &NewKeyRequest<'_>,
+    ) -> Result<NewKey, Error> {
+        let actor = actor.into();
         let mut change = self.begin().await?;
         let key = insert_key(&mut change, actor, wanted).await?;
         change.commit().await?;
@@ -136,20 +47,34 @@ impl Store {
     /// Ends a key.
     ///
     /// # Errors
-    /// Where there is none that lives, and what the database says.
-    pub async fn revoke_key(&self, actor: &str, id: &str) -> Result<(), Error> {
+    /// Where there is none that lives, or it is not the actor's to end, and what the database says.
+    pub async fn revoke_key(&self, actor: impl Into<Actor<'_>>, id: &str) -> Result<(), Error> {
+        let actor = actor.into();
         let mut change = self.begin().await?;
-        let ended = sqlx::query("UPDATE api_key SET revoked = $1 WHERE id = $2 AND revoked IS NULL")
-            .bind(now_s())
+        revoke(&mut change, actor, "id", id, &|_| true)
+            .await?
+            .then_some(())
+            .ok_or_else(|| no_key(id))?;
+        Ok(change.commit().await?)
+    }
+
+    /// Has a key end at another time, Unix seconds.
+    ///
+    /// # Errors
+    /// As [`Store::revoke_key`].
+    pub async fn set_expiry(&self, actor: impl Into<Actor<'_>>, id: &str, expires: i64) -> Result<(), Error> {
+        let actor = actor.into();
+        let mut change = self.begin().await?;
+        let mut living = living_keys(&mut change, "id", id).await?;
+        let (_, role) = living.pop().ok_or_else(|| no_key(id))?;
+        check_grant(actor, role)?;
+        sqlx::query("UPDATE api_key SET expires = $1 WHERE id = $2")
+            .bind(expires)
             .bind(id)
             .execute(&mut *change)
             .await?;
-        if ended.rows_affected() == 0 {
-            return Err(Error::Refused(format!(
-                "there is no key {id} that is not revoked"
-            )));
-        }
-        audit::append(&mut change, actor, "api_key.revoked", id, "{}".to_owned()).await?;
+        let detail = serde_json::json!({"expires": expires}).to_string();
+        audit::append(&mut change, actor.name, "api_key.updated", id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -163,20 +88,12 @@ impl Store {
 
     async fn key_rows(&self) -> Result<Vec<AnyRow>, Error> {
         let rows = sqlx::query(
-            "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked FROM api_key k \
+            "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked, k.owner FROM api_key k \
              JOIN project p ON p.id = k.project WHERE p.archived IS NULL ORDER BY k.created, k.id",
         )
         .fetch_all(&self.pool)
         .await?;
         Ok(rows)
-    }
-
-    async fn rights(&self) -> Result<Vec<(String, String)>, Error> {
-        let rows = sqlx::query("SELECT project, model FROM model_right ORDER BY project, model")
-            .fetch_all(&self.pool)
-            .await?;
-        let right = |row: &AnyRow| Ok((row.try_get(0)?, row.try_get(1)?));
-        rows.iter().map(right).collect()
     }
 
     /// Everything that a server needs to know whose a key is.
@@ -193,58 +110,73 @@ impl Store {
     }
 }
 
-async fn insert_project(
-    change: &mut Transaction<'static, Any>,
-    actor: &str,
-    name: &str,
-    models: &[String],
-) -> Result<Project, Error> {
-    check_name(name)?;
-    let models: BTreeSet<String> = models.iter().cloned().collect();
-    let id = format!("proj_{}", random_digits(ID_DIGITS)?);
-    let created = now_s();
-    let taken = sqlx::query("SELECT id FROM project WHERE name = $1 OR id = $1")
-        .bind(name)
-        .fetch_optional(&mut **change)
-        .await?;
-    if taken.is_some() {
-        return Err(Error::Refused(format!("there is a project {name} already")));
-    }
-    sqlx::query("INSERT INTO project (id, name, created) VALUES ($1, $2, $3)")
-        .bind(&id)
-        .bind(name)
-        .bind(created)
-        .execute(&mut **change)
-        .await?;
-    for model in &models {
-        sqlx::query("INSERT INTO model_right (project, model) VALUES ($1, $2)")
-            .bind(&id)
-            .bind(model)
-            .execute(&mut **change)
-            .await?;
-    }
-    let detail = serde_json::json!({"models": models}).to_string();
-    audit::append(change, actor, "project.created", &id, detail).await?;
-    Ok(Project {
-        id,
-        name: name.to_owned(),
-        created,
-        archived: None,
-        models: models.into_iter().collect(),
-        weight: 1,
-    })
+/// The condition of a key that is not revoked and of which one column has a value.
+fn of_living(column: &'static str) -> String {
+    format!("FROM api_key WHERE {column} = $1 AND revoked IS NULL")
 }
 
-async fn insert_key(
+/// Keys that are not revoked, by what they are or whose.
+pub(super) async fn living_keys(
     change: &mut Transaction<'static, Any>,
-    actor: &str,
+    column: &'static str,
+    value: &str,
+) -> Result<Vec<(String, Role)>, Error> {
+    let query = format!("SELECT id, role {} ORDER BY id", of_living(column));
+    let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(value)
+        .fetch_all(&mut **change)
+        .await?;
+    let key = |row: &AnyRow| {
+        let (id, role): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        // What is no role of ours opens nothing, and only who may do everything ends it.
+        Ok((id, role.parse().unwrap_or(Role::Owner)))
+    };
+    rows.iter().map(key).collect()
+}
+
+/// Revokes the keys, by what they are or whose, whose role is one of these; whether there were any.
+pub(super) async fn revoke(
+    change: &mut Transaction<'static, Any>,
+    actor: Actor<'_>,
+    column: &'static str,
+    value: &str,
+    whether: &(dyn Fn(Role) -> bool + Sync),
+) -> Result<bool, Error> {
+    let mut any = false;
+    for (id, role) in living_keys(change, column, value).await? {
+        if !whether(role) {
+            continue;
+        }
+        check_grant(actor, role)?;
+        sqlx::query("UPDATE api_key SET revoked = $1 WHERE id = $2")
+            .bind(now_s())
+            .bind(&id)
+            .execute(&mut **change)
+            .await?;
+        audit::append(change, actor.name, "api_key.deleted", &id, "{}".to_owned()).await?;
+        any = true;
+    }
+    Ok(any)
+}
+
+fn no_key(id: &str) -> Error {
+    Error::Missing(format!("there is no key {id} that is not revoked"))
+}
+
+pub(super) async fn insert_key(
+    change: &mut Transaction<'static, Any>,
+    actor: Actor<'_>,
     wanted: &NewKeyRequest<'_>,
 ) -> Result<NewKey, Error> {
     check_name(wanted.name)?;
+    check_grant(actor, wanted.role)?;
     let project = living_project(change, wanted.project).await?;
+    if let Some(owner) = wanted.owner {
+        check_owner(change, owner, &project, wanted.role).await?;
+    }
     let key = NewKey::make()?;
     sqlx::query(
-        "INSERT INTO api_key (id, hash, project, role, name, created, expires) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO api_key (id, hash, project, role, name, created, expires, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(&key.id.0)
     .bind(key.hash.to_hex())
@@ -253,28 +185,21 @@ async fn insert_key(
     .bind(wanted.name)
     .bind(now_s())
     .bind(wanted.expires)
+    .bind(wanted.owner)
     .execute(&mut **change)
     .await?;
-    let detail =
-        serde_json::json!({"project": project, "role": wanted.role.name(), "expires": wanted.expires});
-    audit::append(change, actor, "api_key.created", &key.id.0, detail.to_string()).await?;
+    let detail = serde_json::json!({
+        "project": project, "role": wanted.role.name(), "expires": wanted.expires, "owner": wanted.owner,
+    });
+    audit::append(
+        change,
+        actor.name,
+        "api_key.created",
+        &key.id.0,
+        detail.to_string(),
+    )
+    .await?;
     Ok(key)
-}
-
-/// The identifier of a project that is not archived.
-pub(super) async fn living_project(
-    change: &mut Transaction<'static, Any>,
-    name_or_id: &str,
-) -> Result<String, Error> {
-    let found = sqlx::query("SELECT id, archived FROM project WHERE name = $1 OR id = $1")
-        .bind(name_or_id)
-        .fetch_optional(&mut **change)
-        .await?;
-    let row = found.ok_or_else(|| Error::Refused(format!("there is no project {name_or_id}")))?;
-    if row.try_get::<Option<i64>, _>(1)?.is_some() {
-        return Err(Error::Refused(format!("the project {name_or_id} is archived")));
-    }
-    Ok(row.try_get(0)?)
 }
 
 fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
@@ -291,11 +216,12 @@ fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
         created: row.try_get(6)?,
         expires: row.try_get(7)?,
         revoked: row.try_get(8)?,
+        owner: row.try_get(9)?,
         id: KeyId(id),
     })
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
     let chars = name.chars().count();
     if (1..=NAME_CHARS_MAX).contains(&chars) && name.trim() == name && !name.chars().any(misleads) {
         return Ok(());

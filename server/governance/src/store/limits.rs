@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
-use super::keys::living_project;
+use super::projects::living_project;
 use super::{Error, Store, audit};
 use crate::limit::{LIMIT_MAX, Limits, Metric, Subject};
 
@@ -44,7 +44,7 @@ impl Store {
             .map(|(metric, value)| (metric.name(), *value))
             .collect();
         let detail = serde_json::json!({"subject": kind, "limits": told}).to_string();
-        audit::append(&mut change, actor, "limit.changed", id, detail).await?;
+        audit::append(&mut change, actor, "rate_limit.updated", id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -80,7 +80,7 @@ impl Store {
             .execute(&mut *change)
             .await?;
         let detail = serde_json::json!({"weight": weight}).to_string();
-        audit::append(&mut change, actor, "project.changed", &id, detail).await?;
+        audit::append(&mut change, actor, "project.updated", &id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -145,5 +145,5 @@ async fn living_key(change: &mut Transaction<'static, Any>, id: &str) -> Result<
         .await?;
     found
         .map(drop)
-        .ok_or_else(|| Error::Refused(format!("there is no key {id} that is not revoked")))
+        .ok_or_else(|| Error::Missing(format!("there is no key {id} that is not revoked")))
 }

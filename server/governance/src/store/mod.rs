@@ -1,9 +1,12 @@
 //! Where identities, rights, usage and the audit chain are kept: an SQLite file or a PostgreSQL server, asked in the same words.
 
+mod accounts;
 mod audit;
 mod database;
 mod keys;
 mod limits;
+mod people;
+mod projects;
 mod proof;
 mod setting;
 mod usage;
@@ -17,13 +20,19 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::{Any, AnyPool, ConnectOptions as _, Executor as _, Row as _, Transaction};
 use thiserror::Error;
 
+pub use accounts::ServiceAccount;
+pub use audit::AuditQuery;
 pub use database::Database;
 use database::{Durable, Opened, WAIT};
-pub use keys::{NewKeyRequest, Project};
+pub use keys::NewKeyRequest;
 pub use limits::WEIGHT_MAX;
+pub use people::{Member, Person};
+pub use projects::Project;
 pub use proof::UsageProof;
 pub use usage::{UsageSum, UsageWriter};
 
+use crate::role::Role;
+use crate::secret::Secret;
 use crate::usage::BrokenUsage;
 
 /// Connections to the database.
@@ -45,6 +54,12 @@ pub enum Error {
     /// What was asked for can't be.
     #[error("{0}")]
     Refused(String),
+    /// What was asked for is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// Nobody gives or takes what they do not have.
+    #[error("what has the role {0} is for those of that role to give and to take")]
+    Forbidden(Role),
     /// What is asked for is more than so many sums.
     #[error("that is more than {0} sums: ask for a shorter time")]
     TooMany(usize),
@@ -69,6 +84,8 @@ pub struct Store {
     database: Arc<Database>,
     /// Where it is a file.
     file: Option<Arc<Opened>>,
+    /// What names of people are sealed with, where it is known.
+    secret: Option<Arc<Secret>>,
 }
 
 impl Store {
@@ -116,6 +133,7 @@ impl Store {
             reports: pool_of(1, whole()).connect_lazy_with(options),
             database: Arc::new(database),
             file: opened.map(Arc::new),
+            secret: None,
         };
         if !make {
             store.check_made().await?;
@@ -175,6 +193,17 @@ impl Store {
         self.usage.close().await;
         self.reports.close().await;
         self.pool.close().await;
+    }
+
+    /// Overwrites what was deleted, as far as that is not done yet: an SQLite file's log still has it. (On a server what names
+    /// people is sealed wherever it was.)
+    async fn clean(&self) -> Result<(), Error> {
+        if let Database::File(_) = *self.database {
+            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+                .fetch_all(&self.pool)
+                .await?;
+        }
+        Ok(())
     }
 
     /// Begins a change, which waits for another that is under way.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use sqlx::{Any, Row as _, Transaction};
 
 use super::usage::{BATCH, EVENT, batch, event, total};
-use super::{Error, Store};
+use super::{Error, Store, now_ms};
+use crate::checkpoint::Checkpoint;
 use crate::usage::{BATCH_ROWS_MAX, BrokenUsage, UsageBatch, UsageTotal};
 
 /// Batches that are read at one time.
@@ -25,6 +26,22 @@ pub struct UsageProof {
 type Of = (i64, String, String, String, String);
 
 impl Store {
+    /// What both chains are now, signed.
+    ///
+    /// # Errors
+    /// Where the secret is not known, and what the database says.
+    pub async fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        let secret = self.secret()?;
+        let batch = sqlx::query("SELECT seq, hash FROM usage_batch ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&self.pool)
+            .await?;
+        let usage = match batch {
+            Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
+            None => None,
+        };
+        Ok(Checkpoint::sign(secret, now_ms(), self.audit_end().await?, usage))
+    }
+
     /// Proves that every row is in a batch, that every batch is the one that was written, behind the one before, and that the sums
     /// by the hour are those of the rows. `noted` is a batch's number and hash, noted earlier.
     ///

@@ -1,6 +1,6 @@
 //! What holds for all rows there are.
 
-use sqlx::Row as _;
+use sqlx::{Any, Row as _, Transaction};
 
 use super::{Error, Store, audit};
 
@@ -25,25 +25,44 @@ impl Store {
     /// Where costs are recorded in another one, and what the database says.
     pub async fn settle_currency(&self, actor: &str, currency: &str) -> Result<(), Error> {
         let mut change = self.begin().await?;
-        let row = sqlx::query("SELECT value FROM setting WHERE name = $1")
-            .bind(CURRENCY)
-            .fetch_optional(&mut *change)
-            .await?;
-        if let Some(row) = row {
-            let settled: String = row.try_get(0)?;
+        if let Some(settled) = setting(&mut change, CURRENCY).await? {
             if settled == currency {
                 return Ok(());
             }
             let message = format!("costs are recorded in {settled}: they can't be told in {currency}, too");
             return Err(Error::Refused(message));
         }
-        sqlx::query("INSERT INTO setting (name, value) VALUES ($1, $2)")
-            .bind(CURRENCY)
-            .bind(currency)
-            .execute(&mut *change)
-            .await?;
+        insert_setting(&mut change, CURRENCY, currency).await?;
         let detail = serde_json::json!({"value": currency}).to_string();
-        audit::append(&mut change, actor, "setting.changed", CURRENCY, detail).await?;
+        audit::append(&mut change, actor, "organization.updated", CURRENCY, detail).await?;
         Ok(change.commit().await?)
     }
+}
+
+/// What was settled under a name.
+pub(super) async fn setting(
+    change: &mut Transaction<'static, Any>,
+    name: &str,
+) -> Result<Option<String>, Error> {
+    let row = sqlx::query("SELECT value FROM setting WHERE name = $1")
+        .bind(name)
+        .fetch_optional(&mut **change)
+        .await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+/// Settles something, or settles it anew.
+pub(super) async fn insert_setting(
+    change: &mut Transaction<'static, Any>,
+    name: &str,
+    value: &str,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    )
+    .bind(name)
+    .bind(value)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }

@@ -105,6 +105,7 @@ pub(crate) async fn key(store: &Store, project: &str, role: Role) -> NewKey {
         role,
         name: "laptop",
         expires: None,
+        owner: None,
     };
     store.create_key("cli:root", &wanted).await.unwrap()
 }

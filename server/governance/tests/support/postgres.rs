@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Where Debian has the programs, which it puts into no PATH.
 const DEBIAN: &str = "/usr/lib/postgresql";
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 
 pub(crate) struct Cluster {
     folder: tempfile::TempDir,
