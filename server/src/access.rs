@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
-    Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Standing, Store,
-    Subject, month_began_ms, now_ms, now_s,
+    Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
+    Standing, Store, Subject, month_began_ms, now_ms, now_s,
 };
 
 use crate::config::GovernanceSettings;
@@ -111,7 +111,17 @@ impl Caller {
         }
     }
 
-    fn actor(&self) -> String {
+    /// What its key is for.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            // Where nobody is asked for a key there is nothing to change.
+            Self::Anyone => None,
+            Self::Holder(principal) => Some(principal.role),
+        }
+    }
+
+    /// As the audit chain names it.
+    pub fn actor(&self) -> String {
         match self {
             Self::Anyone => "anyone".to_owned(),
             Self::Holder(principal) => format!("key:{}", principal.key.0),
@@ -124,6 +134,15 @@ impl Access {
     pub async fn follow(&self) {
         if let Self::Keys(keys) = self {
             keys.follow().await;
+        }
+    }
+
+    /// Looks for changes of keys at once.
+    pub async fn look(&self) {
+        if let Self::Keys(keys) = self
+            && let Err(error) = keys.refresh().await
+        {
+            tracing::error!(%error, "the keys can't be read");
         }
     }
 
@@ -249,6 +268,13 @@ impl Keys {
     ) -> Result<(Self, Option<NewKey>), Error> {
         let store = Store::open(database).await?;
         let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
+        let store = match Secret::place(database, settings.secret.as_deref()) {
+            Some(place) => {
+                let secret = Secret::open_or_make(&place)?;
+                store.with_secret("server", secret).await?
+            }
+            None => store,
+        };
         let seen = look(&store).await?;
         if !settings.prices.is_empty() {
             store.settle_currency("server", &settings.currency).await?;

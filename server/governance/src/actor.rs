@@ -23,3 +23,9 @@ impl<'a> From<&'a str> for Actor<'a> {
         Self { name, role: None }
     }
 }
+
+impl<'a> From<&'a String> for Actor<'a> {
+    fn from(name: &'a String) -> Self {
+        Self::from(name.as_str())
+    }
+}

@@ -37,7 +37,7 @@ fn used(at: i64) -> UsageEvent {
 }
 
 async fn proven(store: &Store) -> Result<i64, Error> {
-    Ok(store.prove_usage(None).await?.rows)
+    Ok(store.prove_usage(&[]).await?.rows)
 }
 
 async fn what_was_used_is_summed_and_proven(place: Place) {
@@ -106,9 +106,15 @@ async fn usage_that_was_changed_is_found(place: Place) {
     for batch in rows.chunks(3) {
         writer.write(batch).await.unwrap();
     }
-    let whole = store.prove_usage(None).await.unwrap();
+    let whole = store.prove_usage(&[]).await.unwrap();
     let noted = whole.last.clone().unwrap();
-    assert!(store.prove_usage(Some(&noted)).await.unwrap().contains);
+    assert!(
+        store
+            .prove_usage(std::slice::from_ref(&noted))
+            .await
+            .unwrap()
+            .contains
+    );
     assert_eq!((whole.rows, noted.0), (9, 3));
     drop(writer);
     store.close().await;
@@ -144,7 +150,7 @@ async fn usage_that_was_changed_is_found(place: Place) {
         sqlx::raw_sql(change).execute(&mut direct).await.unwrap();
         direct.close().await.unwrap();
         let store = Store::open(&changed).await.unwrap();
-        let proof = store.prove_usage(Some(&noted)).await;
+        let proof = store.prove_usage(std::slice::from_ref(&noted)).await;
         assert!(proof.is_err() || !proof.as_ref().unwrap().contains, "{change}: {proof:?}");
         // And nothing panics.
         let _ = UsageWriter::new(store.clone()).write(&[used(100)]).await;

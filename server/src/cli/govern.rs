@@ -1,11 +1,10 @@
-//! `rempart key`, `rempart project` and `rempart audit`: what operators do to the database, running server or not.
+//! `rempart key` and `rempart project`: what operators do to the database, running server or not.
 
 use std::io::Write as _;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, NewKeyRequest, Role, Store, WEIGHT_MAX, now_s, verify};
-use serde_json::json;
+use rempart_governance::{NewKeyRequest, Role, Secret, Store, WEIGHT_MAX, now_s};
 
 use crate::config::DatabaseArgs;
 
@@ -27,6 +26,9 @@ pub enum KeyCommand {
         /// Days until it expires [default: it does not]
         #[arg(long, value_parser = clap::value_parser!(i64).range(1..=36_500))]
         days: Option<i64>,
+        /// Whose it is: the address or identifier of a person in the project [default: nobody's]
+        #[arg(long)]
+        user: Option<String>,
         /// What to call it
         name: String,
     },
@@ -81,27 +83,6 @@ pub enum ProjectCommand {
     },
 }
 
-/// The audit chain.
-#[derive(Debug, Subcommand)]
-pub enum AuditCommand {
-    /// Print its last rows
-    Tail {
-        #[command(flatten)]
-        database: DatabaseArgs,
-        /// How many
-        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=10_000))]
-        lines: i64,
-    },
-    /// Prove that no row was changed, moved or taken out
-    Verify {
-        #[command(flatten)]
-        database: DatabaseArgs,
-        /// What was noted earlier of a `last:` line, that must be in its chain; once for each chain
-        #[arg(long)]
-        contains: Vec<String>,
-    },
-}
-
 pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
     match command {
         KeyCommand::Create {
@@ -109,13 +90,19 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             project,
             role,
             days,
+            user,
             name,
         } => with_store(&database, async |store| {
+            let owner = match &user {
+                Some(whom) => Some(store.person(whom).await?.id),
+                None => None,
+            };
             let wanted = NewKeyRequest {
                 project: &project,
                 role,
                 name: &name,
                 expires: days.map(|days| now_s() + days * DAY_S),
+                owner: owner.as_deref(),
             };
             let actor = database.actor();
             let key = store.create_key(&actor, &wanted).await?;
@@ -127,7 +114,7 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             said.context("the key could not be shown, and is revoked")
         }),
         KeyCommand::List { database } => with_store(&database, async |store| {
-            say("id        role     project           state    name")?;
+            say("id        role     project           state    owner                  name")?;
             for key in store.keys().await? {
                 let state = match (key.revoked, key.expires) {
                     (Some(_), _) => "revoked",
@@ -135,8 +122,9 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
                     _ => "good",
                 };
                 let (id, role, project) = (&key.id.0, key.role.name(), &key.project_name);
+                let owner = key.owner.as_deref().unwrap_or("-");
                 say(&format!(
-                    "{id:8}  {role:7}  {project:16}  {state:7}  {}",
+                    "{id:8}  {role:7}  {project:16}  {state:7}  {owner:21}  {}",
                     key.name
                 ))?;
             }
@@ -190,94 +178,23 @@ pub(super) fn project(command: ProjectCommand) -> anyhow::Result<()> {
     }
 }
 
-pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
-    match command {
-        AuditCommand::Tail { database, lines } => with_store(&database, async |store| {
-            let (end, _) = store.audit_end().await?;
-            for event in store.audit_events(end - lines).await? {
-                say(&line(&event))?;
-            }
-            Ok(())
-        }),
-        AuditCommand::Verify { database, contains } => with_store(&database, async |store| {
-            let (of_usage, of_audit): (Vec<&String>, Vec<&String>) =
-                contains.iter().partition(|noted| noted.starts_with(USAGE));
-            let noted = one_note(&of_audit)?;
-            let (rows, hash) = check_chain(store, noted).await?;
-            if rows == 0 {
-                bail!("there are no rows: every database begins with some");
-            }
-            let used = store.prove_usage(one_note(&of_usage)?.as_ref()).await?;
-            if !used.contains {
-                bail!("{CUT}");
-            }
-            say(&format!("{rows} rows, and each is what was written"))?;
-            say(&format!(
-                "{} rows of usage, and each is what was written, as are their sums",
-                used.rows
-            ))?;
-            say(&format!("last: {rows}:{hash}"))?;
-            used.last.map_or(Ok(()), |(batch, hash)| {
-                say(&format!("last: {USAGE}{batch}:{hash}"))
-            })
-        }),
-    }
-}
-
-/// What a note of usage begins with.
-const USAGE: &str = "usage:";
-const CUT: &str =
-    "what was noted is not in the chain: what is at its end was taken out, or all was written anew";
-
-/// The number and the hash that were noted, if there is one such.
-fn one_note(noted: &[&String]) -> anyhow::Result<Option<(i64, String)>> {
-    match noted {
-        [] => Ok(None),
-        [one] => note(one.trim_start_matches(USAGE)).map(Some),
-        _ => bail!("--contains takes one note of each chain"),
-    }
-}
-
-/// A row's number and hash as [`audit`] prints them.
-fn note(text: &str) -> anyhow::Result<(i64, String)> {
-    const SHAPE: &str = "--contains is NUMBER:HASH or usage:NUMBER:HASH";
-    let (seq, hash) = text.split_once(':').context(SHAPE)?;
-    Ok((seq.parse().context(SHAPE)?, hash.to_owned()))
-}
-
-/// Verifies page by page; the number of rows and the last hash.
-async fn check_chain(store: &Store, noted: Option<(i64, String)>) -> anyhow::Result<(i64, String)> {
-    let (mut end, mut found) = verify(&[], None).map(|start| (start, noted.is_none()))?;
-    loop {
-        // The first page has what stands before the first row, too, where nothing may.
-        let behind = if end.0 == 0 { i64::MIN } else { end.0 };
-        let page = store.audit_events(behind).await?;
-        if page.is_empty() {
-            break;
-        }
-        end = verify(&page, Some(end))?;
-        found |= page.iter().any(|row| {
-            noted
-                .as_ref()
-                .is_some_and(|(seq, hash)| row.seq == *seq && row.hash == *hash)
-        });
-    }
-    if !found {
-        bail!("{CUT}");
-    }
-    Ok(end)
-}
-
-/// A row as JSON, in which nothing can look like another row.
-fn line(event: &AuditEvent) -> String {
-    json!({
-        "seq": event.seq, "at_ms": event.at_ms, "actor": event.actor, "action": event.action, "object": event.object,
-        "detail": serde_json::from_str(&event.detail).unwrap_or_else(|_| json!(event.detail)), "hash": event.hash,
-    })
-    .to_string()
-}
-
+/// Does something with a database that there is, and its secret, where it has one.
 pub(super) fn with_store<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
+where
+    F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
+{
+    with(database, false, work)
+}
+
+/// The same, with a secret that is made where there is none.
+pub(super) fn with_secret<F>(database: &DatabaseArgs, work: F) -> anyhow::Result<()>
+where
+    F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
+{
+    with(database, true, work)
+}
+
+fn with<F>(database: &DatabaseArgs, make_secret: bool, work: F) -> anyhow::Result<()>
 where
     F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
 {
@@ -286,7 +203,18 @@ where
         .build()
         .context("starting tokio")?;
     runtime.block_on(async {
-        let store = Store::open_existing(&database.database).await?;
+        let mut store = Store::open_existing(&database.database).await?;
+        if let Some(place) = Secret::place(&database.database, database.secret.as_deref()) {
+            let told = database.secret.is_some();
+            let failed = || format!("the secret {}", place.display());
+            if make_secret {
+                let secret = Secret::open_or_make(&place).with_context(failed)?;
+                store = store.with_secret(&database.actor(), secret).await?;
+            } else if told || place.exists() {
+                let secret = Secret::open(&place).with_context(failed)?;
+                store = store.with_secret(&database.actor(), secret).await?;
+            }
+        }
         let done = work(&store).await;
         store.close().await;
         done

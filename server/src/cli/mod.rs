@@ -1,7 +1,9 @@
 //! The commands of the binary.
 
+mod audit;
 mod govern;
 mod limit;
+mod people;
 mod pull;
 mod serve;
 mod usage;
@@ -11,8 +13,10 @@ use clap::{Parser, Subcommand};
 use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
-use govern::{AuditCommand, KeyCommand, ProjectCommand};
+use audit::AuditCommand;
+use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
+use people::{GdprCommand, UserCommand};
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -37,6 +41,12 @@ pub enum Command {
     /// Make, list and end projects
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Add people, and have them leave
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Tell a person all that is kept of them, or erase who they are
+    #[command(subcommand)]
+    Gdpr(GdprCommand),
     /// Limit what projects and keys may use
     #[command(subcommand)]
     Limit(LimitCommand),
@@ -62,7 +72,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
         Command::Limit(command) => limit::limit(command),
-        Command::Audit(command) => govern::audit(command),
+        Command::User(command) => people::user(command),
+        Command::Gdpr(command) => people::gdpr(command),
+        Command::Audit(command) => audit::audit(command),
         Command::Usage(command) => usage::usage(command),
     }
 }

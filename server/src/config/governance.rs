@@ -1,6 +1,7 @@
 //! Where keys come from.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +18,10 @@ pub struct GovernanceArgs {
     /// needs a key [default: there is none]
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
     pub database: Option<Database>,
+    /// File of the secret that seals the names of people and signs checkpoints, made at first use [default: that of the
+    /// database with `.secret` behind its name; none with a server]
+    #[arg(long, env = "REMPART_SECRET", value_name = "FILE")]
+    pub secret: Option<PathBuf>,
     /// Seconds that keys are known for after they could last be read; then all requests get a 503
     #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub database_stale_max_s: u64,
@@ -51,6 +56,7 @@ pub fn currency(text: &str) -> Result<String, String> {
 #[derive(Debug, Clone)]
 pub struct GovernanceSettings {
     pub database: Option<Database>,
+    pub secret: Option<PathBuf>,
     pub stale_max: Duration,
     pub usage_requests_max: usize,
     pub prices: Prices,
@@ -61,6 +67,7 @@ impl GovernanceArgs {
     pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
         Ok(GovernanceSettings {
             database: self.database,
+            secret: self.secret,
             stale_max: Duration::from_secs(self.database_stale_max_s),
             usage_requests_max: self.usage_requests_max as usize,
             prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
@@ -75,6 +82,9 @@ pub struct DatabaseArgs {
     /// Database: the path of an SQLite file, or postgres://USER@HOST/NAME
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
     pub database: Database,
+    /// File of its secret, which names of people are read with [default: the database's with `.secret` behind its name]
+    #[arg(long, env = "REMPART_SECRET", value_name = "FILE")]
+    pub secret: Option<PathBuf>,
     /// Who does this, for the audit chain, which holds the user's number in the system beside it
     #[arg(long = "as", env = "USER", value_name = "NAME", default_value = "unknown")]
     pub operator: String,

@@ -1,7 +1,7 @@
 //! What each route needs of a key, in one table: what is not in it opens to nobody.
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use rempart_governance::Scope;
@@ -21,7 +21,29 @@ pub enum Need {
     /// Nothing: probes, and what describes the interface.
     Nothing,
     Key(Scope),
+    /// One to read, and another to change.
+    Keys {
+        read: Scope,
+        change: Scope,
+    },
 }
+
+impl Need {
+    /// What a key must be for; `None`: no key is needed.
+    pub fn scope(self, method: &Method) -> Option<Scope> {
+        match self {
+            Self::Nothing => None,
+            Self::Key(scope) => Some(scope),
+            Self::Keys { read, change } => Some(if method.is_safe() { read } else { change }),
+        }
+    }
+}
+
+/// What it needs to see or to change who may do what.
+const GOVERNING: Need = Need::Keys {
+    read: Scope::Review,
+    change: Scope::Govern,
+};
 
 /// The routes of the main interface.
 pub const NEEDS: &[(&str, Need)] = &[
@@ -46,6 +68,45 @@ pub const NEEDS: &[(&str, Need)] = &[
     ("/v1/organization/usage/completions", Need::Key(Scope::Observe)),
     ("/v1/organization/usage/embeddings", Need::Key(Scope::Observe)),
     ("/v1/organization/costs", Need::Key(Scope::Observe)),
+    ("/v1/organization/projects", GOVERNING),
+    ("/v1/organization/projects/{project_id}", GOVERNING),
+    ("/v1/organization/projects/{project_id}/archive", GOVERNING),
+    (
+        "/v1/organization/projects/{project_id}/model_permissions",
+        GOVERNING,
+    ),
+    ("/v1/organization/projects/{project_id}/rate_limits", GOVERNING),
+    (
+        "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id}",
+        GOVERNING,
+    ),
+    ("/v1/organization/projects/{project_id}/api_keys", GOVERNING),
+    (
+        "/v1/organization/projects/{project_id}/api_keys/{key_id}",
+        GOVERNING,
+    ),
+    (
+        "/v1/organization/projects/{project_id}/service_accounts",
+        GOVERNING,
+    ),
+    (
+        "/v1/organization/projects/{project_id}/service_accounts/{account_id}",
+        GOVERNING,
+    ),
+    (
+        "/v1/organization/projects/{project_id}/service_accounts/{account_id}/api_keys",
+        GOVERNING,
+    ),
+    ("/v1/organization/projects/{project_id}/users", GOVERNING),
+    (
+        "/v1/organization/projects/{project_id}/users/{user_id}",
+        GOVERNING,
+    ),
+    ("/v1/organization/users", GOVERNING),
+    ("/v1/organization/users/{user_id}", GOVERNING),
+    ("/v1/organization/admin_api_keys", GOVERNING),
+    ("/v1/organization/admin_api_keys/{key_id}", GOVERNING),
+    ("/v1/organization/audit_logs", Need::Key(Scope::Audit)),
     ("/livez", Need::Nothing),
     ("/readyz", Need::Nothing),
     ("/health", Need::Nothing),
@@ -80,17 +141,17 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
         Some(path) => needs
             .iter()
             .find(|(route, _)| *route == path)
-            .map(|(_, need)| *need),
+            .map(|(_, need)| need.scope(request.method())),
         // A path that is no route is told apart only to those who have a key.
-        None => Some(Need::Key(Scope::Use)),
+        None => Some(Some(Scope::Use)),
     };
     let caller = match need {
         None => {
             tracing::error!("a route is in no table of what it needs. This is a bug.");
             return ApiError::internal().into_response();
         }
-        Some(Need::Nothing) => Ok(Caller::Anyone),
-        Some(Need::Key(scope)) => app.access.authorize(key(request.headers()), scope),
+        Some(None) => Ok(Caller::Anyone),
+        Some(Some(scope)) => app.access.authorize(key(request.headers()), scope),
     };
     match caller {
         Ok(caller) => {

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod account;
 pub mod admin;
+pub mod administration;
 pub mod authorize;
 pub mod bodies;
 pub mod chat;
@@ -173,6 +174,7 @@ pub fn app(state: AppState) -> Router {
         )
         .route("/v1/organization/usage/embeddings", get(organization::embeddings))
         .route("/v1/organization/costs", get(organization::costs))
+        .merge(administration::routes())
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/health", get(health::readyz))

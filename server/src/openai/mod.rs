@@ -3,6 +3,7 @@
 //! Requests are read field by field instead of derived, because a derived reader quotes the offending value in its
 //! errors, stops at numbers that JSON allows and `f64` does not, and ignores the fields it does not know.
 
+pub mod administration;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;

@@ -1,12 +1,12 @@
 //! The proof that what was used is what was written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Any, Row as _, Transaction};
 
 use super::usage::{BATCH, EVENT, batch, event, total};
 use super::{Error, Store, now_ms};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, End};
 use crate::usage::{BATCH_ROWS_MAX, BrokenUsage, UsageBatch, UsageTotal};
 
 /// Batches that are read at one time.
@@ -18,7 +18,7 @@ pub struct UsageProof {
     pub rows: i64,
     /// Number and hash of the last batch, where there is one.
     pub last: Option<(i64, String)>,
-    /// Whether the batch that was asked for is in it.
+    /// Whether all batches that were asked for are in it.
     pub contains: bool,
 }
 
@@ -43,14 +43,14 @@ impl Store {
     }
 
     /// Proves that every row is in a batch, that every batch is the one that was written, behind the one before, and that the sums
-    /// by the hour are those of the rows. `noted` is a batch's number and hash, noted earlier.
+    /// by the hour are those of the rows. `noted` are numbers and hashes of batches, noted earlier.
     ///
     /// # Errors
     /// What does not hold, and what the database says.
-    pub async fn prove_usage(&self, noted: Option<&(i64, String)>) -> Result<UsageProof, Error> {
+    pub async fn prove_usage(&self, noted: &[End]) -> Result<UsageProof, Error> {
         let mut moment = self.reports.begin_with(self.database.begin_moment()).await?;
         let (mut before, mut sums): (Option<UsageBatch>, BTreeMap<Of, UsageTotal>) = (None, BTreeMap::new());
-        let mut contains = noted.is_none();
+        let mut missing: BTreeSet<&End> = noted.iter().collect();
         loop {
             let behind = before.as_ref().map_or(i64::MIN, |batch| batch.seq);
             let page = sqlx::query(sqlx::AssertSqlSafe(format!(
@@ -67,7 +67,7 @@ impl Store {
                 let batch = batch(row)?;
                 batch.check(before.as_ref())?;
                 check_rows(&mut moment, &batch, &mut sums).await?;
-                contains |= noted.is_some_and(|(seq, hash)| batch.seq == *seq && batch.hash == *hash);
+                missing.remove(&(batch.seq, batch.hash.clone()));
                 before = Some(batch);
             }
         }
@@ -82,7 +82,7 @@ impl Store {
         Ok(UsageProof {
             rows,
             last: before.map(|last| (last.seq, last.hash)),
-            contains,
+            contains: missing.is_empty(),
         })
     }
 }

@@ -301,6 +301,32 @@ impl Store {
         Ok(sums)
     }
 
+    /// Rows of a key with numbers from one to another, both included.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn usage_events_of(&self, key: &str, first: i64, last: i64) -> Result<Vec<UsageEvent>, Error> {
+        let query = format!("{EVENT} WHERE api_key = $1 AND seq >= $2 AND seq <= $3 ORDER BY seq");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(key)
+            .bind(first)
+            .bind(last)
+            .fetch_all(&self.reports)
+            .await?;
+        rows.iter().map(event).collect()
+    }
+
+    /// The number of the last row; 0 where there is none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn usage_end(&self) -> Result<i64, Error> {
+        let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) FROM usage_event")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
     /// Rows with numbers from one to another, both included.
     ///
     /// # Errors

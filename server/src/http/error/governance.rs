@@ -46,6 +46,30 @@ impl ApiError {
         )
     }
 
+    /// 403: it would give, or take away, more than the key's role may do.
+    pub fn not_grantable(role: &str) -> Self {
+        let message = format!("What has the role \"{role}\" is for keys of that role to give and to take");
+        let status = StatusCode::FORBIDDEN;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("insufficient_permissions"),
+            message,
+        )
+    }
+
+    /// 404: a path names nothing that there is.
+    pub fn nothing_of_this_name(message: String) -> Self {
+        let status = StatusCode::NOT_FOUND;
+        Self::new(status, Kind::InvalidRequestError, Some("not_found"), message)
+    }
+
+    /// 400: what is asked for can't be done with what there is.
+    pub fn conflicting(message: String) -> Self {
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(status, Kind::InvalidRequestError, Some("invalid_value"), message)
+    }
+
     /// 404: the server asks nobody for a key, and so records nothing.
     pub fn no_database() -> Self {
         let message =

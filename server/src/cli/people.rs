@@ -1,0 +1,259 @@
+//! `rempart user` and `rempart gdpr`: the people whose keys are whose, and what they may ask for.
+
+use std::io::{BufWriter, Write as _};
+
+use clap::Subcommand;
+use rempart_governance::{AuditQuery, Person, Role, Store};
+use serde_json::json;
+
+use super::govern::{say, with_secret, with_store};
+use crate::config::DatabaseArgs;
+
+/// Rows of usage that are read at one time.
+const PAGE: i64 = 100_000;
+/// Rows of the audit chain that are read at one time.
+const AUDIT_PAGE: i64 = 10_000;
+
+/// People.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Add a person, or have one come back who had left
+    Add {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// owner, admin, auditor or member: the most that their keys may do
+        #[arg(long, default_value = "member")]
+        role: Role,
+        /// Their name
+        #[arg(long)]
+        name: String,
+        /// Their address
+        email: String,
+    },
+    /// List the people, with the names that the secret opens
+    List {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Those who have left, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Give a person another role; keys of theirs that may do more end
+    Role {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Their address or identifier
+        whom: String,
+        /// owner, admin, auditor or member
+        role: Role,
+    },
+    /// Let a person have keys of a project
+    Join {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Name or identifier of the project
+        #[arg(long)]
+        project: String,
+        /// Their address or identifier
+        whom: String,
+    },
+    /// Take a person out of a project; their keys of it end
+    Leave {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Name or identifier of the project
+        #[arg(long)]
+        project: String,
+        /// Their address or identifier
+        whom: String,
+    },
+    /// Have a person leave the company: all of their keys end. Who they were is known until they are erased
+    Remove {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Their address or identifier
+        whom: String,
+    },
+}
+
+/// What the law gives people a right to.
+#[derive(Debug, Subcommand)]
+pub enum GdprCommand {
+    /// Print all that is kept of a person, as JSON (GDPR, articles 15 and 20)
+    Export {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Their address or identifier
+        whom: String,
+    },
+    /// Erase who a person is or was; what they did is then nobody's, and the audit chain holds (GDPR, article 17)
+    Erase {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Their address or identifier
+        whom: String,
+    },
+}
+
+pub(super) fn user(command: UserCommand) -> anyhow::Result<()> {
+    match command {
+        UserCommand::Add {
+            database,
+            role,
+            name,
+            email,
+        } => with_secret(&database, async |store| {
+            anyhow::ensure!(
+                role != Role::Service,
+                "service accounts have that role, and no people"
+            );
+            let person = store.add_person(&database.actor(), &email, &name, role).await?;
+            say(&format!("{} is a person of the role {role}", person.id))?;
+            say(&format!(
+                "next: rempart user join --project default {}",
+                person.id
+            ))
+        }),
+        UserCommand::List { database, all } => with_store(&database, async |store| {
+            say("id                     role     state   address                          name")?;
+            for person in store.people().await? {
+                if all || person.ended.is_none() {
+                    say(&told(&person))?;
+                }
+            }
+            Ok(())
+        }),
+        UserCommand::Role { database, whom, role } => with_store(&database, async |store| {
+            anyhow::ensure!(
+                role != Role::Service,
+                "service accounts have that role, and no people"
+            );
+            let id = store.person(&whom).await?.id;
+            store.set_person_role(&database.actor(), &id, role).await?;
+            say(&format!("{id} has the role {role}"))
+        }),
+        UserCommand::Join {
+            database,
+            project,
+            whom,
+        } => with_store(&database, async |store| {
+            let member = store.add_member(&database.actor(), &project, &whom).await?;
+            let id = member.person.id;
+            say(&format!("{id} is in the project"))?;
+            say(&format!(
+                "next: rempart key create --project {project} --user {id} NAME"
+            ))
+        }),
+        UserCommand::Leave {
+            database,
+            project,
+            whom,
+        } => with_store(&database, async |store| {
+            let id = store.person(&whom).await?.id;
+            let all = store.projects().await?;
+            let known = all.iter().find(|one| one.name == project || one.id == project);
+            let project = known.map_or(project.as_str(), |project| &project.id);
+            store.remove_member(&database.actor(), project, &id).await?;
+            say(&format!("{id} is no longer in the project"))
+        }),
+        UserCommand::Remove { database, whom } => with_store(&database, async |store| {
+            let id = store.person(&whom).await?.id;
+            store.end_person(&database.actor(), &id).await?;
+            say(&format!("{id} has left, and all of their keys have ended"))
+        }),
+    }
+}
+
+fn told(person: &Person) -> String {
+    let state = person.ended.map_or("here", |_| "left");
+    let (email, name) = person
+        .named
+        .as_ref()
+        .map_or(("(sealed)", "(sealed)"), |named| (&named.email, &named.name));
+    let role = person.role.name();
+    format!("{:21}  {role:7}  {state:6}  {email:31}  {name}", person.id)
+}
+
+pub(super) fn gdpr(command: GdprCommand) -> anyhow::Result<()> {
+    match command {
+        GdprCommand::Export { database, whom } => with_store(&database, async |store| {
+            let person = store.person(&whom).await?;
+            store
+                .record(&database.actor(), "user.exported", &person.id, "{}".to_owned())
+                .await?;
+            export(store, &person).await
+        }),
+        GdprCommand::Erase { database, whom } => with_store(&database, async |store| {
+            let id = store.person(&whom).await?.id;
+            store.erase_person(&database.actor(), &id).await?;
+            say(&format!("{id} is nobody any more"))
+        }),
+    }
+}
+
+/// Prints one JSON object, row by row: there can be more of them than should be held at one time.
+async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let named = person.named.as_ref();
+    let about = json!({
+        "id": person.id, "email": named.map(|named| &named.email), "name": named.map(|named| &named.name),
+        "role": person.role.name(), "added": person.created, "left": person.ended,
+    });
+    writeln!(out, "{{\"person\": {about},")?;
+    let mut keys = store.keys().await?;
+    keys.retain(|key| key.owner.as_deref() == Some(&person.id));
+    let told: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            json!({
+                "id": key.id.0, "name": key.name, "project": key.project, "role": key.role.name(), "created": key.created,
+                "expires": key.expires, "revoked": key.revoked,
+            })
+        })
+        .collect();
+    writeln!(out, "\"keys\": {},\n\"requests\": [", json!(told))?;
+    let (end, mut first) = (store.usage_end().await?, true);
+    for key in &keys {
+        for from in (1..=end).step_by(usize::try_from(PAGE)?) {
+            for row in store.usage_events_of(&key.id.0, from, from + PAGE - 1).await? {
+                let row = json!({
+                    "began_ms": row.began_ms, "key": row.key, "model": row.model, "endpoint": row.endpoint,
+                    "input_tokens": row.input, "cached_tokens": row.cached, "output_tokens": row.output,
+                    "duration_ms": row.duration_ms, "status": row.status, "outcome": row.outcome,
+                });
+                write!(out, "{}{row}", if first { "" } else { ",\n" })?;
+                first = false;
+            }
+        }
+    }
+    writeln!(out, "],\n\"record\": [")?;
+    export_record(store, person, &mut out).await?;
+    writeln!(out, "]}}")?;
+    Ok(out.flush()?)
+}
+
+/// What they did, and what was done to them.
+async fn export_record(store: &Store, person: &Person, out: &mut impl std::io::Write) -> anyhow::Result<()> {
+    let by = AuditQuery {
+        actors: vec![person.id.clone()],
+        ..AuditQuery::default()
+    };
+    let to = AuditQuery {
+        objects: vec![person.id.clone()],
+        ..AuditQuery::default()
+    };
+    let mut first = true;
+    for mut query in [by, to] {
+        loop {
+            let rows = store.find_audit(&query, AUDIT_PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            query.before = Some(last.seq);
+            for row in rows {
+                let row = json!({"seq": row.seq, "at_ms": row.at_ms, "actor": row.actor, "action": row.action, "object": row.object});
+                write!(out, "{}{row}", if first { "" } else { ",\n" })?;
+                first = false;
+            }
+        }
+    }
+    Ok(())
+}
