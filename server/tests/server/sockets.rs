@@ -26,6 +26,7 @@ async fn listen(arguments: &[&str]) -> Listening {
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
         listener,
+        None,
         server.router.clone(),
         Arc::clone(&server.app),
     ));
