@@ -28,5 +28,6 @@ mod responses;
 mod sockets;
 mod support;
 mod text;
+mod tls;
 mod tools;
 mod usage;
