@@ -29,5 +29,6 @@ mod sockets;
 mod support;
 mod text;
 mod tls;
+mod tls_files;
 mod tools;
 mod usage;

@@ -43,7 +43,7 @@ pub enum Error {
     Pem { option: &'static str, file: PathBuf },
     #[error("{option} {file}: no certificate in it (`-----BEGIN CERTIFICATE-----`)", file = file.display())]
     NoCertificate { option: &'static str, file: PathBuf },
-    #[error("{option} {file}: certificate {number} in it cannot be read", file = file.display())]
+    #[error("{option} {file}: certificate {number} in it is damaged, or not of version 3", file = file.display())]
     Certificate {
         option: &'static str,
         file: PathBuf,

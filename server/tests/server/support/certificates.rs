@@ -37,7 +37,17 @@ impl Authority {
 
     /// Signs a certificate that ends with that year.
     pub(crate) fn sign(&self, name: &str, last_year: i32) -> Pair {
+        self.sign_for(name, 1975, last_year)
+    }
+
+    /// Signs one that begins with that year.
+    pub(crate) fn begin(&self, name: &str, first_year: i32) -> Pair {
+        self.sign_for(name, first_year, 4000)
+    }
+
+    fn sign_for(&self, name: &str, first_year: i32, last_year: i32) -> Pair {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(first_year, 1, 1);
         params.not_after = date_time_ymd(last_year + 1, 1, 1);
         let key = KeyPair::generate().unwrap();
         Pair {
