@@ -89,18 +89,22 @@ pub async fn follow_hangups(mut hangups: Signal, tls: Option<Tls>) {
             tracing::info!("SIGHUP received: without TLS there is nothing to read again");
             continue;
         };
-        // A file may be on a disk that is slow or gone. A panic in there is one of the reading alone.
+        let metrics = tls.metrics.clone();
+        // A file may be on a disk that is slow or gone.
         if tokio::task::spawn_blocking(move || tls.reload()).await.is_err() {
+            metrics.reloaded(false);
             tracing::error!("reading the certificate again panicked: the one before stays in use");
         }
     }
 }
 
-/// What new connections use, with warnings of what works and should not be so.
+/// What new connections use.
 fn read(settings: &TlsSettings, metrics: &TlsMetrics) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
     let files = Files::read(settings, &provider)?;
     let verifier = client_verifier(&files, settings, &provider)?;
+    warn(&files, settings);
+    let ends = files.ends;
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .expect("the provider has suites of both versions");
@@ -110,6 +114,12 @@ fn read(settings: &TlsSettings, metrics: &TlsMetrics) -> Result<Arc<ServerConfig
     };
     let mut config = config.with_cert_resolver(Arc::new(SingleCertAndKey::from(files.certified)));
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    metrics.expires(ends);
+    Ok(Arc::new(config))
+}
+
+/// Tells the operator of what works and should not be so.
+fn warn(files: &Files, settings: &TlsSettings) {
     let certificate = settings.certificate.display();
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -126,8 +136,6 @@ fn read(settings: &TlsSettings, metrics: &TlsMetrics) -> Result<Arc<ServerConfig
             "--tls-key can be read or written by every user of this machine: chmod o= takes that away"
         );
     }
-    metrics.expires(files.ends);
-    Ok(Arc::new(config))
 }
 
 type ClientVerifier = Arc<dyn tokio_rustls::rustls::server::danger::ClientCertVerifier>;

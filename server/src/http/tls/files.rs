@@ -31,11 +31,11 @@ const OTHERS: u32 = 0o006;
 /// Why there can be no TLS with these files. Never quotes what is in them.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("{option} {file}: {source}", file = file.display())]
+    #[error("{option} {file}: {why}", file = file.display())]
     Read {
         option: &'static str,
         file: PathBuf,
-        source: io::Error,
+        why: io::Error,
     },
     #[error("{option} {file}: more than {FILE_BYTES_MAX} bytes", file = file.display())]
     TooLarge { option: &'static str, file: PathBuf },
@@ -123,10 +123,10 @@ impl Files {
 
 /// The content of a file and its mode.
 fn content(option: &'static str, path: &Path) -> Result<(Vec<u8>, u32), Error> {
-    let failed = |source| Error::Read {
+    let failed = |why| Error::Read {
         option,
         file: path.to_owned(),
-        source,
+        why,
     };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
