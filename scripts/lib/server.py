@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -52,9 +53,11 @@ class Server:
 
     ready_path = "/readyz"
 
-    def __init__(self, model, log, port=0, arguments=(), executable=None):
+    def __init__(self, model, log, port=0, arguments=(), executable=None, authority=None):
+        """`authority` is the file of the certificate that has signed the server's own, where there is TLS."""
         self.port = free_port(port)
-        self.root = f"http://127.0.0.1:{self.port}"
+        self.trust = ssl.create_default_context(cafile=authority) if authority else None
+        self.root = f"{'https' if authority else 'http'}://127.0.0.1:{self.port}"
         self.log = pathlib.Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.command = [str(part) for part in (executable or binary(), *self.options(model), *arguments)]
@@ -90,7 +93,7 @@ class Server:
             if self.process.poll() is not None:
                 raise ServerError(f"the server ended with status {self.process.returncode}:\n{self.log_tail()}")
             try:
-                with urllib.request.urlopen(self.root + self.ready_path, timeout=5) as answer:
+                with urllib.request.urlopen(self.root + self.ready_path, timeout=5, context=self.trust) as answer:
                     if answer.status == 200:
                         return
             except (OSError, urllib.error.URLError):
@@ -105,7 +108,7 @@ class Server:
 
     def get(self, path, timeout_s=10.0):
         """Body of a GET as text."""
-        with urllib.request.urlopen(self.root + path, timeout=timeout_s) as answer:
+        with urllib.request.urlopen(self.root + path, timeout=timeout_s, context=self.trust) as answer:
             return answer.read().decode()
 
     def post(self, path, body, timeout_s=600.0):
@@ -113,7 +116,7 @@ class Server:
         request = urllib.request.Request(self.root + path, json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            with urllib.request.urlopen(request, timeout=timeout_s, context=self.trust) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise ServerError(f"POST {path}: {error.code} {error.read().decode(errors='replace')}") from None

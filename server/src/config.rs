@@ -7,6 +7,7 @@ mod governance;
 mod hosts;
 mod pull;
 mod request;
+mod tls;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -23,15 +24,26 @@ pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings, currency}
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};
+use tls::Guards;
+pub use tls::{TlsArgs, TlsSettings};
 
 /// Why a configuration cannot work.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     #[error(
-        "{bind} can be reached from other machines, and this server has no TLS, nor, without --database, keys: bind a \
-         loopback address, or add --allow-remote if a proxy or a firewall decides who gets through"
+        "--bind {bind} can be reached from other machines, and this server has {lacks}: give {give}, or bind a loopback \
+         address, or add --allow-remote if a proxy or a firewall decides who gets through"
     )]
-    RemoteBind { bind: SocketAddr },
+    RemoteBind {
+        bind: SocketAddr,
+        lacks: &'static str,
+        give: &'static str,
+    },
+    #[error("{given} is of no use without {lacking}: TLS needs a certificate and its key")]
+    HalfOfTls {
+        given: &'static str,
+        lacking: &'static str,
+    },
     #[error(
         "--admin-bind {bind} can be reached from other machines, and administration has no TLS: bind a loopback address"
     )]
@@ -152,6 +164,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub http: HttpArgs,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub admin: AdminArgs,
     #[command(flatten)]
     pub governance: GovernanceArgs,
@@ -205,16 +219,19 @@ pub struct HttpArgs {
     /// Address to listen on
     #[arg(long, env = "REMPART_BIND", default_value = "127.0.0.1:8080")]
     pub bind: SocketAddr,
-    /// Listen on an address that other machines can reach, although there is no TLS yet
+    /// Listen on an address that other machines can reach, although TLS or keys are missing
     #[arg(long, env = "REMPART_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
     pub allow_remote: bool,
     /// Host name that requests may carry beside localhost and the bound address; give it again for further names
-    /// [default: none, or any with --allow-remote]
+    /// [default: none, or any where other machines can reach --bind]
     #[arg(long, env = "REMPART_ALLOWED_HOST", value_delimiter = ',')]
     pub allowed_host: Vec<String>,
     /// Open connections; a further one gets a 503 and is closed
     #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value = "1024")]
     pub connections_max: NonZeroUsize,
+    /// Open connections from one address, or from one /64 of IPv6; loopback has no such limit
+    #[arg(long, env = "REMPART_CONNECTIONS_PER_ADDRESS_MAX", default_value = "256")]
+    pub connections_per_address_max: NonZeroUsize,
     /// Bytes of a request's head
     #[arg(long, env = "REMPART_HEADER_BYTES_MAX", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(8192..=1_048_576))]
     pub header_bytes_max: u32,
@@ -300,6 +317,9 @@ pub struct HttpSettings {
     /// What the `Host` header may name; `None`: anything.
     pub hosts: Option<AllowedHosts>,
     pub connections_max: usize,
+    pub connections_per_address_max: usize,
+    /// `None`: plain HTTP.
+    pub tls: Option<TlsSettings>,
     pub header_bytes_max: u32,
     pub header_timeout: Duration,
     pub body_bytes_max: usize,
@@ -317,7 +337,8 @@ pub struct HttpSettings {
 impl ServeArgs {
     /// Makes settings of what was typed, or says what is wrong with it.
     pub fn check(self) -> Result<Settings, Error> {
-        let http = self.http.check(self.admin)?;
+        let keys = self.governance.database.is_some();
+        let http = self.http.check(self.tls, self.admin, keys)?;
         let engine = self.engine.check()?;
         if let Some(name) = self.served_model_name.iter().find(|name| !is_model_name(name)) {
             return Err(Error::ModelName { name: name.clone() });
@@ -381,9 +402,11 @@ impl EngineArgs {
 }
 
 impl HttpArgs {
-    fn check(self, admin: AdminArgs) -> Result<HttpSettings, Error> {
-        if !self.bind.ip().is_loopback() && !self.allow_remote {
-            return Err(Error::RemoteBind { bind: self.bind });
+    fn check(self, tls: TlsArgs, admin: AdminArgs, keys: bool) -> Result<HttpSettings, Error> {
+        let tls = tls.check()?;
+        if !self.allow_remote {
+            let tls = tls.is_some();
+            Guards { tls, keys }.check(self.bind)?;
         }
         let (all, one) = (self.bodies_bytes_max.get(), self.body_bytes_max.get());
         if all < one {
@@ -396,6 +419,12 @@ impl HttpArgs {
             bind: self.bind,
             hosts: AllowedHosts::new(self.bind, self.allowed_host)?,
             connections_max: at_most("--connections-max", self.connections_max, CONNECTIONS_LIMIT)?,
+            connections_per_address_max: at_most(
+                "--connections-per-address-max",
+                self.connections_per_address_max,
+                CONNECTIONS_LIMIT,
+            )?,
+            tls,
             header_bytes_max: self.header_bytes_max,
             header_timeout: Duration::from_secs(self.header_timeout_s),
             body_bytes_max: self.body_bytes_max.get(),

@@ -6,6 +6,7 @@ mod access;
 mod encoder;
 mod lifecycle;
 mod rejection;
+mod tls;
 mod usage;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::process;
 pub use encoder::EncoderMetrics;
 pub use lifecycle::LifecycleMetrics;
 pub use rejection::Rejection;
+pub use tls::TlsMetrics;
 pub use usage::UsageMetrics;
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.

@@ -1,13 +1,16 @@
 //! `rempart serve`: from settings to a running server, and to its end.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::{Access, Keys};
 use crate::config::{GovernanceSettings, ServeArgs, Settings};
+use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
 use crate::prices::Prices;
@@ -35,17 +38,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let shutdown = Shutdown::default();
+    // From here on, who renews a certificate too early ends nothing.
+    let hangups = signal(SignalKind::hangup()).context("receiving SIGHUP")?;
+    let tls = settings.http.tls.clone();
+    let tls = tls.map(|tls| Tls::open(tls, metrics.tls())).transpose()?;
     let bind = settings.http.bind;
-    let listener = TcpListener::bind(bind)
-        .await
-        .with_context(|| format!("listening on {bind}"))?;
-    let admin = settings.http.admin.bind;
-    let admin = match admin {
-        Some(bind) => Some(
-            TcpListener::bind(bind)
-                .await
-                .with_context(|| format!("listening on {bind}"))?,
-        ),
+    let listener = listen(bind).await?;
+    let admin = match settings.http.admin.bind {
+        Some(bind) => Some(listen(bind).await?),
         None => None,
     };
     let access = open_access(&settings.governance, &metrics).await?;
@@ -67,6 +67,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
             tracing::error!(%error, "signals cannot be received");
         }
     });
+    tasks.spawn(follow_hangups(hangups, tls.clone()));
     let administering = async {
         if let Some(listener) = admin {
             let router = http::admin::app(Arc::clone(&app));
@@ -76,8 +77,9 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Some(limit) = settings.http.admin.idle_unload {
         tasks.spawn(app.registry.clone().unload_idle(limit));
     }
-    let accepting = http::accept::serve(listener, http::app(Arc::clone(&app)), Arc::clone(&app));
-    tracing::info!(address = %bind, "listening; not ready until the model is loaded");
+    let secure = tls.is_some();
+    let accepting = http::accept::serve(listener, tls, http::app(Arc::clone(&app)), Arc::clone(&app));
+    tracing::info!(address = %bind, tls = secure, "listening; not ready until the model is loaded");
     let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;
     if let Err(error) = app.access.record_server("server.stopped").await {
@@ -87,6 +89,11 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     result?;
     ensure!(whole, "the last rows of usage could not be written");
     Ok(())
+}
+
+async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(bind).await;
+    listener.with_context(|| format!("listening on {bind}"))
 }
 
 /// Opens the database of keys, if there is one, and tells the first key of a new one.

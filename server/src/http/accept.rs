@@ -1,6 +1,7 @@
 //! The accept loop: HTTP/1.1 and HTTP/2 with limits on connections, heads and patience, and an orderly end.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +16,19 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
 use super::AppState;
+use super::addresses::Addresses;
 use super::error::ApiError;
 use super::timeout_io::TimeoutIo;
+use super::tls::Tls;
 use crate::metrics::Rejection;
 use crate::shutdown::Phase;
 
@@ -46,57 +51,28 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves connections until the process is to end and the last request is answered, or its time is over.
-pub async fn serve(listener: TcpListener, router: Router, app: AppState) {
-    let permits = Arc::new(Semaphore::new(
-        app.http.connections_max.min(Semaphore::MAX_PERMITS),
-    ));
+pub async fn serve(listener: TcpListener, tls: Option<Tls>, router: Router, app: AppState) {
+    let shutdown = app.shutdown.clone();
+    let door = Door::new(app.http.connections_max, tls, router, app);
     let mut connections = JoinSet::new();
-    let mut draining = pin!(app.shutdown.reached(Phase::Draining));
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, &permits, &router, &app, &mut connections),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-            () = &mut draining => break,
-        }
-    }
-    drain(&listener, &permits, &router, &app, connections).await;
+    door.open(&listener, &mut connections, shutdown.reached(Phase::Draining))
+        .await;
+    drain(&listener, &door, connections).await;
 }
 
 /// Serves administration until the last running request of the other interface has ended.
 pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState) {
-    let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+    let shutdown = app.shutdown.clone();
+    let door = Door::new(ADMIN_CONNECTIONS_MAX, None, router, app);
     let mut connections = JoinSet::new();
-    let mut closing = pin!(app.shutdown.reached(Phase::Closing));
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, &permits, &router, &app, &mut connections),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-            () = &mut closing => break,
-        }
-    }
+    door.open(&listener, &mut connections, shutdown.reached(Phase::Closing))
+        .await;
     end(connections).await;
 }
 
 /// Lets running requests finish. New connections are still taken, so that their requests get a proper refusal.
-async fn drain(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-    router: &Router,
-    app: &AppState,
-    mut connections: JoinSet<()>,
-) {
+async fn drain(listener: &TcpListener, door: &Arc<Door>, mut connections: JoinSet<()>) {
+    let app = &door.app;
     tracing::info!(
         connections = connections.len(),
         seconds = app.http.drain_timeout.as_secs(),
@@ -106,7 +82,7 @@ async fn drain(
     let mut closing = pin!(app.shutdown.reached(Phase::Closing));
     while !connections.is_empty() {
         tokio::select! {
-            Ok((stream, _)) = listener.accept() => admit(stream, permits, router, app, &mut connections),
+            Ok((stream, peer)) = listener.accept() => door.admit(stream, peer.ip(), &mut connections),
             _ = connections.join_next() => {}
             () = &mut time_over => break,
             () = &mut closing => break,
@@ -125,39 +101,203 @@ async fn end(mut connections: JoinSet<()>) {
     connections.shutdown().await;
 }
 
-fn admit(
-    stream: TcpStream,
-    permits: &Arc<Semaphore>,
-    router: &Router,
-    app: &AppState,
-    connections: &mut JoinSet<()>,
-) {
-    let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
-        app.metrics.reject(Rejection::Connections);
-        if connections.len() < app.http.connections_max + REFUSALS_MAX {
+/// What the connections of a listener share, and what they pass before they are heard.
+struct Door {
+    router: Router,
+    app: AppState,
+    tls: Option<Tls>,
+    places: Arc<Semaphore>,
+    addresses: Addresses,
+    refusals: Arc<Semaphore>,
+}
+
+impl Door {
+    fn new(connections_max: usize, tls: Option<Tls>, router: Router, app: AppState) -> Arc<Self> {
+        Arc::new(Self {
+            router,
+            tls,
+            places: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            addresses: Addresses::new(app.http.connections_per_address_max),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            app,
+        })
+    }
+
+    /// Takes connections until then.
+    async fn open(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        connections: &mut JoinSet<()>,
+        until: impl Future<Output = ()>,
+    ) {
+        let mut until = pin!(until);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.admit(stream, peer.ip(), connections),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_REST).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+                () = &mut until => return,
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: IpAddr, connections: &mut JoinSet<()>) {
+        // Its own number first: who has reached it should not cost the others a place for a moment.
+        let Some(own) = self.addresses.enter(peer) else {
+            return self.turn_away(stream, Rejection::Address, connections);
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return self.turn_away(stream, Rejection::Connections, connections);
+        };
+        let door = Arc::clone(self);
+        connections.spawn(async move {
+            let _held = (own, place);
+            let _open = door.app.metrics.connection();
+            door.receive(stream).await;
+        });
+    }
+
+    fn turn_away(&self, stream: TcpStream, reason: Rejection, connections: &mut JoinSet<()>) {
+        self.app.metrics.reject(reason);
+        if self.tls.is_some() {
+            // To be told, it would have to be given what it is refused: a handshake.
+            return;
+        }
+        if let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned() {
             connections.spawn(async move {
-                // Whatever goes wrong ends the connection, which is what it is for.
-                let _ = tokio::time::timeout(REFUSAL_TIME, refuse(stream)).await;
+                let _refusal = refusal;
+                refuse(stream, &ApiError::overloaded(1)).await;
             });
         }
-        return;
-    };
-    let (router, app) = (router.clone(), Arc::clone(app));
-    connections.spawn(async move {
-        let _permit = permit;
-        let _open = app.metrics.connection();
-        connection(stream, router, &app).await;
-    });
+    }
+
+    async fn receive(&self, stream: TcpStream) {
+        // Tokens are small packets that should leave at once. If the option fails the connection still works.
+        let _ = stream.set_nodelay(true);
+        let patience = Instant::now() + self.app.http.header_timeout;
+        // Until a request was understood, what came may have been refused with more behind it.
+        let unread = Arc::new(AtomicBool::new(true));
+        let Some(tls) = &self.tls else {
+            let stream = self.timed(stream, &unread);
+            return self.connection(stream, unread, patience).await;
+        };
+        // Connections that begin while the process ends are told so, if they are quick.
+        let ending = async {
+            self.app.shutdown.reached(Phase::Draining).await;
+            tokio::time::sleep(CLOSING_GRACE).await;
+        };
+        let greeted = tokio::select! {
+            greeted = self.greet(tls, stream, &unread) => greeted,
+            () = tokio::time::sleep_until(patience) => {
+                tls.failed();
+                None
+            }
+            () = ending => None,
+        };
+        if let Some(stream) = greeted {
+            self.connection(stream, unread, patience).await;
+        }
+    }
+
+    /// What comes before the first request where there is TLS. `None`: nothing comes of it.
+    async fn greet(
+        &self,
+        tls: &Tls,
+        stream: TcpStream,
+        unread: &Arc<AtomicBool>,
+    ) -> Option<TlsStream<TimeoutIo<TcpStream>>> {
+        let mut first = [0];
+        if stream.peek(&mut first).await.ok()? == 0 {
+            // Who only looks whether somebody listens has not failed at anything.
+            return None;
+        }
+        if first[0].is_ascii_uppercase() {
+            // The first letter of a method: TLS begins with a control character.
+            tls.failed();
+            refuse(stream, &ApiError::tls_required()).await;
+            return None;
+        }
+        match tls.accept(self.timed(stream, unread)).await {
+            Ok(stream) => Some(stream),
+            Err((error, mut stream)) => {
+                tracing::debug!(%error, "a handshake failed");
+                tls.failed();
+                let _ = tokio::time::timeout(REFUSAL_TIME, stream.shutdown()).await;
+                None
+            }
+        }
+    }
+
+    fn timed(&self, stream: TcpStream, unread: &Arc<AtomicBool>) -> TimeoutIo<TcpStream> {
+        TimeoutIo::new(stream, self.app.http.write_timeout, Arc::clone(unread))
+    }
+
+    /// Serves a connection to its end. If no request has come until `patience` is over, that is the end.
+    async fn connection<S>(&self, stream: S, unread: Arc<AtomicBool>, patience: Instant)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (app, router) = (&self.app, self.router.clone());
+        let spoke = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&spoke);
+        let service = service_fn(move |request: Request<Incoming>| {
+            heard.store(true, Ordering::Relaxed);
+            let (router, unread) = (router.clone(), Arc::clone(&unread));
+            async move { Ok::<_, Infallible>(answer(router, request, unread).await) }
+        });
+        let builder = builder(app);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let already_draining = app.shutdown.phase() > Phase::Running;
+        let mut draining = pin!(app.shutdown.reached(Phase::Draining));
+        let mut told = already_draining;
+        // Covers a connection that says nothing, or too little to tell which protocol it speaks.
+        let mut patience = pin!(tokio::time::sleep_until(patience));
+        let mut waited = false;
+        loop {
+            tokio::select! {
+                result = &mut connection => {
+                    if result.is_err() {
+                        // The error may quote what was received.
+                        tracing::debug!("a connection ended with an error");
+                    }
+                    return;
+                }
+                () = &mut draining, if !told => {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut patience, if !waited => {
+                    waited = true;
+                    if !spoke.load(Ordering::Relaxed) {
+                        tracing::debug!("a connection sent no request in time");
+                        return;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Answers before anything was read, then reads what still comes: closing with unread bytes would make the kernel
-/// reset the connection, and the answer with it.
-async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
-    let error = ApiError::overloaded(1);
+/// reset the connection, and the answer with it. Whatever goes wrong ends the connection, which is what it is for.
+async fn refuse(stream: TcpStream, error: &ApiError) {
+    let _ = tokio::time::timeout(REFUSAL_TIME, write_refusal(stream, error)).await;
+}
+
+async fn write_refusal(mut stream: TcpStream, error: &ApiError) -> std::io::Result<()> {
     let body = serde_json::to_string(&error.body()).unwrap_or_default();
+    let retry = match error.retry_after_s {
+        Some(seconds) => format!("Retry-After: {seconds}\r\n"),
+        None => String::new(),
+    };
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\nRetry-After: \
-         1\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n{body}",
+        error.status,
         body.len()
     );
     stream.write_all(answer.as_bytes()).await?;
@@ -165,55 +305,6 @@ async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
     let mut rest = [0; 4096];
     while stream.read(&mut rest).await? > 0 {}
     Ok(())
-}
-
-async fn connection(stream: TcpStream, router: Router, app: &AppState) {
-    // Tokens are small packets that should leave at once. If the option fails the connection still works.
-    let _ = stream.set_nodelay(true);
-    // Until a request was understood, what came may have been refused with more behind it.
-    let unread = Arc::new(AtomicBool::new(true));
-    let io = TokioIo::new(TimeoutIo::new(
-        stream,
-        app.http.write_timeout,
-        Arc::clone(&unread),
-    ));
-    let spoke = Arc::new(AtomicBool::new(false));
-    let heard = Arc::clone(&spoke);
-    let service = service_fn(move |request: Request<Incoming>| {
-        heard.store(true, Ordering::Relaxed);
-        let (router, unread) = (router.clone(), Arc::clone(&unread));
-        async move { Ok::<_, Infallible>(answer(router, request, unread).await) }
-    });
-    let builder = builder(app);
-    let mut connection = pin!(builder.serve_connection(io, service));
-    let already_draining = app.shutdown.phase() > Phase::Running;
-    let mut draining = pin!(app.shutdown.reached(Phase::Draining));
-    let mut told = already_draining;
-    // Covers a connection that says nothing, or too little to tell which protocol it speaks.
-    let mut patience = pin!(tokio::time::sleep(app.http.header_timeout));
-    let mut waited = false;
-    loop {
-        tokio::select! {
-            result = &mut connection => {
-                if result.is_err() {
-                    // The error may quote what was received.
-                    tracing::debug!("a connection ended with an error");
-                }
-                return;
-            }
-            () = &mut draining, if !told => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = &mut patience, if !waited => {
-                waited = true;
-                if !spoke.load(Ordering::Relaxed) {
-                    tracing::debug!("a connection sent no request in time");
-                    return;
-                }
-            }
-        }
-    }
 }
 
 async fn answer(

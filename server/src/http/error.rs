@@ -114,6 +114,13 @@ impl ApiError {
         Self::new(status, Kind::InvalidRequestError, Some("no_host"), message)
     }
 
+    /// 400: plain HTTP, where there is TLS alone.
+    pub fn tls_required() -> Self {
+        let message = "This port speaks HTTPS: write https:// in the address";
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(status, Kind::InvalidRequestError, Some("tls_required"), message)
+    }
+
     /// 403: a page of the web may have sent this through its visitor's browser.
     pub fn host_not_allowed() -> Self {
         let message = "The `Host` header names a host that this server does not answer for; its operator can allow a \

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod account;
+mod addresses;
 pub mod admin;
 pub mod administration;
 pub mod authorize;
@@ -23,6 +24,7 @@ pub mod reference;
 pub mod responses;
 pub mod sse;
 pub mod timeout_io;
+pub mod tls;
 pub mod tokenize;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

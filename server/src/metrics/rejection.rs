@@ -8,6 +8,8 @@ pub enum Rejection {
     PrepareQueue,
     Bodies,
     Connections,
+    /// Too many from one address.
+    Address,
     Draining,
     LoadWaiting,
     Usage,
@@ -15,12 +17,13 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::QueueRequests,
         Self::QueueTokens,
         Self::PrepareQueue,
         Self::Bodies,
         Self::Connections,
+        Self::Address,
         Self::Draining,
         Self::LoadWaiting,
         Self::Usage,
@@ -34,6 +37,7 @@ impl Rejection {
             Self::PrepareQueue => "prepare_queue",
             Self::Bodies => "bodies",
             Self::Connections => "connections",
+            Self::Address => "connections_per_address",
             Self::Draining => "draining",
             Self::LoadWaiting => "load_waiting",
             Self::Usage => "usage",

@@ -15,7 +15,13 @@ use super::support::{TestServer, merged};
 const CANARY: &str = "canary-7f3a";
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -121,7 +127,7 @@ async fn nothing_tells_the_canary() {
             let answers = speak(&server).await;
             let page = server.get("/metrics").await.body;
             drop(guard);
-            let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            let lines = log.text();
             assert!(
                 level == LogLevel::Error || lines.contains("generation ended"),
                 "the log works"
@@ -133,7 +139,7 @@ async fn nothing_tells_the_canary() {
             }
         }
     }
-    let lines = String::from_utf8(process.0.lock().unwrap().clone()).unwrap();
+    let lines = process.text();
     assert!(lines.contains("a step failed"), "the engine's thread logs");
     assert!(!lines.contains(CANARY), "{lines}");
 }

@@ -77,14 +77,6 @@ fn refused(arguments: &[&str]) -> Error {
 #[test]
 fn settings_that_cannot_work_are_refused() {
     assert!(matches!(
-        refused(&["--bind", "0.0.0.0:80"]),
-        Error::RemoteBind { .. }
-    ));
-    assert!(matches!(
-        refused(&["--bind", "[::]:80"]),
-        Error::RemoteBind { .. }
-    ));
-    assert!(matches!(
         refused(&["--allow-remote", "--admin-bind", "0.0.0.0:9090"]),
         Error::RemoteAdminBind { .. }
     ));
@@ -108,6 +100,7 @@ fn settings_that_cannot_work_are_refused() {
         "--step-tokens-max",
         "--queue-requests-max",
         "--connections-max",
+        "--connections-per-address-max",
     ] {
         for value in ["17592186044415", "18446744073709551615"] {
             let error = refused(&[option, value]).to_string();
@@ -137,4 +130,52 @@ fn settings_that_cannot_work_are_refused() {
         settings(&["--served-model-name", "a,b/c:1"]).model.served_names,
         ["a", "b/c:1"]
     );
+}
+
+const TLS: [&str; 4] = ["--tls-certificate", "c.pem", "--tls-key", "k.pem"];
+const KEYS: [&str; 2] = ["--database", "rempart.db"];
+
+#[test]
+fn an_address_that_others_reach_needs_tls_and_keys() {
+    for bind in ["0.0.0.0:80", "[::]:80", "10.0.0.7:80", "[::ffff:10.0.0.7]:80"] {
+        let with = |more: &[&str]| refused(&[&["--bind", bind], more].concat()).to_string();
+        let (keys, tls, both) = (with(&TLS), with(&KEYS), with(&[]));
+        assert!(
+            keys.contains("no keys: give --database, or") && keys.contains(bind),
+            "{keys}"
+        );
+        assert!(
+            tls.contains("no TLS: give --tls-certificate and --tls-key, or"),
+            "{tls}"
+        );
+        assert!(both.contains("neither TLS nor keys: give --tls-certificate, --tls-key and --database, or"));
+        for error in [keys, tls, both] {
+            assert!(error.contains("--allow-remote"), "{error}");
+        }
+        let guarded = [&["--bind", bind], &TLS[..], &KEYS].concat();
+        assert!(settings(&guarded).http.tls.is_some());
+        for some in [&TLS[..], &KEYS, &[]] {
+            settings(&[&["--bind", bind, "--allow-remote"], some].concat());
+        }
+    }
+    settings(&["--bind", "[::ffff:127.0.0.1]:80"]);
+    let authority = ["--tls-client-ca", "ca.pem"];
+    let certified = [&["--bind", "0.0.0.0:80"], &TLS[..], &authority].concat();
+    assert!(matches!(refused(&certified), Error::RemoteBind { .. }));
+}
+
+#[test]
+fn half_of_tls_is_refused() {
+    for (given, lacking) in [
+        (&["--tls-certificate", "c"][..], "--tls-key:"),
+        (&["--tls-key", "k"], "--tls-certificate:"),
+        (&["--tls-client-ca", "a"], "--tls-certificate and --tls-key:"),
+        (&["--tls-key", "k", "--tls-client-ca", "a"], "--tls-certificate:"),
+        (&["--tls-certificate", "c", "--tls-client-ca", "a"], "--tls-key:"),
+    ] {
+        let error = refused(given).to_string();
+        assert!(error.starts_with(given[0]), "{error}");
+        let (_, rest) = error.split_once("without ").unwrap();
+        assert!(rest.starts_with(lacking), "{error}");
+    }
 }

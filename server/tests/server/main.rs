@@ -28,5 +28,7 @@ mod responses;
 mod sockets;
 mod support;
 mod text;
+mod tls;
+mod tls_files;
 mod tools;
 mod usage;

@@ -1,54 +1,64 @@
 //! The accept loop, over real connections.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rempart::http::accept;
+use rempart::http::tls::Tls;
 use rempart::shutdown::Phase;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::support::{SCRIPT, TestServer, chat_body, finished};
 
-struct Listening {
-    server: TestServer,
-    address: SocketAddr,
-    serving: JoinSet<()>,
+pub(super) struct Listening {
+    pub(super) server: TestServer,
+    pub(super) address: SocketAddr,
+    pub(super) tls: Option<Tls>,
+    pub(super) serving: JoinSet<()>,
 }
 
 async fn listen(arguments: &[&str]) -> Listening {
+    listen_at("127.0.0.1:0", arguments).await
+}
+
+pub(super) async fn listen_at(address: &str, arguments: &[&str]) -> Listening {
     let server = TestServer::start(arguments).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
+    let files = server.app.http.tls.clone();
+    let tls = files.map(|files| Tls::open(files, server.app.metrics.tls()).unwrap());
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
         listener,
+        tls.clone(),
         server.router.clone(),
         Arc::clone(&server.app),
     ));
     Listening {
         server,
         address,
+        tls,
         serving,
     }
 }
 
 impl Listening {
-    async fn connect(&self) -> TcpStream {
+    pub(super) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    async fn sent(&self, text: &str) -> TcpStream {
+    pub(super) async fn sent(&self, text: &str) -> TcpStream {
         let mut stream = self.connect().await;
         stream.write_all(text.as_bytes()).await.unwrap();
         stream
     }
 }
 
-fn chat_request(fields: serde_json::Value) -> String {
+pub(super) fn chat_request(fields: serde_json::Value) -> String {
     let body = chat_body(fields).to_string();
     format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -57,13 +67,13 @@ fn chat_request(fields: serde_json::Value) -> String {
 }
 
 /// All that still comes, until the other side closes.
-async fn rest(stream: &mut TcpStream) -> String {
+pub(super) async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes).await;
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-async fn until(stream: &mut TcpStream, mark: &str) -> String {
+pub(super) async fn until(stream: &mut (impl AsyncRead + Unpin), mark: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
     while !text.contains(mark) {
@@ -220,6 +230,48 @@ async fn one_connection_too_many_is_told_so() {
         .server
         .metric_becomes("rempart_http_connections", 0.0)
         .await;
+}
+
+#[tokio::test]
+async fn one_address_takes_no_more_than_its_places() {
+    let Some(own) = address_of_this_machine() else {
+        // Loopback has no such limit.
+        return;
+    };
+    let mut listening = listen_at("0.0.0.0:0", &["--connections-per-address-max", "2"]).await;
+    let loopback = listening.address.port();
+    listening.address.set_ip(own);
+    let version = "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = listening.sent(version).await;
+        until(&mut stream, "version\":").await;
+        held.push(stream);
+    }
+    let answer = rest(&mut listening.connect().await).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let counted = "rempart_rejections_total{reason=\"connections_per_address\"}";
+    listening.server.metric_becomes(counted, 1.0).await;
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(("127.0.0.1", loopback)).await.unwrap();
+        stream.write_all(version.as_bytes()).await.unwrap();
+        until(&mut stream, "version\":").await;
+        held.push(stream);
+    }
+    drop(held);
+    listening
+        .server
+        .metric_becomes("rempart_http_connections", 0.0)
+        .await;
+    until(&mut listening.sent(version).await, "version\":").await;
+}
+
+/// An address that others reach this machine at; nothing is sent to find it.
+fn address_of_this_machine() -> Option<IpAddr> {
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    probe.connect("198.51.100.1:9").ok()?;
+    let own = probe.local_addr().ok()?.ip();
+    (!own.is_loopback() && !own.is_unspecified()).then_some(own)
 }
 
 #[tokio::test]

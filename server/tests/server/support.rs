@@ -1,5 +1,6 @@
 //! A server over a model that always says the same, and the means to hold it, break it and read its answers.
 
+pub(crate) mod certificates;
 mod encoders;
 mod generators;
 mod governed;
