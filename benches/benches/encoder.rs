@@ -74,8 +74,8 @@ fn bench_products(criterion: &mut Criterion, precision: Precision) -> Result<()>
     Ok(())
 }
 
-fn bench_attention(criterion: &mut Criterion) -> Result<()> {
-    let mut group = criterion.benchmark_group("encoder, attention");
+fn bench_attention(criterion: &mut Criterion, precision: Precision) -> Result<()> {
+    let mut group = criterion.benchmark_group(format!("encoder, attention, {precision:?}"));
     group
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
@@ -84,6 +84,7 @@ fn bench_attention(criterion: &mut Criterion) -> Result<()> {
         head_dim: HEAD,
         scale: 0.18,
         window: None,
+        precision,
     };
     for texts in [1, 8] {
         let x = Tensor::ones((texts * TEXT, HIDDEN), DType::F32, &Device::Cpu)?;
@@ -100,8 +101,8 @@ fn main() -> Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     for precision in [Precision::Bf16, Precision::F32] {
         bench_products(&mut criterion, precision)?;
+        bench_attention(&mut criterion, precision)?;
     }
-    bench_attention(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }

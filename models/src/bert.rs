@@ -53,6 +53,7 @@ impl PostNormLayer {
                 head_dim: config.head_dim,
                 scale: (config.head_dim as f32).powf(-0.5),
                 window: None,
+                precision,
             },
             output: dense("attention.output.dense", (hidden, hidden))?,
             attention_norm: norm("attention.output.LayerNorm")?,

@@ -74,6 +74,7 @@ impl PreNormLayer {
                 head_dim: config.head_dim,
                 scale: (config.head_dim as f32).powf(-0.5),
                 window,
+                precision,
             },
             output: dense("attn.Wo", (hidden, hidden), modern.attention_bias)?,
             mlp_norm: norm("mlp_norm")?,

@@ -280,7 +280,7 @@ impl Kernels {
     }
 
     /// Words of an operand's row of `width` activations.
-    fn operand_words(&self, precision: Precision, width: usize) -> usize {
+    pub(super) fn operand_words(&self, precision: Precision, width: usize) -> usize {
         match precision {
             Precision::F32 => width,
             Precision::Bf16 => width.div_ceil(2) * self.bf16_words,
@@ -316,7 +316,7 @@ impl Kernels {
     }
 
     /// Puts activations into the form that a product reads: as many as fill `to`.
-    fn put(&self, precision: Precision, x: &[f32], to: &mut [u32]) {
+    pub(super) fn put(&self, precision: Precision, x: &[f32], to: &mut [u32]) {
         match precision {
             Precision::F32 => {
                 for (to, x) in to.iter_mut().zip(x) {

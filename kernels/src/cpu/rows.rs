@@ -7,7 +7,7 @@
 
 use super::{
     simd::Simd,
-    vector::{activate, exp},
+    vector::{activate, exp2},
 };
 use crate::op::Activation;
 
@@ -89,7 +89,7 @@ impl<S: Simd> Map<S> for Normalise<'_, S> {
     }
 }
 
-/// `exp(factor * x + offset)`, and the sum of whole vectors of these.
+/// `2^(factor * x + offset)`, and the sum of whole vectors of these.
 struct Exponential<S: Simd> {
     factor: S::V,
     offset: S::V,
@@ -101,7 +101,9 @@ impl<S: Simd> Map<S> for Exponential<S> {
     unsafe fn of(&mut self, x: S::V, _: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe {
-            let e = exp::<S>(S::fma(x, self.factor, self.offset));
+            // The order of the operands lets a NaN through.
+            let power = S::max(S::splat(-126.0), S::fma(x, self.factor, self.offset));
+            let e = exp2::<S>(power);
             self.sum = S::add(self.sum, e);
             e
         }
@@ -213,6 +215,7 @@ pub(super) unsafe fn exponentials<S: Simd>(row: &mut [f32], scale: f32) -> f32 {
             most = S::max(S::load(row.as_ptr().add(at)), most);
         }
         let most = row[full..].iter().copied().fold(S::max_lane(most), f32::max);
+        let scale = scale * std::f32::consts::LOG2_E;
         let mut exponential = Exponential::<S> {
             factor: S::splat(scale),
             offset: S::splat(-most * scale),

@@ -3,7 +3,10 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::rows;
-use crate::cpu::{self, BidirectionalJob};
+use crate::{
+    Precision,
+    cpu::{self, BidirectionalJob},
+};
 
 /// How an encoder's tokens attend.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,6 +17,8 @@ pub struct BidirectionalOptions {
     pub scale: f32,
     /// A token at position `t` sees `t - window ..= t + window`; without, all of its sequence.
     pub window: Option<usize>,
+    /// How queries, keys, values and exponentials may be rounded: they are where that is faster.
+    pub precision: Precision,
 }
 
 /// `softmax(scale * q k^T) v` of each head within each sequence: `q`, `k`, `v` and the result `[n, heads * head_dim]`, all
@@ -54,6 +59,7 @@ impl CustomOp3 for Bidirectional<'_> {
             head_dim,
             scale,
             window,
+            precision,
         } = *self.options;
         let (n, width) = (q.n, q.width);
         if [(k.n, k.width), (v.n, v.width)] != [(n, width); 2]
@@ -78,13 +84,15 @@ impl CustomOp3 for Bidirectional<'_> {
             bail!("{name}: the scale is {scale}");
         }
         let attend = |out: &cpu::Output<'_>| {
-            cpu::best().bidirectional(&BidirectionalJob {
+            let kernels = cpu::best();
+            kernels.bidirectional(&BidirectionalJob {
                 q,
                 k,
                 v,
                 d: head_dim,
                 lengths: self.lengths,
                 scale,
+                precision: kernels.attention_precision(precision, head_dim),
                 window,
                 out: out.share(),
             });

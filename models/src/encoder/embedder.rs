@@ -118,7 +118,7 @@ impl Embedder {
             },
             tokens_max,
             vocab_size: files.config.vocab_size,
-            network: Network::Causal(decoder),
+            network: Network::Causal(decoder.into()),
             network_tokens_max: tokens_max,
             hidden_size: files.config.hidden_size,
             head: None,

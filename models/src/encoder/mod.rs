@@ -14,6 +14,11 @@ mod load;
 mod modules;
 mod pooling;
 
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
 use candle_core::{DType, Device, Tensor};
 use rempart_kernels::pool;
 
@@ -32,6 +37,10 @@ use pooling::Projection;
 /// Tokens computed at once for each thread: what lies between two operations stays in the caches, and memory is bounded
 /// whatever a batch holds. A longer sequence is computed alone; a decoder computes it in parts.
 const TOKENS_PER_THREAD: usize = 256;
+/// Fewer tokens are computed by all threads together: the weights would be read for too little.
+const PART_TOKENS_MIN: usize = 64;
+/// With as many, no thread waits long for the last one.
+const PARTS_PER_THREAD: usize = 8;
 
 /// Some sequences, flat.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +54,7 @@ pub struct EncoderBatch<'a> {
 }
 
 /// One transformer block.
-pub(crate) trait Layer: Send {
+pub(crate) trait Layer: Send + Sync {
     /// `x` `[n, hidden]` to `[n, hidden]`; `positions` `[n]` are those within each sequence.
     fn forward(&self, x: &Tensor, batch: &EncoderBatch<'_>, positions: &[u32]) -> Result<Tensor>;
 }
@@ -61,8 +70,8 @@ pub(crate) struct Encoder {
 enum Network {
     /// A token attends to both sides.
     Bidirectional(Box<Encoder>),
-    /// A token attends to what is before it.
-    Causal(Causal),
+    /// A token attends to what is before it. One batch at a time has the cache.
+    Causal(Mutex<Causal>),
 }
 
 /// What a model gives for a sequence.
@@ -134,7 +143,7 @@ impl Network {
     fn forward(&self, batch: &EncoderBatch<'_>) -> Result<Tensor> {
         match self {
             Self::Bidirectional(encoder) => encoder.forward(batch),
-            Self::Causal(decoder) => decoder.forward(batch),
+            Self::Causal(decoder) => lock(decoder).forward(batch),
         }
     }
 
@@ -142,14 +151,16 @@ impl Network {
     fn pooled(&self, batch: &EncoderBatch<'_>, pooling: Pooling) -> Result<Vec<Vec<f32>>> {
         match self {
             // Of a long text, most hidden states need not be kept.
-            Self::Causal(decoder) if pooling == Pooling::Last => {
-                pooling::pool(pooling, &decoder.last(batch)?, &vec![1; batch.lengths.len()])
-            }
+            Self::Causal(decoder) if pooling == Pooling::Last => pooling::pool(
+                pooling,
+                &lock(decoder).last(batch)?,
+                &vec![1; batch.lengths.len()],
+            ),
             network => pooling::pool(pooling, &network.forward(batch)?, batch.lengths),
         }
     }
 
-    /// What a sequence takes of [`Network::at_once`].
+    /// What a sequence takes of a part.
     fn places(&self, len: usize) -> usize {
         match self {
             Self::Bidirectional(_) => len,
@@ -157,13 +168,26 @@ impl Network {
         }
     }
 
-    /// Places of the sequences that are computed together.
-    fn at_once(&self) -> usize {
+    /// Most places of a part of `tokens`, and whether each thread computes parts of its own: that is faster, as none waits for
+    /// others between two operations, where there are enough of them.
+    fn part_places(&self, tokens: usize) -> (usize, bool) {
         match self {
-            Self::Bidirectional(_) => TOKENS_PER_THREAD * pool::threads(),
-            Self::Causal(decoder) => decoder.step_tokens(),
+            Self::Bidirectional(_) => {
+                let share = tokens / (PARTS_PER_THREAD * pool::threads());
+                if share < PART_TOKENS_MIN {
+                    (TOKENS_PER_THREAD * pool::threads(), false)
+                } else {
+                    (share.min(TOKENS_PER_THREAD), true)
+                }
+            }
+            Self::Causal(decoder) => (lock(decoder).step_tokens(), false),
         }
     }
+}
+
+fn lock(decoder: &Mutex<Causal>) -> MutexGuard<'_, Causal> {
+    // What a batch that panicked left in the cache is written before it is read.
+    decoder.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LoadedEncoder {
@@ -222,29 +246,45 @@ impl LoadedEncoder {
         })
     }
 
-    /// Calls `work` with whole sequences of the batch, about [`TOKENS_PER_THREAD`] for each thread at a time.
-    fn each_part<R>(
+    /// Calls `work` with whole sequences of the batch, a part at a time or one on each thread.
+    fn each_part<R: Send + Sync>(
         &self,
         batch: &EncoderBatch<'_>,
-        work: impl Fn(&EncoderBatch<'_>) -> Result<Vec<R>>,
+        work: impl Fn(&EncoderBatch<'_>) -> Result<Vec<R>> + Sync,
     ) -> Result<Vec<R>> {
         self.check(batch)?;
-        let mut results = Vec::with_capacity(batch.lengths.len());
+        let (places, side_by_side) = self.network.part_places(batch.tokens.len());
+        let parts = self.parts(batch, places);
+        let results: Vec<Vec<R>> = if side_by_side {
+            let results: Vec<OnceLock<_>> = parts.iter().map(|_| OnceLock::new()).collect();
+            pool::run(parts.len(), |i| {
+                results[i].get_or_init(|| work(&parts[i]));
+            });
+            let results = results.into_iter().filter_map(OnceLock::into_inner);
+            results.collect::<Result<_>>()?
+        } else {
+            parts.iter().map(work).collect::<Result<_>>()?
+        };
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Cuts a batch between sequences, into parts of `places` unless one sequence has more.
+    fn parts<'a>(&self, batch: &EncoderBatch<'a>, places: usize) -> Vec<EncoderBatch<'a>> {
+        let mut parts = Vec::new();
         let (mut tokens, mut first, mut taken) = (0..0, 0, 0);
-        let at_once = self.network.at_once();
         for (i, &len) in batch.lengths.iter().enumerate() {
-            let places = self.network.places(len);
-            if taken + places > at_once && !tokens.is_empty() {
-                results.extend(work(&batch.part(tokens.clone(), first..i))?);
+            let own = self.network.places(len);
+            if taken + own > places && !tokens.is_empty() {
+                parts.push(batch.part(tokens.clone(), first..i));
                 (tokens, first, taken) = (tokens.end..tokens.end, i, 0);
             }
             tokens.end += len;
-            taken += places;
+            taken += own;
         }
         if !tokens.is_empty() {
-            results.extend(work(&batch.part(tokens, first..batch.lengths.len()))?);
+            parts.push(batch.part(tokens, first..batch.lengths.len()));
         }
-        Ok(results)
+        parts
     }
 
     fn check(&self, batch: &EncoderBatch<'_>) -> Result<()> {
@@ -277,7 +317,7 @@ impl LoadedEncoder {
 }
 
 impl<'a> EncoderBatch<'a> {
-    fn part(&self, tokens: std::ops::Range<usize>, sequences: std::ops::Range<usize>) -> Self {
+    fn part(&self, tokens: Range<usize>, sequences: Range<usize>) -> Self {
         let token_types: &'a [u32] = if self.token_types.is_empty() {
             &[]
         } else {
