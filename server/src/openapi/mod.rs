@@ -2,6 +2,7 @@
 //! are checked with, words from docs/api.md.
 
 mod admin;
+mod administration;
 mod encoders;
 mod generate;
 mod messages;
@@ -41,6 +42,7 @@ const TAGS: &[&str] = &[
     "Kept answers",
     "Models",
     "Usage",
+    "Administration",
     "Operation",
 ];
 
@@ -81,6 +83,7 @@ fn components(limits: &RequestLimits) -> Components {
         .schemas_from_iter(parts::all(limits))
         .schemas_from_iter(responses::all(limits))
         .schemas_from_iter(messages::all(limits))
+        .schemas_from_iter(administration::requests())
         .responses_from_iter(operations::errors())
         .build()
 }
@@ -111,6 +114,7 @@ fn answers() -> Vec<(String, RefOr<Schema>)> {
     add::<Status>(&mut all);
     add::<Version>(&mut all);
     add::<UsagePage>(&mut all);
+    administration::answers(&mut all);
     add::<ErrorBody<'_>>(&mut all);
     all
 }

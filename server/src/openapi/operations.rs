@@ -33,7 +33,7 @@ const ERRORS: &[(u16, &str)] = &[
     ),
     (
         404,
-        "There is no such thing: a model, an answer that is not kept, or not any more, or, without a database, usage.",
+        "There is no such thing: a model, an answer that is not kept, or not any more, or, without a database, usage and all that is administered.",
     ),
     (408, "The body did not arrive in time."),
     (413, "The body is larger than this server reads."),
@@ -171,7 +171,7 @@ impl Call {
         Self::new(HttpMethod::Get, path, tag, summary)
     }
 
-    fn post(path: &'static str, tag: &str, summary: &str, body: &str) -> Self {
+    pub(super) fn post(path: &'static str, tag: &str, summary: &str, body: &str) -> Self {
         let content = Content::new(Some(named(body)));
         let body = RequestBodyBuilder::new()
             .required(Some(Required::True))
@@ -236,6 +236,7 @@ impl Call {
 /// All of them.
 pub(super) fn paths() -> Paths {
     let usage = super::organization::calls("Usage");
+    let administration = super::administration::calls("Administration");
     let calls = [
         generating(),
         encoding(),
@@ -243,6 +244,7 @@ pub(super) fn paths() -> Paths {
         kept(),
         models(),
         usage,
+        administration,
         operating(),
     ];
     paths_of(calls.into_iter().flatten())

@@ -79,7 +79,7 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
 
 impl Call {
     /// Has a parameter in its query; lists are written with brackets behind the name, or without.
-    fn asks(mut self, name: &str, needed: bool, what: &str, schema: AnySchema) -> Self {
+    pub(super) fn asks(mut self, name: &str, needed: bool, what: &str, schema: AnySchema) -> Self {
         let required = if needed { Required::True } else { Required::False };
         let parameter = ParameterBuilder::new()
             .name(name)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderValue, Method};
 use rempart::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
 use rempart::http::observe::{ADMIN_ROUTES, ROUTES};
-use rempart_governance::{Role, Scope, verify};
+use rempart_governance::{NewKey, Role, Scope, verify};
 use serde_json::{Value, json};
 
 use super::support::{Answer, SCRIPT, governed, read, request};
@@ -15,29 +15,54 @@ fn code(answer: &Answer) -> Value {
     answer.json()["error"]["code"].clone()
 }
 
-fn method_of(path: &str) -> Method {
-    let reads = [
-        "/v1/models",
-        "/livez",
-        "/readyz",
-        "/health",
-        "/version",
-        "/metrics",
-        "/openapi.json",
-        "/docs",
-    ];
-    let read = reads.contains(&path)
-        || path.starts_with("/v1/organization")
-        || path.contains("{id}")
-        || path.contains("{*id}");
-    if read || path == "/admin/models" {
-        Method::GET
-    } else {
-        Method::POST
+/// The methods that a route has, as the document of its interface says.
+fn methods(document: &Value, route: &str) -> Vec<Method> {
+    let described = document["paths"][route.replace("{*", "{")].as_object();
+    let names = described
+        .unwrap_or_else(|| panic!("{route} is not described"))
+        .keys();
+    names.map(|name| name.to_uppercase().parse().unwrap()).collect()
+}
+
+/// One route with one method.
+struct Cell<'a> {
+    router: &'a axum::Router,
+    route: &'a str,
+    method: &'a Method,
+}
+
+impl Cell<'_> {
+    /// With every kind of key, and with none.
+    async fn check(&self, need: Need, keys: &[(Role, NewKey)]) {
+        let Self {
+            router,
+            route,
+            method,
+        } = *self;
+        let part = |part: &'_ str| if part.starts_with('{') { "x" } else { part }.to_owned();
+        let path = route.split('/').map(part).collect::<Vec<_>>().join("/");
+        let ask = |key: Option<&str>| {
+            let asked = request(key, method.clone(), &path, None);
+            async move { read(router, asked).await.status.as_u16() }
+        };
+        let scope = need.scope(method);
+        for nobody in [None, Some("sk-anything"), Some(""), Some("é")] {
+            assert_eq!(
+                ask(nobody).await == 401,
+                scope.is_some(),
+                "{method} {route} {nobody:?}"
+            );
+        }
+        for (role, key) in keys {
+            let may = scope.is_none_or(|scope| role.allows(scope));
+            let status = ask(Some(key.reveal())).await;
+            assert_eq!(status == 403, !may, "{method} {route} {role}: {status}");
+            assert_ne!(status, 401, "{method} {route} {role}");
+        }
     }
 }
 
-/// Every route, with every kind of key and with none.
+/// Every route with every method, with every kind of key and with none.
 #[tokio::test]
 async fn what_each_role_may_do() {
     let governed = governed(&[]).await;
@@ -50,34 +75,26 @@ async fn what_each_role_may_do() {
         |needs: &[(&'static str, Need)]| needs.iter().map(|(route, _)| *route).collect::<BTreeSet<_>>();
     assert_eq!(listed(NEEDS), ROUTES.iter().copied().collect());
     assert_eq!(listed(ADMIN_NEEDS), ADMIN_ROUTES.iter().copied().collect());
-    let (main, admin) = (&governed.server.router, &governed.server.admin);
-    let all = NEEDS
-        .iter()
-        .map(|need| (main, need))
-        .chain(ADMIN_NEEDS.iter().map(|need| (admin, need)));
-    for (router, (route, need)) in all {
-        let path = route
-            .replace("{*id}", "x")
-            .replace("{id}", "x")
-            .replace("{name}", "x");
-        let ask = |key: Option<&str>| {
-            let asked = request(key, method_of(route), &path, None);
-            async move { read(router, asked).await.status.as_u16() }
-        };
-        let open = *need == Need::Nothing;
-        for nobody in [None, Some("sk-anything"), Some(""), Some("é")] {
-            assert_eq!(ask(nobody).await == 401, !open, "{route} {nobody:?}");
-        }
-        for (role, key) in &keys {
-            let may = match need {
-                Need::Nothing => true,
-                Need::Key(scope) => role.allows(*scope),
-            };
-            let status = ask(Some(key.reveal())).await;
-            assert_eq!(status == 403, !may, "{route} {role}: {status}");
-            assert_ne!(status, 401, "{route} {role}");
+    let mut tried = 0;
+    for (router, needs) in [
+        (&governed.server.router, NEEDS),
+        (&governed.server.admin, ADMIN_NEEDS),
+    ] {
+        let asked = request(None, Method::GET, "/openapi.json", None);
+        let document = read(router, asked).await.json();
+        for (route, need) in needs {
+            for method in methods(&document, route) {
+                let cell = Cell {
+                    router,
+                    route,
+                    method: &method,
+                };
+                cell.check(*need, &keys).await;
+                tried += 1;
+            }
         }
     }
+    assert!(tried > 60, "{tried}");
     // What is no route is told to those who have a key.
     assert_eq!(governed.server.get("/nothing").await.status, 401);
     let found = governed
@@ -91,27 +108,18 @@ fn roles_are_as_documented() {
     let rows: Vec<(&str, Vec<bool>)> = Role::ALL
         .iter()
         .map(|role| {
-            let scopes = [
-                Scope::Use,
-                Scope::Observe,
-                Scope::Audit,
-                Scope::Operate,
-                Scope::Govern,
-            ];
-            (
-                role.name(),
-                scopes.iter().map(|scope| role.allows(*scope)).collect(),
-            )
+            let may = Scope::ALL.iter().map(|scope| role.allows(*scope));
+            (role.name(), may.collect())
         })
         .collect();
     assert_eq!(
         rows,
         [
-            ("owner", vec![true, true, true, true, true]),
-            ("admin", vec![true, true, false, true, true]),
-            ("auditor", vec![false, true, true, false, false]),
-            ("member", vec![true, false, false, false, false]),
-            ("service", vec![true, false, false, false, false]),
+            ("owner", vec![true, true, true, true, true, true]),
+            ("admin", vec![true, true, false, true, true, true]),
+            ("auditor", vec![false, true, true, true, false, false]),
+            ("member", vec![true, false, false, false, false, false]),
+            ("service", vec![true, false, false, false, false, false]),
         ]
     );
 }

@@ -329,7 +329,7 @@ async fn every_stream_that_was_read_has_its_row() {
         );
     }
     // Nobody else reads the table: what is proven is the work of the server alone.
-    let proof = governed.store.prove_usage(None).await.unwrap();
+    let proof = governed.store.prove_usage(&[]).await.unwrap();
     assert_eq!(proof.rows, 3);
 }
 

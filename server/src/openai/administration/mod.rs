@@ -12,5 +12,5 @@ pub use objects::{
 };
 pub use requests::{
     EXPIRES_MAX_S, KeyRequest, KeyUpdate, ListRequest, MODELS_MAX, MemberRequest, ModelsRequest, Named,
-    PAGE_LIMIT, Page, RateRequest, RoleRequest, ServiceAccountRequest, UserRequest, empty,
+    PAGE_LIMIT, PERSON_ROLES, Page, RateRequest, RoleRequest, ServiceAccountRequest, UserRequest, empty,
 };

@@ -271,7 +271,7 @@ pub struct UserRequest {
 }
 
 /// What a person may be.
-pub(crate) const PERSON_ROLES: [Role; 4] = [Role::Owner, Role::Admin, Role::Auditor, Role::Member];
+pub const PERSON_ROLES: [Role; 4] = [Role::Owner, Role::Admin, Role::Auditor, Role::Member];
 
 impl UserRequest {
     /// # Errors

@@ -55,6 +55,7 @@ impl Governed {
             role,
             name: "a key",
             expires: None,
+            owner: None,
         };
         self.store.create_key("test", &wanted).await.unwrap()
     }
