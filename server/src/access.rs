@@ -9,6 +9,7 @@ use rempart_governance::{
     Standing, Store, Subject, month_began_ms, now_ms, now_s,
 };
 
+use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
 use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
@@ -57,6 +58,7 @@ pub struct Keys {
     /// How old that may be.
     stale_max: Duration,
     currency: String,
+    checkpoints: Option<Checkpoints>,
 }
 
 struct Seen {
@@ -133,7 +135,10 @@ impl Access {
     /// Looks for changes of keys, for as long as it runs, if there are any.
     pub async fn follow(&self) {
         if let Self::Keys(keys) = self {
-            keys.follow().await;
+            match &keys.checkpoints {
+                Some(checkpoints) => drop(tokio::join!(keys.follow(), checkpoints.keep())),
+                None => keys.follow().await,
+            }
         }
     }
 
@@ -215,6 +220,9 @@ impl Access {
             return true;
         };
         let whole = keys.ledger.close().await;
+        if let Some(checkpoints) = &keys.checkpoints {
+            checkpoints.try_add().await;
+        }
         keys.store.close().await;
         whole
     }
@@ -283,7 +291,12 @@ impl Keys {
         let currency = currency.unwrap_or_else(|| settings.currency.clone());
         let limiter = used_so_far(&store).await?;
         let (requests_max, prices) = (settings.usage_requests_max, settings.prices.clone());
+        let checkpoints = match &settings.checkpoints {
+            Some(kept) => Some(Checkpoints::open(store.clone(), kept.clone(), metrics).await?),
+            None => None,
+        };
         let keys = Self {
+            checkpoints,
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,
             seen: RwLock::new(seen),

@@ -4,6 +4,7 @@
 pub mod access;
 pub mod anthropic;
 pub mod chat;
+pub mod checkpoints;
 pub mod cli;
 pub mod config;
 pub mod encoder;

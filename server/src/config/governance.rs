@@ -14,7 +14,7 @@ use crate::prices::{NamedPrice, Prices};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Governance")]
 pub struct GovernanceArgs {
-    /// Database of keys: the path of an SQLite file, made at first use, or postgres://USER@HOST/NAME; with it, every request
+    /// Database of keys: the path of an SQLite file, made at first use, or `postgres://USER@HOST/NAME`; with it, every request
     /// needs a key [default: there is none]
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
     pub database: Option<Database>,
@@ -22,6 +22,12 @@ pub struct GovernanceArgs {
     /// database with `.secret` behind its name; none with a server]
     #[arg(long, env = "REMPART_SECRET", value_name = "FILE")]
     pub secret: Option<PathBuf>,
+    /// File to which signed checkpoints of the audit chain are added [default: none]
+    #[arg(long, env = "REMPART_AUDIT_CHECKPOINTS", value_name = "FILE")]
+    pub audit_checkpoints: Option<PathBuf>,
+    /// Seconds between two of them
+    #[arg(long, env = "REMPART_AUDIT_CHECKPOINT_INTERVAL_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub audit_checkpoint_interval_s: u64,
     /// Seconds that keys are known for after they could last be read; then all requests get a 503
     #[arg(long, env = "REMPART_DATABASE_STALE_MAX_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub database_stale_max_s: u64,
@@ -57,6 +63,8 @@ pub fn currency(text: &str) -> Result<String, String> {
 pub struct GovernanceSettings {
     pub database: Option<Database>,
     pub secret: Option<PathBuf>,
+    /// Where checkpoints are kept, and how often one is made.
+    pub checkpoints: Option<(PathBuf, Duration)>,
     pub stale_max: Duration,
     pub usage_requests_max: usize,
     pub prices: Prices,
@@ -68,6 +76,9 @@ impl GovernanceArgs {
         Ok(GovernanceSettings {
             database: self.database,
             secret: self.secret,
+            checkpoints: self
+                .audit_checkpoints
+                .map(|file| (file, Duration::from_secs(self.audit_checkpoint_interval_s))),
             stale_max: Duration::from_secs(self.database_stale_max_s),
             usage_requests_max: self.usage_requests_max as usize,
             prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
@@ -79,7 +90,7 @@ impl GovernanceArgs {
 /// The database of a command that reads or changes it.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// Database: the path of an SQLite file, or postgres://USER@HOST/NAME
+    /// Database: the path of an SQLite file, or `postgres://USER@HOST/NAME`
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
     pub database: Database,
     /// File of its secret, which names of people are read with [default: the database's with `.secret` behind its name]

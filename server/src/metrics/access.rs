@@ -1,4 +1,4 @@
-//! Who was not let in.
+//! Who was not let in, and whether what was done is proven elsewhere.
 
 use super::{Metrics, Series};
 
@@ -12,6 +12,17 @@ impl Metrics {
         series
             .with("reason", reason)
             .counter("rempart_access_denied_total")
+            .increment(1);
+    }
+
+    /// A checkpoint of the audit chain could not be kept.
+    pub fn checkpoint_failed(&self) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        series
+            .counter("rempart_audit_checkpoint_failures_total")
             .increment(1);
     }
 }

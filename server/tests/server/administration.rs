@@ -19,28 +19,33 @@ impl Desk<'_> {
     async fn get(&self, path: &str) -> Value {
         let answer = self.send(Method::GET, path, None).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-        answer.json()
+        raw(&answer)
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
         let answer = self.send(Method::POST, path, Some(body)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-        answer.json()
+        raw(&answer)
     }
 
     async fn delete(&self, path: &str) -> Value {
         let answer = self.send(Method::DELETE, path, None).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-        answer.json()
+        raw(&answer)
     }
 
     /// Status, code and parameter of a refusal.
     async fn refused(&self, method: Method, path: &str, body: Option<Value>) -> (u16, String, Value) {
         let answer = self.send(method, path, body).await;
-        let error = answer.json()["error"].clone();
+        let error = raw(&answer)["error"].clone();
         let code = error["code"].as_str().unwrap_or_default().to_owned();
         (answer.status.as_u16(), code, error["param"].clone())
     }
+}
+
+/// The answer as it is: its identifiers are used.
+fn raw(answer: &Answer) -> Value {
+    serde_json::from_str(&answer.body).unwrap()
 }
 
 fn text(value: &Value) -> &str {
@@ -114,10 +119,7 @@ async fn a_project_from_its_begin_to_its_end() {
         chats(&governed, text(&key["value"])).await,
     );
     assert_eq!((first, second), (200, 429));
-    let archived = desk
-        .send(Method::POST, &format!("{own}/archive"), None)
-        .await
-        .json();
+    let archived = raw(&desk.send(Method::POST, &format!("{own}/archive"), None).await);
     assert_eq!(archived["status"], "archived");
     assert_eq!(chats(&governed, text(&key["value"])).await, 401);
     let refused = desk.refused(Method::POST, &own, Some(json!({"name": "x"}))).await;
@@ -393,6 +395,13 @@ async fn what_is_wrong_is_named() {
         let refused = desk.refused(Method::POST, &path, Some(body.clone())).await;
         assert_eq!((refused.0, &refused.2), (400, &json!(param)), "{path} {body}");
     }
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_a_query_or_a_path_is_named() {
+    let (governed, [owner, ..]) = offices().await;
+    let desk = Desk(&governed, owner.reveal());
+    let project = text(&desk.post("/projects", json!({"name": "sales"})).await["id"]).to_owned();
     for (query, param) in [
         ("/projects?limit=0", "limit"),
         ("/projects?limit=x", "limit"),
@@ -416,9 +425,13 @@ async fn what_is_wrong_is_named() {
     }
     let hostile = json!({"name": "x", "user_id": "a\u{0}b"});
     assert_eq!(
-        desk.refused(Method::POST, &of("/api_keys"), Some(hostile))
-            .await
-            .0,
+        desk.refused(
+            Method::POST,
+            &format!("/projects/{project}/api_keys"),
+            Some(hostile)
+        )
+        .await
+        .0,
         404
     );
 }

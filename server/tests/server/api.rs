@@ -23,6 +23,8 @@ pub(crate) fn page() -> Vec<Endpoint> {
 }
 
 fn endpoint(section: &str) -> Endpoint {
+    // The last is followed by what is no endpoint that takes a body.
+    let section = section.split("\n## ").next().unwrap();
     let (path, text) = section.split_once('\n').unwrap();
     let value = |cell: &str| {
         let text = cell.trim().trim_matches('`');

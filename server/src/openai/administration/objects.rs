@@ -359,6 +359,7 @@ impl From<Vec<String>> for ModelPermissions {
 }
 
 #[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "they are OpenAI's")]
 pub struct ModelPermissionsDeleted {
     object: &'static str,
     deleted: bool,
