@@ -1,5 +1,7 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use rempart_governance::{
 
 use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
+use crate::denials::Denials;
 use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
 
@@ -53,12 +56,17 @@ pub enum Access {
 /// The keys of a database, as they were a moment ago.
 pub struct Keys {
     store: Store,
+    /// The same for what must be known in time.
+    looks: Store,
     ledger: Ledger,
     seen: RwLock<Seen>,
+    /// One look at a time: an older one must not take the place of a newer one.
+    looking: tokio::sync::Mutex<()>,
     /// How old that may be.
     stale_max: Duration,
     currency: String,
     checkpoints: Option<Checkpoints>,
+    denials: Denials,
 }
 
 struct Seen {
@@ -113,17 +121,16 @@ impl Caller {
         }
     }
 
-    /// What its key is for.
-    pub fn role(&self) -> Option<Role> {
+    /// Its key, where it has shown one.
+    pub fn key(&self) -> Option<&KeyId> {
         match self {
-            // Where nobody is asked for a key there is nothing to change.
             Self::Anyone => None,
-            Self::Holder(principal) => Some(principal.role),
+            Self::Holder(principal) => Some(&principal.key),
         }
     }
 
     /// As the audit chain names it.
-    pub fn actor(&self) -> String {
+    fn actor(&self) -> String {
         match self {
             Self::Anyone => "anyone".to_owned(),
             Self::Holder(principal) => format!("key:{}", principal.key.0),
@@ -144,10 +151,8 @@ impl Access {
 
     /// Looks for changes of keys at once.
     pub async fn look(&self) {
-        if let Self::Keys(keys) = self
-            && let Err(error) = keys.refresh().await
-        {
-            tracing::error!(%error, "the keys can't be read");
+        if let Self::Keys(keys) = self {
+            keys.look_in_time().await;
         }
     }
 
@@ -168,6 +173,21 @@ impl Access {
             return Err(Refusal::Role(principal.role, principal.key));
         }
         Ok(Caller::Holder(Arc::new(principal)))
+    }
+
+    /// Whether a caller's key is still good: their request may have come in slowly.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn recheck(&self, caller: &Caller) -> Result<(), Refusal> {
+        match (self, caller) {
+            (Self::Keys(keys), Caller::Holder(principal)) => {
+                let directory = keys.directory().ok_or(Refusal::Unknowable)?;
+                let denied = |denied| Refusal::Key(denied, Some(principal.key.clone()));
+                directory.check(&principal.key, now_s()).map_err(denied)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Why nobody is let in at present, if so.
@@ -220,11 +240,26 @@ impl Access {
             return true;
         };
         let whole = keys.ledger.close().await;
-        if let Some(checkpoints) = &keys.checkpoints {
-            checkpoints.try_add().await;
+        let last = async {
+            if let Err(error) = keys.denials.record(&keys.store).await {
+                tracing::error!(%error, "what keys were refused can't be recorded");
+            }
+            if let Some(checkpoints) = &keys.checkpoints {
+                checkpoints.try_add().await;
+            }
+        };
+        if tokio::time::timeout(LOOK_MAX, last).await.is_err() {
+            tracing::error!("the database does not answer: the last of the audit chain is not recorded");
         }
         keys.store.close().await;
         whole
+    }
+
+    /// Counts that a key did not open what it was shown for.
+    pub fn count_denial(&self, refusal: &Refusal) {
+        if let Self::Keys(keys) = self {
+            keys.denials.count(refusal);
+        }
     }
 
     /// Notes in the audit chain what a caller is about to do.
@@ -275,15 +310,17 @@ impl Keys {
         metrics: &Metrics,
     ) -> Result<(Self, Option<NewKey>), Error> {
         let store = Store::open(database).await?;
-        let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
         let store = match Secret::place(database, settings.secret.as_deref()) {
             Some(place) => {
-                let secret = Secret::open_or_make(&place)?;
-                store.with_secret("server", secret).await?
+                let store = store.with_secret_of("server", &place).await?;
+                warn_if_open(&place, "the secret of the database");
+                store
             }
             None => store,
         };
-        let seen = look(&store).await?;
+        if let Database::File(path) = database {
+            warn_if_open(path, "the database");
+        }
         if !settings.prices.is_empty() {
             store.settle_currency("server", &settings.currency).await?;
         }
@@ -295,11 +332,17 @@ impl Keys {
             Some(kept) => Some(Checkpoints::open(store.clone(), kept.clone(), metrics).await?),
             None => None,
         };
+        // Last of what can fail: it is told once.
+        let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
+        let seen = look(&store).await?;
         let keys = Self {
             checkpoints,
+            denials: Denials::default(),
+            looks: store.apart(),
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,
             seen: RwLock::new(seen),
+            looking: tokio::sync::Mutex::default(),
             stale_max: settings.stale_max,
             currency,
         };
@@ -316,10 +359,18 @@ impl Keys {
     pub async fn follow(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let looked = tokio::time::timeout(LOOK_MAX, self.refresh()).await;
-            if let Err(error) = looked.unwrap_or(Err(Error::Silent)) {
-                tracing::error!(%error, "the keys can't be read");
+            self.look_in_time().await;
+            let recorded = tokio::time::timeout(LOOK_MAX, self.denials.record_in_time(&self.store)).await;
+            if let Err(error) = recorded.unwrap_or(Err(Error::Silent)) {
+                tracing::error!(%error, "what keys were refused can't be recorded");
             }
+        }
+    }
+
+    async fn look_in_time(&self) {
+        let looked = tokio::time::timeout(LOOK_MAX, self.refresh()).await;
+        if let Err(error) = looked.unwrap_or(Err(Error::Silent)) {
+            tracing::error!(%error, "the keys can't be read");
         }
     }
 
@@ -328,15 +379,16 @@ impl Keys {
     /// # Errors
     /// What the database says.
     pub async fn refresh(&self) -> Result<(), Error> {
+        let _turn = self.looking.lock().await;
         let at = Instant::now();
         // Changes would go to the file of that name, and never be seen here.
         self.store.check_file()?;
-        let end = self.store.audit_end().await?;
+        let end = self.looks.audit_end().await?;
         let same = self.seen.read().unwrap_or_else(PoisonError::into_inner).audit_end == end;
         let fresh = if same {
             None
         } else {
-            Some(look(&self.store).await?)
+            Some(look(&self.looks).await?)
         };
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         match fresh {
@@ -344,6 +396,15 @@ impl Keys {
             None => seen.at = at,
         }
         Ok(())
+    }
+}
+
+/// Tells whoever runs the server that others may read what they should not.
+fn warn_if_open(path: &Path, what: &str) {
+    let mode = std::fs::metadata(path).map_or(0, |file| file.permissions().mode() & 0o777);
+    if mode & 0o077 != 0 {
+        let mode = format!("{mode:o}");
+        tracing::warn!(path = %path.display(), mode, "{what} can be read by others than its owner: chmod 600");
     }
 }
 

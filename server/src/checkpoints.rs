@@ -83,7 +83,7 @@ impl Checkpoints {
 fn append(file: &Path, line: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.append(true).create(true).mode(MODE).open(file)?;
-    // In one piece: several servers may add to one file.
-    file.write_all(format!("{line}\n").as_bytes())?;
+    // In one piece, as several servers may add to one file; and behind an end of a line, as the one before may have been cut.
+    file.write_all(format!("\n{line}\n").as_bytes())?;
     file.sync_data()
 }

@@ -48,6 +48,8 @@ pub enum Error {
         "--admin-bind {bind} can be reached from other machines, and administration has no TLS: bind a loopback address"
     )]
     RemoteAdminBind { bind: SocketAddr },
+    #[error("--database: {reason}")]
+    Database { reason: String },
     #[error("--admin-bind {bind} is also what --bind says: administration has an address of its own")]
     OneBind { bind: SocketAddr },
     #[error("--served-model-name {name:?} must have 1 to 128 of the characters A-Z a-z 0-9 . _ - / : @")]

@@ -260,7 +260,8 @@ impl LoadedEncoder {
             pool::run(parts.len(), |i| {
                 results[i].get_or_init(|| work(&parts[i]));
             });
-            let results = results.into_iter().filter_map(OnceLock::into_inner);
+            let computed = |part: OnceLock<_>| part.into_inner().expect("every part was computed");
+            let results = results.into_iter().map(computed);
             results.collect::<Result<_>>()?
         } else {
             parts.iter().map(work).collect::<Result<_>>()?

@@ -2,30 +2,39 @@
 
 use crate::role::Role;
 
-/// As the audit chain names them, and what they may not go beyond.
-#[derive(Clone, Copy, Debug)]
-pub struct Actor<'a> {
-    pub name: &'a str,
-    /// Of the key that they showed. Who may write to the database itself is bound by none.
-    pub role: Option<Role>,
-}
-
-impl Actor<'_> {
-    /// Whether they may give this role to somebody, or take from somebody what has it.
-    pub fn may_grant(&self, role: Role) -> bool {
-        self.role.is_none_or(|own| own.grants(role))
-    }
+/// Who asks for a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor<'a> {
+    /// Somebody who may write to the database itself, as the audit chain is to name them. Nothing bounds what they may do.
+    Operator(&'a str),
+    /// Whoever showed the key with this identifier: they may do what it may at the moment of the change.
+    Key(&'a str),
 }
 
 impl<'a> From<&'a str> for Actor<'a> {
-    /// Somebody who may write to the database itself.
     fn from(name: &'a str) -> Self {
-        Self { name, role: None }
+        Self::Operator(name)
     }
 }
 
 impl<'a> From<&'a String> for Actor<'a> {
     fn from(name: &'a String) -> Self {
-        Self::from(name.as_str())
+        Self::Operator(name)
+    }
+}
+
+/// Who makes a change that has begun.
+#[derive(Clone, Debug)]
+pub(crate) struct Acting {
+    /// As the audit chain names them.
+    pub(crate) name: String,
+    /// Of the key; `None`: of who may write to the database itself.
+    pub(crate) role: Option<Role>,
+}
+
+impl Acting {
+    /// Whether they may give this role to somebody, or take from somebody what has it.
+    pub(crate) fn may_grant(&self, role: Role) -> bool {
+        self.role.is_none_or(|own| own.grants(role))
     }
 }

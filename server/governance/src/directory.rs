@@ -98,6 +98,21 @@ impl Directory {
         Self { weights, ..self }
     }
 
+    /// Whether a key that was shown is good, at a time in Unix seconds.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn check(&self, key: &KeyId, now_s: i64) -> Result<(), Denied> {
+        let record = self.keys.get(key).ok_or(Denied::Unknown)?;
+        if record.revoked.is_some() {
+            return Err(Denied::Revoked);
+        }
+        if record.expires.is_some_and(|expires| expires <= now_s) {
+            return Err(Denied::Expired);
+        }
+        Ok(())
+    }
+
     /// Whose key this is, at a time in Unix seconds.
     ///
     /// # Errors
@@ -108,12 +123,7 @@ impl Directory {
         if !key.is(&record.hash) {
             return Err(Denied::Unknown);
         }
-        if record.revoked.is_some() {
-            return Err(Denied::Revoked);
-        }
-        if record.expires.is_some_and(|expires| expires <= now_s) {
-            return Err(Denied::Expired);
-        }
+        self.check(&key.id, now_s)?;
         let subjects = [
             Subject::Key(key.id.0.clone()),
             Subject::Project(record.project.clone()),

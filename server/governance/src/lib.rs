@@ -25,7 +25,7 @@ pub use limit::{
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Error, Member, NewKeyRequest, Person, Project, ServiceAccount, Store, UsageProof,
-    UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
+    AuditQuery, Database, Error, Member, NewKeyRequest, Person, Project, Record, ServiceAccount, Store,
+    UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -5,7 +5,7 @@
 //! are; people are found by an HMAC of their address (RFC 2104); checkpoints are signed with Ed25519 (RFC 8032).
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,9 @@ impl Secret {
         getrandom::fill(&mut bytes)?;
         // Complete under another name first: whoever finds it finds all of it.
         let mut draft = path.as_os_str().to_owned();
-        draft.push(format!(".{}", hex(&bytes[..8])));
+        let mut name = [0; 8];
+        getrandom::fill(&mut name)?;
+        draft.push(format!(".{}", hex(&name)));
         let draft = PathBuf::from(draft);
         if !path.exists() {
             let mut options = OpenOptions::new();
@@ -75,6 +77,8 @@ impl Secret {
             file.sync_all()?;
             let made = std::fs::hard_link(&draft, path);
             std::fs::remove_file(&draft)?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
             match made {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
                 _ => {}
@@ -89,7 +93,7 @@ impl Secret {
     /// What the system says, and that the file holds something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let mut text = String::new();
-        let file = std::fs::File::open(path)?;
+        let file = File::open(path)?;
         file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
         from_hex(text.trim()).and_then(Self::of).ok_or_else(|| {
             let message = format!(

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rempart_governance::{Error, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
 use sqlx::Connection as _;
@@ -15,6 +16,7 @@ on_both! {
     usage_that_was_changed_is_found
     costs_have_one_currency
     two_that_write_keep_one_chain
+    a_batch_that_was_there_after_all_keeps_nobody_waiting
 }
 
 fn used(at: i64) -> UsageEvent {
@@ -187,4 +189,17 @@ async fn two_that_write_keep_one_chain(place: Place) {
         writer.write(&[used(at)]).await.unwrap();
     }
     assert_eq!(proven(&store).await.unwrap(), 24);
+}
+
+/// After a failure in which nobody could tell whether the rows were written.
+async fn a_batch_that_was_there_after_all_keeps_nobody_waiting(place: Place) {
+    let (store, other) = (place.open().await, place.open().await);
+    let mut writers = [UsageWriter::new(store.clone()), UsageWriter::new(other)];
+    writers[0].write(&[used(1)]).await.unwrap();
+    // The same row again is refused, and from then on it is in doubt.
+    assert!(writers[0].write(&[used(2), used(1)]).await.is_err());
+    writers[0].write(&[used(1)]).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(2), writers[1].write(&[used(3)])).await;
+    next.expect("nobody holds the lock").unwrap();
+    assert_eq!(proven(&store).await.unwrap(), 2);
 }

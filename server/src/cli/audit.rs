@@ -103,7 +103,7 @@ const CUT: &str =
 
 /// What must be in the chains: numbers of rows and of batches, and their hashes.
 #[derive(Default)]
-struct Noted {
+pub(super) struct Noted {
     audit: Vec<End>,
     usage: Vec<End>,
 }
@@ -151,7 +151,7 @@ impl Noted {
 }
 
 /// Proves both chains, and prints their ends.
-async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
+pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     let (rows, hash) = check_chain(store, &noted.audit).await?;
     if rows == 0 {
         bail!("there are no rows: every database begins with some");

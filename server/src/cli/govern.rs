@@ -198,27 +198,33 @@ fn with<F>(database: &DatabaseArgs, make_secret: bool, work: F) -> anyhow::Resul
 where
     F: AsyncFnOnce(&Store) -> anyhow::Result<()>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting tokio")?;
-    runtime.block_on(async {
-        let mut store = Store::open_existing(&database.database).await?;
-        if let Some(place) = Secret::place(&database.database, database.secret.as_deref()) {
+    blocking(async {
+        let named = database.place()?;
+        let mut store = Store::open_existing(&named).await?;
+        if let Some(place) = Secret::place(&named, database.secret.as_deref()) {
             let told = database.secret.is_some();
             let failed = || format!("the secret {}", place.display());
             if make_secret {
-                let secret = Secret::open_or_make(&place).with_context(failed)?;
-                store = store.with_secret(&database.actor(), secret).await?;
+                let opened = store.with_secret_of(&database.actor(), &place).await;
+                store = opened.with_context(failed)?;
             } else if told || place.exists() {
                 let secret = Secret::open(&place).with_context(failed)?;
-                store = store.with_secret(&database.actor(), secret).await?;
+                store = store.with_known_secret(secret).await?;
             }
         }
         let done = work(&store).await;
         store.close().await;
         done
     })
+}
+
+/// Runs what a command does to its end.
+pub(super) fn blocking(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting tokio")?;
+    runtime.block_on(work)
 }
 
 pub(super) fn say(line: &str) -> anyhow::Result<()> {

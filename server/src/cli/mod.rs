@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod audit;
+mod backup;
 mod govern;
 mod limit;
 mod people;
@@ -14,6 +15,7 @@ use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
 use audit::AuditCommand;
+use backup::{BackupArgs, RestoreArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use people::{GdprCommand, UserCommand};
@@ -53,6 +55,10 @@ pub enum Command {
     /// Read the record of what was done, and prove that it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Copy the database into a file, while it is used
+    Backup(BackupArgs),
+    /// Make a database of such a file, of the same kind or the other
+    Restore(RestoreArgs),
     /// Tell what was used, by whom
     #[command(subcommand)]
     Usage(UsageCommand),
@@ -75,6 +81,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::User(command) => people::user(command),
         Command::Gdpr(command) => people::gdpr(command),
         Command::Audit(command) => audit::audit(command),
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Usage(command) => usage::usage(command),
     }
 }

@@ -3,8 +3,8 @@
 use std::io::{BufWriter, Write as _};
 
 use clap::Subcommand;
-use rempart_governance::{AuditQuery, Person, Role, Store};
-use serde_json::json;
+use rempart_governance::{AuditQuery, KeyRecord, Person, Role, Store};
+use serde_json::{Value, json};
 
 use super::govern::{say, with_secret, with_store};
 use crate::config::DatabaseArgs;
@@ -200,8 +200,16 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
         "role": person.role.name(), "added": person.created, "left": person.ended,
     });
     writeln!(out, "{{\"person\": {about},")?;
-    let mut keys = store.keys().await?;
-    keys.retain(|key| key.owner.as_deref() == Some(&person.id));
+    let mut projects = Vec::new();
+    for project in store.projects().await? {
+        let members = store.members(&project.id).await?;
+        let own = members.iter().find(|member| member.person.id == person.id);
+        projects.extend(
+            own.map(|member| json!({"id": project.id, "name": project.name, "joined": member.added})),
+        );
+    }
+    writeln!(out, "\"projects\": {},", json!(projects))?;
+    let keys = store.keys_of(&person.id).await?;
     let told: Vec<_> = keys
         .iter()
         .map(|key| {
@@ -217,9 +225,10 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
         for from in (1..=end).step_by(usize::try_from(PAGE)?) {
             for row in store.usage_events_of(&key.id.0, from, from + PAGE - 1).await? {
                 let row = json!({
-                    "began_ms": row.began_ms, "key": row.key, "model": row.model, "endpoint": row.endpoint,
+                    "id": row.id, "began_ms": row.began_ms, "project": row.project, "key": row.key, "model": row.model, "endpoint": row.endpoint,
                     "input_tokens": row.input, "cached_tokens": row.cached, "output_tokens": row.output,
-                    "duration_ms": row.duration_ms, "status": row.status, "outcome": row.outcome,
+                    "first_ms": row.first_ms, "duration_ms": row.duration_ms, "status": row.status,
+                    "outcome": row.outcome, "cost_nano": row.cost_nano,
                 });
                 write!(out, "{}{row}", if first { "" } else { ",\n" })?;
                 first = false;
@@ -227,19 +236,25 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
         }
     }
     writeln!(out, "],\n\"record\": [")?;
-    export_record(store, person, &mut out).await?;
+    export_record(store, person, &keys, &mut out).await?;
     writeln!(out, "]}}")?;
     Ok(out.flush()?)
 }
 
-/// What they did, and what was done to them.
-async fn export_record(store: &Store, person: &Person, out: &mut impl std::io::Write) -> anyhow::Result<()> {
+/// What they did, and what was done to them and their keys.
+async fn export_record(
+    store: &Store,
+    person: &Person,
+    keys: &[KeyRecord],
+    out: &mut impl std::io::Write,
+) -> anyhow::Result<()> {
     let by = AuditQuery {
         actors: vec![person.id.clone()],
         ..AuditQuery::default()
     };
+    let own = keys.iter().map(|key| key.id.0.clone());
     let to = AuditQuery {
-        objects: vec![person.id.clone()],
+        objects: std::iter::once(person.id.clone()).chain(own).collect(),
         ..AuditQuery::default()
     };
     let mut first = true;
@@ -249,7 +264,11 @@ async fn export_record(store: &Store, person: &Person, out: &mut impl std::io::W
             let Some(last) = rows.last() else { break };
             query.before = Some(last.seq);
             for row in rows {
-                let row = json!({"seq": row.seq, "at_ms": row.at_ms, "actor": row.actor, "action": row.action, "object": row.object});
+                let detail: Value = serde_json::from_str(&row.detail).unwrap_or_default();
+                let row = json!({
+                    "seq": row.seq, "at_ms": row.at_ms, "actor": row.actor, "action": row.action, "object": row.object,
+                    "detail": detail,
+                });
                 write!(out, "{}{row}", if first { "" } else { ",\n" })?;
                 first = false;
             }

@@ -17,7 +17,7 @@ pub struct GovernanceArgs {
     /// Database of keys: the path of an SQLite file, made at first use, or `postgres://USER@HOST/NAME`; with it, every request
     /// needs a key [default: there is none]
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
-    pub database: Option<Database>,
+    pub database: Option<String>,
     /// File of the secret that seals the names of people and signs checkpoints, made at first use [default: that of the
     /// database with `.secret` behind its name; none with a server]
     #[arg(long, env = "REMPART_SECRET", value_name = "FILE")]
@@ -74,7 +74,7 @@ pub struct GovernanceSettings {
 impl GovernanceArgs {
     pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
         Ok(GovernanceSettings {
-            database: self.database,
+            database: self.database.map(|place| place_of(&place)).transpose()?,
             secret: self.secret,
             checkpoints: self
                 .audit_checkpoints
@@ -92,7 +92,7 @@ impl GovernanceArgs {
 pub struct DatabaseArgs {
     /// Database: the path of an SQLite file, or `postgres://USER@HOST/NAME`
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
-    pub database: Database,
+    pub database: String,
     /// File of its secret, which names of people are read with [default: the database's with `.secret` behind its name]
     #[arg(long, env = "REMPART_SECRET", value_name = "FILE")]
     pub secret: Option<PathBuf>,
@@ -102,6 +102,15 @@ pub struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
+    /// The database.
+    ///
+    /// # Errors
+    /// What is wrong with its place. (It is read here and not where options are, which tell what they can't read: it may have a
+    /// password.)
+    pub fn place(&self) -> Result<Database, Error> {
+        place_of(&self.database)
+    }
+
     /// Who runs the command, as the audit chain names them: by the user's number, which nobody can choose, and the name that
     /// was given.
     pub fn actor(&self) -> String {
@@ -110,4 +119,8 @@ impl DatabaseArgs {
             std::fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |own| own.uid().to_string());
         format!("cli:{user}:{}", self.operator)
     }
+}
+
+fn place_of(text: &str) -> Result<Database, Error> {
+    text.parse().map_err(|reason| Error::Database { reason })
 }

@@ -16,7 +16,7 @@ pub struct AllowedHosts {
 impl AllowedHosts {
     /// `None`, which allows everything, for an address that other machines reach by names this server cannot know.
     pub(super) fn new(bind: SocketAddr, names: Vec<String>) -> Result<Option<Self>, Error> {
-        let bind = bind.ip();
+        let bind = bind.ip().to_canonical();
         if names.is_empty() && !bind.is_loopback() {
             return Ok(None);
         }
@@ -38,6 +38,7 @@ impl AllowedHosts {
         let address: Option<IpAddr> = host.parse().ok();
         let own =
             |address: IpAddr| address.is_loopback() || (address == self.bind && !self.bind.is_unspecified());
+        let address = address.map(|address| address.to_canonical());
         host == "localhost" || address.is_some_and(own) || self.names.contains(&host)
     }
 }
@@ -112,6 +113,8 @@ mod tests {
     #[test]
     fn names_are_added() {
         assert!(hosts("0.0.0.0:8080", &[]).is_none(), "names nobody can know");
+        let mapped = hosts("[::ffff:127.0.0.1]:8080", &[]).expect("it is this machine alone");
+        assert!(mapped.allows("[::ffff:127.0.0.1]:8080") && !mapped.allows("evil.example"));
         let hosts = hosts("10.0.0.7:8080", &["LLM.example", "10.0.0.8", "[fd00::1]"]).unwrap();
         for host in [
             "llm.example",

@@ -160,6 +160,7 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
         }
         Err(refusal) => {
             app.metrics.denied(reason(&refusal));
+            app.access.count_denial(&refusal);
             note(&refusal);
             let mut response = error(&refusal).into_response();
             if response.status() == StatusCode::UNAUTHORIZED {
@@ -199,7 +200,8 @@ fn note(refusal: &Refusal) {
     }
 }
 
-fn error(refusal: &Refusal) -> ApiError {
+/// What is told of it.
+pub(super) fn error(refusal: &Refusal) -> ApiError {
     match refusal {
         Refusal::NoKey => ApiError::no_key(),
         // Why a key is none is for its owner to ask an operator.

@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 
 use super::App;
+use super::authorize;
 use super::bodies::Held;
 use super::error::ApiError;
 use crate::access::Caller;
@@ -49,6 +50,10 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     let (bytes, held) = tokio::time::timeout(timeout, collect(app, request.into_body(), &caller, limit))
         .await
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))?;
+    // A body can take its time, in which a key may end.
+    app.access
+        .recheck(&caller)
+        .map_err(|refusal| authorize::error(&refusal))?;
     Ok(Received {
         bytes,
         caller,

@@ -35,6 +35,7 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::chat::Prepared;
@@ -66,6 +67,8 @@ pub struct App {
     compilation: Preparation,
     /// Bytes of bodies that may still be read.
     bodies: Bodies,
+    /// Turns of requests of administration.
+    administration: Semaphore,
     responses: Mutex<ResponseStore>,
 }
 
@@ -84,6 +87,7 @@ impl App {
             encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
             bodies: Bodies::new(http.bodies_bytes_max),
+            administration: Semaphore::new(administration::TURNS),
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,
                 limits.responses_bytes_max,
@@ -176,7 +180,7 @@ pub fn app(state: AppState) -> Router {
         )
         .route("/v1/organization/usage/embeddings", get(organization::embeddings))
         .route("/v1/organization/costs", get(organization::costs))
-        .merge(administration::routes())
+        .merge(administration::routes(&state))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/health", get(health::readyz))

@@ -14,10 +14,12 @@ pub enum Rejection {
     LoadWaiting,
     Usage,
     FlowQueue,
+    /// Too many that administer.
+    Administration,
 }
 
 impl Rejection {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::QueueRequests,
         Self::QueueTokens,
         Self::PrepareQueue,
@@ -28,6 +30,7 @@ impl Rejection {
         Self::LoadWaiting,
         Self::Usage,
         Self::FlowQueue,
+        Self::Administration,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -42,6 +45,7 @@ impl Rejection {
             Self::LoadWaiting => "load_waiting",
             Self::Usage => "usage",
             Self::FlowQueue => "project_queue",
+            Self::Administration => "administration",
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::key::{NewKey, random_digits};
 use crate::role::Role;
 
 /// What their identifiers begin with.
-pub(super) const ACCOUNT_PREFIX: &str = "svc_acct_";
+const ACCOUNT_PREFIX: &str = "svc_acct_";
 
 /// A program that has keys of a project.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,13 @@ pub struct ServiceAccount {
     pub name: String,
     /// Unix seconds.
     pub created: i64,
+}
+
+impl ServiceAccount {
+    /// Whether an identifier is of one.
+    pub fn is_one(id: &str) -> bool {
+        id.starts_with(ACCOUNT_PREFIX)
+    }
 }
 
 impl Store {
@@ -35,9 +42,8 @@ impl Store {
         name: &str,
         key: Option<Option<i64>>,
     ) -> Result<(ServiceAccount, Option<NewKey>), Error> {
-        let actor = actor.into();
         check_name(name)?;
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let account = ServiceAccount {
             id: format!("{ACCOUNT_PREFIX}{}", random_digits(ID_DIGITS)?),
             project: living_project(&mut change, project).await?,
@@ -54,7 +60,7 @@ impl Store {
         let detail = serde_json::json!({"project": account.project}).to_string();
         audit::append(
             &mut change,
-            actor.name,
+            &actor.name,
             "service_account.created",
             &account.id,
             detail,
@@ -69,7 +75,7 @@ impl Store {
                 expires,
                 owner: Some(&account.id),
             };
-            made = Some(insert_key(&mut change, actor, &wanted).await?);
+            made = Some(insert_key(&mut change, &actor, &wanted, self.secret.as_deref()).await?);
         }
         change.commit().await?;
         Ok((account, made))
@@ -109,9 +115,8 @@ impl Store {
         id: &str,
         name: &str,
     ) -> Result<(), Error> {
-        let actor = actor.into();
         check_name(name)?;
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         check_account(&mut change, id, project).await?;
         sqlx::query("UPDATE service_account SET name = $1 WHERE id = $2")
             .bind(name)
@@ -120,7 +125,7 @@ impl Store {
             .await?;
         audit::append(
             &mut change,
-            actor.name,
+            &actor.name,
             "service_account.updated",
             id,
             "{}".to_owned(),
@@ -139,10 +144,9 @@ impl Store {
         project: &str,
         id: &str,
     ) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         check_account(&mut change, id, project).await?;
-        revoke(&mut change, actor, "owner", id, &|_| true).await?;
+        revoke(&mut change, &actor, "owner", id, &|_| true).await?;
         sqlx::query("UPDATE service_account SET ended = $1 WHERE id = $2")
             .bind(now_s())
             .bind(id)
@@ -150,7 +154,7 @@ impl Store {
             .await?;
         audit::append(
             &mut change,
-            actor.name,
+            &actor.name,
             "service_account.deleted",
             id,
             "{}".to_owned(),

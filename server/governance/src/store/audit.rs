@@ -3,6 +3,7 @@
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::projects::PROJECT_PREFIX;
 use super::{Error, Store, now_ms};
 use crate::audit::{AuditEvent, GENESIS};
 
@@ -60,6 +61,13 @@ impl Condition {
     }
 }
 
+/// An identifier of a project as a pattern that fits itself alone; nothing else is one, and fits nothing.
+fn pattern(id: &String) -> String {
+    let rest = id.strip_prefix(PROJECT_PREFIX).unwrap_or_default();
+    let sound = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if sound { id.clone() } else { String::new() }
+}
+
 impl AuditQuery {
     fn condition(&self) -> Condition {
         let mut condition = Condition {
@@ -74,7 +82,7 @@ impl AuditQuery {
         condition.one_of("object = {}", &self.objects);
         condition.one_of(
             "object = {} OR detail LIKE '%\"project\":\"' || {} || '\"%' OR object IN (SELECT id FROM api_key WHERE project = {})",
-            &self.projects,
+            &self.projects.iter().map(pattern).collect::<Vec<_>>(),
         );
         condition.number("at_ms >=", self.from_ms);
         condition.number("at_ms <=", self.to_ms);
@@ -82,6 +90,16 @@ impl AuditQuery {
         condition.number("seq >", self.behind);
         condition
     }
+}
+
+/// One row that is to be recorded.
+#[derive(Clone, Debug)]
+pub struct Record<'a> {
+    pub actor: &'a str,
+    pub action: &'a str,
+    pub object: &'a str,
+    /// More about it, as JSON.
+    pub detail: String,
 }
 
 /// Adds the row of a change to that change.
@@ -92,32 +110,49 @@ pub(super) async fn append(
     object: &str,
     detail: String,
 ) -> Result<(), Error> {
-    for text in [actor, action, object] {
-        check_text(text)?;
-    }
+    let record = Record {
+        actor,
+        action,
+        object,
+        detail,
+    };
+    append_all(change, &[record]).await
+}
+
+/// Adds rows, one behind the other.
+async fn append_all(change: &mut Transaction<'static, Any>, records: &[Record<'_>]) -> Result<(), Error> {
     let last = sqlx::query("SELECT seq, hash, at_ms FROM audit_event ORDER BY seq DESC LIMIT 1")
         .fetch_optional(&mut **change)
         .await?;
-    let (seq, previous, before_ms) = match last {
-        Some(row) => (
-            row.try_get::<i64, _>(0)?.saturating_add(1),
-            row.try_get(1)?,
-            row.try_get(2)?,
-        ),
-        None => (1, GENESIS.to_owned(), 0),
+    let (mut seq, mut previous, before_ms): (i64, String, i64) = match last {
+        Some(row) => (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?),
+        None => (0, GENESIS.to_owned(), 0),
     };
-    let mut event = AuditEvent {
-        seq,
-        // A clock that is set back makes no order of its own.
-        at_ms: now_ms().max(before_ms),
-        actor: actor.to_owned(),
-        action: action.to_owned(),
-        object: object.to_owned(),
-        detail,
-        previous,
-        hash: String::new(),
-    };
-    event.hash = event.right_hash();
+    // A clock that is set back makes no order of its own.
+    let at_ms = now_ms().max(before_ms);
+    for record in records {
+        for text in [record.actor, record.action, record.object] {
+            check_text(text)?;
+        }
+        seq = seq.saturating_add(1);
+        let mut event = AuditEvent {
+            seq,
+            at_ms,
+            actor: record.actor.to_owned(),
+            action: record.action.to_owned(),
+            object: record.object.to_owned(),
+            detail: record.detail.clone(),
+            previous,
+            hash: String::new(),
+        };
+        event.hash = event.right_hash();
+        previous = event.hash.clone();
+        insert(change, event).await?;
+    }
+    Ok(())
+}
+
+async fn insert(change: &mut Transaction<'static, Any>, event: AuditEvent) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO audit_event (seq, at_ms, actor, action, object, detail, previous, hash) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -192,7 +227,7 @@ impl Store {
         for text in texts {
             asked = asked.bind(text);
         }
-        let rows = asked.fetch_all(&self.reports).await?;
+        let rows = asked.fetch_all(&self.pool).await?;
         let mut events = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
         if next {
             events.reverse();
@@ -220,6 +255,16 @@ impl Store {
     pub async fn record(&self, actor: &str, action: &str, object: &str, detail: String) -> Result<(), Error> {
         let mut change = self.begin().await?;
         append(&mut change, actor, action, object, detail).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Records some things that were done, all of them or none.
+    ///
+    /// # Errors
+    /// As [`Store::record`].
+    pub async fn record_all(&self, records: &[Record<'_>]) -> Result<(), Error> {
+        let mut change = self.begin().await?;
+        append_all(&mut change, records).await?;
         Ok(change.commit().await?)
     }
 }

@@ -1,4 +1,4 @@
-//! Which database: an SQLite file, or a PostgreSQL server. What differs between them is here, and nowhere else.
+//! Which database: an SQLite file, or a PostgreSQL server, and what each is told in words of its own.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -18,6 +18,19 @@ const SILENT_MAX: Duration = Duration::from_secs(10);
 /// Who may read the file: its owner.
 const MODE: u32 = 0o600;
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+const URL: &str = "postgres://USER@HOST:PORT/DATABASE, with what is special in it written as %HH";
+/// What may stand behind a `?`: the driver tells others in its log, with their values.
+const PARAMETERS: [&str; 9] = [
+    "host",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+];
 
 /// A database's place. Printed, it tells no password.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,12 +89,13 @@ impl Database {
         }
     }
 
-    /// Begins a change of everything but usage, of which there is one at a time.
+    /// Begins a change of everything but usage, of which there is one at a time. (To lock the table would keep a server's own
+    /// upkeep out, too. The numbers mean nothing, but are the same in all versions.)
     pub(super) fn begin_change(&self) -> &'static str {
         match self {
             // It would else begin as a reader, and fail where two want to write.
             Self::File(_) => "BEGIN IMMEDIATE",
-            Self::Server(_) => "BEGIN; LOCK TABLE audit_event IN SHARE ROW EXCLUSIVE MODE",
+            Self::Server(_) => "BEGIN; SELECT pg_advisory_xact_lock(8241937502110001)",
         }
     }
 
@@ -89,7 +103,7 @@ impl Database {
     pub(super) fn begin_usage(&self) -> &'static str {
         match self {
             Self::File(_) => "BEGIN IMMEDIATE",
-            Self::Server(_) => "BEGIN; LOCK TABLE usage_batch IN SHARE ROW EXCLUSIVE MODE",
+            Self::Server(_) => "BEGIN; SELECT pg_advisory_xact_lock(8241937502110002)",
         }
     }
 
@@ -119,11 +133,25 @@ impl FromStr for Database {
             return Err("it is the path of a file, or the URL of a PostgreSQL server".to_owned());
         }
         if !SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+            // Whoever mistypes a URL has no file of that name, whose name would tell the password.
+            if text.contains("://") || text.trim() != text {
+                return Err(format!("it is the path of a file, or a URL: {URL}"));
+            }
             return Ok(Self::File(PathBuf::from(text)));
         }
         // What is wrong with it may be the password: it is not told.
-        let wrong = |_| "a URL looks like postgres://USER@HOST:PORT/DATABASE".to_owned();
-        let _: PgConnectOptions = text.parse().map_err(wrong)?;
+        let _: PgConnectOptions = text
+            .parse()
+            .map_err(|_| format!("a URL looks like this: {URL}"))?;
+        let query = text.split_once('?').map_or("", |(_, query)| query);
+        let names = query.split('&').filter(|pair| !pair.is_empty());
+        let known = |pair: &str| PARAMETERS.contains(&pair.split('=').next().unwrap_or_default());
+        if !names.into_iter().all(known) {
+            return Err(format!(
+                "the parameters of a URL can be {}",
+                PARAMETERS.join(", ")
+            ));
+        }
         Ok(Self::Server(text.to_owned()))
     }
 }
@@ -233,13 +261,22 @@ mod tests {
             told,
             "postgres://db.example:5433/usage postgres://db.example:5433/usage"
         );
-        let wrong = "postgres://rempart:hunter2@db.example:nine/usage".parse::<Database>();
-        assert!(!wrong.unwrap_err().contains("hunter2"));
+        for wrong in [
+            "postgres://rempart:hunter2@db.example:nine/usage",
+            "postgres://rempart:hunt/er2@db.example/usage",
+            "postgres://db/a?pasword=hunter2",
+            "Postgres://rempart:hunter2@db/a",
+            " postgres://rempart:hunter2@db/a",
+            "postgresql+asyncpg://rempart:hunter2@db/a",
+        ] {
+            let told = wrong.parse::<Database>().unwrap_err();
+            assert!(!told.contains("hunt"), "{told}");
+        }
     }
 
     #[test]
     fn what_is_no_url_is_a_path() {
-        for path in ["rempart.db", "/var/lib/rempart.db", "postgres:/x", "sqlite://x"] {
+        for path in ["rempart.db", "/var/lib/rempart.db", "postgres:/x"] {
             assert_eq!(path.parse(), Ok(Database::File(PathBuf::from(path))), "{path}");
         }
         assert!("".parse::<Database>().is_err());

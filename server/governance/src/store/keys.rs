@@ -3,16 +3,24 @@
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
-use super::people::check_owner;
+use super::members::check_owner;
 use super::projects::{check_grant, living_project};
 use super::{Error, Store, audit, now_s};
-use crate::actor::Actor;
+use crate::actor::{Acting, Actor};
 use crate::directory::{Directory, KeyRecord};
 use crate::key::{KeyHash, KeyId, NewKey};
-use crate::role::Role;
+use crate::role::{Role, Scope};
+use crate::secret::Secret;
 
 /// Characters of a name.
 const NAME_CHARS_MAX: usize = 128;
+
+const COLUMNS: &str = "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked, k.owner \
+     FROM api_key k JOIN project p ON p.id = k.project";
+
+/// What the name of a key begins with where it is sealed, and what is told of it where it can't be opened.
+const SEALED: &str = "sealed:";
+const UNREADABLE: &str = "(sealed)";
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
@@ -37,9 +45,8 @@ impl Store {
         actor: impl Into<Actor<'_>>,
         wanted: &NewKeyRequest<'_>,
     ) -> Result<NewKey, Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        let key = insert_key(&mut change, actor, wanted).await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
+        let key = insert_key(&mut change, &actor, wanted, self.secret.as_deref()).await?;
         change.commit().await?;
         Ok(key)
     }
@@ -49,9 +56,8 @@ impl Store {
     /// # Errors
     /// Where there is none that lives, or it is not the actor's to end, and what the database says.
     pub async fn revoke_key(&self, actor: impl Into<Actor<'_>>, id: &str) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        revoke(&mut change, actor, "id", id, &|_| true)
+        let (mut change, actor) = self.begin_as(actor).await?;
+        revoke(&mut change, &actor, "id", id, &|_| true)
             .await?
             .then_some(())
             .ok_or_else(|| no_key(id))?;
@@ -63,18 +69,17 @@ impl Store {
     /// # Errors
     /// As [`Store::revoke_key`].
     pub async fn set_expiry(&self, actor: impl Into<Actor<'_>>, id: &str, expires: i64) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let mut living = living_keys(&mut change, "id", id).await?;
         let (_, role) = living.pop().ok_or_else(|| no_key(id))?;
-        check_grant(actor, role)?;
+        check_grant(&actor, role)?;
         sqlx::query("UPDATE api_key SET expires = $1 WHERE id = $2")
             .bind(expires)
             .bind(id)
             .execute(&mut *change)
             .await?;
         let detail = serde_json::json!({"expires": expires}).to_string();
-        audit::append(&mut change, actor.name, "api_key.updated", id, detail).await?;
+        audit::append(&mut change, &actor.name, "api_key.updated", id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -83,17 +88,53 @@ impl Store {
     /// # Errors
     /// What the database says, or that a row is none of ours.
     pub async fn keys(&self) -> Result<Vec<KeyRecord>, Error> {
-        self.key_rows().await?.iter().map(record).collect()
+        self.key_rows()
+            .await?
+            .iter()
+            .map(|row| self.key_of(row))
+            .collect()
+    }
+
+    /// The same without rows that are none of ours: they open nothing, and lock nobody else out.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn sound_keys(&self) -> Result<Vec<KeyRecord>, Error> {
+        let rows = self.key_rows().await?;
+        Ok(rows.iter().filter_map(|row| self.key_of(row).ok()).collect())
     }
 
     async fn key_rows(&self) -> Result<Vec<AnyRow>, Error> {
-        let rows = sqlx::query(
-            "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked, k.owner FROM api_key k \
-             JOIN project p ON p.id = k.project WHERE p.archived IS NULL ORDER BY k.created, k.id",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let query = format!("{COLUMNS} WHERE p.archived IS NULL ORDER BY k.created, k.id");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .fetch_all(&self.pool)
+            .await?;
         Ok(rows)
+    }
+
+    /// All keys that a person or service account ever had, oldest first.
+    ///
+    /// # Errors
+    /// What the database says, or that a row is none of ours.
+    pub async fn keys_of(&self, owner: &str) -> Result<Vec<KeyRecord>, Error> {
+        let query = format!("{COLUMNS} WHERE k.owner = $1 ORDER BY k.created, k.id");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(owner)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| self.key_of(row)).collect()
+    }
+
+    fn key_of(&self, row: &AnyRow) -> Result<KeyRecord, Error> {
+        let mut key = record(row)?;
+        if let Some(sealed) = key.name.strip_prefix(SEALED) {
+            let opened = self
+                .secret
+                .as_ref()
+                .and_then(|secret| secret.unseal(&key.id.0, sealed));
+            key.name = opened.unwrap_or_else(|| UNREADABLE.to_owned());
+        }
+        Ok(key)
     }
 
     /// Everything that a server needs to know whose a key is.
@@ -101,18 +142,29 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn directory(&self) -> Result<Directory, Error> {
-        let rows = self.key_rows().await?;
-        // A row that is none of ours opens nothing, and locks nobody else out.
-        let keys = rows.iter().filter_map(|row| record(row).ok());
-        Ok(Directory::new(keys.collect(), self.rights().await?)
+        Ok(Directory::new(self.sound_keys().await?, self.rights().await?)
             .with_limits(self.limits().await?)
             .with_weights(self.weights().await?))
     }
 }
 
-/// The condition of a key that is not revoked and of which one column has a value.
-fn of_living(column: &'static str) -> String {
-    format!("FROM api_key WHERE {column} = $1 AND revoked IS NULL")
+/// The role of a key that is good now, and may govern.
+pub(super) async fn governing(change: &mut Transaction<'static, Any>, id: &str) -> Result<Role, Error> {
+    let row = sqlx::query(
+        "SELECT k.role FROM api_key k JOIN project p ON p.id = k.project WHERE k.id = $1 AND k.revoked IS NULL \
+         AND (k.expires IS NULL OR k.expires > $2) AND p.archived IS NULL",
+    )
+    .bind(id)
+    .bind(now_s())
+    .fetch_optional(&mut **change)
+    .await?;
+    let role: String = row.ok_or(Error::Ended)?.try_get(0)?;
+    let role: Role = role.parse().map_err(|_| Error::Ended)?;
+    if role.allows(Scope::Govern) {
+        Ok(role)
+    } else {
+        Err(Error::Forbidden(role))
+    }
 }
 
 /// Keys that are not revoked, by what they are or whose.
@@ -121,7 +173,7 @@ pub(super) async fn living_keys(
     column: &'static str,
     value: &str,
 ) -> Result<Vec<(String, Role)>, Error> {
-    let query = format!("SELECT id, role {} ORDER BY id", of_living(column));
+    let query = format!("SELECT id, role FROM api_key WHERE {column} = $1 AND revoked IS NULL ORDER BY id");
     let rows = sqlx::query(sqlx::AssertSqlSafe(query))
         .bind(value)
         .fetch_all(&mut **change)
@@ -137,7 +189,7 @@ pub(super) async fn living_keys(
 /// Revokes the keys, by what they are or whose, whose role is one of these; whether there were any.
 pub(super) async fn revoke(
     change: &mut Transaction<'static, Any>,
-    actor: Actor<'_>,
+    actor: &Acting,
     column: &'static str,
     value: &str,
     whether: &(dyn Fn(Role) -> bool + Sync),
@@ -153,28 +205,34 @@ pub(super) async fn revoke(
             .bind(&id)
             .execute(&mut **change)
             .await?;
-        audit::append(change, actor.name, "api_key.deleted", &id, "{}".to_owned()).await?;
+        audit::append(change, &actor.name, "api_key.deleted", &id, "{}".to_owned()).await?;
         any = true;
     }
     Ok(any)
 }
 
-fn no_key(id: &str) -> Error {
+pub(super) fn no_key(id: &str) -> Error {
     Error::Missing(format!("there is no key {id} that is not revoked"))
 }
 
 pub(super) async fn insert_key(
     change: &mut Transaction<'static, Any>,
-    actor: Actor<'_>,
+    actor: &Acting,
     wanted: &NewKeyRequest<'_>,
+    secret: Option<&Secret>,
 ) -> Result<NewKey, Error> {
     check_name(wanted.name)?;
     check_grant(actor, wanted.role)?;
     let project = living_project(change, wanted.project).await?;
     if let Some(owner) = wanted.owner {
-        check_owner(change, owner, &project, wanted.role).await?;
+        check_owner(change, actor, owner, (&project, wanted.role)).await?;
     }
     let key = NewKey::make()?;
+    let name = match (wanted.owner, secret) {
+        // What a person's key is called may name them.
+        (Some(_), Some(secret)) => [SEALED, &secret.seal(&key.id.0, wanted.name)?].concat(),
+        _ => wanted.name.to_owned(),
+    };
     sqlx::query(
         "INSERT INTO api_key (id, hash, project, role, name, created, expires, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
@@ -182,7 +240,7 @@ pub(super) async fn insert_key(
     .bind(key.hash.to_hex())
     .bind(&project)
     .bind(wanted.role.name())
-    .bind(wanted.name)
+    .bind(name)
     .bind(now_s())
     .bind(wanted.expires)
     .bind(wanted.owner)
@@ -193,7 +251,7 @@ pub(super) async fn insert_key(
     });
     audit::append(
         change,
-        actor.name,
+        &actor.name,
         "api_key.created",
         &key.id.0,
         detail.to_string(),
@@ -233,7 +291,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
 }
 
 /// Whether a character controls a terminal, changes the order of what is read, or can't be seen.
-fn misleads(character: char) -> bool {
+pub(super) fn misleads(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{e0000}'..='\u{e007f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::keys::{living_keys, no_key};
 use super::projects::living_project;
 use super::{Error, Store, audit};
+use crate::actor::Actor;
 use crate::limit::{LIMIT_MAX, Limits, Metric, Subject};
 
 /// The most that a project may weigh.
@@ -20,15 +22,16 @@ impl Store {
     /// Where there is no such project or key, or no such limit, and what the database says.
     pub async fn set_limits(
         &self,
-        actor: &str,
+        actor: impl Into<Actor<'_>>,
         whose: &Subject,
         changes: &[(Metric, Option<i64>)],
     ) -> Result<(), Error> {
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let subject = match whose {
             Subject::Project(name) => Subject::Project(living_project(&mut change, name).await?),
             Subject::Key(id) => {
-                living_key(&mut change, id).await?;
+                let living = living_keys(&mut change, "id", id).await?;
+                living.first().ok_or_else(|| no_key(id))?;
                 whose.clone()
             }
         };
@@ -44,7 +47,7 @@ impl Store {
             .map(|(metric, value)| (metric.name(), *value))
             .collect();
         let detail = serde_json::json!({"subject": kind, "limits": told}).to_string();
-        audit::append(&mut change, actor, "rate_limit.updated", id, detail).await?;
+        audit::append(&mut change, &actor.name, "rate_limit.updated", id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -68,11 +71,16 @@ impl Store {
     ///
     /// # Errors
     /// Where there is no such project or weight, and what the database says.
-    pub async fn set_weight(&self, actor: &str, project: &str, weight: u32) -> Result<(), Error> {
+    pub async fn set_weight(
+        &self,
+        actor: impl Into<Actor<'_>>,
+        project: &str,
+        weight: u32,
+    ) -> Result<(), Error> {
         if !(1..=WEIGHT_MAX).contains(&weight) {
             return Err(Error::Refused(format!("a weight is from 1 to {WEIGHT_MAX}")));
         }
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let id = living_project(&mut change, project).await?;
         sqlx::query("UPDATE project SET weight = $1 WHERE id = $2")
             .bind(i64::from(weight))
@@ -80,7 +88,7 @@ impl Store {
             .execute(&mut *change)
             .await?;
         let detail = serde_json::json!({"weight": weight}).to_string();
-        audit::append(&mut change, actor, "project.updated", &id, detail).await?;
+        audit::append(&mut change, &actor.name, "project.updated", &id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -136,14 +144,4 @@ async fn set(
             .await?;
     }
     Ok(())
-}
-
-async fn living_key(change: &mut Transaction<'static, Any>, id: &str) -> Result<(), Error> {
-    let found = sqlx::query("SELECT id FROM api_key WHERE id = $1 AND revoked IS NULL")
-        .bind(id)
-        .fetch_optional(&mut **change)
-        .await?;
-    found
-        .map(drop)
-        .ok_or_else(|| Error::Missing(format!("there is no key {id} that is not revoked")))
 }

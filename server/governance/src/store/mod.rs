@@ -2,9 +2,11 @@
 
 mod accounts;
 mod audit;
+mod backup;
 mod database;
 mod keys;
 mod limits;
+mod members;
 mod people;
 mod projects;
 mod proof;
@@ -17,20 +19,22 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
-use sqlx::{Any, AnyPool, ConnectOptions as _, Executor as _, Row as _, Transaction};
+use sqlx::{Any, AnyPool, ConnectOptions as _, Connection as _, Executor as _, Row as _, Transaction};
 use thiserror::Error;
 
 pub use accounts::ServiceAccount;
-pub use audit::AuditQuery;
+pub use audit::{AuditQuery, Record};
 pub use database::Database;
 use database::{Durable, Opened, WAIT};
 pub use keys::NewKeyRequest;
 pub use limits::WEIGHT_MAX;
-pub use people::{Member, Person};
+pub use members::Member;
+pub use people::Person;
 pub use projects::Project;
 pub use proof::UsageProof;
 pub use usage::{UsageSum, UsageWriter};
 
+use crate::actor::{Acting, Actor};
 use crate::role::Role;
 use crate::secret::Secret;
 use crate::usage::BrokenUsage;
@@ -57,6 +61,9 @@ pub enum Error {
     /// What was asked for is not there.
     #[error("{0}")]
     Missing(String),
+    /// Who asked has no key that is good any more.
+    #[error("the key has ended")]
+    Ended,
     /// Nobody gives or takes what they do not have.
     #[error("what has the role {0} is for those of that role to give and to take")]
     Forbidden(Role),
@@ -81,6 +88,8 @@ pub struct Store {
     usage: AnyPool,
     /// For long reads, so that what must be read often does not wait for them.
     reports: AnyPool,
+    /// For what must be read in time, whatever else is read: see [`Store::apart`].
+    looks: AnyPool,
     database: Arc<Database>,
     /// Where it is a file.
     file: Option<Arc<Opened>>,
@@ -125,12 +134,19 @@ impl Store {
         let pool = pool_of(CONNECTIONS_MAX, whole())
             .connect_with(options.clone())
             .await?;
-        let changes = pool_of_one_use(whole()).connect_lazy_with(options.clone());
+        let changes = match &database {
+            Database::File(_) => pool_of_one_use(whole()),
+            // What is left of a change that was given up is rolled back there, and to connect anew takes long.
+            Database::Server(_) => pool_of(1, whole()),
+        };
+        let changes = changes.connect_lazy_with(options.clone());
         let store = Self {
             pool,
             changes,
-            usage: pool_of(1, database.settings(Durable::AtEverySync)).connect_lazy_with(options.clone()),
-            reports: pool_of(1, whole()).connect_lazy_with(options),
+            usage: pool_of_one_use(database.settings(Durable::AtEverySync))
+                .connect_lazy_with(options.clone()),
+            reports: pool_of(1, whole()).connect_lazy_with(options.clone()),
+            looks: pool_of(1, whole()).connect_lazy_with(options),
             database: Arc::new(database),
             file: opened.map(Arc::new),
             secret: None,
@@ -162,6 +178,14 @@ impl Store {
         Ok(())
     }
 
+    /// The same, whose reads wait for no others.
+    pub fn apart(&self) -> Self {
+        Self {
+            pool: self.looks.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Brings the tables up to date; of several processes one after the other.
     async fn migrate(&self, file: Option<File>) -> Result<(), Error> {
         let Some(file) = file else {
@@ -187,21 +211,29 @@ impl Store {
         self.file.as_ref().map_or(Ok(()), |opened| opened.check())
     }
 
-    /// Ends all connections; the last process to do so leaves one file.
+    /// Ends all connections, but those to a server that does not answer; the last process to do so leaves one file.
     pub async fn close(&self) {
-        self.changes.close().await;
-        self.usage.close().await;
-        self.reports.close().await;
-        self.pool.close().await;
+        let pools = [&self.changes, &self.usage, &self.reports, &self.looks, &self.pool];
+        for pool in pools {
+            // Whoever waited longer for a server that is gone would wait for ever.
+            let _ = tokio::time::timeout(WAIT, pool.close()).await;
+        }
     }
 
     /// Overwrites what was deleted, as far as that is not done yet: an SQLite file's log still has it. (On a server what names
     /// people is sealed wherever it was.)
+    ///
+    /// # Errors
+    /// Where somebody reads the log all the while: what was deleted is still there.
     async fn clean(&self) -> Result<(), Error> {
         if let Database::File(_) = *self.database {
-            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-                .fetch_all(&self.pool)
+            let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+                .fetch_one(&self.pool)
                 .await?;
+            if row.try_get::<i32, _>(0)? != 0 {
+                let message = "it is done, but the file's log is in use and has what was deleted until the last that uses it ends";
+                return Err(Error::Refused(message.to_owned()));
+            }
         }
         Ok(())
     }
@@ -209,6 +241,25 @@ impl Store {
     /// Begins a change, which waits for another that is under way.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
         Ok(self.changes.begin_with(self.database.begin_change()).await?)
+    }
+
+    /// Begins the change of somebody. What a key may do is what it may do now, whatever was known of it when it was shown.
+    async fn begin_as(
+        &self,
+        actor: impl Into<Actor<'_>>,
+    ) -> Result<(Transaction<'static, Any>, Acting), Error> {
+        let mut change = self.begin().await?;
+        let acting = match actor.into() {
+            Actor::Operator(name) => Acting {
+                name: name.to_owned(),
+                role: None,
+            },
+            Actor::Key(id) => Acting {
+                name: format!("key:{id}"),
+                role: Some(keys::governing(&mut change, id).await?),
+            },
+        };
+        Ok((change, acting))
     }
 }
 
@@ -221,6 +272,14 @@ fn pool_of(connections: u32, settings: String) -> AnyPoolOptions {
             Box::pin(async move {
                 connection.execute(sqlx::AssertSqlSafe(settings)).await?;
                 Ok(())
+            })
+        })
+        .after_release(|connection, _| {
+            Box::pin(async {
+                // One that was left in the middle of an answer, as its server is gone, would keep its place for ever.
+                let answers = tokio::time::timeout(WAIT, connection.ping()).await;
+                answers.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                Ok(true)
             })
         })
 }

@@ -1,23 +1,23 @@
 //! People: whose keys are whose, until they leave or are forgotten.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
-use super::accounts::{ACCOUNT_PREFIX, check_account};
-use super::keys::{check_name, revoke};
-use super::projects::{ID_DIGITS, check_grant, living_project};
+use super::keys::{check_name, misleads, revoke};
+use super::projects::{ID_DIGITS, check_grant};
 use super::setting::{insert_setting, setting};
 use super::{Error, Store, audit, now_s};
-use crate::actor::Actor;
+use crate::actor::{Acting, Actor};
 use crate::key::random_digits;
 use crate::role::Role;
 use crate::secret::Secret;
 
 /// What their identifiers begin with.
-pub(super) const PERSON_PREFIX: &str = "user_";
+const PERSON_PREFIX: &str = "user_";
 /// Which secret a database is used with.
 const SECRET: &str = "secret";
 /// Bytes of an address (RFC 5321, 4.5.3.1.3, without its brackets).
@@ -51,34 +51,51 @@ impl fmt::Debug for Named {
     }
 }
 
-/// A person in a project.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub person: Person,
-    /// Unix seconds.
-    pub added: i64,
-}
-
 impl Store {
     /// The same with what seals the names of people.
     ///
     /// # Errors
     /// Where the database was used with another secret, and what it says.
     pub async fn with_secret(self, actor: impl Into<Actor<'_>>, secret: Secret) -> Result<Self, Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        match setting(&mut change, SECRET).await? {
-            Some(own) if own == secret.fingerprint() => {}
-            Some(_) => {
-                let message = "this is not the secret that the database was used with: names of people are sealed with another";
-                return Err(Error::Refused(message.to_owned()));
+        let (mut change, actor) = self.begin_as(actor).await?;
+        if setting(&mut change, SECRET).await?.is_none() {
+            insert_setting(&mut change, SECRET, secret.fingerprint()).await?;
+            let detail = "{}".to_owned();
+            audit::append(&mut change, &actor.name, "organization.updated", SECRET, detail).await?;
+            change.commit().await?;
+        } else {
+            change.rollback().await?;
+        }
+        self.with_known_secret(secret).await
+    }
+
+    /// The same with the secret of a file, which is made if the database was used with none.
+    ///
+    /// # Errors
+    /// As [`Store::with_secret`], and where the file of the secret that it was used with is missing.
+    pub async fn with_secret_of(self, actor: impl Into<Actor<'_>>, place: &Path) -> Result<Self, Error> {
+        let secret = match self.setting(SECRET).await? {
+            // Another would open nothing, and might take the place of the right one in a copy.
+            Some(_) if !place.exists() => {
+                let message =
+                    "the secret that the database was used with is not there: put its copy back".to_owned();
+                return Err(Error::Refused(message));
             }
-            None => {
-                insert_setting(&mut change, SECRET, secret.fingerprint()).await?;
-                let detail = "{}".to_owned();
-                audit::append(&mut change, actor.name, "organization.updated", SECRET, detail).await?;
-                change.commit().await?;
-            }
+            Some(_) => Secret::open(place)?,
+            None => Secret::open_or_make(place)?,
+        };
+        self.with_secret(actor, secret).await
+    }
+
+    /// The same, where the database was used with that secret before; where it was used with none, nothing is sealed.
+    ///
+    /// # Errors
+    /// As [`Store::with_secret`].
+    pub async fn with_known_secret(self, secret: Secret) -> Result<Self, Error> {
+        let known = self.setting(SECRET).await?;
+        if known.is_some_and(|known| known != secret.fingerprint()) {
+            let message = "this is not the secret that the database was used with: names of people are sealed with another";
+            return Err(Error::Refused(message.to_owned()));
         }
         Ok(Self {
             secret: Some(Arc::new(secret)),
@@ -107,13 +124,14 @@ impl Store {
         name: &str,
         role: Role,
     ) -> Result<Person, Error> {
-        let (actor, secret) = (actor.into(), self.secret()?);
+        let secret = self.secret()?;
         let email = address(email)?;
         check_name(name)?;
-        check_grant(actor, role)?;
+        check_role(role)?;
         let mark = secret.mark(&email);
-        let mut change = self.begin().await?;
-        let known = sqlx::query("SELECT id, ended FROM person WHERE mark = $1")
+        let (mut change, actor) = self.begin_as(actor).await?;
+        check_grant(&actor, role)?;
+        let known = sqlx::query("SELECT id, ended, role FROM person WHERE mark = $1")
             .bind(&mark)
             .fetch_optional(&mut *change)
             .await?;
@@ -123,7 +141,12 @@ impl Store {
                     "there is a person with this address already".to_owned(),
                 ));
             }
-            Some(row) => row.try_get(0)?,
+            Some(row) => {
+                // Who they were is not for everyone to write anew.
+                let before: String = row.try_get(2)?;
+                check_grant(&actor, before.parse().unwrap_or(Role::Owner))?;
+                row.try_get(0)?
+            }
             None => format!("{PERSON_PREFIX}{}", random_digits(ID_DIGITS)?),
         };
         let sealed = seal(secret, &id, &email, name)?;
@@ -140,7 +163,7 @@ impl Store {
         .execute(&mut *change)
         .await?;
         let detail = serde_json::json!({"role": role.name()}).to_string();
-        audit::append(&mut change, actor.name, "user.added", &id, detail).await?;
+        audit::append(&mut change, &actor.name, "user.added", &id, detail).await?;
         change.commit().await?;
         let named = Some(Named {
             email,
@@ -171,9 +194,11 @@ impl Store {
     /// # Errors
     /// Where there is none, and what the database says.
     pub async fn person(&self, whom: &str) -> Result<Person, Error> {
-        let mark = match &self.secret {
-            Some(secret) if whom.contains('@') => secret.mark(&address(whom)?),
-            _ => String::new(),
+        let mark = if whom.contains('@') {
+            // Without the secret nobody could tell whether there is one of this address.
+            self.secret()?.mark(&address(whom)?)
+        } else {
+            String::new()
         };
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{COLUMNS} WHERE id = $1 OR mark = $2"
@@ -182,12 +207,11 @@ impl Store {
         .bind(mark)
         .fetch_optional(&self.pool)
         .await?;
-        // The address is not told: it is in no error.
-        let row = row.ok_or_else(|| Error::Missing("there is no such person".to_owned()))?;
+        let row = row.ok_or_else(nobody)?;
         self.person_of(&row)
     }
 
-    fn person_of(&self, row: &AnyRow) -> Result<Person, Error> {
+    pub(super) fn person_of(&self, row: &AnyRow) -> Result<Person, Error> {
         let id: String = row.try_get(0)?;
         let sealed: String = row.try_get(1)?;
         let role: String = row.try_get(2)?;
@@ -224,18 +248,18 @@ impl Store {
         id: &str,
         role: Role,
     ) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        check_grant(actor, living_person(&mut change, id).await?)?;
-        check_grant(actor, role)?;
-        revoke(&mut change, actor, "owner", id, &|key| !role.covers(key)).await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
+        check_role(role)?;
+        check_grant(&actor, living_person(&mut change, id).await?)?;
+        check_grant(&actor, role)?;
+        revoke(&mut change, &actor, "owner", id, &|key| !role.covers(key)).await?;
         sqlx::query("UPDATE person SET role = $1 WHERE id = $2")
             .bind(role.name())
             .bind(id)
             .execute(&mut *change)
             .await?;
         let detail = serde_json::json!({"role": role.name()}).to_string();
-        audit::append(&mut change, actor.name, "user.updated", id, detail).await?;
+        audit::append(&mut change, &actor.name, "user.updated", id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -244,10 +268,9 @@ impl Store {
     /// # Errors
     /// Where there is no such person, or their role is above the actor's, and what the database says.
     pub async fn end_person(&self, actor: impl Into<Actor<'_>>, id: &str) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        check_grant(actor, living_person(&mut change, id).await?)?;
-        leave(&mut change, actor, id).await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
+        check_grant(&actor, living_person(&mut change, id).await?)?;
+        leave(&mut change, &actor, id).await?;
         Ok(change.commit().await?)
     }
 
@@ -257,12 +280,13 @@ impl Store {
     /// # Errors
     /// Where there is no such person, or their role is above the actor's, and what the database says.
     pub async fn erase_person(&self, actor: impl Into<Actor<'_>>, id: &str) -> Result<(), Error> {
-        let (actor, person) = (actor.into(), self.person(id).await?);
+        let person = self.person(id).await?;
         let id = person.id;
-        let mut change = self.begin().await?;
-        check_grant(actor, person.role)?;
-        if living_person(&mut change, &id).await.is_ok() {
-            leave(&mut change, actor, &id).await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
+        let (role, ended) = some_person(&mut change, &id).await?;
+        check_grant(&actor, role)?;
+        if ended.is_none() {
+            leave(&mut change, &actor, &id).await?;
         }
         // What a key is called may name its owner.
         sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
@@ -273,135 +297,21 @@ impl Store {
             .bind(&id)
             .execute(&mut *change)
             .await?;
-        audit::append(&mut change, actor.name, "user.erased", &id, "{}".to_owned()).await?;
+        audit::append(&mut change, &actor.name, "user.erased", &id, "{}".to_owned()).await?;
         change.commit().await?;
         self.clean().await
     }
-
-    /// The people of a project, by its identifier, in the order in which they came.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn members(&self, project: &str) -> Result<Vec<Member>, Error> {
-        let rows = sqlx::query(
-            "SELECT p.id, p.sealed, p.role, p.created, p.ended, m.created FROM member m JOIN person p ON p.id = m.person \
-             WHERE m.project = $1 ORDER BY m.created, p.id",
-        )
-        .bind(project)
-        .fetch_all(&self.pool)
-        .await?;
-        let member = |row: &AnyRow| {
-            Ok(Member {
-                person: self.person_of(row)?,
-                added: row.try_get(5)?,
-            })
-        };
-        rows.iter().map(member).collect()
-    }
-
-    /// Lets a person have keys of a project, by name or identifier.
-    ///
-    /// # Errors
-    /// Where there is no such person or project, or they are in it, and what the database says.
-    pub async fn add_member(
-        &self,
-        actor: impl Into<Actor<'_>>,
-        project: &str,
-        id: &str,
-    ) -> Result<Member, Error> {
-        let (actor, person) = (actor.into(), self.person(id).await?);
-        let mut change = self.begin().await?;
-        living_person(&mut change, &person.id).await?;
-        let project = living_project(&mut change, project).await?;
-        if is_member(&mut change, &person.id, &project).await? {
-            return Err(Error::Refused("this person is in the project already".to_owned()));
-        }
-        let added = now_s();
-        sqlx::query("INSERT INTO member (person, project, created) VALUES ($1, $2, $3)")
-            .bind(&person.id)
-            .bind(&project)
-            .bind(added)
-            .execute(&mut *change)
-            .await?;
-        let detail = serde_json::json!({"project": project}).to_string();
-        audit::append(
-            &mut change,
-            actor.name,
-            "role.assignment.created",
-            &person.id,
-            detail,
-        )
-        .await?;
-        change.commit().await?;
-        Ok(Member { person, added })
-    }
-
-    /// Takes a person out of a project, by its identifier; their keys of it are revoked.
-    ///
-    /// # Errors
-    /// Where they are not in it, or have a key that is not the actor's to end, and what the database says.
-    pub async fn remove_member(
-        &self,
-        actor: impl Into<Actor<'_>>,
-        project: &str,
-        id: &str,
-    ) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        if !is_member(&mut change, id, project).await? {
-            return Err(Error::Missing("this person is not in the project".to_owned()));
-        }
-        let own = sqlx::query("SELECT id FROM api_key WHERE owner = $1 AND project = $2 AND revoked IS NULL")
-            .bind(id)
-            .bind(project)
-            .fetch_all(&mut *change)
-            .await?;
-        for key in &own {
-            revoke(&mut change, actor, "id", key.try_get(0)?, &|_| true).await?;
-        }
-        sqlx::query("DELETE FROM member WHERE person = $1 AND project = $2")
-            .bind(id)
-            .bind(project)
-            .execute(&mut *change)
-            .await?;
-        let detail = serde_json::json!({"project": project}).to_string();
-        audit::append(&mut change, actor.name, "role.assignment.deleted", id, detail).await?;
-        Ok(change.commit().await?)
-    }
 }
 
-/// Refuses an owner of a key who is not there, or may not have it.
-pub(super) async fn check_owner(
-    change: &mut Transaction<'static, Any>,
-    owner: &str,
-    project: &str,
-    role: Role,
-) -> Result<(), Error> {
-    if owner.starts_with(ACCOUNT_PREFIX) {
-        check_account(change, owner, project).await?;
-        return if role == Role::Service {
-            Ok(())
-        } else {
-            Err(Error::Refused(
-                "keys of a service account have the role service".to_owned(),
-            ))
-        };
-    }
-    let own = living_person(change, owner).await?;
-    if !own.covers(role) {
-        return Err(Error::Refused(format!(
-            "a person of the role {own} has no key of the role {role}"
-        )));
-    }
-    if !is_member(change, owner, project).await? {
-        return Err(Error::Refused(
-            "this person is not in the project: add them first".to_owned(),
-        ));
+fn check_role(role: Role) -> Result<(), Error> {
+    if role == Role::Service {
+        let message = "service accounts have the role service, and no people".to_owned();
+        return Err(Error::Refused(message));
     }
     Ok(())
 }
 
-async fn leave(change: &mut Transaction<'static, Any>, actor: Actor<'_>, id: &str) -> Result<(), Error> {
+async fn leave(change: &mut Transaction<'static, Any>, actor: &Acting, id: &str) -> Result<(), Error> {
     revoke(change, actor, "owner", id, &|_| true).await?;
     sqlx::query("DELETE FROM member WHERE person = $1")
         .bind(id)
@@ -412,28 +322,34 @@ async fn leave(change: &mut Transaction<'static, Any>, actor: Actor<'_>, id: &st
         .bind(id)
         .execute(&mut **change)
         .await?;
-    audit::append(change, actor.name, "user.deleted", id, "{}".to_owned()).await
+    audit::append(change, &actor.name, "user.deleted", id, "{}".to_owned()).await
 }
 
 /// The role of a person who has not left.
-async fn living_person(change: &mut Transaction<'static, Any>, id: &str) -> Result<Role, Error> {
-    let row = sqlx::query("SELECT role FROM person WHERE id = $1 AND ended IS NULL")
-        .bind(id)
-        .fetch_optional(&mut **change)
-        .await?;
-    let row = row.ok_or_else(|| Error::Missing("there is no such person".to_owned()))?;
-    let role: String = row.try_get(0)?;
-    role.parse()
-        .map_err(|_| Error::Unsound(format!("the person {id}")))
+pub(super) async fn living_person(change: &mut Transaction<'static, Any>, id: &str) -> Result<Role, Error> {
+    match some_person(change, id).await? {
+        (role, None) => Ok(role),
+        (_, Some(_)) => Err(nobody()),
+    }
 }
 
-async fn is_member(change: &mut Transaction<'static, Any>, id: &str, project: &str) -> Result<bool, Error> {
-    let row = sqlx::query("SELECT person FROM member WHERE person = $1 AND project = $2")
+/// The role of a person, and when they left.
+async fn some_person(change: &mut Transaction<'static, Any>, id: &str) -> Result<(Role, Option<i64>), Error> {
+    let row = sqlx::query("SELECT role, ended FROM person WHERE id = $1")
         .bind(id)
-        .bind(project)
         .fetch_optional(&mut **change)
         .await?;
-    Ok(row.is_some())
+    let row = row.ok_or_else(nobody)?;
+    let role: String = row.try_get(0)?;
+    let role = role
+        .parse()
+        .map_err(|_| Error::Unsound(format!("the person {id}")))?;
+    Ok((role, row.try_get(1)?))
+}
+
+/// The address is not told: it is in no error.
+fn nobody() -> Error {
+    Error::Missing("there is no such person".to_owned())
 }
 
 fn seal(secret: &Secret, id: &str, email: &str, name: &str) -> Result<String, Error> {
@@ -446,8 +362,9 @@ fn seal(secret: &Secret, id: &str, email: &str, name: &str) -> Result<String, Er
 /// Where it is none.
 fn address(text: &str) -> Result<String, Error> {
     let sound = text.len() <= ADDRESS_BYTES_MAX
-        && check_name(&text.chars().take(128).collect::<String>()).is_ok()
-        && !text.chars().any(char::is_whitespace)
+        && !text
+            .chars()
+            .any(|character| character.is_whitespace() || misleads(character))
         && text
             .split_once('@')
             .is_some_and(|(who, host)| !who.is_empty() && !host.is_empty() && !host.contains('@'));

@@ -1,16 +1,18 @@
 //! Projects and the models that they may use.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
 use super::keys::{check_name, insert_key, living_keys};
 use super::{Error, NewKeyRequest, Store, audit, now_s};
-use crate::actor::Actor;
+use crate::actor::{Acting, Actor};
 use crate::key::{NewKey, random_digits};
 use crate::role::Role;
 
+/// What their identifiers begin with.
+pub(super) const PROJECT_PREFIX: &str = "proj_";
 /// Digits of an identifier.
 pub(super) const ID_DIGITS: usize = 16;
 /// Models that a project may be held to.
@@ -41,9 +43,8 @@ impl Store {
         name: &str,
         models: &[String],
     ) -> Result<Project, Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
-        let project = insert_project(&mut change, actor.name, name, models).await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
+        let project = insert_project(&mut change, &actor.name, name, models).await?;
         change.commit().await?;
         Ok(project)
     }
@@ -54,18 +55,18 @@ impl Store {
     /// What the database says.
     pub async fn create_first(
         &self,
-        actor: &str,
+        actor: impl Into<Actor<'_>>,
         project: &str,
         name: &str,
     ) -> Result<Option<NewKey>, Error> {
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let any = sqlx::query("SELECT seq FROM audit_event LIMIT 1")
             .fetch_optional(&mut *change)
             .await?;
         if any.is_some() {
             return Ok(None);
         }
-        let made = insert_project(&mut change, actor, project, &[]).await?;
+        let made = insert_project(&mut change, &actor.name, project, &[]).await?;
         let wanted = NewKeyRequest {
             project: &made.id,
             role: Role::Owner,
@@ -73,7 +74,7 @@ impl Store {
             expires: None,
             owner: None,
         };
-        let key = insert_key(&mut change, actor.into(), &wanted).await?;
+        let key = insert_key(&mut change, &actor, &wanted, None).await?;
         change.commit().await?;
         Ok(Some(key))
     }
@@ -88,9 +89,8 @@ impl Store {
         project: &str,
         name: &str,
     ) -> Result<(), Error> {
-        let actor = actor.into();
         check_name(name)?;
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let id = living_project(&mut change, project).await?;
         check_free(&mut change, name, &id).await?;
         sqlx::query("UPDATE project SET name = $1 WHERE id = $2")
@@ -98,7 +98,7 @@ impl Store {
             .bind(&id)
             .execute(&mut *change)
             .await?;
-        audit::append(&mut change, actor.name, "project.updated", &id, "{}".to_owned()).await?;
+        audit::append(&mut change, &actor.name, "project.updated", &id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }
 
@@ -112,8 +112,7 @@ impl Store {
         project: &str,
         models: &[String],
     ) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let id = living_project(&mut change, project).await?;
         sqlx::query("DELETE FROM model_right WHERE project = $1")
             .bind(&id)
@@ -121,7 +120,7 @@ impl Store {
             .await?;
         let models = insert_rights(&mut change, &id, models).await?;
         let detail = serde_json::json!({"models": models}).to_string();
-        audit::append(&mut change, actor.name, "project.updated", &id, detail).await?;
+        audit::append(&mut change, &actor.name, "project.updated", &id, detail).await?;
         Ok(change.commit().await?)
     }
 
@@ -130,18 +129,17 @@ impl Store {
     /// # Errors
     /// Where there is none, or it has a key that the actor may not end, and what the database says.
     pub async fn archive_project(&self, actor: impl Into<Actor<'_>>, project: &str) -> Result<(), Error> {
-        let actor = actor.into();
-        let mut change = self.begin().await?;
+        let (mut change, actor) = self.begin_as(actor).await?;
         let id = living_project(&mut change, project).await?;
         for (_, role) in living_keys(&mut change, "project", &id).await? {
-            check_grant(actor, role)?;
+            check_grant(&actor, role)?;
         }
         sqlx::query("UPDATE project SET archived = $1 WHERE id = $2")
             .bind(now_s())
             .bind(&id)
             .execute(&mut *change)
             .await?;
-        audit::append(&mut change, actor.name, "project.archived", &id, "{}".to_owned()).await?;
+        audit::append(&mut change, &actor.name, "project.archived", &id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }
 
@@ -150,25 +148,39 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn projects(&self) -> Result<Vec<Project>, Error> {
-        let rights = self.rights().await?;
+        let mut models: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (project, model) in self.rights().await? {
+            models.entry(project).or_default().push(model);
+        }
         let rows =
             sqlx::query("SELECT id, name, created, archived, weight FROM project ORDER BY created, id")
                 .fetch_all(&self.pool)
                 .await?;
-        let project = |row: &AnyRow| -> Result<Project, Error> {
-            let id: String = row.try_get(0)?;
-            let own = rights.iter().filter(|(project, _)| *project == id);
-            Ok(Project {
-                models: own.map(|(_, model)| model.clone()).collect(),
-                id,
-                name: row.try_get(1)?,
-                created: row.try_get(2)?,
-                archived: row.try_get(3)?,
-                // Whatever somebody has written there, the others are listed.
-                weight: row.try_get(4).unwrap_or(1),
-            })
-        };
-        rows.iter().map(project).collect()
+        let mut projects = rows.iter().map(project).collect::<Result<Vec<_>, _>>()?;
+        for project in &mut projects {
+            project.models = models.remove(&project.id).unwrap_or_default();
+        }
+        Ok(projects)
+    }
+
+    /// A project, by its identifier.
+    ///
+    /// # Errors
+    /// Where there is none, and what the database says.
+    pub async fn project(&self, id: &str) -> Result<Project, Error> {
+        let row = sqlx::query("SELECT id, name, created, archived, weight FROM project WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
+        let row = row.ok_or_else(|| Error::Missing("there is no such project".to_owned()))?;
+        let mut project = project(&row)?;
+        let rows = sqlx::query("SELECT model FROM model_right WHERE project = $1 ORDER BY model")
+            .bind(id)
+            .fetch_all(&self.pool)
+            .await?;
+        let models: Result<_, sqlx::Error> = rows.iter().map(|row| row.try_get(0)).collect();
+        project.models = models?;
+        Ok(project)
     }
 
     pub(super) async fn rights(&self) -> Result<Vec<(String, String)>, Error> {
@@ -180,6 +192,18 @@ impl Store {
     }
 }
 
+fn project(row: &AnyRow) -> Result<Project, Error> {
+    Ok(Project {
+        id: row.try_get(0)?,
+        name: row.try_get(1)?,
+        created: row.try_get(2)?,
+        archived: row.try_get(3)?,
+        models: Vec::new(),
+        // Whatever somebody has written there, the others are listed.
+        weight: row.try_get(4).unwrap_or(1),
+    })
+}
+
 async fn insert_project(
     change: &mut Transaction<'static, Any>,
     actor: &str,
@@ -187,7 +211,7 @@ async fn insert_project(
     models: &[String],
 ) -> Result<Project, Error> {
     check_name(name)?;
-    let id = format!("proj_{}", random_digits(ID_DIGITS)?);
+    let id = format!("{PROJECT_PREFIX}{}", random_digits(ID_DIGITS)?);
     let created = now_s();
     check_free(change, name, &id).await?;
     sqlx::query("INSERT INTO project (id, name, created) VALUES ($1, $2, $3)")
@@ -246,7 +270,7 @@ async fn insert_rights(
 }
 
 /// Refuses what only those may give or take who have it.
-pub(super) fn check_grant(actor: Actor<'_>, role: Role) -> Result<(), Error> {
+pub(super) fn check_grant(actor: &Acting, role: Role) -> Result<(), Error> {
     if actor.may_grant(role) {
         return Ok(());
     }

@@ -12,8 +12,13 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn currency(&self) -> Result<Option<String>, Error> {
+        self.setting(CURRENCY).await
+    }
+
+    /// What was settled under a name.
+    pub(super) async fn setting(&self, name: &str) -> Result<Option<String>, Error> {
         let row = sqlx::query("SELECT value FROM setting WHERE name = $1")
-            .bind(CURRENCY)
+            .bind(name)
             .fetch_optional(&self.pool)
             .await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)

@@ -122,6 +122,8 @@ async fn write(
 ) -> Result<Option<UsageBatch>, Error> {
     let mut change = connection.begin_with(begin).await?;
     if in_doubt && is_known(&mut change, rows).await? {
+        // At once: the connection is kept, and would keep the lock.
+        change.rollback().await?;
         return Ok(None);
     }
     let last = match last {

@@ -13,6 +13,9 @@ pub async fn list(State(app): State<AppState>, query: Pairs) -> Result<Json<Audi
     let store = store(&app)?;
     let mut asked = AuditRequest::parse(&pairs(query)?)?;
     let by_address = !asked.emails.is_empty();
+    if by_address {
+        store.secret().map_err(told)?;
+    }
     for email in &asked.emails {
         match store.person(email).await {
             Ok(person) => asked.query.actors.push(person.id),

@@ -2,7 +2,7 @@
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
-use rempart_governance::{KeyRecord, NewKeyRequest, Role, Scope, ServiceAccount, now_s};
+use rempart_governance::{KeyRecord, NewKey as MadeKey, NewKeyRequest, Role, Scope, ServiceAccount, now_s};
 
 use super::{Id, Ids, Pairs, body, change, from_now, living, named, pairs, project, store, told};
 use crate::access::Caller;
@@ -22,7 +22,7 @@ fn no_key() -> ApiError {
 
 /// Keys that were not revoked, of a project or of all.
 async fn records(app: &AppState, project: Option<&str>) -> Result<Vec<KeyRecord>, ApiError> {
-    let all = store(app)?.keys().await.map_err(told)?.into_iter();
+    let all = store(app)?.sound_keys().await.map_err(told)?.into_iter();
     let own = |key: &KeyRecord| project.is_none_or(|project| key.project == project) && key.revoked.is_none();
     Ok(all.filter(own).collect())
 }
@@ -57,7 +57,10 @@ pub async fn create(
     let asked = body(&app, request, KeyRequest::of_project).await?;
     let wanted = NewKeyRequest {
         project: &id,
-        role: asked.role.unwrap_or(Role::Member),
+        role: asked.role.unwrap_or(match &asked.owner {
+            Some(owner) if ServiceAccount::is_one(owner) => Role::Service,
+            _ => Role::Member,
+        }),
         name: &asked.name,
         expires: from_now(asked.expires_in_s),
         owner: asked.owner.as_deref(),
@@ -66,7 +69,8 @@ pub async fn create(
         store.create_key(actor, &wanted).await
     })
     .await?;
-    let key = key_of(&app, &id, &made.id.0).await?;
+    let told = key_of(&app, &id, &made.id.0).await;
+    let key = or_revoked(&app, &caller, &made, told).await?;
     Ok(Json(NewKey::new(key, &made)))
 }
 
@@ -114,6 +118,19 @@ async fn revoke(app: &AppState, caller: &Caller, key: &str) -> Result<(), ApiErr
     .await
 }
 
+/// What is told of a key that was made; one that can't be shown has been seen by nobody, and is revoked.
+async fn or_revoked<T>(
+    app: &AppState,
+    caller: &Caller,
+    made: &MadeKey,
+    told: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    if told.is_err() {
+        revoke(app, caller, &made.id.0).await?;
+    }
+    told
+}
+
 /// Keys of roles that govern or review.
 async fn admin_keys(app: &AppState) -> Result<Vec<AdminKey>, ApiError> {
     let all = records(app, None).await?.into_iter();
@@ -152,7 +169,8 @@ pub async fn create_admin(
         store.create_key(actor, &wanted).await
     })
     .await?;
-    let key = admin_key(&app, &made.id.0).await?;
+    let told = admin_key(&app, &made.id.0).await;
+    let key = or_revoked(&app, &caller, &made, told).await?;
     Ok(Json(NewAdminKey::new(key, &made)))
 }
 

@@ -5,23 +5,33 @@ pub mod keys;
 pub mod people;
 pub mod projects;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Router;
-use axum::extract::Query;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Request};
+use axum::extract::{Path, Query, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use rempart_governance::{Actor, Error, Project, Store};
 
 use super::error::ApiError;
 use super::{App, AppState, limits};
 use crate::access::Caller;
+use crate::metrics::Rejection;
+
+/// Requests of administration that work at one time.
+pub const TURNS: usize = 2;
+/// How long one waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(5);
 
 type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 type Id = Result<Path<String>, PathRejection>;
 type Ids = Result<Path<(String, String)>, PathRejection>;
 
 /// The routes.
-pub fn routes() -> Router<AppState> {
+pub fn routes(state: &AppState) -> Router<AppState> {
     const PROJECT: &str = "/v1/organization/projects/{project_id}";
     let of = |path: &str| format!("{PROJECT}{path}");
     Router::new()
@@ -82,6 +92,20 @@ pub fn routes() -> Router<AppState> {
             get(keys::retrieve_admin).delete(keys::delete_admin),
         )
         .route("/v1/organization/audit_logs", get(audit::list))
+        .route_layer(from_fn_with_state(Arc::clone(state), in_turn))
+}
+
+/// Lets few of these requests work at one time: they read whole tables, and what must be read in time should not wait.
+async fn in_turn(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let turn = tokio::time::timeout(TURN_WAIT, app.administration.acquire()).await;
+    match turn {
+        Ok(Ok(_turn)) => next.run(request).await,
+        Ok(Err(_)) => ApiError::internal().into_response(),
+        Err(_) => {
+            app.metrics.reject(Rejection::Administration);
+            ApiError::overloaded(1).into_response()
+        }
+    }
 }
 
 /// The database, where the server has one.
@@ -94,17 +118,36 @@ fn pairs(query: Pairs) -> Result<Vec<(String, String)>, ApiError> {
     query.map(|Query(pairs)| pairs).map_err(unreadable)
 }
 
-/// What a path names; what is no UTF-8 names nothing.
-fn named<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiError> {
-    path.map(|Path(named)| named)
-        .map_err(|_| ApiError::nothing_of_this_name("there is nothing of this name".to_owned()))
+/// What a path names. What is no UTF-8 names nothing, nor does what no database has in a text.
+fn named<T: Names>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiError> {
+    let nothing = || ApiError::nothing_of_this_name("there is nothing of this name".to_owned());
+    let Path(named) = path.map_err(|_| nothing())?;
+    if named.all().any(|name| name.contains('\0')) {
+        return Err(nothing());
+    }
+    Ok(named)
+}
+
+/// One name in a path, or two.
+trait Names {
+    fn all(&self) -> impl Iterator<Item = &str>;
+}
+
+impl Names for String {
+    fn all(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.as_str())
+    }
+}
+
+impl Names for (String, String) {
+    fn all(&self) -> impl Iterator<Item = &str> {
+        [self.0.as_str(), self.1.as_str()].into_iter()
+    }
 }
 
 /// A project of a path, by its identifier.
 async fn project(store: &Store, id: &str) -> Result<Project, ApiError> {
-    let all = store.projects().await.map_err(told)?;
-    let found = all.into_iter().find(|project| project.id == id);
-    found.ok_or_else(|| ApiError::nothing_of_this_name("there is no such project".to_owned()))
+    store.project(id).await.map_err(told)
 }
 
 /// A project of a path that has not ended.
@@ -133,12 +176,9 @@ async fn change<T>(
     change: impl AsyncFnOnce(&Store, Actor<'_>) -> Result<T, Error>,
 ) -> Result<T, ApiError> {
     let store = store(app)?;
-    let name = caller.actor();
-    let actor = Actor {
-        name: &name,
-        role: caller.role(),
-    };
-    let made = change(store, actor).await.map_err(told)?;
+    // Where there are keys, nobody comes here without one.
+    let key = caller.key().ok_or_else(ApiError::no_key)?;
+    let made = change(store, Actor::Key(&key.0)).await.map_err(told)?;
     // It is made, whether that succeeds now or at the next look.
     app.access.look().await;
     Ok(made)
@@ -150,6 +190,7 @@ fn told(error: Error) -> ApiError {
         Error::Refused(message) => ApiError::conflicting(message),
         Error::Missing(message) => ApiError::nothing_of_this_name(message),
         Error::Forbidden(role) => ApiError::not_grantable(role.name()),
+        Error::Ended => ApiError::wrong_key(),
         error => {
             let error = anyhow::Error::new(error);
             tracing::error!(error = format!("{error:#}"), "the database can't be used");

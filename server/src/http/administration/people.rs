@@ -37,6 +37,7 @@ pub async fn list(State(app): State<AppState>, query: Pairs) -> Answer<UserList>
     let mut all = store.people().await.map_err(told)?;
     all.retain(|person| person.ended.is_none());
     if !emails.is_empty() {
+        store.secret().map_err(told)?;
         let wanted: Vec<String> = emails
             .into_iter()
             .map(|(_, email)| email.to_lowercase())

@@ -129,7 +129,7 @@ pub async fn set_rates(
     let RateRequest { changes } = body(&app, request, RateRequest::parse).await?;
     let whose = Subject::Project(id.clone());
     change(&app, &caller, async |store, actor| {
-        store.set_limits(actor.name, &whose, &changes).await
+        store.set_limits(actor, &whose, &changes).await
     })
     .await?;
     Ok(Json(rate_limit(&app, id).await?))

@@ -128,6 +128,10 @@ fn content(option: &'static str, path: &Path) -> Result<(Vec<u8>, u32), Error> {
         file: path.to_owned(),
         why,
     };
+    // To open a pipe would wait for whoever writes into it.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(std::io::Error::other("it is no regular file")));
+    }
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
     let mut bytes = Vec::new();

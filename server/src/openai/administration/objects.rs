@@ -359,7 +359,6 @@ impl From<Vec<String>> for ModelPermissions {
 }
 
 #[derive(Serialize, ToSchema)]
-#[expect(clippy::struct_field_names, reason = "they are OpenAI's")]
 pub struct ModelPermissionsDeleted {
     object: &'static str,
     deleted: bool,
@@ -376,6 +375,7 @@ impl Default for ModelPermissionsDeleted {
 
 /// Something that was ended.
 #[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "they are OpenAI's")]
 pub struct Deleted {
     object: &'static str,
     id: String,

@@ -123,7 +123,17 @@ pub fn empty(query: &[(String, String)]) -> Result<()> {
 }
 
 fn required(object: &mut Object<'_>, name: &str) -> Result<String> {
-    object.string(name)?.ok_or_else(|| object.missing(name))
+    optional(object, name)?.ok_or_else(|| object.missing(name))
+}
+
+/// A text that a database can have.
+fn optional(object: &mut Object<'_>, name: &str) -> Result<Option<String>> {
+    let text = object.string(name)?;
+    if text.as_ref().is_some_and(|text| text.contains('\0')) {
+        let message = format!("`{name}` has a character that no name has");
+        return Err(ApiError::invalid(name, "invalid_value", message));
+    }
+    Ok(text)
 }
 
 fn role(object: &mut Object<'_>, among: &[Role]) -> Result<Option<Role>> {
@@ -172,7 +182,7 @@ impl KeyRequest {
         let request = Self {
             name: required(&mut object, "name")?,
             role: role(&mut object, &Role::ALL)?,
-            owner: object.string("user_id")?,
+            owner: optional(&mut object, "user_id")?,
             expires_in_s: expiry(&mut object)?,
         };
         object.finish(KNOWN, &["scopes"])?;
@@ -201,7 +211,7 @@ impl KeyRequest {
     /// Names the field that is wrong.
     pub fn of_account(body: &[u8], depth_max: usize) -> Result<(Option<String>, Option<i64>)> {
         let mut object = Object::from_body(body, depth_max)?;
-        let request = (object.string("name")?, expiry(&mut object)?);
+        let request = (optional(&mut object, "name")?, expiry(&mut object)?);
         object.finish(&["expires_in_seconds", "name"], &["scopes"])?;
         Ok(request)
     }
@@ -315,7 +325,7 @@ impl MemberRequest {
     pub fn parse(body: &[u8], depth_max: usize) -> Result<Self> {
         let mut object = Object::from_body(body, depth_max)?;
         object.choice("role", &["member"])?;
-        let (id, email) = (object.string("user_id")?, object.string("email")?);
+        let (id, email) = (optional(&mut object, "user_id")?, optional(&mut object, "email")?);
         let whom = match (id, email) {
             (Some(one), None) | (None, Some(one)) => one,
             (None, None) => return Err(object.missing("user_id")),
