@@ -7,6 +7,7 @@ pub mod chat;
 pub mod checkpoints;
 pub mod cli;
 pub mod config;
+pub mod egress;
 pub mod encoder;
 pub mod encoder_thread;
 pub mod engine_thread;

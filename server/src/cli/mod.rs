@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod audit;
+mod doctor;
 mod govern;
 mod limit;
 mod people;
@@ -14,6 +15,7 @@ use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
 use crate::telemetry;
 use audit::AuditCommand;
+use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use people::{GdprCommand, UserCommand};
@@ -56,9 +58,14 @@ pub enum Command {
     /// Tell what was used, by whom
     #[command(subcommand)]
     Usage(UsageCommand),
+    /// Prove what this installation promises, on this machine
+    Doctor(DoctorArgs),
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
+    /// Try to get out, in the child of a doctor
+    #[command(hide = true)]
+    TryEgress(TrialArgs),
 }
 
 /// Runs the command that was typed.
@@ -67,6 +74,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::CheckFormat if check::run() => Ok(()),
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
+        Command::TryEgress(args) => doctor::try_egress(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
         Command::Key(command) => govern::key(command),
