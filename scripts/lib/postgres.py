@@ -1,4 +1,4 @@
-"""A PostgreSQL server in a folder of its own, on a socket there and on no port."""
+"""A PostgreSQL server in a folder of its own, on a socket there, and on a port of loopback only where one is given."""
 import os
 import pathlib
 import pwd
@@ -44,7 +44,8 @@ def install():
 class Cluster:
     """Use it as a context manager."""
 
-    def __init__(self):
+    def __init__(self, port=None):
+        """`port`: one of loopback, by which it can be reached beside its socket."""
         self.programs = programs()
         if self.programs is None:
             raise PostgresError("PostgreSQL is missing: scripts/test installs it")
@@ -54,7 +55,11 @@ class Cluster:
         if self.user:
             os.chown(self.folder, pwd.getpwnam("postgres").pw_uid, -1)
         self.process = None
-        self.url = f"postgres://postgres@localhost/postgres?host={self.folder}"
+        # The file of a socket is named by a port anyhow.
+        self.port = str(port or 5432)
+        self.listen = ["-c", f"listen_addresses={'127.0.0.1' if port else ''}", "-c", f"port={self.port}"]
+        self.url = f"postgres://postgres@localhost:{self.port}/postgres?host={self.folder}"
+        self.tcp_url = f"postgres://postgres@localhost:{port}/postgres" if port else None
 
     def call(self, program, *arguments):
         done = subprocess.run([self.programs / program, *arguments], cwd=self.folder, stdin=subprocess.DEVNULL,
@@ -64,14 +69,14 @@ class Cluster:
         return done.stdout
 
     def start(self):
-        command = [self.programs / "postgres", "-D", "data", "-c", "listen_addresses=", "-k", self.folder]
+        command = [self.programs / "postgres", "-D", "data", *self.listen, "-k", self.folder]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             start_new_session=True, **self.user)
         deadline = time.monotonic() + 60
         while True:
             try:
-                return self.call("pg_isready", "-qh", self.folder)
+                return self.call("pg_isready", "-qh", self.folder, "-p", self.port)
             except PostgresError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise PostgresError((self.folder / "log").read_text()) from None
@@ -99,5 +104,5 @@ class Cluster:
 
     def rows(self, query):
         """What a query gives, all of it as text."""
-        out = self.call("psql", "-h", self.folder, "-U", "postgres", "-AtF", "\t", "-c", query)
+        out = self.call("psql", "-h", self.folder, "-p", self.port, "-U", "postgres", "-AtF", "\t", "-c", query)
         return [tuple(line.split("\t")) for line in out.splitlines()]

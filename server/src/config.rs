@@ -224,6 +224,10 @@ pub struct HttpArgs {
     /// Listen on an address that other machines can reach, although TLS or keys are missing
     #[arg(long, env = "REMPART_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
     pub allow_remote: bool,
+    /// Have the kernel refuse this process every connection to elsewhere, but the one to its database; refuses to start where
+    /// the kernel can't
+    #[arg(long, env = "REMPART_ZERO_EGRESS", value_parser = BoolishValueParser::new())]
+    pub zero_egress: bool,
     /// Host name that requests may carry beside localhost and the bound address; give it again for further names
     /// [default: none, or any where other machines can reach --bind]
     #[arg(long, env = "REMPART_ALLOWED_HOST", value_delimiter = ',')]
@@ -316,6 +320,8 @@ pub struct EngineSettings {
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     pub bind: SocketAddr,
+    /// The process can't connect to elsewhere.
+    pub zero_egress: bool,
     /// What the `Host` header may name; `None`: anything.
     pub hosts: Option<AllowedHosts>,
     pub connections_max: usize,
@@ -419,6 +425,7 @@ impl HttpArgs {
         Ok(HttpSettings {
             admin,
             bind: self.bind,
+            zero_egress: self.zero_egress,
             hosts: AllowedHosts::new(self.bind, self.allowed_host)?,
             connections_max: at_most("--connections-max", self.connections_max, CONNECTIONS_LIMIT)?,
             connections_per_address_max: at_most(

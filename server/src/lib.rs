@@ -8,6 +8,7 @@ pub mod checkpoints;
 pub mod cli;
 pub mod config;
 pub mod denials;
+pub mod egress;
 pub mod encoder;
 pub mod encoder_thread;
 pub mod engine_thread;

@@ -141,6 +141,16 @@ impl Metrics {
         self.handle.render()
     }
 
+    /// Whether the kernel refuses the process every connection to elsewhere.
+    pub fn zero_egress(&self, confined: bool) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        let gauge = series.gauge("rempart_zero_egress");
+        gauge.set(f64::from(u8::from(confined)));
+    }
+
     /// Folds recorded samples into their buckets. Called on a timer, so that memory stays flat when nobody reads
     /// the page.
     pub fn upkeep(&self) {

@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod doctor;
 mod govern;
 mod limit;
 mod people;
@@ -16,6 +17,7 @@ use crate::grammar::check;
 use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
+use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use people::{GdprCommand, UserCommand};
@@ -62,9 +64,14 @@ pub enum Command {
     /// Tell what was used, by whom
     #[command(subcommand)]
     Usage(UsageCommand),
+    /// Prove what this installation promises, on this machine
+    Doctor(DoctorArgs),
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
+    /// Try to get out, in the child of a doctor
+    #[command(hide = true)]
+    TryEgress(TrialArgs),
 }
 
 /// Runs the command that was typed.
@@ -73,6 +80,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::CheckFormat if check::run() => Ok(()),
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
+        Command::TryEgress(args) => doctor::try_egress(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
         Command::Key(command) => govern::key(command),

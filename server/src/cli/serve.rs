@@ -1,15 +1,15 @@
 //! `rempart serve`: from settings to a running server, and to its end.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::{Access, Keys};
-use crate::config::{GovernanceSettings, ServeArgs, Settings};
+use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
+use crate::egress;
 use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
@@ -22,6 +22,11 @@ use crate::warm_up;
 /// Serves until a signal, or a fault of the engine, ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.check()?;
+    let listeners = Listeners::bind(&settings.http)?;
+    if settings.http.zero_egress {
+        // Before the first thread: what a thread may do is its own.
+        egress::confine(settings.governance.database.as_ref()).context("--zero-egress")?;
+    }
     if settings.http.admin.bind.is_some() || settings.http.admin.idle_unload.is_some() {
         rempart_kernels::use_one_heap();
     }
@@ -29,27 +34,56 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting tokio")?;
-    let result = runtime.block_on(serve(settings));
+    let result = runtime.block_on(serve(settings, listeners));
     // A model that is still loading, or a step in flight, is not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<()> {
+/// What clients and operators connect to.
+struct Listeners {
+    clients: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds the addresses, which a process that is confined can't.
+    fn bind(settings: &HttpSettings) -> anyhow::Result<Self> {
+        // A runtime without threads: the standard library itself keeps no more than 128 connections waiting.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .context("starting tokio")?;
+        let bind = |address: SocketAddr| {
+            let listener = runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind(address).await?;
+                listener.into_std()
+            });
+            listener.with_context(|| format!("listening on {address}"))
+        };
+        Ok(Self {
+            clients: bind(settings.bind)?,
+            admin: settings.admin.bind.map(bind).transpose()?,
+        })
+    }
+}
+
+async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
+    metrics.zero_egress(settings.http.zero_egress);
     let shutdown = Shutdown::default();
     // From here on, who renews a certificate too early ends nothing.
     let hangups = signal(SignalKind::hangup()).context("receiving SIGHUP")?;
     let tls = settings.http.tls.clone();
     let tls = tls.map(|tls| Tls::open(tls, metrics.tls())).transpose()?;
-    let bind = settings.http.bind;
-    let listener = listen(bind).await?;
-    let admin = match settings.http.admin.bind {
-        Some(bind) => Some(listen(bind).await?),
-        None => None,
-    };
+    let listen = tokio::net::TcpListener::from_std;
+    let listener = listen(listeners.clients)?;
+    let admin = listeners.admin.map(listen).transpose()?;
     let access = open_access(&settings.governance, &metrics).await?;
     access.record_server("server.started").await?;
+    if settings.http.zero_egress {
+        access.record_server("server.confined").await?;
+    }
     let app: AppState = Arc::new(App::new(
         settings.http.clone(),
         settings.request.clone(),
@@ -79,7 +113,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     }
     let secure = tls.is_some();
     let accepting = http::accept::serve(listener, tls, http::app(Arc::clone(&app)), Arc::clone(&app));
-    tracing::info!(address = %bind, tls = secure, "listening; not ready until the model is loaded");
+    tracing::info!(address = %settings.http.bind, tls = secure, "listening; not ready until the model is loaded");
     let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;
     if let Err(error) = app.access.record_server("server.stopped").await {
@@ -89,11 +123,6 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     result?;
     ensure!(whole, "the last rows of usage could not be written");
     Ok(())
-}
-
-async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(bind).await;
-    listener.with_context(|| format!("listening on {bind}"))
 }
 
 /// Opens the database of keys, if there is one, and tells the first key of a new one.

@@ -12,22 +12,26 @@ use crate::registry::Served;
 use crate::shutdown::Phase;
 
 #[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "they are what clients read")]
 pub struct Status {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Present, and true, where the kernel refuses the server every connection to elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zero_egress: Option<bool>,
 }
 
 /// Alive: the process should not be restarted, however busy it is.
 pub async fn livez(State(app): State<AppState>) -> Response {
     let mut loaded = app.registry.loaded().into_iter();
     let failed = loaded.any(|(_, served)| served.has_stopped());
-    answer(failed.then(|| "the engine has stopped".to_owned()), "alive")
+    answer(failed.then(|| "the engine has stopped".to_owned()), "alive", None)
 }
 
 /// Ready: a token was made, steps get somewhere, and new requests are taken.
 pub async fn readyz(State(app): State<AppState>) -> Response {
-    answer(not_ready(&app), "ready")
+    answer(not_ready(&app), "ready", app.http.zero_egress.then_some(true))
 }
 
 /// Models that an operator loads, or has unloaded, leave the server as ready as it was.
@@ -55,11 +59,12 @@ fn not_ready(app: &AppState) -> Option<String> {
     })
 }
 
-fn answer(reason: Option<String>, well: &'static str) -> Response {
+fn answer(reason: Option<String>, well: &'static str, zero_egress: Option<bool>) -> Response {
     match reason {
         None => Json(Status {
             status: well,
             reason: None,
+            zero_egress,
         })
         .into_response(),
         Some(reason) => {
@@ -67,6 +72,7 @@ fn answer(reason: Option<String>, well: &'static str) -> Response {
             let body = Json(Status {
                 status,
                 reason: Some(reason),
+                zero_egress,
             });
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }

@@ -13,7 +13,7 @@ fn help() {
     let mut command = Cli::command();
     insta::assert_snapshot!("help", command.render_help());
     command.build();
-    for name in ["serve", "pull", "key", "project", "audit"] {
+    for name in ["serve", "pull", "key", "project", "audit", "doctor"] {
         let help = command.find_subcommand_mut(name).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}"), help);
     }

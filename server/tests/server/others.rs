@@ -211,6 +211,21 @@ async fn readiness_needs_a_token() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_confined_tells_so() {
+    let server = TestServer::cold(&["--zero-egress"]);
+    assert_eq!(
+        server.get("/readyz").await.body,
+        r#"{"status":"not ready","reason":"no token was made yet","zero_egress":true}"#
+    );
+    server.warm_up().await;
+    assert_eq!(
+        server.get("/readyz").await.body,
+        r#"{"status":"ready","zero_egress":true}"#
+    );
+    assert_eq!(server.get("/livez").await.body, r#"{"status":"alive"}"#);
+}
+
+#[tokio::test]
 async fn a_draining_server_refuses_new_work_and_stays_alive() {
     let server = TestServer::start(&[]).await;
     server.app.shutdown.advance(Phase::Draining);

@@ -51,6 +51,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-confinement",
+        folder: "server/confinement",
+        dependencies: &[],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart-hub",
         folder: "server/hub",
         dependencies: &[],
@@ -60,6 +66,7 @@ const MEMBERS: &[Member] = &[
         name: "rempart",
         folder: "server",
         dependencies: &[
+            "rempart-confinement",
             "rempart-engine",
             "rempart-governance",
             "rempart-hub",
