@@ -3,6 +3,8 @@
 //!
 //! Single runs of whole passes, not medians: each takes seconds, and the bars are far away from them.
 
+#![expect(clippy::print_stdout, reason = "it is what this program is for")]
+
 use std::time::Instant;
 
 use rempart_governance::{

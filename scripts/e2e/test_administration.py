@@ -1,4 +1,5 @@
 """Administration as the official client and an operator meet it, on either kind of database."""
+import concurrent.futures
 import json
 import re
 import subprocess
@@ -150,3 +151,29 @@ def test_who_is_erased_is_nobody_and_checkpoints_hold(governed):
     checkpoints.write_text("\n".join(lines) + "\n")
     assert "another key" in rempart(*verify[:-1], "0" * 64, fails=True)
     assert chat(owner).choices
+
+
+def test_a_copy_of_a_server_at_work_is_a_database_of_either_kind(governed, own_server, tmp_path):
+    server, database, owner, _ = governed
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(chat, owner) for _ in range(24)]
+        copy = tmp_path / "copy.jsonl"
+        began = time.monotonic()
+        assert "rows are in" in rempart("backup", *database, str(copy))
+        for one in asked:
+            assert one.result().choices
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert "is there already" in rempart("backup", *database, str(copy), fails=True)
+    secret = database[2:]
+    with Cluster() as cluster:
+        for place in (str(tmp_path / "restored.db"), cluster.url):
+            told = rempart("restore", "--database", place, *secret, str(copy))
+            assert "and each is what was written, as are their sums" in told
+            assert "in use" in rempart("restore", "--database", place, *secret, str(copy), fails=True)
+            restored = own_server("smollm2", "restored.log", ["--database", place, *secret, "--served-model-name", "m"])
+            assert chat(client_of(restored, owner.api_key)).choices
+            restored.stop()
+        assert time.monotonic() - began < 60
+    cut = tmp_path / "cut.jsonl"
+    cut.write_bytes(copy.read_bytes()[:-200])
+    assert "no whole copy" in rempart("restore", "--database", str(tmp_path / "third.db"), *secret, str(cut), fails=True)

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use admin::{AdminArgs, AdminSettings};
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
-pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings, currency};
+pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings, currency, place_of};
 pub use hosts::AllowedHosts;
 pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};

@@ -4,27 +4,15 @@ use std::net::ToSocketAddrs as _;
 
 use anyhow::Context as _;
 use rempart_confinement::{Confined, Reach};
-use rempart_governance::Database;
-use sqlx::postgres::PgConnectOptions;
-
-/// Where the driver finds a database.
-enum Place {
-    /// A file, or none.
-    Here,
-    Socket,
-    Tcp {
-        host: String,
-        port: u16,
-    },
-}
+use rempart_governance::{Database, Way};
 
 /// Confines this process to its database, if that is a server.
 ///
 /// # Errors
 /// Where the kernel can't, where threads run already, or where the database's name can't be found without DNS.
 pub fn confine(database: Option<&Database>) -> anyhow::Result<Confined> {
-    let place = Place::of(database)?;
-    let reach = place.reach();
+    let way = database.and_then(Database::way);
+    let reach = reach(database);
     let confined = rempart_confinement::confine(reach)?;
     tracing::info!(
         landlock_abi = confined.landlock_abi,
@@ -32,56 +20,31 @@ pub fn confine(database: Option<&Database>) -> anyhow::Result<Confined> {
         may_connect_to = %reach,
         "the kernel refuses this process every connection to elsewhere"
     );
-    place.look_up()?;
+    look_up(way.as_ref())?;
     Ok(confined)
 }
 
 /// Whom a server with this database connects to.
-///
-/// # Errors
-/// Where it is no database's place.
-pub fn reach(database: Option<&Database>) -> anyhow::Result<Reach> {
-    Ok(Place::of(database)?.reach())
+pub fn reach(database: Option<&Database>) -> Reach {
+    match database.and_then(Database::way) {
+        None => Reach::Nobody,
+        Some(Way::Socket) => Reach::UnixSockets,
+        Some(Way::Tcp { port, .. }) => Reach::Port(port),
+    }
 }
 
-impl Place {
-    fn of(database: Option<&Database>) -> anyhow::Result<Self> {
-        let Some(Database::Server(url)) = database else {
-            return Ok(Self::Here);
-        };
-        // What is wrong with it may be the password: it is not told.
-        let options: PgConnectOptions = url.parse().ok().context("--database: this is no URL")?;
-        let host = options.get_host();
-        if options.get_socket().is_some() || host.starts_with('/') {
-            return Ok(Self::Socket);
-        }
-        Ok(Self::Tcp {
-            host: host.to_owned(),
-            port: options.get_port(),
-        })
-    }
-
-    fn reach(&self) -> Reach {
-        match self {
-            Self::Here => Reach::Nobody,
-            Self::Socket => Reach::UnixSockets,
-            Self::Tcp { port, .. } => Reach::Port(*port),
-        }
-    }
-
-    /// Finds the database's address as its driver will, which DNS can't help with any more.
-    fn look_up(&self) -> anyhow::Result<()> {
-        let Self::Tcp { host, port } = self else {
-            return Ok(());
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        (host, *port).to_socket_addrs().map(drop).with_context(|| {
-            format!(
-                "the database's host {host} has no address without DNS, which --zero-egress shuts: give its address in \
-                 --database, or in a line of /etc/hosts"
-            )
-        })
-    }
+/// Finds the database's address as its driver will, which DNS can't help with any more.
+fn look_up(way: Option<&Way>) -> anyhow::Result<()> {
+    let Some(Way::Tcp { host, port }) = way else {
+        return Ok(());
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (host, *port).to_socket_addrs().map(drop).with_context(|| {
+        format!(
+            "the database's host {host} has no address without DNS, which --zero-egress shuts: give its address in \
+             --database, or in a line of /etc/hosts"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -90,8 +53,8 @@ mod tests {
 
     #[test]
     fn a_server_needs_its_database_and_no_more() {
-        let of = |place: &str| reach(Some(&place.parse().unwrap())).unwrap();
-        assert_eq!(reach(None).unwrap(), Reach::Nobody);
+        let of = |place: &str| reach(Some(&place.parse().unwrap()));
+        assert_eq!(reach(None), Reach::Nobody);
         assert_eq!(of("/var/lib/rempart.db"), Reach::Nobody);
         assert_eq!(
             of("postgres://a@localhost/a?host=/run/postgresql"),
@@ -107,7 +70,7 @@ mod tests {
 
     #[test]
     fn names_of_hosts_are_found_without_dns() {
-        let look_up = |url: &str| Place::of(Some(&url.parse().unwrap())).unwrap().look_up();
+        let look_up = |url: &str| super::look_up(url.parse::<Database>().unwrap().way().as_ref());
         for url in [
             "postgres://a@localhost/a",
             "postgres://a@127.0.0.1/a",

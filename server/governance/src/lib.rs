@@ -26,6 +26,6 @@ pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
     AuditQuery, Database, Error, Member, NewKeyRequest, Person, Project, Record, ServiceAccount, Store,
-    UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, now_ms, now_s,
+    UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -121,6 +121,10 @@ impl DatabaseArgs {
     }
 }
 
-fn place_of(text: &str) -> Result<Database, Error> {
+/// Reads the place of a database.
+///
+/// # Errors
+/// What is wrong with it, and nothing of it.
+pub fn place_of(text: &str) -> Result<Database, Error> {
     text.parse().map_err(|reason| Error::Database { reason })
 }

@@ -86,7 +86,7 @@ const MEMBERS: &[Member] = &[
         name: "rempart-bench",
         folder: "benches",
         dependencies: &[],
-        dev_dependencies: &["rempart-engine", "rempart-kernels"],
+        dev_dependencies: &["rempart-engine", "rempart-governance", "rempart-kernels"],
     },
     Member {
         name: "xtask",

@@ -62,10 +62,10 @@ impl Condition {
 }
 
 /// An identifier of a project as a pattern that fits itself alone; nothing else is one, and fits nothing.
-fn pattern(id: &String) -> String {
+fn pattern(id: &str) -> String {
     let rest = id.strip_prefix(PROJECT_PREFIX).unwrap_or_default();
     let sound = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if sound { id.clone() } else { String::new() }
+    if sound { id.to_owned() } else { String::new() }
 }
 
 impl AuditQuery {
@@ -82,7 +82,7 @@ impl AuditQuery {
         condition.one_of("object = {}", &self.objects);
         condition.one_of(
             "object = {} OR detail LIKE '%\"project\":\"' || {} || '\"%' OR object IN (SELECT id FROM api_key WHERE project = {})",
-            &self.projects.iter().map(pattern).collect::<Vec<_>>(),
+            &self.projects.iter().map(|id| pattern(id)).collect::<Vec<_>>(),
         );
         condition.number("at_ms >=", self.from_ms);
         condition.number("at_ms <=", self.to_ms);

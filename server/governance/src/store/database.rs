@@ -50,7 +50,35 @@ pub(super) enum Durable {
     AtEverySync,
 }
 
+/// How a server of a database is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a socket of this machine.
+    Socket,
+    Tcp {
+        host: String,
+        port: u16,
+    },
+}
+
 impl Database {
+    /// How it is reached; `None` where it is a file.
+    pub fn way(&self) -> Option<Way> {
+        let Self::Server(url) = self else {
+            return None;
+        };
+        // It was read once, or there would be no such value.
+        let options: PgConnectOptions = url.parse().ok()?;
+        let host = options.get_host();
+        if options.get_socket().is_some() || host.starts_with('/') {
+            return Some(Way::Socket);
+        }
+        Some(Way::Tcp {
+            host: host.to_owned(),
+            port: options.get_port(),
+        })
+    }
+
     /// Whether others than this machine could read on the way there, as it has no TLS that proves who is there.
     pub fn is_exposed(&self) -> bool {
         let Self::Server(url) = self else {

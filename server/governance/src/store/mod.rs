@@ -24,7 +24,7 @@ use thiserror::Error;
 
 pub use accounts::ServiceAccount;
 pub use audit::{AuditQuery, Record};
-pub use database::Database;
+pub use database::{Database, Way};
 use database::{Durable, Opened, WAIT};
 pub use keys::NewKeyRequest;
 pub use limits::WEIGHT_MAX;
@@ -179,6 +179,7 @@ impl Store {
     }
 
     /// The same, whose reads wait for no others.
+    #[must_use]
     pub fn apart(&self) -> Self {
         Self {
             pool: self.looks.clone(),

@@ -49,7 +49,7 @@ impl Store {
         Ok(project)
     }
 
-    /// Makes a project and a key of the role [`Role::Owner`] in it, where nothing was ever made; `None` elsewhere.
+    /// Makes a project and a key of the role [`Role::Owner`] in it, where no project was ever made; `None` elsewhere.
     ///
     /// # Errors
     /// What the database says.
@@ -60,7 +60,7 @@ impl Store {
         name: &str,
     ) -> Result<Option<NewKey>, Error> {
         let (mut change, actor) = self.begin_as(actor).await?;
-        let any = sqlx::query("SELECT seq FROM audit_event LIMIT 1")
+        let any = sqlx::query("SELECT id FROM project LIMIT 1")
             .fetch_optional(&mut *change)
             .await?;
         if any.is_some() {

@@ -10,6 +10,7 @@ use clap::Args;
 use rempart_confinement::{Attempt, Reach, inspect, try_everything};
 
 use super::DoctorArgs;
+use crate::config::place_of;
 use crate::egress::reach;
 
 const COMMAND: &str = "try-egress";
@@ -26,7 +27,8 @@ pub struct TrialArgs {
 }
 
 pub(super) fn check(args: &DoctorArgs) -> anyhow::Result<bool> {
-    let reach = reach(args.database.as_ref())?;
+    let database = args.database.as_deref().map(place_of).transpose()?;
+    let reach = reach(database.as_ref());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening on loopback")?;
     let SocketAddr::V4(elsewhere) = listener.local_addr()? else {
         bail!("the address that was bound is another");

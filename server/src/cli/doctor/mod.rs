@@ -5,7 +5,6 @@ mod egress;
 
 use anyhow::ensure;
 use clap::Args;
-use rempart_governance::Database;
 
 pub(super) use egress::{TrialArgs, try_egress};
 
@@ -17,7 +16,7 @@ pub struct DoctorArgs {
     egress: bool,
     /// Database of the server that is meant, as its --database has it: whom it may connect to depends on it [default: none]
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
-    database: Option<Database>,
+    database: Option<String>,
     /// Also tell whether this process, a server that runs, is confined
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
