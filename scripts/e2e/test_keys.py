@@ -123,7 +123,7 @@ def test_a_full_disk_is_got_over(own_server, tmp_path):
     """Nothing is done that can't be recorded, and once there is space again all is as before."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False).returncode != 0:
         pytest.skip("no small file system can be mounted here")
     try:
         port = free_port()
@@ -146,8 +146,27 @@ def test_a_full_disk_is_got_over(own_server, tmp_path):
                 fill.write(bytes(1024))
         statuses = [ask() for _ in range(12)]
         assert 503 in statuses, statuses
+        # Answers that are made already wait for their rows at most two seconds; from then on none begins.
+        client = openai.OpenAI(base_url=f"{server.root}/v1", api_key=first, max_retries=0, timeout=30)
+        for _ in range(40):
+            began = time.monotonic()
+            try:
+                chat(client, model)
+            except openai.APIStatusError as error:
+                assert error.status_code == 503 and time.monotonic() - began < 1
+                break
+        else:
+            pytest.fail("a full disk took every row")
         (disk / "fill").unlink()
         assert [ask() for _ in range(4)] == [200] * 4
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert chat(client, model).choices
+                break
+            except openai.APIStatusError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
         server.stop()
         assert "and each is what was written" in rempart("audit", "verify", "--database", database)
     finally:

@@ -184,11 +184,14 @@ async fn what_fails_has_a_row_too() {
 async fn who_leaves_pays_for_what_was_made() {
     let (governed, key) = Governed::with_member().await;
     let body = chat_body(json!({"stream": true, "max_tokens": 200, "ignore_eos": true}));
+    // All of them take a second.
+    governed.server.controls.token_ms.store(5, Ordering::Relaxed);
     let mut stream = governed.begun(&key, CHAT, body).await;
     for _ in 0..4 {
         stream.frame().await.unwrap().unwrap();
     }
     drop(stream);
+    governed.server.controls.token_ms.store(0, Ordering::Relaxed);
     let row = governed.rows_become(1).await.remove(0);
     assert_eq!((row.status, row.outcome.as_str()), (499, "cancelled"));
     assert!(row.input > 0 && (1..200).contains(&row.output), "{row:?}");
