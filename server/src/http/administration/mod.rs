@@ -95,8 +95,12 @@ pub fn routes(state: &AppState) -> Router<AppState> {
         .route_layer(from_fn_with_state(Arc::clone(state), in_turn))
 }
 
-/// Lets few of these requests work at one time: they read whole tables, and what must be read in time should not wait.
+/// Lets few lists be made at one time: they read whole tables.
 async fn in_turn(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    if !request.method().is_safe() {
+        // Changes wait for each other anyhow, and their bodies may take their time.
+        return next.run(request).await;
+    }
     let turn = tokio::time::timeout(TURN_WAIT, app.administration.acquire()).await;
     match turn {
         Ok(Ok(_turn)) => next.run(request).await,
