@@ -142,10 +142,12 @@ impl Access {
     /// Looks for changes of keys, for as long as it runs, if there are any.
     pub async fn follow(&self) {
         if let Self::Keys(keys) = self {
-            match &keys.checkpoints {
-                Some(checkpoints) => drop(tokio::join!(keys.follow(), checkpoints.keep())),
-                None => keys.follow().await,
-            }
+            let checkpoints = async {
+                if let Some(checkpoints) = &keys.checkpoints {
+                    checkpoints.keep().await;
+                }
+            };
+            tokio::join!(keys.follow(), keys.denials.keep(&keys.store), checkpoints);
         }
     }
 
@@ -285,7 +287,9 @@ impl Access {
             Self::Open => Ok(()),
             Self::Keys(keys) => {
                 let detail = format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"));
-                keys.store.record("server", action, "server", detail).await
+                let recording = keys.store.record("server", action, "server", detail);
+                let recorded = tokio::time::timeout(LOOK_MAX, recording).await;
+                recorded.unwrap_or(Err(Error::Silent))
             }
         }
     }
@@ -360,10 +364,6 @@ impl Keys {
         loop {
             tokio::time::sleep(LOOK).await;
             self.look_in_time().await;
-            let recorded = tokio::time::timeout(LOOK_MAX, self.denials.record_in_time(&self.store)).await;
-            if let Err(error) = recorded.unwrap_or(Err(Error::Silent)) {
-                tracing::error!(%error, "what keys were refused can't be recorded");
-            }
         }
     }
 

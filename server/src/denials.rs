@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rempart_governance::{Error, Record, Store};
 use serde_json::json;
@@ -19,21 +19,13 @@ const UNKNOWN: &str = "unknown";
 type Counts = BTreeMap<(String, &'static str), u64>;
 
 /// Those that are not recorded yet. Only keys that there are have entries of their own, so that there are no more than those.
+#[derive(Default)]
 pub struct Denials {
     counts: Mutex<Counts>,
-    recorded: Mutex<Instant>,
-}
-
-impl Default for Denials {
-    fn default() -> Self {
-        Self {
-            counts: Mutex::default(),
-            recorded: Mutex::new(Instant::now()),
-        }
-    }
 }
 
 impl Denials {
+    /// Counts one.
     pub fn count(&self, refusal: &Refusal) {
         let (key, reason) = match refusal {
             Refusal::Key(_, Some(id)) => (id.0.as_str(), "ended"),
@@ -46,19 +38,14 @@ impl Denials {
         *counts.entry((key.to_owned(), reason)).or_default() += 1;
     }
 
-    /// Records them, if it is time.
-    ///
-    /// # Errors
-    /// As [`Denials::record`].
-    pub async fn record_in_time(&self, store: &Store) -> Result<(), Error> {
-        {
-            let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            if recorded.elapsed() < RECORD_EVERY {
-                return Ok(());
+    /// Records them from time to time, for as long as it runs.
+    pub async fn keep(&self, store: &Store) {
+        loop {
+            tokio::time::sleep(RECORD_EVERY).await;
+            if let Err(error) = self.record(store).await {
+                tracing::error!(%error, "what keys were refused can't be recorded");
             }
-            *recorded = Instant::now();
         }
-        self.record(store).await
     }
 
     /// Records them.
@@ -66,7 +53,8 @@ impl Denials {
     /// # Errors
     /// What the database says; they are counted on.
     pub async fn record(&self, store: &Store) -> Result<(), Error> {
-        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        // They stay until they are recorded, whatever becomes of this.
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if counts.is_empty() {
             return Ok(());
         }
@@ -83,13 +71,14 @@ impl Denials {
                 detail: detail.clone(),
             })
             .collect();
-        let recorded = store.record_all(&records).await;
-        if recorded.is_err() {
-            let mut later = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            for (of, count) in counts {
-                *later.entry(of).or_default() += count;
+        store.record_all(&records).await?;
+        let mut left = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (of, recorded) in &counts {
+            if let Some(count) = left.get_mut(of) {
+                *count = count.saturating_sub(*recorded);
             }
         }
-        recorded
+        left.retain(|_, count| *count > 0);
+        Ok(())
     }
 }

@@ -146,6 +146,8 @@ async fn no_part_of_a_copy_is_restored(place: Place) {
         ),
         &text.replace("\"table\":\"setting\"", "\"table\":\"sqlite_master\""),
         "[[[[[[[[[[[[[[[[[[[[[",
+        &format!("{text}x"),
+        &format!("{text}{text}"),
     ] {
         let restored = store.restore("cli:root", wrong.as_bytes(), || ()).await;
         assert!(restored.is_err(), "{}", &wrong[..wrong.len().min(60)]);

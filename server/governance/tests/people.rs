@@ -392,7 +392,11 @@ async fn a_checkpoint_is_of_both_chains(place: Place) {
 }
 
 async fn another_secret_is_refused(place: Place) {
-    let _store = open(&place).await;
+    let store = open(&place).await;
+    let anna = anna(&store, Role::Member).await;
+    // Without it the name of her key would be there for everyone.
+    let unsealed = own_key(&place.open().await, &anna.id, Role::Member).await;
+    assert!(matches!(unsealed, Err(Error::Refused(_))));
     let other = Secret::open_or_make(&place.folder().join("other")).unwrap();
     let opened = place.open().await.with_secret("cli:root", other).await;
     assert!(matches!(opened, Err(Error::Refused(_))));

@@ -4,6 +4,7 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ on_both! {
     a_new_database_gets_one_first_key_whoever_opens_it
     one_bad_row_locks_nobody_else_out
     after_failures_changes_are_made_again
+    who_gives_up_waiting_keeps_nobody_waiting
 }
 
 async fn whole_chain(store: &Store) -> Result<(i64, String), Broken> {
@@ -292,4 +294,33 @@ async fn after_failures_changes_are_made_again(place: Place) {
         }
     }
     assert_eq!(whole_chain(&store).await.unwrap().0, 8);
+}
+
+/// Somebody makes a change for so long that another gives up, and another is cut off while it waits.
+async fn who_gives_up_waiting_keeps_nobody_waiting(place: Place) {
+    let (store, other) = (place.open().await, place.open().await);
+    let mut raw = place.raw().await;
+    let begin = if place.is_file() {
+        "BEGIN IMMEDIATE"
+    } else {
+        "BEGIN; SELECT COUNT(*) FROM pg_advisory_xact_lock(8241937502110001)"
+    };
+    sqlx::raw_sql(begin).execute(&mut raw).await.unwrap();
+    let waiting = store.create_project("cli:root", "a", &[]);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), waiting)
+            .await
+            .is_err()
+    );
+    assert!(
+        store.create_project("cli:root", "b", &[]).await.is_err(),
+        "it waits for five seconds"
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut raw).await.unwrap();
+    for (at, one) in [&store, &other, &store].into_iter().enumerate() {
+        let name = format!("c{at}");
+        let made = tokio::time::timeout(Duration::from_secs(4), one.create_project("cli:root", &name, &[]));
+        made.await.expect("nobody holds it").unwrap();
+    }
+    assert_eq!(whole_chain(&store).await.unwrap().0, 3);
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, Checkpoint, End, Store, verify};
+use rempart_governance::{AuditEvent, BadCheckpoint, Checkpoint, End, Store, verify};
 use serde_json::json;
 
 use super::govern::{say, with_secret, with_store};
@@ -136,16 +136,28 @@ impl Noted {
                 .public_key(),
         };
         let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        let mut count = 0;
-        for (at, line) in lines.enumerate() {
+        let lines = text.lines().enumerate();
+        let (mut count, mut cut) = (0, 0);
+        for (at, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
             let place = || format!("line {} of {}", at + 1, file.display());
-            let checkpoint = Checkpoint::read(line, Some(&key)).with_context(place)?;
+            let checkpoint = match Checkpoint::read(line, Some(&key)) {
+                // A loss of power leaves such. Whoever can write one could as well take lines away.
+                Err(BadCheckpoint::Form) => {
+                    cut += 1;
+                    continue;
+                }
+                read => read.with_context(place)?,
+            };
             self.audit.push(checkpoint.audit);
             self.usage.extend(checkpoint.usage);
             count += 1;
         }
         ensure!(count > 0, "{} has no checkpoint", file.display());
+        if cut > 0 {
+            say(&format!(
+                "{cut} lines that are no checkpoints: they were cut, or are of something else"
+            ))?;
+        }
         say(&format!("{count} checkpoints, each signed"))
     }
 }

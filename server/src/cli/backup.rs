@@ -5,7 +5,7 @@ use std::io::{BufReader, BufWriter};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rempart_governance::Store;
@@ -42,24 +42,26 @@ pub(super) fn backup(args: &BackupArgs) -> anyhow::Result<()> {
     let file = &args.file;
     with_store(&args.database, async |store| {
         ensure!(!file.exists(), "{} is there already", file.display());
+        // Of its own, whatever another run does.
         let mut part = file.clone().into_os_string();
-        part.push(".part");
+        part.push(format!(".{}.part", uuid::Uuid::new_v4().simple()));
         let part = PathBuf::from(part);
         let made = write(&args.database, store, &part).await;
-        let rows = match made {
-            Ok(rows) => rows,
-            Err(error) => {
-                // What is there of it is no copy.
-                let _ = std::fs::remove_file(&part);
-                return Err(error);
-            }
-        };
-        std::fs::rename(&part, file).with_context(|| format!("writing {}", file.display()))?;
+        // Not over a file that has come meanwhile.
+        let linked = made.and_then(|rows| {
+            std::fs::hard_link(&part, file).with_context(|| format!("writing {}", file.display()))?;
+            Ok(rows)
+        });
+        let _ = std::fs::remove_file(&part);
+        let rows = linked?;
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
         say(&format!("{rows} rows are in {}", file.display()))?;
         say("names of people in it need the secret, which it does not have: keep a copy of that elsewhere")
     })
 }
 
+/// Writes a copy, safe from a loss of power; the number of rows.
 async fn write(database: &DatabaseArgs, store: &Store, part: &Path) -> anyhow::Result<u64> {
     let place = || format!("writing {}", part.display());
     let mut options = OpenOptions::new();
@@ -88,7 +90,7 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
         drop(bar);
         let done = match restored {
             Ok(rows) => say(&format!("{rows} rows are in {place}")),
-            Err(error) => bail!(anyhow::Error::new(error).context(format!("{}", args.file.display()))),
+            Err(error) => Err(anyhow::Error::new(error).context(format!("{}", args.file.display()))),
         };
         let done = match done {
             Ok(()) => prove(&store, &Noted::default()).await,

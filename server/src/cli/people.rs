@@ -177,6 +177,8 @@ fn told(person: &Person) -> String {
 pub(super) fn gdpr(command: GdprCommand) -> anyhow::Result<()> {
     match command {
         GdprCommand::Export { database, whom } => with_store(&database, async |store| {
+            // Without it, what names them would be missing.
+            store.secret()?;
             let person = store.person(&whom).await?;
             store
                 .record(&database.actor(), "user.exported", &person.id, "{}".to_owned())

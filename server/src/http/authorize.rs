@@ -6,8 +6,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use rempart_governance::Scope;
 
-use super::AppState;
 use super::error::ApiError;
+use super::{App, AppState};
 use crate::access::{Caller, Refusal};
 
 /// Where Anthropic's clients put the key.
@@ -159,10 +159,7 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
             next.run(request).await
         }
         Err(refusal) => {
-            app.metrics.denied(reason(&refusal));
-            app.access.count_denial(&refusal);
-            note(&refusal);
-            let mut response = error(&refusal).into_response();
+            let mut response = refuse(app, &refusal).into_response();
             if response.status() == StatusCode::UNAUTHORIZED {
                 let scheme = HeaderValue::from_static("Bearer");
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -200,8 +197,15 @@ fn note(refusal: &Refusal) {
     }
 }
 
-/// What is told of it.
-pub(super) fn error(refusal: &Refusal) -> ApiError {
+/// Counts and notes a refusal; what is told of it.
+pub(super) fn refuse(app: &App, refusal: &Refusal) -> ApiError {
+    app.metrics.denied(reason(refusal));
+    app.access.count_denial(refusal);
+    note(refusal);
+    error(refusal)
+}
+
+fn error(refusal: &Refusal) -> ApiError {
     match refusal {
         Refusal::NoKey => ApiError::no_key(),
         // Why a key is none is for its owner to ask an operator.

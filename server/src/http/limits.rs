@@ -53,7 +53,7 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     // A body can take its time, in which a key may end.
     app.access
         .recheck(&caller)
-        .map_err(|refusal| authorize::error(&refusal))?;
+        .map_err(|refusal| authorize::refuse(app, &refusal))?;
     Ok(Received {
         bytes,
         caller,

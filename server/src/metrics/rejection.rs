@@ -14,7 +14,7 @@ pub enum Rejection {
     LoadWaiting,
     Usage,
     FlowQueue,
-    /// Too many that administer.
+    /// Too many lists of administration.
     Administration,
 }
 

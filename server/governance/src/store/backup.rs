@@ -203,7 +203,7 @@ impl Store {
                     count += 1;
                     told();
                 }
-                Line::End(whole) if whole == count => break,
+                Line::End(whole) if whole == count && copy.from.fill_buf()?.is_empty() => break,
                 Line::End(_) => return Err(no_copy()),
             }
         }

@@ -117,21 +117,30 @@ impl Database {
         }
     }
 
-    /// Begins a change of everything but usage, of which there is one at a time. (To lock the table would keep a server's own
-    /// upkeep out, too. The numbers mean nothing, but are the same in all versions.)
-    pub(super) fn begin_change(&self) -> &'static str {
+    /// Begins a change.
+    pub(super) fn begin(&self) -> &'static str {
         match self {
             // It would else begin as a reader, and fail where two want to write.
             Self::File(_) => "BEGIN IMMEDIATE",
-            Self::Server(_) => "BEGIN; SELECT pg_advisory_xact_lock(8241937502110001)",
+            // Whoever waited for the lock is to see what was changed meanwhile.
+            Self::Server(_) => "BEGIN ISOLATION LEVEL READ COMMITTED",
         }
     }
 
-    /// Begins a change of usage, of which there is one at a time.
-    pub(super) fn begin_usage(&self) -> &'static str {
+    /// Has a change of everything but usage be the only one, where its beginning does not. (To lock the table would keep a server's
+    /// own upkeep out, too. The numbers mean nothing, but are the same in all versions.)
+    pub(super) fn lock_changes(&self) -> Option<&'static str> {
         match self {
-            Self::File(_) => "BEGIN IMMEDIATE",
-            Self::Server(_) => "BEGIN; SELECT pg_advisory_xact_lock(8241937502110002)",
+            Self::File(_) => None,
+            Self::Server(_) => Some("SELECT COUNT(*) FROM pg_advisory_xact_lock(8241937502110001)"),
+        }
+    }
+
+    /// The same of usage.
+    pub(super) fn lock_usage(&self) -> Option<&'static str> {
+        match self {
+            Self::File(_) => None,
+            Self::Server(_) => Some("SELECT COUNT(*) FROM pg_advisory_xact_lock(8241937502110002)"),
         }
     }
 
@@ -162,7 +171,9 @@ impl FromStr for Database {
         }
         if !SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
             // Whoever mistypes a URL has no file of that name, whose name would tell the password.
-            if text.contains("://") || text.trim() != text {
+            let scheme = text.split(':').next().unwrap_or_default().to_ascii_lowercase();
+            let meant = ["postgres", "postgresql"].contains(&scheme.as_str()) && scheme.len() < text.len();
+            if meant || text.contains("://") || text.trim() != text {
                 return Err(format!("it is the path of a file, or a URL: {URL}"));
             }
             return Ok(Self::File(PathBuf::from(text)));
@@ -295,6 +306,7 @@ mod tests {
             "postgres://db/a?pasword=hunter2",
             "Postgres://rempart:hunter2@db/a",
             " postgres://rempart:hunter2@db/a",
+            "postgres:/rempart:hunter2@db/a",
             "postgresql+asyncpg://rempart:hunter2@db/a",
         ] {
             let told = wrong.parse::<Database>().unwrap_err();
@@ -304,7 +316,7 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_a_path() {
-        for path in ["rempart.db", "/var/lib/rempart.db", "postgres:/x"] {
+        for path in ["rempart.db", "/var/lib/rempart.db", "postgres", "a:b"] {
             assert_eq!(path.parse(), Ok(Database::File(PathBuf::from(path))), "{path}");
         }
         assert!("".parse::<Database>().is_err());

@@ -3,7 +3,9 @@
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::accounts::ServiceAccount;
 use super::members::check_owner;
+use super::people::no_secret;
 use super::projects::{check_grant, living_project};
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
@@ -125,9 +127,15 @@ impl Store {
         rows.iter().map(|row| self.key_of(row)).collect()
     }
 
+    /// A key of its row, with its name as it was given where that can be told.
     fn key_of(&self, row: &AnyRow) -> Result<KeyRecord, Error> {
         let mut key = record(row)?;
-        if let Some(sealed) = key.name.strip_prefix(SEALED) {
+        // That of nobody, or of a program, is whatever they call it.
+        let owner = key
+            .owner
+            .as_deref()
+            .filter(|owner| !ServiceAccount::is_one(owner));
+        if let Some(sealed) = owner.and_then(|_| key.name.strip_prefix(SEALED)) {
             let opened = self
                 .secret
                 .as_ref()
@@ -228,9 +236,12 @@ pub(super) async fn insert_key(
         check_owner(change, actor, owner, (&project, wanted.role)).await?;
     }
     let key = NewKey::make()?;
-    let name = match (wanted.owner, secret) {
+    let name = match wanted.owner {
         // What a person's key is called may name them.
-        (Some(_), Some(secret)) => [SEALED, &secret.seal(&key.id.0, wanted.name)?].concat(),
+        Some(owner) if !ServiceAccount::is_one(owner) => {
+            let secret = secret.ok_or_else(no_secret)?;
+            [SEALED, &secret.seal(&key.id.0, wanted.name)?].concat()
+        }
         _ => wanted.name.to_owned(),
     };
     sqlx::query(

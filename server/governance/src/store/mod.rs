@@ -241,7 +241,12 @@ impl Store {
 
     /// Begins a change, which waits for another that is under way.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        Ok(self.changes.begin_with(self.database.begin_change()).await?)
+        let mut change = self.changes.begin_with(self.database.begin()).await?;
+        // Within it: one that is given up while it waits is rolled back.
+        if let Some(lock) = self.database.lock_changes() {
+            sqlx::query(lock).fetch_one(&mut *change).await?;
+        }
+        Ok(change)
     }
 
     /// Begins the change of somebody. What a key may do is what it may do now, whatever was known of it when it was shown.

@@ -108,9 +108,7 @@ impl Store {
     /// # Errors
     /// Where it is not known.
     pub fn secret(&self) -> Result<&Secret, Error> {
-        let missing =
-            || Error::Refused("this needs the secret of the database: give --secret FILE".to_owned());
-        self.secret.as_deref().ok_or_else(missing)
+        self.secret.as_deref().ok_or_else(no_secret)
     }
 
     /// Adds a person, or has one come back who had left.
@@ -345,6 +343,10 @@ async fn some_person(change: &mut Transaction<'static, Any>, id: &str) -> Result
         .parse()
         .map_err(|_| Error::Unsound(format!("the person {id}")))?;
     Ok((role, row.try_get(1)?))
+}
+
+pub(super) fn no_secret() -> Error {
+    Error::Refused("this needs the secret of the database: give --secret FILE".to_owned())
 }
 
 /// The address is not told: it is in no error.

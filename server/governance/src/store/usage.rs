@@ -9,7 +9,7 @@ use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
-use super::{Error, Store, now_ms};
+use super::{Database, Error, Store, now_ms};
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
 
 /// Columns of a batch and of a row, in the order in which they are read.
@@ -90,8 +90,7 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let begin = self.store.database.begin_usage();
-        let writing = write(&mut connection, begin, rows, last, self.in_doubt);
+        let writing = write(&mut connection, &self.store.database, rows, last, self.in_doubt);
         let written = tokio::time::timeout(ANSWER_MAX, writing)
             .await
             .unwrap_or(Err(Error::Silent));
@@ -115,12 +114,15 @@ impl UsageWriter {
 /// The batch that was written, if it was written now.
 async fn write(
     connection: &mut PoolConnection<Any>,
-    begin: &'static str,
+    database: &Database,
     rows: &[UsageEvent],
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
-    let mut change = connection.begin_with(begin).await?;
+    let mut change = connection.begin_with(database.begin()).await?;
+    if let Some(lock) = database.lock_usage() {
+        sqlx::query(lock).fetch_one(&mut *change).await?;
+    }
     if in_doubt && is_known(&mut change, rows).await? {
         // At once: the connection is kept, and would keep the lock.
         change.rollback().await?;

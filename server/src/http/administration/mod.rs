@@ -14,14 +14,14 @@ use axum::extract::{Path, Query, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use rempart_governance::{Actor, Error, Project, Store};
+use rempart_governance::{Actor, Denied, Error, Project, Store};
 
 use super::error::ApiError;
-use super::{App, AppState, limits};
-use crate::access::Caller;
+use super::{App, AppState, authorize, limits};
+use crate::access::{Caller, Refusal};
 use crate::metrics::Rejection;
 
-/// Requests of administration that work at one time.
+/// Lists that are made at one time.
 pub const TURNS: usize = 2;
 /// How long one waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(5);
@@ -182,7 +182,12 @@ async fn change<T>(
     let store = store(app)?;
     // Where there are keys, nobody comes here without one.
     let key = caller.key().ok_or_else(ApiError::no_key)?;
-    let made = change(store, Actor::Key(&key.0)).await.map_err(told)?;
+    let made = change(store, Actor::Key(&key.0)).await;
+    let made = made.map_err(|error| match error {
+        // Since it was shown.
+        Error::Ended => authorize::refuse(app, &Refusal::Key(Denied::Revoked, Some(key.clone()))),
+        error => told(error),
+    })?;
     // It is made, whether that succeeds now or at the next look.
     app.access.look().await;
     Ok(made)
@@ -194,7 +199,6 @@ fn told(error: Error) -> ApiError {
         Error::Refused(message) => ApiError::conflicting(message),
         Error::Missing(message) => ApiError::nothing_of_this_name(message),
         Error::Forbidden(role) => ApiError::not_grantable(role.name()),
-        Error::Ended => ApiError::wrong_key(),
         error => {
             let error = anyhow::Error::new(error);
             tracing::error!(error = format!("{error:#}"), "the database can't be used");
