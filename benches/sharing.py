@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""How projects share a machine, on a real model: token shares by weight, what a flood costs others, what keys cost at all.
+"""How projects share a machine, on a real model: token shares by weight, what a flood costs others, what keys cost at all,
+and what a row of usage adds to a request.
 
-    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3]
+    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3] [--only sharing|overhead|row]
 
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
 after a warm-up.  The time to the first token of one client is measured alone, beside as many clients of another project as
@@ -10,6 +11,8 @@ keys, in turns.  Standard library only.
 """
 import argparse
 import asyncio
+import http.client
+import json
 import pathlib
 import random
 import re
@@ -28,6 +31,7 @@ WEIGHTS = {"one": 1, "two": 2, "four": 4}
 PLACES = 8
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
 RETRY_S = 0.05
+ROW_REQUESTS = 2000
 NAME = "model"
 NAMED = ["--served-model-name", NAME]
 
@@ -147,13 +151,49 @@ def overhead(model, folder, seconds, turns):
           f"{medians['keys'] / medians['open']:.3f}")
 
 
+def refused(connection, headers):
+    """Microseconds that it takes to refuse a request, and to have its row written where there are keys."""
+    body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "temperature": -1})
+    began = time.perf_counter()
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 400, answer.status
+    return 1e6 * (time.perf_counter() - began)
+
+
+def row(model, folder, seconds, turns):
+    """What key, limits and a row that is waited for add to a request."""
+    folder = pathlib.Path(folder)
+    database, arguments = with_keys(folder)
+    added = {50: [], 99: []}
+    with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
+        plain.wait_ready()
+        kept.wait_ready()
+        key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
+        rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "requests-per-minute=100000000")
+        time.sleep(2)
+        json_ = {"Content-Type": "application/json"}
+        sides = [(http.client.HTTPConnection("127.0.0.1", plain.port), json_),
+                 (http.client.HTTPConnection("127.0.0.1", kept.port), json_ | {"Authorization": f"Bearer {key}"})]
+        for _ in range(turns):
+            took = [sorted(refused(*side) for _ in range(ROW_REQUESTS)) for side in sides]
+            for at, values in added.items():
+                values.append(took[1][ROW_REQUESTS * at // 100] - took[0][ROW_REQUESTS * at // 100])
+    for at, values in added.items():
+        print(f"p{at} of a refused request, microseconds more with key, limit and row: "
+              f"{', '.join(f'{value:.0f}' for value in values)}; median {statistics.median(values):.0f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=["sharing", "overhead", "row"])
     options = parser.parse_args()
-    for measure in (sharing, overhead):
+    measures = {"sharing": sharing, "overhead": overhead, "row": row}
+    for measure in [measures[options.only]] if options.only else measures.values():
         with tempfile.TemporaryDirectory() as folder:
             measure(options.model, folder, options.seconds, options.turns)
 

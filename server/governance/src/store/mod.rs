@@ -7,6 +7,7 @@ mod database;
 mod keys;
 mod limits;
 mod members;
+mod parts;
 mod people;
 mod projects;
 mod proof;

@@ -9,6 +9,7 @@ use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
+use super::parts::{Part, put};
 use super::{Database, Error, Store, now_ms};
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
 
@@ -55,7 +56,7 @@ pub struct UsageSum {
 }
 
 /// What requests of one sum have in common.
-type Of<'a> = (i64, &'a str, &'a str, &'a str, &'a str);
+pub(super) type Of<'a> = (i64, &'a str, &'a str, &'a str, &'a str);
 
 impl UsageWriter {
     pub fn new(store: Store) -> Self {
@@ -134,15 +135,12 @@ async fn write(
     };
     let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
     let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
-    insert_batch(&mut change, &new).await?;
-    let mut seq = new.first;
-    for row in rows {
-        insert(&mut change, seq, row).await?;
-        seq = seq.saturating_add(1);
-    }
-    for (of, sum) in sums(rows) {
-        add(&mut change, of, sum).await?;
-    }
+    let mut parts = vec![Part::Batch(&new)];
+    // Whatever somebody has written there as the last number.
+    let numbers = std::iter::successors(Some(new.first), |seq| Some(seq.saturating_add(1)));
+    parts.extend(numbers.zip(rows).map(|(seq, row)| Part::Row(seq, row)));
+    parts.extend(sums(rows).into_iter().map(|(of, sum)| Part::Sum(of, sum)));
+    put(&mut change, database, &parts).await?;
     change.commit().await?;
     Ok(Some(new))
 }
@@ -152,23 +150,6 @@ async fn last_batch(change: &mut Transaction<'_, Any>) -> Result<Option<UsageBat
         .fetch_optional(&mut **change)
         .await?;
     last.as_ref().map(batch).transpose()
-}
-
-async fn insert_batch(change: &mut Transaction<'_, Any>, batch: &UsageBatch) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO usage_batch (seq, at_ms, first_row, last_row, digest, previous, hash) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(batch.seq)
-    .bind(batch.at_ms)
-    .bind(batch.first)
-    .bind(batch.last)
-    .bind(batch.digest.as_str())
-    .bind(batch.previous.as_str())
-    .bind(batch.hash.as_str())
-    .execute(&mut **change)
-    .await?;
-    Ok(())
 }
 
 /// Whether rows are there already: they come all or none.
@@ -181,31 +162,6 @@ async fn is_known(change: &mut Transaction<'_, Any>, rows: &[UsageEvent]) -> Res
     Ok(known.is_some())
 }
 
-async fn insert(change: &mut Transaction<'_, Any>, seq: i64, row: &UsageEvent) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO usage_event (seq, id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
-         duration_ms, status, outcome, cost_nano) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-    )
-    .bind(seq)
-    .bind(row.id.as_str())
-    .bind(row.began_ms)
-    .bind(row.project.as_str())
-    .bind(row.key.as_str())
-    .bind(row.model.as_str())
-    .bind(row.endpoint.as_str())
-    .bind(row.input)
-    .bind(row.cached)
-    .bind(row.output)
-    .bind(row.first_ms)
-    .bind(row.duration_ms)
-    .bind(row.status)
-    .bind(row.outcome.as_str())
-    .bind(row.cost_nano)
-    .execute(&mut **change)
-    .await?;
-    Ok(())
-}
-
 fn sums(rows: &[UsageEvent]) -> BTreeMap<Of<'_>, UsageTotal> {
     let mut sums: BTreeMap<Of<'_>, UsageTotal> = BTreeMap::new();
     for row in rows {
@@ -213,31 +169,6 @@ fn sums(rows: &[UsageEvent]) -> BTreeMap<Of<'_>, UsageTotal> {
         sums.entry(of).or_default().add(row.total());
     }
     sums
-}
-
-async fn add(change: &mut Transaction<'_, Any>, of: Of<'_>, sum: UsageTotal) -> Result<(), Error> {
-    let (hour, project, key, model, endpoint) = of;
-    sqlx::query(
-        "INSERT INTO usage_bucket (hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (hour, project, api_key, model, endpoint) DO UPDATE \
-         SET requests = usage_bucket.requests + excluded.requests, refused = usage_bucket.refused + excluded.refused, input = usage_bucket.input + excluded.input, \
-         cached = usage_bucket.cached + excluded.cached, output = usage_bucket.output + excluded.output, \
-         cost_nano = usage_bucket.cost_nano + excluded.cost_nano",
-    )
-    .bind(hour)
-    .bind(project)
-    .bind(key)
-    .bind(model)
-    .bind(endpoint)
-    .bind(sum.requests)
-    .bind(sum.refused)
-    .bind(sum.input)
-    .bind(sum.cached)
-    .bind(sum.output)
-    .bind(sum.cost_nano)
-    .execute(&mut **change)
-    .await?;
-    Ok(())
 }
 
 impl Store {

@@ -1,0 +1,156 @@
+//! What a batch of usage is written as: statements, each by itself or some of them together.
+
+use std::fmt::Write as _;
+
+use sqlx::any::AnyArguments;
+use sqlx::query::Query;
+use sqlx::{Any, Transaction};
+
+use super::usage::Of;
+use super::{Database, Error};
+use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
+
+/// Parts that go to a file together: its driver has a thread of its own, and to wake it costs more than a row. (Of more of them the
+/// text would be long, and new for every number of rows; a server takes one statement at a time.)
+const TOGETHER_MAX: usize = 8;
+
+const BATCH: &[&str] = &[
+    "seq",
+    "at_ms",
+    "first_row",
+    "last_row",
+    "digest",
+    "previous",
+    "hash",
+];
+const ROW: &[&str] = &[
+    "seq",
+    "id",
+    "began_ms",
+    "project",
+    "api_key",
+    "model",
+    "endpoint",
+    "input",
+    "cached",
+    "output",
+    "first_ms",
+    "duration_ms",
+    "status",
+    "outcome",
+    "cost_nano",
+];
+const SUM: &[&str] = &[
+    "hour",
+    "project",
+    "api_key",
+    "model",
+    "endpoint",
+    "requests",
+    "refused",
+    "input",
+    "cached",
+    "output",
+    "cost_nano",
+];
+/// What a sum that is there already is added to.
+const ADDED: &str = " ON CONFLICT (hour, project, api_key, model, endpoint) DO UPDATE SET \
+     requests = usage_bucket.requests + excluded.requests, refused = usage_bucket.refused + excluded.refused, \
+     input = usage_bucket.input + excluded.input, cached = usage_bucket.cached + excluded.cached, \
+     output = usage_bucket.output + excluded.output, cost_nano = usage_bucket.cost_nano + excluded.cost_nano";
+
+/// One statement of a batch.
+pub(super) enum Part<'a> {
+    Batch(&'a UsageBatch),
+    /// With its number.
+    Row(i64, &'a UsageEvent),
+    Sum(Of<'a>, UsageTotal),
+}
+
+type Asked<'q> = Query<'q, Any, AnyArguments>;
+
+impl Part<'_> {
+    /// Adds its words, whose values are numbered from this on; the number behind them.
+    fn put(&self, words: &mut String, from: usize) -> usize {
+        let (table, columns, end) = match self {
+            Self::Batch(_) => ("usage_batch", BATCH, ""),
+            Self::Row(..) => ("usage_event", ROW, ""),
+            Self::Sum(..) => ("usage_bucket", SUM, ADDED),
+        };
+        let next = from + columns.len();
+        let marks: Vec<String> = (from..next).map(|at| format!("${at}")).collect();
+        // What is written into memory can't fail.
+        let _ = write!(
+            words,
+            "INSERT INTO {table} ({}) VALUES ({}){end}",
+            columns.join(", "),
+            marks.join(", ")
+        );
+        next
+    }
+
+    /// Adds its values.
+    fn bind<'q>(&self, asked: Asked<'q>) -> Asked<'q> {
+        match self {
+            Self::Batch(batch) => asked
+                .bind(batch.seq)
+                .bind(batch.at_ms)
+                .bind(batch.first)
+                .bind(batch.last)
+                .bind(batch.digest.clone())
+                .bind(batch.previous.clone())
+                .bind(batch.hash.clone()),
+            Self::Row(seq, row) => asked
+                .bind(*seq)
+                .bind(row.id.clone())
+                .bind(row.began_ms)
+                .bind(row.project.clone())
+                .bind(row.key.clone())
+                .bind(row.model.clone())
+                .bind(row.endpoint.clone())
+                .bind(row.input)
+                .bind(row.cached)
+                .bind(row.output)
+                .bind(row.first_ms)
+                .bind(row.duration_ms)
+                .bind(row.status)
+                .bind(row.outcome.clone())
+                .bind(row.cost_nano),
+            Self::Sum((hour, project, key, model, endpoint), sum) => asked
+                .bind(*hour)
+                .bind((*project).to_owned())
+                .bind((*key).to_owned())
+                .bind((*model).to_owned())
+                .bind((*endpoint).to_owned())
+                .bind(sum.requests)
+                .bind(sum.refused)
+                .bind(sum.input)
+                .bind(sum.cached)
+                .bind(sum.output)
+                .bind(sum.cost_nano),
+        }
+    }
+}
+
+/// Writes parts, in their order.
+pub(super) async fn put(
+    change: &mut Transaction<'_, Any>,
+    database: &Database,
+    parts: &[Part<'_>],
+) -> Result<(), Error> {
+    let together = match database {
+        Database::File(_) if parts.len() <= TOGETHER_MAX => parts.len(),
+        Database::File(_) | Database::Server(_) => 1,
+    };
+    for some in parts.chunks(together.max(1)) {
+        let (mut words, mut next) = (String::new(), 1);
+        for part in some {
+            next = part.put(&mut words, next);
+            words.push(';');
+        }
+        let asked = sqlx::query(sqlx::AssertSqlSafe(words));
+        let asked = some.iter().fold(asked, |asked, part| part.bind(asked));
+        asked.execute(&mut **change).await?;
+    }
+    Ok(())
+}
