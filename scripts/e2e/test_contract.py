@@ -123,6 +123,9 @@ def quick(document, served):
         encodes = name.removesuffix("Request") in ("Embeddings", "Rerank", "RerankV2", "Score")
         for form in schema.get("anyOf", [schema]):
             fields = form["properties"]
+            if "model" not in fields:
+                # What administers asks no model.
+                continue
             fields["model"] = {"type": "string", "enum": [served.encoder if encodes else served.model]}
             # Nothing is kept under the names that are made up.
             fields.pop("previous_response_id", None)
