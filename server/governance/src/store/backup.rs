@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction, TypeInfo as _, ValueRef as _};
 
-use super::{Error, Store, audit, now_ms};
+use super::{Error, Store, audit, now_ms, parts};
 use crate::actor::Actor;
 use crate::key::hex;
 
@@ -57,55 +57,11 @@ const TABLES: &[(&str, &[&str], &str)] = &[
         ],
         "seq",
     ),
-    (
-        "usage_batch",
-        &[
-            "seq",
-            "at_ms",
-            "first_row",
-            "last_row",
-            "digest",
-            "previous",
-            "hash",
-        ],
-        "seq",
-    ),
-    (
-        "usage_event",
-        &[
-            "seq",
-            "id",
-            "began_ms",
-            "project",
-            "api_key",
-            "model",
-            "endpoint",
-            "input",
-            "cached",
-            "output",
-            "first_ms",
-            "duration_ms",
-            "status",
-            "outcome",
-            "cost_nano",
-        ],
-        "seq",
-    ),
+    ("usage_batch", parts::BATCH, "seq"),
+    ("usage_event", parts::ROW, "seq"),
     (
         "usage_bucket",
-        &[
-            "hour",
-            "project",
-            "api_key",
-            "model",
-            "endpoint",
-            "requests",
-            "refused",
-            "input",
-            "cached",
-            "output",
-            "cost_nano",
-        ],
+        parts::SUM,
         "hour, project, api_key, model, endpoint",
     ),
 ];

@@ -14,7 +14,8 @@ use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
 /// text would be long, and new for every number of rows; a server takes one statement at a time.)
 const TOGETHER_MAX: usize = 8;
 
-const BATCH: &[&str] = &[
+/// Columns of the tables of usage, as they are written and copied.
+pub(super) const BATCH: &[&str] = &[
     "seq",
     "at_ms",
     "first_row",
@@ -23,7 +24,7 @@ const BATCH: &[&str] = &[
     "previous",
     "hash",
 ];
-const ROW: &[&str] = &[
+pub(super) const ROW: &[&str] = &[
     "seq",
     "id",
     "began_ms",
@@ -40,7 +41,7 @@ const ROW: &[&str] = &[
     "outcome",
     "cost_nano",
 ];
-const SUM: &[&str] = &[
+pub(super) const SUM: &[&str] = &[
     "hour",
     "project",
     "api_key",
