@@ -123,8 +123,21 @@ def own_server(current):
     """Starts a server for one test alone: the shared one is stopped first."""
     current.close()
     with contextlib.ExitStack() as stack:
-        def begin(name, log, arguments=()):
-            running = stack.enter_context(start(name, log, arguments))
-            running.wait_ready(READY_S)
-            return running
-        yield begin
+        yield beginning(stack)
+
+
+@pytest.fixture(scope="module")
+def module_server(current):
+    """The same for the tests of one module, which all ask what one server has left."""
+    current.close()
+    with contextlib.ExitStack() as stack:
+        yield beginning(stack)
+
+
+def beginning(stack):
+    """What starts a server that ends with the others on the stack."""
+    def begin(name, log, arguments=()):
+        running = stack.enter_context(start(name, log, arguments))
+        running.wait_ready(READY_S)
+        return running
+    return begin

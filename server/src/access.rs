@@ -10,12 +10,14 @@ use rempart_governance::{
     Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
     Standing, Store, Subject, month_began_ms, now_ms, now_s,
 };
+use serde_json::{Map, Value};
 
 use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
 use crate::denials::Denials;
 use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
+use crate::retention;
 
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,6 +69,7 @@ pub struct Keys {
     currency: String,
     checkpoints: Option<Checkpoints>,
     denials: Denials,
+    metrics: Metrics,
 }
 
 struct Seen {
@@ -147,7 +150,13 @@ impl Access {
                     checkpoints.keep().await;
                 }
             };
-            tokio::join!(keys.follow(), keys.denials.keep(&keys.store), checkpoints);
+            let deletions = retention::keep(&keys.store, &keys.metrics);
+            tokio::join!(
+                keys.follow(),
+                keys.denials.keep(&keys.store),
+                checkpoints,
+                deletions
+            );
         }
     }
 
@@ -278,15 +287,16 @@ impl Access {
         }
     }
 
-    /// Notes that the server itself began or ended.
+    /// Notes that the server itself began or ended, with what is to be known of it.
     ///
     /// # Errors
     /// Where that can't be written.
-    pub async fn record_server(&self, action: &str) -> Result<(), Error> {
+    pub async fn record_server(&self, action: &str, mut facts: Map<String, Value>) -> Result<(), Error> {
         match self {
             Self::Open => Ok(()),
             Self::Keys(keys) => {
-                let detail = format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"));
+                facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+                let detail = Value::Object(facts).to_string();
                 let recording = keys.store.record("server", action, "server", detail);
                 let recorded = tokio::time::timeout(LOOK_MAX, recording).await;
                 recorded.unwrap_or(Err(Error::Silent))
@@ -342,6 +352,7 @@ impl Keys {
         let keys = Self {
             checkpoints,
             denials: Denials::default(),
+            metrics: metrics.clone(),
             looks: store.apart(),
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,

@@ -24,6 +24,7 @@ mod process;
 pub mod registry;
 pub mod report;
 pub mod response_store;
+pub mod retention;
 mod runner;
 pub mod served_model;
 pub mod shutdown;

@@ -9,6 +9,7 @@ mod checkpoint;
 mod directory;
 mod key;
 mod limit;
+mod retention;
 mod role;
 mod secret;
 mod store;
@@ -22,10 +23,11 @@ pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use limit::{
     Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
 };
+pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Error, Member, NewKeyRequest, Person, Project, Record, ServiceAccount, Store,
-    UsageProof, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
+    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Noted, Oldest, Person, Project, Proof,
+    Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -131,6 +131,8 @@ pub enum BrokenUsage {
     Stray,
     #[error("a sum of the hour {0} is not that of the rows")]
     Sum(i64),
+    #[error("the sums that were kept of rows that were deleted are not those that were written")]
+    Kept,
 }
 
 impl UsageBatch {
@@ -171,6 +173,17 @@ impl UsageBatch {
             return Err(BrokenUsage::Batch(self.seq));
         }
         Ok(())
+    }
+
+    /// Whether it is what was written, wherever it stands.
+    ///
+    /// # Errors
+    /// Says that it is not.
+    pub(crate) fn check_itself(&self) -> Result<(), BrokenUsage> {
+        if self.hash == self.right_hash() {
+            return Ok(());
+        }
+        Err(BrokenUsage::Batch(self.seq))
     }
 
     /// How many rows it has.

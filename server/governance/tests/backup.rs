@@ -6,7 +6,8 @@ mod support;
 use std::collections::BTreeSet;
 
 use rempart_governance::{
-    Database, Error, Metric, Outcome, Role, Secret, Store, Subject, UsageEvent, UsageWriter, now_s, verify,
+    Database, Error, Metric, Noted, Outcome, Role, Secret, Store, Subject, UsageEvent, UsageWriter, now_s,
+    verify,
 };
 use sqlx::Row as _;
 
@@ -92,7 +93,7 @@ async fn what_is_restored_is_what_there_was(place: Place) {
                 .unwrap(),
             rows
         );
-        assert_eq!(restored.prove_usage(&[]).await.unwrap().rows, 300);
+        assert_eq!(restored.prove(&Noted::default()).await.unwrap().usage.0, 300);
         assert_eq!(
             restored.usage_events(1, 300).await.unwrap(),
             store.usage_events(1, 300).await.unwrap()

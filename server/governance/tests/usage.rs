@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rempart_governance::{Error, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
+use rempart_governance::{Error, Noted, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
 use sqlx::Connection as _;
 
 use support::Place;
@@ -39,7 +39,7 @@ fn used(at: i64) -> UsageEvent {
 }
 
 async fn proven(store: &Store) -> Result<i64, Error> {
-    Ok(store.prove_usage(&[]).await?.rows)
+    Ok(store.prove(&Noted::default()).await?.usage.0)
 }
 
 async fn what_was_used_is_summed_and_proven(place: Place) {
@@ -108,16 +108,13 @@ async fn usage_that_was_changed_is_found(place: Place) {
     for batch in rows.chunks(3) {
         writer.write(batch).await.unwrap();
     }
-    let whole = store.prove_usage(&[]).await.unwrap();
-    let noted = whole.last.clone().unwrap();
-    assert!(
-        store
-            .prove_usage(std::slice::from_ref(&noted))
-            .await
-            .unwrap()
-            .contains
-    );
-    assert_eq!((whole.rows, noted.0), (9, 3));
+    let (count, last) = store.prove(&Noted::default()).await.unwrap().usage;
+    let noted = Noted {
+        usage: vec![last.unwrap()],
+        ..Noted::default()
+    };
+    assert!(store.prove(&noted).await.unwrap().contains);
+    assert_eq!((count, noted.usage[0].0), (9, 3));
     drop(writer);
     store.close().await;
     for (at, change) in [
@@ -152,7 +149,7 @@ async fn usage_that_was_changed_is_found(place: Place) {
         sqlx::raw_sql(change).execute(&mut direct).await.unwrap();
         direct.close().await.unwrap();
         let store = Store::open(&changed).await.unwrap();
-        let proof = store.prove_usage(std::slice::from_ref(&noted)).await;
+        let proof = store.prove(&noted).await;
         assert!(proof.is_err() || !proof.as_ref().unwrap().contains, "{change}: {proof:?}");
         // And nothing panics.
         let _ = UsageWriter::new(store.clone()).write(&[used(100)]).await;

@@ -1,26 +1,39 @@
 //! `rempart audit`: the record of what was done, and the proof that it is whole.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+use chrono::NaiveDate;
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, BadCheckpoint, Checkpoint, End, Store, verify};
+use rempart_governance::{AuditEvent, AuditQuery, BadCheckpoint, Checkpoint, End, Noted, Store};
 use serde_json::json;
 
 use super::govern::{say, with_secret, with_store};
+use super::retention::day;
 use crate::config::DatabaseArgs;
 
 /// The audit chain.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Print its last rows
+    /// Print its last rows, or the last of some kind
     Tail {
         #[command(flatten)]
         database: DatabaseArgs,
         /// How many
         #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         lines: i64,
+        /// What was done, such as `user.deleted`; give it again for further ones
+        #[arg(long)]
+        action: Vec<String>,
+        /// What it was done to: an identifier, as the rows have it
+        #[arg(long)]
+        object: Vec<String>,
+        /// Who did it: the identifier of a key, a person or a service account, or as the rows have it
+        #[arg(long)]
+        actor: Vec<String>,
+        /// Only of this day, of UTC, as YYYY-MM-DD, and later ones
+        #[arg(long)]
+        from: Option<NaiveDate>,
     },
     /// Prove that no row was changed, moved or taken out
     Verify {
@@ -55,10 +68,25 @@ pub enum AuditCommand {
 
 pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
     match command {
-        AuditCommand::Tail { database, lines } => with_store(&database, async |store| {
-            let (end, _) = store.audit_end().await?;
-            for event in store.audit_events(end - lines).await? {
-                say(&line(&event))?;
+        AuditCommand::Tail {
+            database,
+            lines,
+            action,
+            object,
+            actor,
+            from,
+        } => with_store(&database, async |store| {
+            let query = AuditQuery {
+                actors: actor,
+                actions: action,
+                objects: object,
+                from_ms: from
+                    .and_then(|day| day.and_hms_opt(0, 0, 0))
+                    .map(|begin| begin.and_utc().timestamp_millis()),
+                ..AuditQuery::default()
+            };
+            for event in store.find_audit(&query, lines).await?.iter().rev() {
+                say(&line(event))?;
             }
             Ok(())
         }),
@@ -68,9 +96,9 @@ pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
             checkpoints,
             public_key,
         } => with_store(&database, async |store| {
-            let mut noted = Noted::read(&contains)?;
+            let mut noted = read_notes(&contains)?;
             if let Some(file) = checkpoints {
-                noted.add_checkpoints(store, &file, public_key)?;
+                add_checkpoints(&mut noted, store, &file, public_key)?;
             }
             prove(store, &noted).await
         }),
@@ -101,84 +129,90 @@ const USAGE: &str = "usage:";
 const CUT: &str =
     "what was noted is not in the chain: what is at its end was taken out, or all was written anew";
 
-/// What must be in the chains: numbers of rows and of batches, and their hashes.
-#[derive(Default)]
-pub(super) struct Noted {
-    audit: Vec<End>,
-    usage: Vec<End>,
+/// Of lines as [`prove`] prints them.
+fn read_notes(lines: &[String]) -> anyhow::Result<Noted> {
+    let mut noted = Noted::default();
+    for line in lines {
+        match line.strip_prefix(USAGE) {
+            Some(usage) => noted.usage.push(note(usage)?),
+            None => noted.audit.push(note(line)?),
+        }
+    }
+    Ok(noted)
 }
 
-impl Noted {
-    /// Of lines as [`prove`] prints them.
-    fn read(lines: &[String]) -> anyhow::Result<Self> {
-        let mut noted = Self::default();
-        for line in lines {
-            match line.strip_prefix(USAGE) {
-                Some(usage) => noted.usage.push(note(usage)?),
-                None => noted.audit.push(note(line)?),
+/// Adds those of a file of checkpoints.
+fn add_checkpoints(
+    noted: &mut Noted,
+    store: &Store,
+    file: &Path,
+    public_key: Option<String>,
+) -> anyhow::Result<()> {
+    // Who can write a checkpoint of their own can also write their key into it.
+    let key = match public_key {
+        Some(key) => key,
+        None => store
+            .secret()
+            .context("whose signature is right: give --public-key, or the secret")?
+            .public_key(),
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let lines = text.lines().enumerate();
+    let (mut count, mut cut) = (0, 0);
+    for (at, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
+        let place = || format!("line {} of {}", at + 1, file.display());
+        let checkpoint = match Checkpoint::read(line, Some(&key)) {
+            // A loss of power leaves such. Whoever can write one could as well take lines away.
+            Err(BadCheckpoint::Form) => {
+                cut += 1;
+                continue;
             }
-        }
-        Ok(noted)
-    }
-
-    fn add_checkpoints(
-        &mut self,
-        store: &Store,
-        file: &Path,
-        public_key: Option<String>,
-    ) -> anyhow::Result<()> {
-        // Who can write a checkpoint of their own can also write their key into it.
-        let key = match public_key {
-            Some(key) => key,
-            None => store
-                .secret()
-                .context("whose signature is right: give --public-key, or the secret")?
-                .public_key(),
+            read => read.with_context(place)?,
         };
-        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-        let lines = text.lines().enumerate();
-        let (mut count, mut cut) = (0, 0);
-        for (at, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
-            let place = || format!("line {} of {}", at + 1, file.display());
-            let checkpoint = match Checkpoint::read(line, Some(&key)) {
-                // A loss of power leaves such. Whoever can write one could as well take lines away.
-                Err(BadCheckpoint::Form) => {
-                    cut += 1;
-                    continue;
-                }
-                read => read.with_context(place)?,
-            };
-            self.audit.push(checkpoint.audit);
-            self.usage.extend(checkpoint.usage);
-            count += 1;
-        }
-        ensure!(count > 0, "{} has no checkpoint", file.display());
-        if cut > 0 {
-            say(&format!(
-                "{cut} lines that are no checkpoints: they were cut, or are of something else"
-            ))?;
-        }
-        say(&format!("{count} checkpoints, each signed"))
+        noted.audit.push(checkpoint.audit);
+        noted.usage.extend(checkpoint.usage);
+        count += 1;
     }
+    ensure!(count > 0, "{} has no checkpoint", file.display());
+    if cut > 0 {
+        say(&format!(
+            "{cut} lines that are no checkpoints: they were cut, or are of something else"
+        ))?;
+    }
+    say(&format!("{count} checkpoints, each signed"))
 }
-
 /// Proves both chains, and prints their ends.
 pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
-    let (rows, hash) = check_chain(store, &noted.audit).await?;
-    if rows == 0 {
-        bail!("there are no rows: every database begins with some");
-    }
-    let used = store.prove_usage(&noted.usage).await?;
-    if !used.contains {
-        bail!("{CUT}");
-    }
+    let proof = store.prove(noted).await?;
+    let (rows, (last, hash)) = &proof.audit;
+    ensure!(*rows > 0, "there are no rows: every database begins with some");
+    ensure!(proof.contains, CUT);
+    let (used, batch) = &proof.usage;
     say(&format!("{rows} rows, and each is what was written"))?;
     say(&format!(
-        "{} rows of usage, and each is what was written, as are their sums",
-        used.rows
+        "{used} rows of usage, and each is what was written, as are their sums"
     ))?;
-    say(&format!("last: {rows}:{hash}"))?;
-    used.last.map_or(Ok(()), |(batch, hash)| {
+    for (cut, what) in [
+        (&proof.trimmed.audit, "rows"),
+        (&proof.trimmed.usage, "rows of usage"),
+    ] {
+        if let Some(cut) = cut {
+            say(&format!(
+                "{what} up to {} were deleted, as they were kept for {} days: the chain begins behind {}",
+                day(cut.at_ms / 1_000),
+                cut.days,
+                cut.seq
+            ))?;
+        }
+    }
+    if proof.deleted > 0 {
+        say(&format!(
+            "{} of what was noted is of rows that were deleted so, and proves nothing any more",
+            proof.deleted
+        ))?;
+    }
+    say(&format!("last: {last}:{hash}"))?;
+    batch.as_ref().map_or(Ok(()), |(batch, hash)| {
         say(&format!("last: {USAGE}{batch}:{hash}"))
     })
 }
@@ -188,28 +222,6 @@ fn note(text: &str) -> anyhow::Result<End> {
     const SHAPE: &str = "--contains is NUMBER:HASH or usage:NUMBER:HASH";
     let (seq, hash) = text.split_once(':').context(SHAPE)?;
     Ok((seq.parse().context(SHAPE)?, hash.to_owned()))
-}
-
-/// Verifies page by page; the number of rows and the last hash.
-async fn check_chain(store: &Store, noted: &[End]) -> anyhow::Result<End> {
-    let mut missing: BTreeSet<&End> = noted.iter().collect();
-    let mut end = verify(&[], None)?;
-    loop {
-        // The first page has what stands before the first row, too, where nothing may.
-        let behind = if end.0 == 0 { i64::MIN } else { end.0 };
-        let page = store.audit_events(behind).await?;
-        if page.is_empty() {
-            break;
-        }
-        end = verify(&page, Some(end))?;
-        for row in page {
-            missing.remove(&(row.seq, row.hash));
-        }
-    }
-    if !missing.is_empty() {
-        bail!("{CUT}");
-    }
-    Ok(end)
 }
 
 /// A row as JSON, in which nothing can look like another row.

@@ -1,16 +1,16 @@
 //! `rempart backup` and `rempart restore`: a database as one file, and the other way.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{BufReader, BufWriter};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use rempart_governance::Store;
+use rempart_governance::{AuditQuery, Database, End, Noted, Store};
 
-use super::audit::{Noted, prove};
+use super::audit::prove;
 use super::govern::{blocking, say, with_store};
 use crate::config::DatabaseArgs;
 
@@ -33,6 +33,10 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     #[command(flatten)]
     database: DatabaseArgs,
+    /// Only try it: into a file for the time being, which is deleted again. That it was done is recorded in the database, which the
+    /// copy must be one of
+    #[arg(long)]
+    test: bool,
     /// The copy
     file: PathBuf,
 }
@@ -79,18 +83,16 @@ async fn write(database: &DatabaseArgs, store: &Store, part: &Path) -> anyhow::R
 
 /// Makes a database of a copy, and proves both chains.
 pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
-    let from = File::open(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
+    if args.test {
+        return with_store(&args.database, async |store| test(args, store).await);
+    }
     blocking(async {
         let place = args.database.place()?;
         let store = Store::open(&place).await?;
-        let bar = Bar::new("restored");
-        let restored = store
-            .restore(&args.database.actor(), BufReader::new(from), || bar.row())
-            .await;
-        drop(bar);
+        let restored = fill(args, &store).await;
         let done = match restored {
             Ok(rows) => say(&format!("{rows} rows are in {place}")),
-            Err(error) => Err(anyhow::Error::new(error).context(format!("{}", args.file.display()))),
+            Err(error) => Err(error),
         };
         let done = match done {
             Ok(()) => prove(&store, &Noted::default()).await,
@@ -101,14 +103,82 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
     })
 }
 
+/// Fills a database with a copy; the number of rows.
+async fn fill(args: &RestoreArgs, store: &Store) -> anyhow::Result<u64> {
+    let place = || args.file.display().to_string();
+    let from = File::open(&args.file).with_context(place)?;
+    let (bar, actor) = (Bar::new("restored"), args.database.actor());
+    let restored = store.restore(&actor, BufReader::new(from), || bar.row()).await;
+    restored.with_context(place)
+}
+
+/// Tries a copy, proves that it is one of this database, and records that.
+async fn test(args: &RestoreArgs, store: &Store) -> anyhow::Result<()> {
+    let folder = std::env::temp_dir().join(format!("rempart-{}", uuid::Uuid::new_v4().simple()));
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&folder)
+        .with_context(|| format!("making {}", folder.display()))?;
+    let tried = try_in(args, &folder).await;
+    std::fs::remove_dir_all(&folder).with_context(|| format!("deleting {}", folder.display()))?;
+    let (rows, last) = tried?;
+    let noted = Noted {
+        audit: vec![last.clone()],
+        ..Noted::default()
+    };
+    ensure!(
+        store.prove(&noted).await?.contains,
+        "{} is a copy of another database: its last row is not in the chain of this one",
+        args.file.display()
+    );
+    let detail = serde_json::json!({"rows": rows, "last": {"seq": last.0, "hash": last.1}});
+    store
+        .record(
+            &args.database.actor(),
+            "backup.tested",
+            "database",
+            detail.to_string(),
+        )
+        .await?;
+    say(&format!(
+        "{rows} rows can be restored, both chains hold, and it is a copy of this database"
+    ))
+}
+
+/// The number of rows of a copy, and the last row of its audit chain.
+async fn try_in(args: &RestoreArgs, folder: &Path) -> anyhow::Result<(u64, End)> {
+    let store = Store::open(&Database::File(folder.join("rempart.db"))).await?;
+    let filled = fill(args, &store).await;
+    let tried = async {
+        let rows = filled?;
+        let end = store.prove(&Noted::default()).await?.audit.1;
+        // Before the row that it was restored.
+        let query = AuditQuery {
+            before: Some(end.0),
+            ..AuditQuery::default()
+        };
+        let last = store.find_audit(&query, 1).await?.pop();
+        let last = last.context("a copy has a row that tells when it was made")?;
+        anyhow::Ok((rows, (last.seq, last.hash)))
+    }
+    .await;
+    store.close().await;
+    tried
+}
+
 /// Rows so far, where somebody looks.
-struct Bar(ProgressBar);
+pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(what: &str) -> Self {
+    pub(super) fn new(what: &str) -> Self {
         let style = ProgressStyle::with_template("  {human_pos} rows {msg} [{elapsed}]");
         let bar = ProgressBar::no_length().with_message(what.to_owned());
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+    }
+
+    /// So many so far.
+    pub(super) fn at(&self, rows: u64) {
+        self.0.set_position(rows);
     }
 
     fn row(&self) {

@@ -36,6 +36,9 @@ pub enum KeyCommand {
     List {
         #[command(flatten)]
         database: DatabaseArgs,
+        /// Only those of this role; give it again for further ones
+        #[arg(long)]
+        role: Vec<Role>,
     },
     /// End a key; a running server notices within two seconds
     Revoke {
@@ -113,9 +116,12 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             }
             said.context("the key could not be shown, and is revoked")
         }),
-        KeyCommand::List { database } => with_store(&database, async |store| {
+        KeyCommand::List { database, role } => with_store(&database, async |store| {
             say("id        role     project           state    owner                  name")?;
             for key in store.keys().await? {
+                if !role.is_empty() && !role.contains(&key.role) {
+                    continue;
+                }
                 let state = match (key.revoked, key.expires) {
                     (Some(_), _) => "revoked",
                     (None, Some(expires)) if expires <= now_s() => "expired",

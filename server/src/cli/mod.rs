@@ -6,7 +6,9 @@ mod doctor;
 mod govern;
 mod limit;
 mod people;
+mod processing;
 mod pull;
+mod retention;
 mod serve;
 mod usage;
 
@@ -21,6 +23,7 @@ use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use people::{GdprCommand, UserCommand};
+use retention::RetentionCommand;
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -48,7 +51,7 @@ pub enum Command {
     /// Add people, and have them leave
     #[command(subcommand)]
     User(UserCommand),
-    /// Tell a person all that is kept of them, or erase who they are
+    /// Tell a person all that is kept of them, erase who they are, or print the record of processing
     #[command(subcommand)]
     Gdpr(GdprCommand),
     /// Limit what projects and keys may use
@@ -57,6 +60,9 @@ pub enum Command {
     /// Read the record of what was done, and prove that it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// How long what is kept is kept, and what is deleted when
+    #[command(subcommand)]
+    Retention(RetentionCommand),
     /// Copy the database into a file, while it is used
     Backup(BackupArgs),
     /// Make a database of such a file, of the same kind or the other
@@ -90,6 +96,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::User(command) => people::user(command),
         Command::Gdpr(command) => people::gdpr(command),
         Command::Audit(command) => audit::audit(command),
+        Command::Retention(command) => retention::retention(command),
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),
         Command::Usage(command) => usage::usage(command),

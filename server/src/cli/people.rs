@@ -7,6 +7,7 @@ use rempart_governance::{AuditQuery, KeyRecord, Person, Role, Store};
 use serde_json::{Value, json};
 
 use super::govern::{say, with_secret, with_store};
+use super::processing::{RecordArgs, record};
 use crate::config::DatabaseArgs;
 
 /// Rows of usage that are read at one time.
@@ -76,7 +77,7 @@ pub enum UserCommand {
     },
 }
 
-/// What the law gives people a right to.
+/// What the law gives people a right to, and asks of the company.
 #[derive(Debug, Subcommand)]
 pub enum GdprCommand {
     /// Print all that is kept of a person, as JSON (GDPR, articles 15 and 20)
@@ -86,6 +87,8 @@ pub enum GdprCommand {
         /// Their address or identifier
         whom: String,
     },
+    /// Print the entry of the record of processing activities (GDPR, article 30), as Markdown, from what is set and kept
+    Record(RecordArgs),
     /// Erase who a person is or was; what they did is then nobody's, and the audit chain holds (GDPR, article 17)
     Erase {
         #[command(flatten)]
@@ -185,6 +188,7 @@ pub(super) fn gdpr(command: GdprCommand) -> anyhow::Result<()> {
                 .await?;
             export(store, &person).await
         }),
+        GdprCommand::Record(args) => record(&args),
         GdprCommand::Erase { database, whom } => with_store(&database, async |store| {
             let id = store.person(&whom).await?.id;
             store.erase_person(&database.actor(), &id).await?;

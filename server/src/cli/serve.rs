@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::{Access, Keys};
@@ -80,9 +81,9 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
     let listener = listen(listeners.clients)?;
     let admin = listeners.admin.map(listen).transpose()?;
     let access = open_access(&settings.governance, &metrics).await?;
-    access.record_server("server.started").await?;
+    access.record_server("server.started", facts(&settings)).await?;
     if settings.http.zero_egress {
-        access.record_server("server.confined").await?;
+        access.record_server("server.confined", Map::new()).await?;
     }
     let app: AppState = Arc::new(App::new(
         settings.http.clone(),
@@ -116,13 +117,29 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
     tracing::info!(address = %settings.http.bind, tls = secure, "listening; not ready until the model is loaded");
     let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;
-    if let Err(error) = app.access.record_server("server.stopped").await {
+    if let Err(error) = app.access.record_server("server.stopped", Map::new()).await {
         tracing::error!(%error, "the audit chain can't be written");
     }
     let whole = app.access.close().await;
     result?;
     ensure!(whole, "the last rows of usage could not be written");
     Ok(())
+}
+
+/// What the audit chain says of how the server was started; `rempart gdpr record` reads it.
+fn facts(settings: &Settings) -> Map<String, Value> {
+    let http = &settings.http;
+    let client_ca = http.tls.as_ref().and_then(|tls| tls.client_ca.as_ref());
+    let facts = [
+        ("zero_egress", http.zero_egress),
+        ("tls", http.tls.is_some()),
+        ("client_certificates", client_ca.is_some()),
+        ("checkpoints", settings.governance.checkpoints.is_some()),
+    ];
+    facts
+        .into_iter()
+        .map(|(name, is)| (name.to_owned(), is.into()))
+        .collect()
 }
 
 /// Opens the database of keys, if there is one, and tells the first key of a new one.

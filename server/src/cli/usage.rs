@@ -87,8 +87,12 @@ pub(super) fn usage(command: UsageCommand) -> anyhow::Result<()> {
             .and_utc()
             .timestamp();
         let sums = store.usage(start, start + days * DAY_S, DAY_S, SUMS_MAX).await?;
-        let (currency, projects) = (store.currency().await?, store.projects().await?);
-        let report = Report::new((from, to), by, currency.as_deref(), &sums, &projects);
+        let (currency, projects, owners) = (
+            store.currency().await?,
+            store.projects().await?,
+            store.owners().await?,
+        );
+        let report = Report::new((from, to), by, currency.as_deref(), &sums, (&projects, &owners));
         let text = match format {
             Format::Table => report.table(),
             Format::Csv => report.csv()?,

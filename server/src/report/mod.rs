@@ -15,6 +15,8 @@ pub enum By {
     Day,
     Project,
     Key,
+    /// Whose key it was: the identifier of a person or a service account
+    Owner,
     Model,
     Endpoint,
 }
@@ -25,6 +27,7 @@ impl By {
             Self::Day => "day",
             Self::Project => "project",
             Self::Key => "key",
+            Self::Owner => "owner",
             Self::Model => "model",
             Self::Endpoint => "endpoint",
         }
@@ -44,6 +47,8 @@ pub struct Report {
     daily: BTreeMap<String, BTreeMap<NaiveDate, UsageTotal>>,
 }
 
+/// Where nobody is known.
+const NOBODY: &str = "none";
 /// What a row says behind what it is of.
 const NUMBERS: [&str; 6] = ["requests", "refused", "input", "cached", "output", "cost"];
 
@@ -54,7 +59,7 @@ impl Report {
         by: Vec<By>,
         currency: Option<&str>,
         sums: &[UsageSum],
-        projects: &[Project],
+        (projects, owners): (&[Project], &BTreeMap<String, String>),
     ) -> Self {
         let names: BTreeMap<&str, &str> = projects
             .iter()
@@ -76,7 +81,10 @@ impl Report {
             let of = |by: &By| match by {
                 By::Day => day.to_string(),
                 By::Project => project.to_owned(),
+                // Sums outlive the rows that tell whose they were.
+                By::Key if sum.key.is_empty() => NOBODY.to_owned(),
                 By::Key => sum.key.clone(),
+                By::Owner => owners.get(&sum.key).cloned().unwrap_or_else(|| NOBODY.to_owned()),
                 By::Model => sum.model.clone(),
                 By::Endpoint => sum.endpoint.clone(),
             };
@@ -249,8 +257,32 @@ mod tests {
             by,
             Some("eur"),
             &sums,
-            &projects,
+            (&projects, &BTreeMap::new()),
         )
+    }
+
+    #[test]
+    fn whose_a_key_is_is_told_where_it_is_known() {
+        let owners = BTreeMap::from([("aaaaaaaa".to_owned(), "user_1".to_owned())]);
+        let sums: Vec<UsageSum> = ["aaaaaaaa", "bbbbbbbb", ""]
+            .into_iter()
+            .map(|key| UsageSum {
+                start: 0,
+                project: "proj_a".to_owned(),
+                key: key.to_owned(),
+                model: "m".to_owned(),
+                endpoint: "/v1/embeddings".to_owned(),
+                total: UsageTotal {
+                    requests: 1,
+                    ..UsageTotal::default()
+                },
+            })
+            .collect();
+        let days = (day("1970-01-01"), day("1970-01-01"));
+        let report = Report::new(days, vec![By::Owner, By::Key], None, &sums, (&[], &owners));
+        let csv = report.csv().unwrap();
+        let of: Vec<&str> = csv.lines().filter_map(|line| line.split(",1,").next()).collect();
+        assert_eq!(of[1..4], ["none,bbbbbbbb", "none,none", "user_1,aaaaaaaa"], "{csv}");
     }
 
     #[test]

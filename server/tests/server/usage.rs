@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use http_body_util::BodyExt as _;
-use rempart_governance::UsageEvent;
+use rempart_governance::{Noted, UsageEvent};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -332,8 +332,8 @@ async fn every_stream_that_was_read_has_its_row() {
         );
     }
     // Nobody else reads the table: what is proven is the work of the server alone.
-    let proof = governed.store.prove_usage(&[]).await.unwrap();
-    assert_eq!(proof.rows, 3);
+    let proof = governed.store.prove(&Noted::default()).await.unwrap();
+    assert_eq!(proof.usage.0, 3);
 }
 
 /// The end comes, although the file is gone to which the last row belongs.

@@ -121,6 +121,15 @@ pub(super) async fn append(
 
 /// Adds rows, one behind the other.
 async fn append_all(change: &mut Transaction<'static, Any>, records: &[Record<'_>]) -> Result<(), Error> {
+    append_at(change, records, now_ms()).await
+}
+
+/// The same at a time, Unix milliseconds.
+pub(super) async fn append_at(
+    change: &mut Transaction<'static, Any>,
+    records: &[Record<'_>],
+    at_ms: i64,
+) -> Result<(), Error> {
     let last = sqlx::query("SELECT seq, hash, at_ms FROM audit_event ORDER BY seq DESC LIMIT 1")
         .fetch_optional(&mut **change)
         .await?;
@@ -129,7 +138,7 @@ async fn append_all(change: &mut Transaction<'static, Any>, records: &[Record<'_
         None => (0, GENESIS.to_owned(), 0),
     };
     // A clock that is set back makes no order of its own.
-    let at_ms = now_ms().max(before_ms);
+    let at_ms = at_ms.max(before_ms);
     for record in records {
         for text in [record.actor, record.action, record.object] {
             check_text(text)?;

@@ -152,6 +152,14 @@ impl Database {
         }
     }
 
+    /// Behind what texts are ordered by: has that be by their bytes, whatever language the database is of.
+    pub(super) fn by_bytes(&self) -> &'static str {
+        match self {
+            Self::File(_) => "COLLATE BINARY",
+            Self::Server(_) => "COLLATE \"C\"",
+        }
+    }
+
     /// As the driver wants it.
     pub(super) fn url(&self) -> Result<String, Error> {
         match self {

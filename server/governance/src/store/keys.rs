@@ -1,5 +1,7 @@
 //! Keys.
 
+use std::collections::BTreeMap;
+
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
@@ -83,6 +85,19 @@ impl Store {
         let detail = serde_json::json!({"expires": expires}).to_string();
         audit::append(&mut change, &actor.name, "api_key.updated", id, detail).await?;
         Ok(change.commit().await?)
+    }
+
+    /// Whose keys are, of those that are anybody's: from the key's identifier to the owner's.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn owners(&self) -> Result<BTreeMap<String, String>, Error> {
+        let rows = sqlx::query("SELECT id, owner FROM api_key WHERE owner IS NOT NULL")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect()
     }
 
     /// The keys of projects that are not archived, oldest first.

@@ -11,6 +11,7 @@ mod parts;
 mod people;
 mod projects;
 mod proof;
+mod retention;
 mod setting;
 mod usage;
 
@@ -32,10 +33,13 @@ pub use limits::WEIGHT_MAX;
 pub use members::Member;
 pub use people::Person;
 pub use projects::Project;
-pub use proof::UsageProof;
+pub use proof::{Noted, Proof};
+pub use retention::{Deleted, Oldest};
 pub use usage::{UsageSum, UsageWriter};
 
 use crate::actor::{Acting, Actor};
+use crate::audit::Broken;
+use crate::retention::BrokenRetention;
 use crate::role::Role;
 use crate::secret::Secret;
 use crate::usage::BrokenUsage;
@@ -72,7 +76,11 @@ pub enum Error {
     #[error("that is more than {0} sums: ask for a shorter time")]
     TooMany(usize),
     #[error(transparent)]
-    Broken(#[from] BrokenUsage),
+    Audit(#[from] Broken),
+    #[error(transparent)]
+    Usage(#[from] BrokenUsage),
+    #[error(transparent)]
+    Retention(#[from] BrokenRetention),
     /// It does not hold what this program writes.
     #[error("the database holds a row that this program has not written: {0}")]
     Unsound(String),

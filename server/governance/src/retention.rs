@@ -1,0 +1,266 @@
+//! How long what is kept is kept, and what is left of the chains when its time is over: the proof begins where deletion ended, and
+//! the row that tells so is itself in the chain.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::checkpoint::End;
+
+/// What is recorded whenever something is deleted, with all that the proof begins with: [`Trimmed`].
+pub(crate) const RUN: &str = "retention.run";
+pub(crate) const DAY_S: i64 = 86_400;
+pub(crate) const DAY_MS: i64 = 1_000 * DAY_S;
+/// Rows are kept for this many days at least: limits by the month are counted from them.
+const DAYS_MIN: i64 = 32;
+/// A hundred years: whoever wants more wants `none`.
+const DAYS_MAX: i64 = 36_525;
+/// The French authority's recommendation on logs of 14 October 2021 (deliberation 2021-122) has them kept for six to twelve months;
+/// the AI Act's article 26(6) asks for six at least.
+const RECOMMENDED_DAYS: [i64; 2] = [183, 366];
+/// And for three years where something asks for it.
+const SUMS_DAYS: i64 = 1_098;
+
+/// Days that each kind is kept for; `None` for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Rows of usage: who asked what model when.
+    pub usage: Option<i64>,
+    /// Rows of the audit chain.
+    pub audit: Option<i64>,
+    /// Sums of what was used, by day and without keys from when the rows are deleted.
+    pub sums: Option<i64>,
+    /// Names of people, from when they left.
+    pub people: Option<i64>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let [least, most] = RECOMMENDED_DAYS;
+        Self {
+            usage: Some(least),
+            audit: Some(most),
+            sums: Some(SUMS_DAYS),
+            people: Some(most),
+        }
+    }
+}
+
+impl Policy {
+    /// Whether it can be followed.
+    ///
+    /// # Errors
+    /// Says which number is wrong, and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, days, min) in [
+            ("usage", self.usage, DAYS_MIN),
+            ("audit", self.audit, DAYS_MIN),
+            ("sums", self.sums, DAYS_MIN),
+            ("people", self.people, 0),
+        ] {
+            if days.is_some_and(|days| !(min..=DAYS_MAX).contains(&days)) {
+                return Err(format!("{name} is {min} to {DAYS_MAX} days, or none for ever"));
+            }
+        }
+        // Sums that are older than the rows would be gone while the rows are there to prove them.
+        let shorter = match (self.sums, self.usage) {
+            (Some(sums), Some(usage)) => sums < usage,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if shorter {
+            return Err("sums are kept for as long as rows of usage, or longer".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What somebody should think about, in words.
+    pub fn doubts(&self) -> Vec<String> {
+        let [least, most] = RECOMMENDED_DAYS;
+        let mut doubts = Vec::new();
+        for (name, days) in [("usage", self.usage), ("audit", self.audit)] {
+            if days.is_some_and(|days| days < least) {
+                doubts.push(format!(
+                    "{name} is kept for less than six months ({least} days), which the CNIL recommends for logs, and the AI Act's article \
+                     26(6) asks of those who use a system of high risk"
+                ));
+            } else if days.is_none_or(|days| days > most) {
+                doubts.push(format!(
+                    "{name} is kept for more than twelve months ({most} days): the CNIL recommends that only where a documented need \
+                     asks for it, and then for up to three years"
+                ));
+            }
+        }
+        if self.sums.is_none_or(|days| days > SUMS_DAYS) {
+            doubts.push(format!(
+                "sums are kept for more than three years ({SUMS_DAYS} days)"
+            ));
+        }
+        doubts
+    }
+}
+
+/// Where a chain begins since what was before was deleted: the last row, or batch, that was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    pub seq: i64,
+    pub hash: String,
+    /// When it was written, Unix milliseconds.
+    pub at_ms: i64,
+    /// For how many days it had to be kept.
+    pub days: i64,
+}
+
+impl Cut {
+    pub fn end(&self) -> End {
+        (self.seq, self.hash.clone())
+    }
+
+    /// Whether its time was over.
+    fn was_due(&self, now_ms: i64) -> bool {
+        let kept = self.days.saturating_mul(DAY_MS);
+        self.days >= DAYS_MIN && self.at_ms.saturating_add(kept) <= now_ms
+    }
+}
+
+/// Sums by day without keys, which stay when their rows are deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptSums {
+    /// Unix seconds: the first day and the end of the last.
+    pub from: i64,
+    pub to: i64,
+    /// Rows of batches up to this one are in them, where they began before their end.
+    pub batch: i64,
+    /// Over all of them.
+    pub digest: String,
+}
+
+/// What all deletions so far have left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trimmed {
+    pub audit: Option<Cut>,
+    pub usage: Option<Cut>,
+    pub sums: Option<KeptSums>,
+}
+
+/// Where what a deletion says of itself can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BrokenRetention {
+    #[error("row {0} does not say what was deleted in words of this program")]
+    Form(i64),
+    #[error("row {0} says that rows were deleted whose time was not over")]
+    Early(i64),
+}
+
+impl Trimmed {
+    /// Of the row that tells it.
+    pub(crate) fn read(seq: i64, detail: &str) -> Result<Self, BrokenRetention> {
+        serde_json::from_str(detail).map_err(|_| BrokenRetention::Form(seq))
+    }
+
+    pub(crate) fn detail(&self) -> String {
+        serde_json::to_string(self).expect("it has no maps, and its texts are texts")
+    }
+
+    /// Whether a row of this number and time may say so.
+    pub(crate) fn check(&self, seq: i64, at_ms: i64) -> Result<(), BrokenRetention> {
+        let cuts = [&self.audit, &self.usage];
+        if cuts.into_iter().flatten().all(|cut| cut.was_due(at_ms)) {
+            Ok(())
+        } else {
+            Err(BrokenRetention::Early(seq))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_what_is_recommended() {
+        let policy = Policy::default();
+        assert_eq!(policy.check(), Ok(()));
+        assert_eq!(policy.doubts(), Vec::<String>::new());
+        let short = Policy {
+            usage: Some(182),
+            audit: None,
+            sums: None,
+            ..policy
+        };
+        assert_eq!(short.check(), Ok(()));
+        assert_eq!(short.doubts().len(), 3);
+    }
+
+    #[test]
+    fn what_can_t_be_followed_is_refused() {
+        let policy = Policy::default();
+        for (wrong, why) in [
+            (
+                Policy {
+                    usage: Some(31),
+                    ..policy
+                },
+                "usage is 32 to",
+            ),
+            (
+                Policy {
+                    audit: Some(i64::MAX),
+                    ..policy
+                },
+                "audit is 32 to",
+            ),
+            (
+                Policy {
+                    people: Some(-1),
+                    ..policy
+                },
+                "people is 0 to",
+            ),
+            (
+                Policy {
+                    sums: Some(182),
+                    ..policy
+                },
+                "sums are kept",
+            ),
+            (
+                Policy {
+                    usage: None,
+                    ..policy
+                },
+                "sums are kept",
+            ),
+        ] {
+            let error = wrong.check().unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_due_was_not_retention() {
+        let cut = |at_ms, days| Trimmed {
+            usage: Some(Cut {
+                seq: 1,
+                hash: String::new(),
+                at_ms,
+                days,
+            }),
+            ..Trimmed::default()
+        };
+        let now = 1_000 * DAY_MS;
+        assert_eq!(cut(now - 40 * DAY_MS, 40).check(9, now), Ok(()));
+        assert_eq!(
+            cut(now - 40 * DAY_MS + 1, 40).check(9, now),
+            Err(BrokenRetention::Early(9))
+        );
+        assert_eq!(
+            cut(now - 40 * DAY_MS, 31).check(9, now),
+            Err(BrokenRetention::Early(9))
+        );
+        assert_eq!(
+            cut(i64::MAX, i64::MAX).check(9, now),
+            Err(BrokenRetention::Early(9))
+        );
+    }
+}
