@@ -12,6 +12,7 @@ mod people;
 mod projects;
 mod proof;
 mod setting;
+mod tokens;
 mod usage;
 
 use std::fs::File;
