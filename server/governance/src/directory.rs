@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::key::{Key, KeyHash, KeyId};
+use crate::kind::KeyKind;
 use crate::limit::{Limits, Subject};
 use crate::role::Role;
 
@@ -26,6 +27,16 @@ pub struct KeyRecord {
     pub revoked: Option<i64>,
     /// The identifier of the person or service account whose it is, where it is anybody's.
     pub owner: Option<String>,
+    /// What opens it.
+    pub kind: KeyKind,
+}
+
+/// A person who has not left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Insider {
+    pub id: String,
+    /// Identifiers and names of the projects that they are in.
+    pub projects: Vec<(String, String)>,
 }
 
 /// Who makes a request.
@@ -64,11 +75,35 @@ pub struct Directory {
     limits: BTreeMap<Subject, Limits>,
     /// By project.
     weights: HashMap<String, u32>,
+    /// By the mark of their address.
+    people: HashMap<String, Insider>,
+    /// Those of tokens, by person and project.
+    tokens: HashMap<(String, String), KeyId>,
+    /// Those of certificates, by the hash of the public key in hexadecimal.
+    certificates: HashMap<String, KeyId>,
 }
 
 impl Directory {
     /// Of the keys of projects that are not archived, and of pairs of a project and a model that it may use.
     pub fn new(keys: Vec<KeyRecord>, rights: Vec<(String, String)>) -> Self {
+        let (mut tokens, mut certificates) = (HashMap::new(), HashMap::new());
+        for key in &keys {
+            match (key.kind, &key.owner) {
+                (KeyKind::Token, Some(owner)) => {
+                    tokens.insert((owner.clone(), key.project.clone()), key.id.clone());
+                }
+                // A certificate whose key was revoked may have had another since.
+                (KeyKind::Certificate, _) if key.revoked.is_none() => {
+                    certificates.insert(key.hash.to_hex(), key.id.clone());
+                }
+                (KeyKind::Certificate, _) => {
+                    certificates
+                        .entry(key.hash.to_hex())
+                        .or_insert_with(|| key.id.clone());
+                }
+                (KeyKind::Token, None) | (KeyKind::Secret, _) => {}
+            }
+        }
         let keys = keys.into_iter().map(|key| (key.id.clone(), key)).collect();
         let mut by_project: HashMap<String, BTreeSet<String>> = HashMap::new();
         for (project, model) in rights {
@@ -82,6 +117,9 @@ impl Directory {
                 .collect(),
             limits: BTreeMap::new(),
             weights: HashMap::new(),
+            people: HashMap::new(),
+            tokens,
+            certificates,
         }
     }
 
@@ -96,6 +134,33 @@ impl Directory {
     pub fn with_weights(self, weights: Vec<(String, u32)>) -> Self {
         let weights = weights.into_iter().collect();
         Self { weights, ..self }
+    }
+
+    /// With people who have not left, by the mark of their address.
+    #[must_use]
+    pub fn with_people(self, people: HashMap<String, Insider>) -> Self {
+        Self { people, ..self }
+    }
+
+    /// The person whose address has this mark.
+    pub fn person(&self, mark: &str) -> Option<&Insider> {
+        self.people.get(mark)
+    }
+
+    /// The key that a person's tokens count as in a project, by identifiers, good or not.
+    pub fn token_key(&self, person: &str, project: &str) -> Option<&KeyId> {
+        self.tokens.get(&(person.to_owned(), project.to_owned()))
+    }
+
+    /// The key of a client's certificate, by its public key, good or not.
+    pub fn certificate_key(&self, public_key: &KeyHash) -> Option<&KeyId> {
+        self.certificates.get(&public_key.to_hex())
+    }
+
+    /// Whether a key is of the project of this identifier or name.
+    pub fn is_of(&self, key: &KeyId, project: &str) -> bool {
+        let record = self.keys.get(key);
+        record.is_some_and(|record| record.project == project || record.project_name == project)
     }
 
     /// Whether a key that was shown is good, at a time in Unix seconds.
@@ -120,12 +185,21 @@ impl Directory {
     pub fn authenticate(&self, text: &str, now_s: i64) -> Result<Principal, Denied> {
         let key = Key::parse(text).ok_or(Denied::Malformed)?;
         let record = self.keys.get(&key.id).ok_or(Denied::Unknown)?;
-        if !key.is(&record.hash) {
+        if record.kind != KeyKind::Secret || !key.is(&record.hash) {
             return Err(Denied::Unknown);
         }
-        self.check(&key.id, now_s)?;
+        self.principal(&key.id, now_s)
+    }
+
+    /// Who holds a key that something else than its text has opened, at a time in Unix seconds.
+    ///
+    /// # Errors
+    /// Why it opens nothing.
+    pub fn principal(&self, key: &KeyId, now_s: i64) -> Result<Principal, Denied> {
+        self.check(key, now_s)?;
+        let record = self.keys.get(key).ok_or(Denied::Unknown)?;
         let subjects = [
-            Subject::Key(key.id.0.clone()),
+            Subject::Key(key.0.clone()),
             Subject::Project(record.project.clone()),
         ];
         let limited = subjects.map(|subject| {
@@ -133,7 +207,7 @@ impl Directory {
             (subject, limits)
         });
         Ok(Principal {
-            key: key.id,
+            key: key.clone(),
             limited: Arc::new(limited),
             weight: self.weights.get(&record.project).copied().unwrap_or(1),
             project: record.project.clone(),
@@ -176,6 +250,7 @@ mod tests {
             expires: None,
             revoked: None,
             owner: None,
+            kind: KeyKind::Secret,
         }
     }
 
@@ -218,5 +293,43 @@ mod tests {
         );
         assert_eq!(directory.authenticate("sk-x", 100), Err(Denied::Malformed));
         assert_eq!(at(&NewKey::make().unwrap(), 100), Err(Denied::Unknown));
+    }
+
+    #[test]
+    fn what_has_no_text_is_opened_by_no_text() {
+        let (text, of_certificate) = (NewKey::make().unwrap(), NewKey::make().unwrap());
+        let token = KeyRecord {
+            kind: KeyKind::Token,
+            owner: Some("user_a".to_owned()),
+            ..record(&text)
+        };
+        let revoked = KeyRecord {
+            id: KeyId("revoked1".to_owned()),
+            kind: KeyKind::Certificate,
+            revoked: Some(1),
+            ..record(&of_certificate)
+        };
+        let certificate = KeyRecord {
+            kind: KeyKind::Certificate,
+            ..record(&of_certificate)
+        };
+        // Even with the hash of a secret that somebody knows.
+        for order in [[certificate.clone(), revoked.clone()], [revoked, certificate]] {
+            let directory = Directory::new([order.as_slice(), &[token.clone()]].concat(), Vec::new());
+            for key in [&text, &of_certificate] {
+                assert_eq!(directory.authenticate(key.reveal(), 0), Err(Denied::Unknown));
+            }
+            assert_eq!(directory.token_key("user_a", "proj_a"), Some(&text.id));
+            assert_eq!(directory.token_key("user_a", "proj_b"), None);
+            let living = directory.certificate_key(&of_certificate.hash);
+            assert_eq!(
+                living,
+                Some(&of_certificate.id),
+                "one that was revoked hides none"
+            );
+            assert_eq!(directory.certificate_key(&text.hash), None);
+            assert!(directory.is_of(&text.id, "a") && directory.is_of(&text.id, "proj_a"));
+            assert!(!directory.is_of(&text.id, "b"));
+        }
     }
 }

@@ -58,8 +58,16 @@ impl Key {
 }
 
 impl KeyHash {
+    /// Of what has no secret: nothing is known whose hash this is.
+    pub(crate) const NONE: Self = Self([0; 32]);
+
     fn of(secret: &str) -> Self {
         Self(Sha256::digest(secret.as_bytes()).into())
+    }
+
+    /// Of a public key, as the `SubjectPublicKeyInfo` of certificates in DER (RFC 5280, 4.1.2.7).
+    pub fn of_public_key(der: &[u8]) -> Self {
+        Self(Sha256::digest(der).into())
     }
 
     /// As 64 hexadecimal digits.
@@ -70,6 +78,16 @@ impl KeyHash {
     /// Of 64 hexadecimal digits; `None` for anything else.
     pub fn from_hex(text: &str) -> Option<Self> {
         from_hex(text).map(Self)
+    }
+}
+
+impl KeyId {
+    /// Makes an identifier.
+    ///
+    /// # Errors
+    /// Where the system has no randomness.
+    pub(crate) fn make() -> Result<Self, getrandom::Error> {
+        random_digits(ID_CHARS).map(Self)
     }
 }
 

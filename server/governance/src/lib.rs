@@ -8,6 +8,7 @@ mod audit;
 mod checkpoint;
 mod directory;
 mod key;
+mod kind;
 mod limit;
 mod retention;
 mod role;
@@ -18,8 +19,9 @@ mod usage;
 pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
 pub use checkpoint::{BadCheckpoint, Checkpoint, End};
-pub use directory::{Denied, Directory, KeyRecord, Principal};
+pub use directory::{Denied, Directory, Insider, KeyRecord, Principal};
 pub use key::{Key, KeyHash, KeyId, NewKey};
+pub use kind::KeyKind;
 pub use limit::{
     Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
 };

@@ -13,13 +13,14 @@ use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
 use crate::directory::{Directory, KeyRecord};
 use crate::key::{KeyHash, KeyId, NewKey};
+use crate::kind::KeyKind;
 use crate::role::{Role, Scope};
 use crate::secret::Secret;
 
 /// Characters of a name.
 const NAME_CHARS_MAX: usize = 128;
 
-const COLUMNS: &str = "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked, k.owner \
+const COLUMNS: &str = "SELECT k.id, k.hash, k.project, p.name, k.role, k.name, k.created, k.expires, k.revoked, k.owner, k.kind \
      FROM api_key k JOIN project p ON p.id = k.project";
 
 /// What the name of a key begins with where it is sealed, and what is told of it where it can't be opened.
@@ -167,7 +168,8 @@ impl Store {
     pub async fn directory(&self) -> Result<Directory, Error> {
         Ok(Directory::new(self.sound_keys().await?, self.rights().await?)
             .with_limits(self.limits().await?)
-            .with_weights(self.weights().await?))
+            .with_weights(self.weights().await?)
+            .with_people(self.insiders().await?))
     }
 }
 
@@ -244,46 +246,60 @@ pub(super) async fn insert_key(
     wanted: &NewKeyRequest<'_>,
     secret: Option<&Secret>,
 ) -> Result<NewKey, Error> {
+    let key = NewKey::make()?;
+    insert_row(
+        change,
+        actor,
+        wanted,
+        (&key.id, &key.hash, KeyKind::Secret),
+        secret,
+    )
+    .await?;
+    Ok(key)
+}
+
+/// Writes a key of this identifier, which has this hash and is opened by this.
+pub(super) async fn insert_row(
+    change: &mut Transaction<'static, Any>,
+    actor: &Acting,
+    wanted: &NewKeyRequest<'_>,
+    (id, hash, kind): (&KeyId, &KeyHash, KeyKind),
+    secret: Option<&Secret>,
+) -> Result<(), Error> {
     check_name(wanted.name)?;
     check_grant(actor, wanted.role)?;
     let project = living_project(change, wanted.project).await?;
     if let Some(owner) = wanted.owner {
         check_owner(change, actor, owner, (&project, wanted.role)).await?;
     }
-    let key = NewKey::make()?;
     let name = match wanted.owner {
         // What a person's key is called may name them.
         Some(owner) if !ServiceAccount::is_one(owner) => {
             let secret = secret.ok_or_else(no_secret)?;
-            [SEALED, &secret.seal(&key.id.0, wanted.name)?].concat()
+            [SEALED, &secret.seal(&id.0, wanted.name)?].concat()
         }
         _ => wanted.name.to_owned(),
     };
     sqlx::query(
-        "INSERT INTO api_key (id, hash, project, role, name, created, expires, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO api_key (id, hash, project, role, name, created, expires, owner, kind) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
-    .bind(&key.id.0)
-    .bind(key.hash.to_hex())
+    .bind(&id.0)
+    .bind(hash.to_hex())
     .bind(&project)
     .bind(wanted.role.name())
     .bind(name)
     .bind(now_s())
     .bind(wanted.expires)
     .bind(wanted.owner)
+    .bind(kind.name())
     .execute(&mut **change)
     .await?;
     let detail = serde_json::json!({
         "project": project, "role": wanted.role.name(), "expires": wanted.expires, "owner": wanted.owner,
+        "kind": kind.name(),
     });
-    audit::append(
-        change,
-        &actor.name,
-        "api_key.created",
-        &key.id.0,
-        detail.to_string(),
-    )
-    .await?;
-    Ok(key)
+    audit::append(change, &actor.name, "api_key.created", &id.0, detail.to_string()).await
 }
 
 fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
@@ -301,6 +317,10 @@ fn record(row: &AnyRow) -> Result<KeyRecord, Error> {
         expires: row.try_get(7)?,
         revoked: row.try_get(8)?,
         owner: row.try_get(9)?,
+        kind: row
+            .try_get::<String, _>(10)?
+            .parse()
+            .map_err(|_| Error::Unsound(format!("the key {id}")))?,
         id: KeyId(id),
     })
 }

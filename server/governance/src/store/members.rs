@@ -7,6 +7,7 @@ use super::accounts::{ServiceAccount, check_account};
 use super::keys::revoke;
 use super::people::{Person, living_person};
 use super::projects::{check_grant, living_project};
+use super::tokens;
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
 use crate::role::Role;
@@ -54,7 +55,8 @@ impl Store {
         let person = self.person(id).await?;
         let (mut change, actor) = self.begin_as(actor).await?;
         // What they do from then on is done in their name.
-        check_grant(&actor, living_person(&mut change, &person.id).await?)?;
+        let role = living_person(&mut change, &person.id).await?;
+        check_grant(&actor, role)?;
         let project = living_project(&mut change, project).await?;
         if is_member(&mut change, &person.id, &project).await? {
             return Err(Error::Refused("this person is in the project already".to_owned()));
@@ -75,6 +77,7 @@ impl Store {
             detail,
         )
         .await?;
+        tokens::restore(&mut change, &actor, (&person.id, &project), role).await?;
         change.commit().await?;
         Ok(Member { person, added })
     }

@@ -13,6 +13,7 @@ mod projects;
 mod proof;
 mod retention;
 mod setting;
+mod tokens;
 mod usage;
 
 use std::fs::File;

@@ -10,6 +10,7 @@ use sqlx::{Any, Row as _, Transaction};
 use super::keys::{check_name, misleads, revoke};
 use super::projects::{ID_DIGITS, check_grant};
 use super::setting::{insert_setting, setting};
+use super::tokens::follow_role;
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
 use crate::key::random_digits;
@@ -250,6 +251,7 @@ impl Store {
         check_role(role)?;
         check_grant(&actor, living_person(&mut change, id).await?)?;
         check_grant(&actor, role)?;
+        follow_role(&mut change, id, role).await?;
         revoke(&mut change, &actor, "owner", id, &|key| !role.covers(key)).await?;
         sqlx::query("UPDATE person SET role = $1 WHERE id = $2")
             .bind(role.name())
@@ -362,7 +364,7 @@ fn seal(secret: &Secret, id: &str, email: &str, name: &str) -> Result<String, Er
 ///
 /// # Errors
 /// Where it is none.
-fn address(text: &str) -> Result<String, Error> {
+pub(super) fn address(text: &str) -> Result<String, Error> {
     let sound = text.len() <= ADDRESS_BYTES_MAX
         && !text
             .chars()

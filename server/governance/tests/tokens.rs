@@ -1,0 +1,211 @@
+//! Keys that tokens and certificates open.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use rempart_governance::{
+    Actor, Denied, Directory, Error, KeyHash, KeyId, KeyKind, NewKeyRequest, Person, Role, Secret, Store,
+    now_s, verify,
+};
+
+use support::{Place, key};
+
+on_both! {
+    a_token_opens_what_its_person_may
+    one_key_is_made_of_many_first_uses
+    a_certificate_is_of_one_key
+    a_copy_from_before_there_were_kinds_is_restored
+}
+
+const ANNA: &str = "Anna.Example@example.org";
+
+async fn open(place: &Place) -> Store {
+    let secret = Secret::open_or_make(&place.folder().join("secret")).unwrap();
+    place.open().await.with_secret("cli:root", secret).await.unwrap()
+}
+
+async fn anna(store: &Store, role: Role) -> (Person, String) {
+    let project = store.create_project("cli:root", "sales", &[]).await.unwrap();
+    let added = store
+        .add_person("cli:root", ANNA, "Anna Example", role)
+        .await
+        .unwrap();
+    store.add_member("cli:root", "sales", &added.id).await.unwrap();
+    (added, project.id)
+}
+
+fn token_key(directory: &Directory, person: &Person, project: &str) -> KeyId {
+    directory.token_key(&person.id, project).unwrap().clone()
+}
+
+async fn opens(store: &Store, key: &KeyId) -> Result<Role, Denied> {
+    let directory = store.directory().await.unwrap();
+    directory.principal(key, now_s()).map(|principal| principal.role)
+}
+
+async fn a_token_opens_what_its_person_may(place: Place) {
+    let store = open(&place).await;
+    let (anna, project) = anna(&store, Role::Admin).await;
+    let mark = store.mark_of("anna.example@EXAMPLE.org").unwrap();
+    assert!(store.mark_of("anna").is_err());
+    let directory = store.directory().await.unwrap();
+    let insider = directory.person(&mark).unwrap();
+    assert_eq!(
+        (&insider.id, insider.projects.as_slice()),
+        (&anna.id, &[(project.clone(), "sales".to_owned())][..])
+    );
+    assert_eq!(directory.token_key(&anna.id, &project), None);
+    store
+        .ensure_token_key("server", &anna.id, &project)
+        .await
+        .unwrap();
+    let key = token_key(&store.directory().await.unwrap(), &anna, &project);
+    assert_eq!(opens(&store, &key).await, Ok(Role::Admin));
+    // It governs as any key of an admin does, and no more.
+    let admin = Actor::Key(&key.0);
+    store.create_project(admin, "other", &[]).await.unwrap();
+    // With less of a role it is not gone: it is of that role.
+    store
+        .set_person_role("cli:root", &anna.id, Role::Member)
+        .await
+        .unwrap();
+    assert_eq!(opens(&store, &key).await, Ok(Role::Member));
+    let refused = store.create_project(admin, "third", &[]).await;
+    assert!(matches!(refused, Err(Error::Forbidden(Role::Member))));
+    // Once revoked it stays so, however often a token is shown.
+    store.revoke_key("cli:root", &key.0).await.unwrap();
+    store
+        .ensure_token_key("server", &anna.id, &project)
+        .await
+        .unwrap();
+    assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
+    store.restore_token_key("cli:root", &key.0).await.unwrap();
+    assert_eq!(opens(&store, &key).await, Ok(Role::Member));
+    // So does a leaver's; who joins again is let in again, as what they are then.
+    store.remove_member("cli:root", &project, &anna.id).await.unwrap();
+    assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
+    assert!(store.restore_token_key("cli:root", &key.0).await.is_err());
+    assert!(
+        store
+            .ensure_token_key("server", &anna.id, "proj_x")
+            .await
+            .is_err()
+    );
+    store.end_person("cli:root", &anna.id).await.unwrap();
+    assert_eq!(store.directory().await.unwrap().person(&mark), None);
+    store
+        .add_person("cli:root", ANNA, "Anna Example", Role::Auditor)
+        .await
+        .unwrap();
+    assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
+    store.add_member("cli:root", "sales", &anna.id).await.unwrap();
+    assert_eq!(opens(&store, &key).await, Ok(Role::Auditor));
+    verify(&store.audit_events(0).await.unwrap(), None).unwrap();
+    store.erase_person("cli:root", ANNA).await.unwrap();
+    assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
+    assert!(store.restore_token_key("cli:root", &key.0).await.is_err());
+}
+
+async fn one_key_is_made_of_many_first_uses(place: Place) {
+    let store = open(&place).await;
+    let (anna, project) = anna(&store, Role::Member).await;
+    let ensure = || store.ensure_token_key("server", &anna.id, &project);
+    let (one, two, three) = tokio::join!(ensure(), ensure(), ensure());
+    for made in [one, two, three] {
+        made.unwrap();
+    }
+    let own = store.keys_of(&anna.id).await.unwrap();
+    assert_eq!((own.len(), own[0].kind), (1, KeyKind::Token));
+    assert_eq!(own[0].name, "token");
+}
+
+async fn a_certificate_is_of_one_key(place: Place) {
+    let store = open(&place).await;
+    let (anna, project) = anna(&store, Role::Member).await;
+    let wanted = NewKeyRequest {
+        project: "sales",
+        role: Role::Service,
+        name: "nightly",
+        expires: None,
+        owner: None,
+    };
+    let hash = KeyHash::of_public_key(b"a public key");
+    let make = || store.create_certificate_key("cli:root", &wanted, &hash);
+    let made = make().await.unwrap();
+    assert!(matches!(make().await, Err(Error::Refused(why)) if why.contains(&made.0)));
+    let directory = store.directory().await.unwrap();
+    assert_eq!(directory.certificate_key(&hash), Some(&made));
+    assert_eq!(opens(&store, &made).await, Ok(Role::Service));
+    assert!(store.restore_token_key("cli:root", &made.0).await.is_err());
+    store.revoke_key("cli:root", &made.0).await.unwrap();
+    let again = make().await.unwrap();
+    let directory = store.directory().await.unwrap();
+    assert_eq!(directory.certificate_key(&hash), Some(&again));
+    // Neither a person's role nor their leaving reaches a key that is nobody's; one of theirs ends.
+    let own = NewKeyRequest {
+        role: Role::Member,
+        owner: Some(&anna.id),
+        ..wanted
+    };
+    let other = KeyHash::of_public_key(b"another");
+    let own = store
+        .create_certificate_key("cli:root", &own, &other)
+        .await
+        .unwrap();
+    store.remove_member("cli:root", &project, &anna.id).await.unwrap();
+    assert_eq!(opens(&store, &own).await, Err(Denied::Revoked));
+    assert_eq!(opens(&store, &again).await, Ok(Role::Service));
+}
+
+async fn a_copy_from_before_there_were_kinds_is_restored(place: Place) {
+    let store = open(&place).await;
+    let (anna, project) = anna(&store, Role::Member).await;
+    let secret = key(&store, "sales", Role::Member).await;
+    let mut copy = Vec::new();
+    store.back_up("cli:root", &mut copy, || {}).await.unwrap();
+    let whole = String::from_utf8(copy).unwrap();
+    assert!(whole.contains(r#""owner","kind"]"#));
+    let mut before = String::new();
+    for line in whole.lines() {
+        let mut line = line
+            .replace(r#""owner","kind"]"#, r#""owner"]"#)
+            .replace(r#",null,"secret"]"#, ",null]");
+        if line.starts_with(r#"{"end""#) {
+            let mut end: serde_json::Value = serde_json::from_str(&line).unwrap();
+            end["sha256"] = digest(&before).into();
+            line = end.to_string();
+        }
+        before += &line;
+        before.push('\n');
+    }
+    assert_ne!(whole, before);
+    let fresh = Place::file();
+    let restored = fresh.open().await;
+    restored
+        .restore("cli:root", before.as_bytes(), || {})
+        .await
+        .unwrap();
+    let directory = restored.directory().await.unwrap();
+    assert!(directory.authenticate(secret.reveal(), now_s()).is_ok());
+    // And one of now has tokens' keys, too.
+    store
+        .ensure_token_key("server", &anna.id, &project)
+        .await
+        .unwrap();
+    let mut copy = Vec::new();
+    store.back_up("cli:root", &mut copy, || {}).await.unwrap();
+    let fresh = Place::file();
+    let restored = fresh.open().await;
+    restored
+        .restore("cli:root", copy.as_slice(), || {})
+        .await
+        .unwrap();
+    let key = token_key(&restored.directory().await.unwrap(), &anna, &project);
+    assert_eq!(opens(&restored, &key).await, Ok(Role::Member));
+}
+
+fn digest(text: &str) -> String {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
