@@ -141,12 +141,19 @@ def test_usage_and_costs_as_the_official_client_reads_them(governed):
     assert result.num_model_requests == len(used)
     by_key = usage.completions(start_time=began, limit=1, group_by=["api_key_id", "project_id"]).data[0].results
     assert sorted(one.num_model_requests for one in by_key) == [2, 4]
+    anna = rempart("user", "add", "--database", database, "anna@example.org", "--name", "Anna").split()[0]
+    rempart("user", "join", "--database", database, "--project", "sales", anna)
+    read(client_of(server, rempart("key", "create", "--database", database, "--project", "sales", "--user", anna, "x").strip()), 0)
+    (own,) = usage.completions(start_time=began, limit=1, user_ids=[anna], group_by=["user_id"]).data[0].results
+    assert (own.user_id, own.num_model_requests) == (anna, 1)
+    used_by = usage.completions(start_time=began, limit=1, group_by=["user_id"]).data[0].results
+    assert {one.user_id: one.num_model_requests for one in used_by} == {anna: 1, None: len(used)}
     (cost,) = usage.costs(start_time=began, limit=1).data[0].results
     assert cost.amount.currency == "eur" and cost.amount.value > 0
     with pytest.raises(openai.PermissionDeniedError):
         client_of(server, sales).admin.organization.usage.costs(start_time=began)
     rows = list(csv.DictReader(io.StringIO(rempart("usage", "report", "--database", database, "--format", "csv"))))
-    assert {row["project"]: int(row["requests"]) for row in rows} == {"default": 2, "sales": 4}
+    assert {row["project"]: int(row["requests"]) for row in rows} == {"default": 2, "sales": 5}
     assert sum(float(row["cost"]) for row in rows) == pytest.approx(cost.amount.value, abs=1e-5)
     page = rempart("usage", "report", "--database", database, "--format", "html")
     assert page.count("<svg") == 2 and "sales" in page

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
     Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
-    Standing, Store, Subject, month_began_ms, now_ms, now_s,
+    Standing, Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
 use serde_json::{Map, Value};
 
@@ -425,9 +425,16 @@ async fn used_so_far(store: &Store) -> Result<Limiter, Error> {
     let month = month_began_ms(now_ms()) / 1_000;
     // A row of a clock that was ahead counts for a day that has not come.
     let tomorrow = (now_s() / DAY_S + 1) * DAY_S;
+    let owners = store.owners().await?;
     for sum in store.usage(month, tomorrow, DAY_S, usize::MAX).await? {
         let tokens = sum.total.input.saturating_add(sum.total.output);
-        for subject in [Subject::Key(sum.key), Subject::Project(sum.project)] {
+        let person = owners.get(&sum.key).filter(|owner| is_person(owner));
+        let subjects = [
+            person.map(|id| Subject::Person(id.clone())),
+            Some(Subject::Key(sum.key)),
+            Some(Subject::Project(sum.project)),
+        ];
+        for subject in subjects.into_iter().flatten() {
             limiter.remember(subject, sum.start.saturating_mul(1_000), tokens);
         }
     }

@@ -39,6 +39,14 @@ pub struct Insider {
     pub projects: Vec<(String, String)>,
 }
 
+/// What identifiers of people begin with.
+pub(crate) const PERSON_PREFIX: &str = "user_";
+
+/// Whether the owner of a key is a person.
+pub fn is_person(owner: &str) -> bool {
+    owner.starts_with(PERSON_PREFIX)
+}
+
 /// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
@@ -47,7 +55,7 @@ pub struct Principal {
     pub role: Role,
     /// The models it may use; `None`: all.
     pub models: Option<Arc<BTreeSet<String>>>,
-    /// Its key and its project, each with what it may use.
+    /// Its key, its project and the person whose it is, each with what it may use.
     pub limited: Arc<[(Subject, Limits)]>,
     /// The project's part of the machine, against those of others.
     pub weight: u32,
@@ -198,17 +206,19 @@ impl Directory {
     pub fn principal(&self, key: &KeyId, now_s: i64) -> Result<Principal, Denied> {
         self.check(key, now_s)?;
         let record = self.keys.get(key).ok_or(Denied::Unknown)?;
+        let person = record.owner.as_ref().filter(|owner| is_person(owner));
         let subjects = [
-            Subject::Key(key.0.clone()),
-            Subject::Project(record.project.clone()),
+            Some(Subject::Key(key.0.clone())),
+            Some(Subject::Project(record.project.clone())),
+            person.map(|id| Subject::Person(id.clone())),
         ];
-        let limited = subjects.map(|subject| {
+        let limited = subjects.into_iter().flatten().map(|subject| {
             let limits = self.limits.get(&subject).copied().unwrap_or_default();
             (subject, limits)
         });
         Ok(Principal {
             key: key.clone(),
-            limited: Arc::new(limited),
+            limited: limited.collect(),
             weight: self.weights.get(&record.project).copied().unwrap_or(1),
             project: record.project.clone(),
             role: record.role,

@@ -19,7 +19,7 @@ mod usage;
 pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
 pub use checkpoint::{BadCheckpoint, Checkpoint, End};
-pub use directory::{Denied, Directory, Insider, KeyRecord, Principal};
+pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
 pub use limit::{

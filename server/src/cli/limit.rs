@@ -1,10 +1,10 @@
-//! `rempart limit`: how much projects and keys may use.
+//! `rempart limit`: how much projects, people and keys may use.
 
 use std::str::FromStr;
 
 use anyhow::Context as _;
 use clap::{ArgGroup, Subcommand};
-use rempart_governance::{LIMIT_MAX, Limits, Metric, Subject};
+use rempart_governance::{LIMIT_MAX, Limits, Metric, Subject, is_person};
 
 use super::govern::{say, with_store};
 use crate::config::DatabaseArgs;
@@ -12,7 +12,7 @@ use crate::config::DatabaseArgs;
 /// Limits.
 #[derive(Debug, Subcommand)]
 pub enum LimitCommand {
-    /// Set limits of a project or a key, or take them away; a running server notices within two seconds
+    /// Set limits of a project, a person or a key, or take them away; a running server notices within two seconds
     #[command(group = ArgGroup::new("whose").required(true))]
     Set {
         #[command(flatten)]
@@ -20,6 +20,9 @@ pub enum LimitCommand {
         /// Name or identifier of a project: what all of its keys use together
         #[arg(long, group = "whose")]
         project: Option<String>,
+        /// Address or identifier of a person: what all of their keys use together, of whatever projects
+        #[arg(long, group = "whose")]
+        user: Option<String>,
         /// Identifier of a key
         #[arg(long, group = "whose")]
         key: Option<String>,
@@ -62,11 +65,18 @@ pub(super) fn limit(command: LimitCommand) -> anyhow::Result<()> {
         LimitCommand::Set {
             database,
             project,
+            user,
             key,
             limits,
         } => with_store(&database, async |store| {
-            let subject = project.map(Subject::Project).or(key.map(Subject::Key));
-            let subject = subject.context("name a --project or a --key")?;
+            let person = match user {
+                // Who is erased may still have limits, which can be taken away.
+                Some(whom) if is_person(&whom) => Some(Subject::Person(whom)),
+                Some(whom) => Some(Subject::Person(store.person(&whom).await?.id)),
+                None => None,
+            };
+            let subject = project.map(Subject::Project).or(person).or(key.map(Subject::Key));
+            let subject = subject.context("name a --project, a --user or a --key")?;
             let changes: Vec<(Metric, Option<i64>)> = limits
                 .iter()
                 .map(|Setting(metric, value)| (*metric, *value))
@@ -79,6 +89,7 @@ pub(super) fn limit(command: LimitCommand) -> anyhow::Result<()> {
             for (subject, limits) in store.limits().await? {
                 let (kind, id) = match &subject {
                     Subject::Project(id) => ("project", id),
+                    Subject::Person(id) => ("user", id),
                     Subject::Key(id) => ("key", id),
                 };
                 let named = projects.iter().find(|project| project.id == *id);

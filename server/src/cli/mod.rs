@@ -54,7 +54,7 @@ pub enum Command {
     /// Tell a person all that is kept of them, erase who they are, or print the record of processing
     #[command(subcommand)]
     Gdpr(GdprCommand),
-    /// Limit what projects and keys may use
+    /// Limit what projects, people and keys may use
     #[command(subcommand)]
     Limit(LimitCommand),
     /// Read the record of what was done, and prove that it is whole

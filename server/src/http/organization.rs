@@ -44,5 +44,9 @@ async fn used(app: &AppState, asked: Asked, query: Pairs) -> Result<Json<UsagePa
             ApiError::not_ready("usage can't be read")
         }
     })?;
-    Ok(Json(request.answer(&sums, app.access.currency())))
+    let owners = store.owners().await.map_err(|error| {
+        tracing::error!(%error, "owners of keys can't be read");
+        ApiError::not_ready("usage can't be read")
+    })?;
+    Ok(Json(request.answer(&sums, &owners, app.access.currency())))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rempart_governance::{UsageSum, UsageTotal};
+use rempart_governance::{UsageSum, UsageTotal, is_person};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -66,6 +66,7 @@ pub struct UsageRequest {
     count: i64,
     projects: Vec<String>,
     keys: Vec<String>,
+    users: Vec<String>,
     models: Vec<String>,
     by: By,
 }
@@ -75,11 +76,18 @@ pub struct UsageRequest {
 struct By {
     project: bool,
     key: bool,
+    user: bool,
     model: bool,
 }
 
-/// Project, key and model that a result is of, where it is of one.
-type Of = (Option<String>, Option<String>, Option<String>);
+/// What a result is of, where it is of one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Of {
+    project: Option<String>,
+    key: Option<String>,
+    user: Option<String>,
+    model: Option<String>,
+}
 
 impl UsageRequest {
     /// Reads the pairs of a query, at a time in Unix seconds.
@@ -93,8 +101,9 @@ impl UsageRequest {
             &WIDTHS
         };
         let (mut width, mut count, mut start, mut end, mut page) = (widths[0], None, None, None, None);
-        let (mut projects, mut keys, mut models, mut by) =
-            (Vec::new(), Vec::new(), Vec::new(), By::default());
+        let (mut projects, mut keys, mut users, mut models) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut by = By::default();
         let model_field = if asked == Asked::Costs {
             "line_item"
         } else {
@@ -110,14 +119,18 @@ impl UsageRequest {
                 "page" => page = Some(cursor(value)?),
                 "project_ids" => add("project_ids", &mut projects, value)?,
                 "api_key_ids" => add("api_key_ids", &mut keys, value)?,
+                "user_ids" if asked != Asked::Costs => add("user_ids", &mut users, value)?,
                 "models" if asked != Asked::Costs => add("models", &mut models, value)?,
                 "line_items" if asked == Asked::Costs => add("line_items", &mut models, value)?,
                 "group_by" => match value.as_str() {
                     "project_id" => by.project = true,
                     "api_key_id" => by.key = true,
+                    "user_id" if asked != Asked::Costs => by.user = true,
                     field if field == model_field => by.model = true,
                     _ => {
-                        let message = format!("`group_by` can be project_id, api_key_id and {model_field}");
+                        let user = if asked == Asked::Costs { "" } else { "user_id, " };
+                        let message =
+                            format!("`group_by` can be project_id, api_key_id, {user}and {model_field}");
                         return Err(ApiError::invalid("group_by", "invalid_value", message));
                     }
                 },
@@ -139,6 +152,7 @@ impl UsageRequest {
             width,
             projects,
             keys,
+            users,
             models,
             by,
         })
@@ -150,26 +164,33 @@ impl UsageRequest {
         self.from + all.clamp(0, self.count) * self.width.span_s
     }
 
-    fn wants(&self, sum: &UsageSum) -> bool {
+    fn wants(&self, sum: &UsageSum, user: Option<&String>) -> bool {
         let among = |names: &[String], name: &String| names.is_empty() || names.contains(name);
         let encodes = is_encoding(&sum.endpoint);
         (self.asked == Asked::Costs || encodes == (self.asked == Asked::Embeddings))
             && sum.total.requests > 0
             && among(&self.projects, &sum.project)
             && among(&self.keys, &sum.key)
+            && (self.users.is_empty() || user.is_some_and(|user| self.users.contains(user)))
             && among(&self.models, &sum.model)
     }
 
-    /// The page of these sums, with costs in a currency.
-    pub fn answer(&self, sums: &[UsageSum], currency: &str) -> UsagePage {
+    /// The page of these sums, with costs in a currency; `owners` are those of keys.
+    pub fn answer(&self, sums: &[UsageSum], owners: &BTreeMap<String, String>, currency: &str) -> UsagePage {
         let mut spans: BTreeMap<i64, BTreeMap<Of, UsageTotal>> = BTreeMap::new();
-        for sum in sums.iter().filter(|sum| self.wants(sum)) {
+        for sum in sums {
+            let user = owners.get(&sum.key).filter(|owner| is_person(owner));
+            if !self.wants(sum, user) {
+                continue;
+            }
             let of = |told: bool, name: &String| told.then(|| name.clone());
-            let of = (
-                of(self.by.project, &sum.project),
-                of(self.by.key, &sum.key),
-                of(self.by.model, &sum.model),
-            );
+            // Sums outlive the rows that tell whose they were.
+            let of = Of {
+                project: of(self.by.project, &sum.project),
+                key: of(self.by.key && !sum.key.is_empty(), &sum.key),
+                user: user.filter(|_| self.by.user).cloned(),
+                model: of(self.by.model, &sum.model),
+            };
             let span = spans.entry(sum.start).or_default();
             span.entry(of).or_default().add(sum.total);
         }
@@ -197,7 +218,13 @@ impl UsageRequest {
         }
     }
 
-    fn result(&self, (project_id, api_key_id, model): Of, total: UsageTotal, currency: &str) -> UsageResult {
+    fn result(&self, of: Of, total: UsageTotal, currency: &str) -> UsageResult {
+        let Of {
+            project: project_id,
+            key: api_key_id,
+            user: user_id,
+            model,
+        } = of;
         match self.asked {
             Asked::Completions => UsageResult::Completions {
                 input_tokens: total.input,
@@ -206,6 +233,7 @@ impl UsageRequest {
                 num_model_requests: total.requests,
                 project_id,
                 api_key_id,
+                user_id,
                 model,
             },
             Asked::Embeddings => UsageResult::Embeddings {
@@ -213,6 +241,7 @@ impl UsageRequest {
                 num_model_requests: total.requests,
                 project_id,
                 api_key_id,
+                user_id,
                 model,
             },
             Asked::Costs => UsageResult::Costs {
@@ -322,7 +351,7 @@ pub struct UsageBucket {
     results: Vec<UsageResult>,
 }
 
-/// What was used. Project, key and model are told where results are grouped by them.
+/// What was used. Project, key, person and model are told where results are grouped by them.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "object")]
 pub enum UsageResult {
@@ -335,6 +364,7 @@ pub enum UsageResult {
         num_model_requests: i64,
         project_id: Option<String>,
         api_key_id: Option<String>,
+        user_id: Option<String>,
         model: Option<String>,
     },
     #[serde(rename = "organization.usage.embeddings.result")]
@@ -343,6 +373,7 @@ pub enum UsageResult {
         num_model_requests: i64,
         project_id: Option<String>,
         api_key_id: Option<String>,
+        user_id: Option<String>,
         model: Option<String>,
     },
     #[serde(rename = "organization.costs.result")]

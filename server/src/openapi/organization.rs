@@ -36,6 +36,9 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
         Asked::Costs => (&COST_WIDTHS, "line_item", "line_items"),
         Asked::Completions | Asked::Embeddings => (&WIDTHS, "model", "models"),
     };
+    let of_people = asked != Asked::Costs;
+    let mut groups = vec!["project_id", "api_key_id", model];
+    groups.extend(of_people.then_some("user_id"));
     let names: Vec<&str> = widths.iter().map(|width| width.name).collect();
     let most = widths.iter().map(|width| width.count_max).max().unwrap_or(1);
     let limits: Vec<String> = widths
@@ -48,7 +51,7 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
         })
         .collect();
     let spans = format!("How many spans of time; unless asked {}.", limits.join(", "));
-    Call::new(HttpMethod::Get, path, tag, summary)
+    let call = Call::new(HttpMethod::Get, path, tag, summary)
         .asks(
             "start_time",
             true,
@@ -71,10 +74,15 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
             "group_by",
             false,
             "What results are divided by.",
-            list(word(&["project_id", "api_key_id", model])),
+            list(word(&groups)),
         )
         .fails(&[404, 503])
-        .answers("UsagePage")
+        .answers("UsagePage");
+    if of_people {
+        call.asks("user_ids", false, "Only these people.", list(string()))
+    } else {
+        call
+    }
 }
 
 impl Call {

@@ -282,7 +282,11 @@ mod tests {
         let report = Report::new(days, vec![By::Owner, By::Key], None, &sums, (&[], &owners));
         let csv = report.csv().unwrap();
         let of: Vec<&str> = csv.lines().filter_map(|line| line.split(",1,").next()).collect();
-        assert_eq!(of[1..4], ["none,bbbbbbbb", "none,none", "user_1,aaaaaaaa"], "{csv}");
+        assert_eq!(
+            of[1..4],
+            ["none,bbbbbbbb", "none,none", "user_1,aaaaaaaa"],
+            "{csv}"
+        );
     }
 
     #[test]

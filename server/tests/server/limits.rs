@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::Method;
-use rempart_governance::{Metric, NewKey, Role, Subject};
+use rempart_governance::{Metric, NewKey, NewKeyRequest, Role, Subject};
 use serde_json::{Value, json};
 
 use super::support::{Answer, Governed, governed};
@@ -199,6 +199,68 @@ async fn a_project_is_limited_as_a_whole_and_remembers() {
     let path = "/v1/chat/completions";
     let sent = super::support::request(Some(other.reveal()), Method::POST, path, Some(body));
     assert_eq!(again.send(sent).await.status, 429);
+}
+
+/// Keys of two projects are one person's.
+#[tokio::test]
+async fn a_person_is_limited_as_a_whole_and_remembers() {
+    let governed = governed(&[]).await;
+    let place = governed.folder.path().join("rempart.db");
+    let secret = governed.folder.path().join("rempart.db.secret");
+    let store = governed
+        .store
+        .clone()
+        .with_secret_of("test", &secret)
+        .await
+        .unwrap();
+    store.create_project("test", "sales", &[]).await.unwrap();
+    let anna = store
+        .add_person("test", "anna@example.org", "Anna", Role::Member)
+        .await
+        .unwrap()
+        .id;
+    let mut keys = Vec::new();
+    for project in ["default", "sales"] {
+        store.add_member("test", project, &anna).await.unwrap();
+        let wanted = NewKeyRequest {
+            project,
+            role: Role::Member,
+            name: "laptop",
+            expires: None,
+            owner: Some(&anna),
+        };
+        keys.push(store.create_key("test", &wanted).await.unwrap());
+    }
+    let subject = Subject::Person(anna.clone());
+    governed.limit(&subject, &[(Metric::TokensPerDay, 150)]).await;
+    assert_eq!(
+        governed.chat(&keys[0], json!({"max_tokens": 60})).await.status,
+        200
+    );
+    assert_eq!(
+        governed.chat(&keys[1], json!({"max_tokens": 60})).await.status,
+        200
+    );
+    let refused = governed.chat(&keys[0], json!({"max_tokens": 60})).await;
+    assert_eq!(refusal(&refused), over("tokens"));
+    let message = refused.json()["error"]["message"].clone();
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .contains("this user's limit is 150 tokens per day")
+    );
+    let again = super::support::governed_at(&place, &[]).await;
+    let body = super::support::chat_body(json!({"max_tokens": 60}));
+    let path = "/v1/chat/completions";
+    let sent = super::support::request(Some(keys[1].reveal()), Method::POST, path, Some(body));
+    assert_eq!(again.send(sent).await.status, 429);
+    // Who has left keeps no limits that can't be taken away.
+    store.end_person("test", &anna).await.unwrap();
+    let more = [(Metric::TokensPerDay, Some(200))];
+    assert!(store.set_limits("test", &subject, &more).await.is_err());
+    governed.limit(&subject, &[(Metric::TokensPerDay, 0)]).await;
+    assert!(store.limits().await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -158,7 +158,9 @@ async fn usage_is_told_page_by_page() {
         ("costs?start_time=9&bucket_width=1h", "bucket_width"),
         ("costs?start_time=9&models=a", "models"),
         ("usage/completions?start_time=9&page=x", "page"),
-        ("usage/completions?start_time=9&group_by=user_id", "group_by"),
+        ("usage/completions?start_time=9&group_by=user", "group_by"),
+        ("costs?start_time=9&group_by=user_id", "group_by"),
+        ("costs?start_time=9&user_ids=a", "user_ids"),
         ("usage/completions?start_time=9&batch=true", "batch"),
         ("usage/completions?start_time=9&a%00b=1", "query"),
     ] {

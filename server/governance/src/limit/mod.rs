@@ -1,4 +1,4 @@
-//! How much a key and its project may use. Time comes from outside; nothing here asks a database or waits.
+//! How much a key, its project and the person whose it is may use. Time comes from outside; nothing here asks a database or waits.
 //!
 //! Requests and tokens of a minute are buckets that fill evenly, so that a minute's worth can be used at once and then as fast as
 //! it comes back; tokens of a day and of a month are counted by the calendar of UTC. Tokens are reserved when a request begins, and
@@ -72,6 +72,8 @@ impl FromStr for Metric {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     Project(String),
+    /// A person: all their keys together, of whatever projects.
+    Person(String),
     Key(String),
 }
 
@@ -80,6 +82,7 @@ impl Subject {
     pub fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::Project(id) => ("project", id),
+            Self::Person(id) => ("user", id),
             Self::Key(id) => ("api_key", id),
         }
     }
@@ -99,7 +102,7 @@ impl Limits {
     }
 }
 
-/// Everyone whom a request counts for, each with its limits: a key and its project.
+/// Everyone whom a request counts for, each with its limits: a key, its project, and the person whose it is.
 pub type Limited = [(Subject, Limits)];
 
 /// Which limit a request is over.
@@ -116,6 +119,7 @@ impl fmt::Display for Exceeded {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = match self.subject {
             Subject::Project(_) => "project",
+            Subject::Person(_) => "user",
             Subject::Key(_) => "key",
         };
         write!(

@@ -1,4 +1,4 @@
-//! What projects and keys may use, and their parts of the machine.
+//! What projects, people and keys may use, and their parts of the machine.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
 use super::keys::{living_keys, no_key};
+use super::people::living_person;
 use super::projects::living_project;
 use super::{Error, Store, audit};
 use crate::actor::Actor;
@@ -15,11 +16,11 @@ use crate::limit::{LIMIT_MAX, Limits, Metric, Subject};
 pub const WEIGHT_MAX: u32 = 1_000;
 
 impl Store {
-    /// Sets limits of a project, by name or identifier, or of a key, by its identifier; `None` takes one away. What else is limited
-    /// stays so.
+    /// Sets limits of a project, by name or identifier, or of a person or a key, by their identifiers; `None` takes one away, also of
+    /// who has ended. What else is limited stays so.
     ///
     /// # Errors
-    /// Where there is no such project or key, or no such limit, and what the database says.
+    /// Where there is no such project, person or key, or no such limit, and what the database says.
     pub async fn set_limits(
         &self,
         actor: impl Into<Actor<'_>>,
@@ -27,13 +28,11 @@ impl Store {
         changes: &[(Metric, Option<i64>)],
     ) -> Result<(), Error> {
         let (mut change, actor) = self.begin_as(actor).await?;
-        let subject = match whose {
-            Subject::Project(name) => Subject::Project(living_project(&mut change, name).await?),
-            Subject::Key(id) => {
-                let living = living_keys(&mut change, "id", id).await?;
-                living.first().ok_or_else(|| no_key(id))?;
-                whose.clone()
-            }
+        let removes = changes.iter().all(|(_, value)| value.is_none());
+        let subject = if removes && is_limited(&mut change, whose).await? {
+            whose.clone()
+        } else {
+            living(&mut change, whose).await?
         };
         let (kind, id) = subject.parts();
         for (metric, value) in changes {
@@ -106,12 +105,36 @@ impl Store {
     }
 }
 
+/// Who is to be limited, by identifier.
+async fn living(change: &mut Transaction<'static, Any>, whose: &Subject) -> Result<Subject, Error> {
+    match whose {
+        Subject::Project(name) => return Ok(Subject::Project(living_project(change, name).await?)),
+        Subject::Person(id) => drop(living_person(change, id).await?),
+        Subject::Key(id) => {
+            let living = living_keys(change, "id", id).await?;
+            living.first().ok_or_else(|| no_key(id))?;
+        }
+    }
+    Ok(whose.clone())
+}
+
+async fn is_limited(change: &mut Transaction<'static, Any>, whose: &Subject) -> Result<bool, Error> {
+    let (kind, id) = whose.parts();
+    let row = sqlx::query("SELECT COUNT(*) FROM limit_rule WHERE subject = $1 AND id = $2")
+        .bind(kind)
+        .bind(id)
+        .fetch_one(&mut **change)
+        .await?;
+    Ok(row.try_get::<i64, _>(0)? > 0)
+}
+
 fn rule(row: &AnyRow) -> Result<(Subject, Metric, i64), Error> {
     let id: String = row.try_get(1)?;
     let unsound = || Error::Unsound(format!("a limit of {id}"));
     let metric = row.try_get::<String, _>(2)?.parse().map_err(|_| unsound())?;
     let subject = match row.try_get::<String, _>(0)?.as_str() {
         "project" => Subject::Project(id.clone()),
+        "user" => Subject::Person(id.clone()),
         "api_key" => Subject::Key(id.clone()),
         _ => return Err(unsound()),
     };

@@ -13,12 +13,11 @@ use super::setting::{insert_setting, setting};
 use super::tokens::follow_role;
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
+use crate::directory::PERSON_PREFIX;
 use crate::key::random_digits;
 use crate::role::Role;
 use crate::secret::Secret;
 
-/// What their identifiers begin with.
-const PERSON_PREFIX: &str = "user_";
 /// Which secret a database is used with.
 const SECRET: &str = "secret";
 /// Bytes of an address (RFC 5321, 4.5.3.1.3, without its brackets).
