@@ -13,20 +13,22 @@ const LOOK: Duration = Duration::from_hours(1);
 pub async fn keep(store: &Store, metrics: &Metrics) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let trimmed = store.trim("server", now_ms(), |_| ()).await;
+        let mut counted = Deleted::default();
+        let trimmed = store
+            .trim("server", now_ms(), |so_far| {
+                metrics.deleted(counted, so_far);
+                counted = so_far;
+            })
+            .await;
         match trimmed {
-            Ok(deleted) => {
-                if deleted != Deleted::default() {
-                    tracing::info!(
-                        usage = deleted.usage,
-                        audit = deleted.audit,
-                        sums = deleted.sums,
-                        people = deleted.people,
-                        "what was kept for long enough is deleted"
-                    );
-                }
-                metrics.deleted(deleted);
-            }
+            Ok(deleted) if deleted == Deleted::default() => {}
+            Ok(deleted) => tracing::info!(
+                usage = deleted.usage,
+                audit = deleted.audit,
+                sums = deleted.sums,
+                people = deleted.people,
+                "what was kept for long enough is deleted"
+            ),
             Err(error) => {
                 metrics.retention_failed();
                 let error = anyhow::Error::new(error);

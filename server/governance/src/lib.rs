@@ -29,7 +29,7 @@ pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Noted, Oldest, Person, Project, Proof,
+    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof,
     Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -1,13 +1,20 @@
 //! How long what is kept is kept, and what is left of the chains when its time is over: the proof begins where deletion ended, and
 //! the row that tells so is itself in the chain.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::audit::AuditEvent;
 use crate::checkpoint::End;
 
 /// What is recorded whenever something is deleted, with all that the proof begins with: [`Trimmed`].
 pub(crate) const RUN: &str = "retention.run";
+/// And whenever somebody sets how long what is kept: [`Policy`].
+pub(crate) const UPDATED: &str = "retention.updated";
+/// How far a clock may be ahead of the one that proves.
+pub(crate) const AHEAD_MAX_MS: i64 = 3_600_000;
 pub(crate) const DAY_S: i64 = 86_400;
 pub(crate) const DAY_MS: i64 = 1_000 * DAY_S;
 /// Rows are kept for this many days at least: limits by the month are counted from them.
@@ -124,20 +131,47 @@ impl Cut {
 }
 
 /// Sums by day without keys, which stay when their rows are deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptSums {
-    /// Unix seconds: the first day and the end of the last.
+    /// Unix seconds: sums of days before were deleted; 0 where none were. And for how many days they had to be kept.
     pub from: i64,
+    pub from_days: i64,
+    /// Where the last day ends; and for how many days its rows had to be kept.
     pub to: i64,
+    pub to_days: i64,
     /// Rows of batches up to this one are in them, where they began before their end.
     pub batch: i64,
-    /// Over all of them.
+    /// Over the digests of all days.
     pub digest: String,
+    /// Those that this deletion has made so, each with its digest.
+    #[serde(default)]
+    pub days: BTreeMap<i64, String>,
+}
+
+impl KeptSums {
+    /// The same where of days all was told before.
+    pub(crate) fn without_days(self) -> Self {
+        Self {
+            days: BTreeMap::new(),
+            ..self
+        }
+    }
+
+    /// Whether the rows of all of its days, and the sums of all before, were due.
+    fn were_due(&self, now_ms: i64) -> bool {
+        let due = |at_s: i64, days: i64| {
+            let at_ms = at_s.saturating_mul(1_000);
+            days >= DAYS_MIN && at_ms.saturating_add(days.saturating_mul(DAY_MS)) <= now_ms
+        };
+        due(self.to, self.to_days) && (self.from == 0 || due(self.from, self.from_days))
+    }
 }
 
 /// What all deletions so far have left.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trimmed {
+    /// How long what is kept is kept, by which this was due.
+    pub policy: Policy,
     pub audit: Option<Cut>,
     pub usage: Option<Cut>,
     pub sums: Option<KeptSums>,
@@ -150,6 +184,14 @@ pub enum BrokenRetention {
     Form(i64),
     #[error("row {0} says that rows were deleted whose time was not over")]
     Early(i64),
+    #[error("row {0} is of a time to come: a clock was ahead, or somebody has made it up")]
+    Ahead(i64),
+    #[error("row {0} says that rows were deleted by a policy that nobody has set")]
+    Policy(i64),
+    #[error("row {0} does not go on where the deletion before it ended")]
+    Order(i64),
+    #[error("a checkpoint of row {0} is younger than what is said to have been deleted with it")]
+    Younger(i64),
 }
 
 impl Trimmed {
@@ -162,14 +204,104 @@ impl Trimmed {
         serde_json::to_string(self).expect("it has no maps, and its texts are texts")
     }
 
-    /// Whether a row of this number and time may say so.
-    pub(crate) fn check(&self, seq: i64, at_ms: i64) -> Result<(), BrokenRetention> {
-        let cuts = [&self.audit, &self.usage];
-        if cuts.into_iter().flatten().all(|cut| cut.was_due(at_ms)) {
+    /// Whether a row of this number and time may say so, at a time.
+    fn check(&self, seq: i64, at_ms: i64, now_ms: i64) -> Result<(), BrokenRetention> {
+        if at_ms > now_ms.saturating_add(AHEAD_MAX_MS) {
+            return Err(BrokenRetention::Ahead(seq));
+        }
+        let due = [&self.audit, &self.usage]
+            .into_iter()
+            .flatten()
+            .all(|cut| cut.was_due(at_ms))
+            && self.sums.as_ref().is_none_or(|sums| sums.were_due(at_ms))
+            && self.audit.as_ref().is_none_or(|cut| cut.seq < seq);
+        if due {
             Ok(())
         } else {
             Err(BrokenRetention::Early(seq))
         }
+    }
+
+    /// Whether it goes on where another one ended: of one kind something more is gone, and of the others what was.
+    fn follows(&self, before: &Self, kind: &str) -> bool {
+        let later = |now: &Option<Cut>, then: &Option<Cut>, own: bool| match (now, then) {
+            (now, then) if now == then => true,
+            (Some(now), Some(then)) => own && now.seq > then.seq && now.at_ms >= then.at_ms,
+            (Some(_), None) => own,
+            (None, _) => false,
+        };
+        let bare = |sums: &Option<KeptSums>| sums.clone().map(KeptSums::without_days);
+        let sums = match (bare(&self.sums), bare(&before.sums)) {
+            (now, then) if now == then => true,
+            (Some(now), Some(then)) => kind == SUMS && now.from >= then.from && now.to >= then.to,
+            (Some(_), None) => kind == SUMS,
+            (None, _) => false,
+        };
+        later(&self.audit, &before.audit, kind == AUDIT)
+            && later(&self.usage, &before.usage, kind == USAGE)
+            && sums
+    }
+}
+
+/// What deletions are of, as their rows name it.
+pub(crate) const AUDIT: &str = "audit";
+pub(crate) const USAGE: &str = "usage";
+pub(crate) const SUMS: &str = "sums";
+
+/// What rows along a chain say of retention, each against those before.
+pub(crate) struct Told {
+    now_ms: i64,
+    /// What was set; `None` where the rows that would tell it are gone.
+    policy: Option<Policy>,
+    /// The last deletion, and the number of its row.
+    last: Option<(i64, Trimmed)>,
+    /// Digests of days, by the last row that tells them.
+    pub(crate) days: BTreeMap<i64, String>,
+}
+
+impl Told {
+    /// Along a chain that is whole from its first row on, or not.
+    pub(crate) fn new(whole: bool, now_ms: i64) -> Self {
+        Self {
+            now_ms,
+            policy: whole.then(Policy::default),
+            last: None,
+            days: BTreeMap::new(),
+        }
+    }
+
+    /// The number of the row of the last deletion.
+    pub(crate) fn last(&self) -> Option<i64> {
+        self.last.as_ref().map(|(seq, _)| *seq)
+    }
+
+    /// Takes the next row.
+    ///
+    /// # Errors
+    /// Where it says what can't be.
+    pub(crate) fn take(&mut self, row: &AuditEvent) -> Result<(), BrokenRetention> {
+        if row.action == UPDATED {
+            let policy = serde_json::from_str(&row.detail).map_err(|_| BrokenRetention::Form(row.seq))?;
+            self.policy = Some(policy);
+        } else if row.action == RUN {
+            let state = Trimmed::read(row.seq, &row.detail)?;
+            state.check(row.seq, row.at_ms, self.now_ms)?;
+            if self.policy.is_some_and(|policy| policy != state.policy) {
+                return Err(BrokenRetention::Policy(row.seq));
+            }
+            if self
+                .last
+                .as_ref()
+                .is_some_and(|(_, last)| !state.follows(last, &row.object))
+            {
+                return Err(BrokenRetention::Order(row.seq));
+            }
+            self.policy = Some(state.policy);
+            let days = state.sums.iter().flat_map(|sums| sums.days.clone());
+            self.days.extend(days);
+            self.last = Some((row.seq, state));
+        }
+        Ok(())
     }
 }
 
@@ -249,17 +381,21 @@ mod tests {
             ..Trimmed::default()
         };
         let now = 1_000 * DAY_MS;
-        assert_eq!(cut(now - 40 * DAY_MS, 40).check(9, now), Ok(()));
+        assert_eq!(cut(now - 40 * DAY_MS, 40).check(9, now, now), Ok(()));
         assert_eq!(
-            cut(now - 40 * DAY_MS + 1, 40).check(9, now),
+            cut(now - 40 * DAY_MS, 40).check(9, now, now - 2 * AHEAD_MAX_MS),
+            Err(BrokenRetention::Ahead(9))
+        );
+        assert_eq!(
+            cut(now - 40 * DAY_MS + 1, 40).check(9, now, now),
             Err(BrokenRetention::Early(9))
         );
         assert_eq!(
-            cut(now - 40 * DAY_MS, 31).check(9, now),
+            cut(now - 40 * DAY_MS, 31).check(9, now, now),
             Err(BrokenRetention::Early(9))
         );
         assert_eq!(
-            cut(i64::MAX, i64::MAX).check(9, now),
+            cut(i64::MAX, i64::MAX).check(9, now, now),
             Err(BrokenRetention::Early(9))
         );
     }

@@ -103,6 +103,18 @@ impl UsageTotal {
     }
 }
 
+impl UsageTotal {
+    /// Whether nothing of it is less than of another.
+    pub(crate) fn covers(&self, other: Self) -> bool {
+        self.requests >= other.requests
+            && self.refused >= other.refused
+            && self.input >= other.input
+            && self.cached >= other.cached
+            && self.output >= other.output
+            && self.cost_nano >= other.cost_nano
+    }
+}
+
 /// Rows that were written at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageBatch {

@@ -4,7 +4,8 @@
 mod support;
 
 use rempart_governance::{
-    Checkpoint, Deleted, Error, Noted, Outcome, Policy, Role, Secret, Store, UsageEvent, UsageWriter, now_ms,
+    Checkpoint, Deleted, Error, Note, Noted, Outcome, Policy, Proof, Role, Secret, Store, UsageEvent,
+    UsageWriter, now_ms,
 };
 use sqlx::Connection as _;
 
@@ -16,6 +17,10 @@ on_both! {
     a_chain_without_new_rows_goes_on
     more_than_one_step_goes
     what_was_changed_after_a_deletion_is_found
+    a_deletion_that_was_made_up_is_found
+    what_is_due_is_what_the_chain_says
+    two_that_delete_do_it_once
+    who_comes_back_is_not_forgotten
     who_left_long_ago_is_forgotten
     a_policy_is_kept_and_recorded
     a_clock_that_was_ahead_or_behind_breaks_nothing
@@ -64,17 +69,24 @@ async fn output(store: &Store) -> i64 {
     sums.iter().map(|sum| sum.total.output).sum()
 }
 
+/// At a time behind all deletions of these tests.
+async fn prove(store: &Store, noted: &Noted) -> Result<Proof, Error> {
+    store.prove_at(noted, now_ms() + 50_000 * DAY_MS).await
+}
+
 async fn noted(store: &Store) -> Noted {
-    let proof = store.prove(&Noted::default()).await.unwrap();
+    let proof = prove(store, &Noted::default()).await.unwrap();
     Noted {
-        audit: vec![proof.audit.1],
-        usage: proof.usage.1.into_iter().collect(),
+        audit: vec![proof.audit.1.into()],
+        usage: proof.usage.1.into_iter().map(Note::from).collect(),
     }
 }
 
 async fn what_is_old_goes_and_the_rest_is_proven(place: Place) {
     let store = place.open().await;
-    store.create_project("cli:root", "sales", &[]).await.unwrap();
+    for name in ["sales", "support"] {
+        store.create_project("cli:root", name, &[]).await.unwrap();
+    }
     write(&store, 0, 20).await;
     let early = noted(&store).await;
     assert_eq!(trim(&store, 182).await, Deleted::default());
@@ -87,13 +99,13 @@ async fn what_is_old_goes_and_the_rest_is_proven(place: Place) {
             .all(|sum| sum.key.is_empty() && sum.start % 86_400 == 0)
     );
     assert_eq!(sums.len(), 2, "one for each project and day");
-    let proof = store.prove(&early).await.unwrap();
+    let proof = prove(&store, &early).await.unwrap();
     assert_eq!(proof.usage.0, 0);
     assert!(proof.contains, "the last batch is there, without its rows");
     write(&store, 20, 30).await;
     let late = noted(&store).await;
     assert_eq!(trim(&store, 182).await, Deleted::default(), "nothing twice");
-    let proof = store.prove(&late).await.unwrap();
+    let proof = prove(&store, &late).await.unwrap();
     assert!(proof.contains && proof.usage.0 == 10);
 
     let deleted = trim(&store, 368).await;
@@ -102,14 +114,14 @@ async fn what_is_old_goes_and_the_rest_is_proven(place: Place) {
     let mut both = early.clone();
     both.audit.extend(late.audit);
     both.usage.extend(late.usage);
-    let proof = store.prove(&both).await.unwrap();
+    let proof = prove(&store, &both).await.unwrap();
     assert!(proof.contains);
-    assert_eq!(proof.deleted, 1, "the batch; the row is the last that went");
+    assert_eq!(proof.untold, 1, "the batch; the row is the last that went");
     assert_eq!(output(&store).await, 29 * 30 / 2);
     let deleted = trim(&store, 1_100).await;
     assert_eq!(deleted.sums, 2);
     assert_eq!(output(&store).await, 0);
-    store.prove(&both).await.unwrap();
+    prove(&store, &both).await.unwrap();
     // Of a copy, too.
     let mut copy = Vec::new();
     store.back_up("cli:root", &mut copy, || ()).await.unwrap();
@@ -119,7 +131,7 @@ async fn what_is_old_goes_and_the_rest_is_proven(place: Place) {
             .restore("cli:root", copy.as_slice(), || ())
             .await
             .unwrap();
-        let proof = restored.prove(&both).await.unwrap();
+        let proof = prove(&restored, &both).await.unwrap();
         assert!(proof.contains && proof.trimmed.usage.is_some());
     }
 }
@@ -135,7 +147,7 @@ async fn what_is_kept_for_ever_stays(place: Place) {
     store.set_retention("cli:root", &policy).await.unwrap();
     write(&store, 0, 5).await;
     assert_eq!(trim(&store, 30_000).await, Deleted::default());
-    let proof = store.prove(&Noted::default()).await.unwrap();
+    let proof = prove(&store, &Noted::default()).await.unwrap();
     assert_eq!((proof.usage.0, proof.trimmed.audit), (5, None));
 }
 
@@ -150,7 +162,7 @@ async fn a_chain_without_new_rows_goes_on(place: Place) {
     let (seq, _) = store.audit_end().await.unwrap();
     assert!(seq >= 4, "{seq}");
     write(&store, 4, 8).await;
-    let proof = store.prove(&Noted::default()).await.unwrap();
+    let proof = prove(&store, &Noted::default()).await.unwrap();
     assert_eq!((proof.usage.0, proof.usage.1.unwrap().0), (4, 4));
 }
 
@@ -166,9 +178,9 @@ async fn more_than_one_step_goes(place: Place) {
         .trim("cli:root", now_ms() + 200 * DAY_MS, |_| steps += 1)
         .await
         .unwrap();
-    assert_eq!((deleted.usage, steps), (12_000, 3));
+    assert_eq!((deleted.usage, steps), (12_000, 4));
     assert_eq!(output(&store).await, 12_000 * 11_999 / 2);
-    assert_eq!(store.prove(&Noted::default()).await.unwrap().usage.0, 0);
+    assert_eq!(prove(&store, &Noted::default()).await.unwrap().usage.0, 0);
 }
 
 /// Every change that somebody may make behind a deletion, and that looks like one.
@@ -197,7 +209,6 @@ async fn what_was_changed_after_a_deletion_is_found(place: Place) {
         "DELETE FROM audit_event WHERE seq = (SELECT MIN(seq) FROM audit_event)",
         "UPDATE audit_event SET detail = '{}' WHERE seq = (SELECT MAX(seq) FROM audit_event)",
         "UPDATE audit_event SET action = 'x' WHERE action = 'retention.run'",
-        "UPDATE audit_event SET action = 'retention.run' WHERE seq = (SELECT MAX(seq) FROM audit_event)",
     ]
     .into_iter()
     .enumerate()
@@ -207,10 +218,9 @@ async fn what_was_changed_after_a_deletion_is_found(place: Place) {
         assert!(done.rows_affected() > 0, "{change}");
         direct.close().await.unwrap();
         let store = Store::open(&changed).await.unwrap();
-        let proof = store.prove(&noted).await;
-        let same = change.contains("SET action = 'retention.run'");
+        let proof = prove(&store, &noted).await;
         assert!(
-            same || proof.is_err() || !proof.as_ref().unwrap().contains,
+            proof.is_err() || !proof.as_ref().unwrap().contains,
             "{change}: {proof:?}"
         );
         // And nothing panics.
@@ -219,6 +229,166 @@ async fn what_was_changed_after_a_deletion_is_found(place: Place) {
             .await;
         let _ = store.trim("cli:root", now_ms() + 600 * DAY_MS, |_| ()).await;
     }
+}
+
+/// Rows that say, in the words of this program, what was never done.
+async fn a_deletion_that_was_made_up_is_found(place: Place) {
+    let store = place.open().await;
+    store.create_project("cli:root", "sales", &[]).await.unwrap();
+    write(&store, 0, 9).await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = Secret::open_or_make(&folder.path().join("secret")).unwrap();
+    let store = store.with_secret("cli:root", secret).await.unwrap();
+    store
+        .record("cli:root", "user.deleted", "user_a", "{}".to_owned())
+        .await
+        .unwrap();
+    let checkpoint = store.checkpoint().await.unwrap();
+    let at_ms = Some(checkpoint.at_ms);
+    let noted = Noted {
+        audit: vec![Note {
+            end: checkpoint.audit.clone(),
+            at_ms,
+        }],
+        usage: checkpoint
+            .usage
+            .clone()
+            .into_iter()
+            .map(|end| Note { end, at_ms })
+            .collect(),
+    };
+    let whole = store.prove(&noted).await.unwrap();
+    assert!(whole.contains && whole.usage.0 == 9);
+    store.close().await;
+    let policy = r#""policy":{"usage":183,"audit":366,"sums":1098,"people":366}"#;
+    let (seq, hash) = checkpoint.audit;
+    let (batch, batch_hash) = checkpoint.usage.unwrap();
+    let now = now_ms();
+    let (year, long) = (now - 367 * DAY_MS, now - 5_000 * DAY_MS);
+    let audit_cut = |seq: i64, at_ms: i64, days: i64| {
+        format!(
+            r#"{{{policy},"audit":{{"seq":{seq},"hash":"{hash}","at_ms":{at_ms},"days":{days}}},"usage":null,"sums":null}}"#
+        )
+    };
+    let usage_cut = |at_ms: i64| {
+        format!(
+            r#"{{{policy},"audit":null,"usage":{{"seq":{batch},"hash":"{batch_hash}","at_ms":{at_ms},"days":183}},"sums":null}}"#
+        )
+    };
+    let sums = |to: i64, digest: &str| {
+        format!(
+            r#"{{{policy},"audit":null,"usage":null,"sums":{{"from":0,"from_days":0,"to":{to},"to_days":183,"batch":{batch},"digest":"{digest}"}}}}"#
+        )
+    };
+    let before = format!("DELETE FROM audit_event WHERE seq < {seq}");
+    let rows =
+        "DELETE FROM usage_event; DELETE FROM usage_bucket; DELETE FROM usage_batch WHERE seq < 3".to_owned();
+    let invented = "INSERT INTO usage_bucket SELECT 0, project, '', model, endpoint, 9, 0, 9, 9, 9, 9 FROM usage_bucket LIMIT 1";
+    // Of the text of no day.
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    for (at, (change, object, detail)) in [
+        (before.clone(), "audit", audit_cut(seq, year, 366)),
+        (before.clone(), "audit", audit_cut(seq, now, 366)),
+        // Everything that was noted, and a chain that is all made up.
+        (
+            "DELETE FROM audit_event".to_owned(),
+            "audit",
+            audit_cut(seq + 5, year, 366),
+        ),
+        (
+            "DELETE FROM audit_event".to_owned(),
+            "audit",
+            audit_cut(0, long, 366),
+        ),
+        (rows.clone(), "usage", usage_cut(year)),
+        (rows, "usage", usage_cut(now)),
+        (
+            invented.to_owned(),
+            "sums",
+            sums(now / 1_000 + 86_400 * 36_500, empty),
+        ),
+        (invented.to_owned(), "sums", sums(0, empty)),
+        (
+            "DELETE FROM usage_bucket".to_owned(),
+            "sums",
+            sums((now / 86_400_000 - 183) * 86_400, empty),
+        ),
+        (before, "audit", "{}".to_owned()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (changed, mut direct) = place.copy(&format!("forged{at}")).await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone()))
+            .execute(&mut direct)
+            .await
+            .unwrap();
+        direct.close().await.unwrap();
+        let store = Store::open(&changed).await.unwrap();
+        store
+            .record("server", "retention.run", object, detail.clone())
+            .await
+            .unwrap();
+        let proof = store.prove(&noted).await;
+        let seen = proof
+            .as_ref()
+            .map_or(true, |proof| !proof.contains || proof.deleted > 0);
+        assert!(seen, "{change}: {detail}: {proof:?}");
+        assert!(proof.is_err(), "{change}: {detail}: {proof:?}");
+    }
+}
+
+/// What somebody has made of the policy without a row of the program's.
+async fn what_is_due_is_what_the_chain_says(place: Place) {
+    let store = place.open().await;
+    write(&store, 0, 6).await;
+    let wrong = r#"{"usage":-1,"audit":-1,"sums":-1,"people":-1}"#.to_owned();
+    store
+        .record("cli:root", "retention.updated", "retention", wrong)
+        .await
+        .unwrap();
+    assert!(matches!(store.retention().await, Err(Error::Unsound(_))));
+    let trimmed = store.trim("cli:root", now_ms() + 9_000 * DAY_MS, |_| ()).await;
+    assert!(matches!(trimmed, Err(Error::Unsound(_))), "{trimmed:?}");
+    assert_eq!(prove(&store, &Noted::default()).await.unwrap().usage.0, 6);
+    // A deletion by another policy than the one that was set.
+    store.set_retention("cli:root", &Policy::default()).await.unwrap();
+    trim(&store, 184).await;
+    prove(&store, &Noted::default()).await.unwrap();
+    let last = store.audit_events(0).await.unwrap().pop().unwrap();
+    let other = last.detail.replace("\"usage\":183", "\"usage\":32");
+    store
+        .record("server", "retention.run", "usage", other)
+        .await
+        .unwrap();
+    let proof = prove(&store, &Noted::default()).await;
+    assert!(matches!(proof, Err(Error::Retention(_))), "{proof:?}");
+}
+
+async fn two_that_delete_do_it_once(place: Place) {
+    let (store, other) = (place.open().await, place.open().await);
+    write(&store, 0, 30).await;
+    let now = now_ms() + 400 * DAY_MS;
+    let (one, two) = tokio::join!(store.trim("one", now, |_| ()), other.trim("two", now, |_| ()));
+    assert_eq!(one.unwrap().usage + two.unwrap().usage, 30);
+    assert_eq!(prove(&store, &Noted::default()).await.unwrap().usage.0, 0);
+    assert_eq!(output(&store).await, 29 * 30 / 2);
+}
+
+async fn who_comes_back_is_not_forgotten(place: Place) {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = Secret::open_or_make(&folder.path().join("secret")).unwrap();
+    let store = place.open().await.with_secret("cli:root", secret).await.unwrap();
+    let add = async || {
+        store
+            .add_person("cli:root", "anna@example.org", "Anna", Role::Member)
+            .await
+    };
+    let anna = add().await.unwrap().id;
+    store.end_person("cli:root", &anna).await.unwrap();
+    assert_eq!(add().await.unwrap().id, anna);
+    assert_eq!(trim(&store, 400).await.people, 0);
+    assert_eq!(store.people().await.unwrap().len(), 1);
 }
 
 async fn who_left_long_ago_is_forgotten(place: Place) {
@@ -251,10 +421,10 @@ async fn who_left_long_ago_is_forgotten(place: Place) {
     let checkpoint = store.checkpoint().await.unwrap();
     let read = Checkpoint::read(&checkpoint.line(), None).unwrap();
     let noted = Noted {
-        audit: vec![read.audit],
+        audit: vec![read.audit.into()],
         ..Noted::default()
     };
-    assert!(store.prove(&noted).await.unwrap().contains);
+    assert!(prove(&store, &noted).await.unwrap().contains);
 }
 
 async fn a_policy_is_kept_and_recorded(place: Place) {
@@ -281,9 +451,9 @@ async fn a_policy_is_kept_and_recorded(place: Place) {
     store.set_retention("cli:root", &Policy::default()).await.unwrap();
     write(&store, 6, 12).await;
     assert_eq!(trim(&store, 100).await, Deleted::default());
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     assert_eq!(trim(&store, 200).await.usage, 6);
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     let rows = store.audit_events(0).await.unwrap();
     let set = rows.iter().filter(|row| row.action == "retention.updated");
     assert_eq!(set.count(), 2);
@@ -304,15 +474,15 @@ async fn a_clock_that_was_ahead_or_behind_breaks_nothing(place: Place) {
     }
     let deleted = trim(&store, 190).await;
     assert_eq!(deleted.usage, 4, "the last batch has a row of later");
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     writer
         .write(&[used(10, 5), used(11, now - DAY_MS)])
         .await
         .unwrap();
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     trim(&store, 190).await;
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     trim(&store, 1_000).await;
-    store.prove(&Noted::default()).await.unwrap();
+    prove(&store, &Noted::default()).await.unwrap();
     assert_eq!(store.usage_end().await.unwrap(), 0);
 }

@@ -110,11 +110,11 @@ async fn usage_that_was_changed_is_found(place: Place) {
     }
     let (count, last) = store.prove(&Noted::default()).await.unwrap().usage;
     let noted = Noted {
-        usage: vec![last.unwrap()],
+        usage: vec![last.unwrap().into()],
         ..Noted::default()
     };
     assert!(store.prove(&noted).await.unwrap().contains);
-    assert_eq!((count, noted.usage[0].0), (9, 3));
+    assert_eq!((count, noted.usage[0].end.0), (9, 3));
     drop(writer);
     store.close().await;
     for (at, change) in [

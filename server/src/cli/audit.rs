@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use chrono::NaiveDate;
 use clap::Subcommand;
-use rempart_governance::{AuditEvent, AuditQuery, BadCheckpoint, Checkpoint, End, Noted, Store};
+use rempart_governance::{AuditEvent, AuditQuery, BadCheckpoint, Checkpoint, End, Note, Noted, Store};
 use serde_json::json;
 
 use super::govern::{say, with_secret, with_store};
@@ -134,8 +134,8 @@ fn read_notes(lines: &[String]) -> anyhow::Result<Noted> {
     let mut noted = Noted::default();
     for line in lines {
         match line.strip_prefix(USAGE) {
-            Some(usage) => noted.usage.push(note(usage)?),
-            None => noted.audit.push(note(line)?),
+            Some(usage) => noted.usage.push(note(usage)?.into()),
+            None => noted.audit.push(note(line)?.into()),
         }
     }
     Ok(noted)
@@ -169,8 +169,10 @@ fn add_checkpoints(
             }
             read => read.with_context(place)?,
         };
-        noted.audit.push(checkpoint.audit);
-        noted.usage.extend(checkpoint.usage);
+        let at_ms = Some(checkpoint.at_ms);
+        let note = |end| Note { end, at_ms };
+        noted.audit.push(note(checkpoint.audit));
+        noted.usage.extend(checkpoint.usage.map(note));
         count += 1;
     }
     ensure!(count > 0, "{} has no checkpoint", file.display());
@@ -187,6 +189,10 @@ pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     let (rows, (last, hash)) = &proof.audit;
     ensure!(*rows > 0, "there are no rows: every database begins with some");
     ensure!(proof.contains, CUT);
+    ensure!(
+        proof.untold == 0,
+        "what was noted is of rows that were deleted since, as their time was over: whether it was in the chain can't be told"
+    );
     let (used, batch) = &proof.usage;
     say(&format!("{rows} rows, and each is what was written"))?;
     say(&format!(
@@ -205,9 +211,22 @@ pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
             ))?;
         }
     }
+    if let Some(sums) = &proof.trimmed.sums {
+        say(&format!(
+            "sums of days before {} are kept by day and without keys",
+            day(sums.to)
+        ))?;
+        if sums.from > 0 {
+            say(&format!(
+                "and those of days before {} were deleted, as they were kept for {} days",
+                day(sums.from),
+                sums.from_days
+            ))?;
+        }
+    }
     if proof.deleted > 0 {
         say(&format!(
-            "{} of what was noted is of rows that were deleted so, and proves nothing any more",
+            "{} ends of chains in checkpoints are of rows that were deleted so: they are older than the last that was",
             proof.deleted
         ))?;
     }

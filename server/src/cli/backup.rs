@@ -123,11 +123,17 @@ async fn test(args: &RestoreArgs, store: &Store) -> anyhow::Result<()> {
     std::fs::remove_dir_all(&folder).with_context(|| format!("deleting {}", folder.display()))?;
     let (rows, last) = tried?;
     let noted = Noted {
-        audit: vec![last.clone()],
+        audit: vec![last.clone().into()],
         ..Noted::default()
     };
+    let proof = store.prove(&noted).await?;
     ensure!(
-        store.prove(&noted).await?.contains,
+        proof.untold == 0,
+        "{} is so old that the rows it ends with were deleted since: whether it is a copy of this database can't be told",
+        args.file.display()
+    );
+    ensure!(
+        proof.contains,
         "{} is a copy of another database: its last row is not in the chain of this one",
         args.file.display()
     );

@@ -93,14 +93,14 @@ impl Facts {
         })
     }
 
-    /// What the server said of itself at its last start; `None` where it never started.
+    /// What the server said of itself at its last start; `None` where no row tells.
     fn at_start(&self, name: &str) -> Option<Value> {
         let detail: Value = serde_json::from_str(&self.started.as_ref()?.detail).ok()?;
         detail.get(name).cloned()
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.at_start(name) == Some(Value::Bool(true))
+    fn has(&self, name: &str) -> Option<bool> {
+        self.at_start(name)?.as_bool()
     }
 }
 
@@ -164,12 +164,18 @@ there; never in a database, a file or a log
 ";
 
 fn transfers(facts: &Facts) -> &'static str {
-    if facts.has("zero_egress") {
-        "None. The server was started with `--zero-egress`: the system's kernel keeps it from reaching anything but its database. \
-         Proof: `rempart doctor --egress`."
-    } else {
-        "None: the server has no part that sends anything out. (It was not started with `--zero-egress`, which would have the system's \
-         kernel keep it so.)"
+    match facts.has("zero_egress") {
+        Some(true) => {
+            "None. The server was started with `--zero-egress`: the system's kernel keeps it from reaching anything but its database. \
+             Proof: `rempart doctor --egress`."
+        }
+        Some(false) => {
+            "None: the server has no part that sends anything out. (It was not started with `--zero-egress`, which would have the \
+             system's kernel keep it so.)"
+        }
+        None => {
+            "None: the server has no part that sends anything out. (Whether it was started with `--zero-egress` is not in the record.)"
+        }
     }
 }
 
@@ -208,7 +214,7 @@ fn measures(out: &mut String, facts: &Facts) -> anyhow::Result<()> {
     let Some(started) = &facts.started else {
         writeln!(
             out,
-            "- The server was never started with this database: what it would be started with is not known"
+            "- No start of the server is in the record: what it was started with is not known"
         )?;
         return Ok(());
     };
@@ -235,11 +241,15 @@ fn measures(out: &mut String, facts: &Facts) -> anyhow::Result<()> {
             "no checkpoints added to a file",
         ),
     ] {
-        writeln!(out, "  - {}", if facts.has(name) { yes } else { no })?;
+        writeln!(
+            out,
+            "  - {}",
+            if facts.has(name) == Some(true) { yes } else { no }
+        )?;
     }
     let told = |row: &Option<AuditEvent>| {
         row.as_ref()
-            .map_or_else(|| "never".to_owned(), |row| day(row.at_ms / 1_000))
+            .map_or_else(|| "none in the record".to_owned(), |row| day(row.at_ms / 1_000))
     };
     writeln!(out, "- Last copy of the database: {}", told(&facts.copied))?;
     writeln!(

@@ -28,19 +28,13 @@ impl Metrics {
             .increment(1);
     }
 
-    /// What was kept for long enough was deleted.
-    pub fn deleted(&self, deleted: Deleted) {
-        let Deleted {
-            usage,
-            audit,
-            sums,
-            people,
-        } = deleted;
-        for (kind, rows) in [
-            ("usage", usage),
-            ("audit", audit),
-            ("sums", sums),
-            ("people", people),
+    /// What was kept for long enough was deleted: so much so far, of which some was told before.
+    pub fn deleted(&self, told: Deleted, so_far: Deleted) {
+        for (kind, before, rows) in [
+            ("usage", told.usage, so_far.usage),
+            ("audit", told.audit, so_far.audit),
+            ("sums", told.sums, so_far.sums),
+            ("people", told.people, so_far.people),
         ] {
             let series = Series {
                 recorder: &self.recorder,
@@ -49,7 +43,7 @@ impl Metrics {
             series
                 .with("kind", kind)
                 .counter("rempart_retention_deleted_total")
-                .increment(rows);
+                .increment(rows.saturating_sub(before));
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Report {
 
 /// Where nobody is known.
 const NOBODY: &str = "none";
+/// And where it is not known any more.
+const DELETED: &str = "deleted";
 /// What a row says behind what it is of.
 const NUMBERS: [&str; 6] = ["requests", "refused", "input", "cached", "output", "cost"];
 
@@ -82,7 +84,7 @@ impl Report {
                 By::Day => day.to_string(),
                 By::Project => project.to_owned(),
                 // Sums outlive the rows that tell whose they were.
-                By::Key if sum.key.is_empty() => NOBODY.to_owned(),
+                By::Key | By::Owner if sum.key.is_empty() => DELETED.to_owned(),
                 By::Key => sum.key.clone(),
                 By::Owner => owners.get(&sum.key).cloned().unwrap_or_else(|| NOBODY.to_owned()),
                 By::Model => sum.model.clone(),
@@ -284,7 +286,7 @@ mod tests {
         let of: Vec<&str> = csv.lines().filter_map(|line| line.split(",1,").next()).collect();
         assert_eq!(
             of[1..4],
-            ["none,bbbbbbbb", "none,none", "user_1,aaaaaaaa"],
+            ["deleted,deleted", "none,bbbbbbbb", "user_1,aaaaaaaa"],
             "{csv}"
         );
     }

@@ -65,6 +65,7 @@ const TABLES: &[(&str, &[&str], &str)] = &[
         parts::SUM,
         "hour, project, api_key, model, endpoint",
     ),
+    ("kept_day", &["day", "digest"], "day"),
 ];
 
 /// Of what may be absent all else are numbers; a server wants to know of what type an absent value is.

@@ -34,7 +34,7 @@ pub use limits::WEIGHT_MAX;
 pub use members::Member;
 pub use people::Person;
 pub use projects::Project;
-pub use proof::{Noted, Proof};
+pub use proof::{Note, Noted, Proof};
 pub use retention::{Deleted, Oldest};
 pub use usage::{UsageSum, UsageWriter};
 
@@ -245,6 +245,17 @@ impl Store {
                 let message = "it is done, but the file's log is in use and has what was deleted until the last that uses it ends";
                 return Err(Error::Refused(message.to_owned()));
             }
+        }
+        Ok(())
+    }
+
+    /// Has the log of an SQLite file go on where it began, as soon as nobody reads it, so that what was deleted is overwritten; waits
+    /// for nobody.
+    async fn overwrite(&self) -> Result<(), Error> {
+        if let Database::File(_) = *self.database {
+            sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+                .fetch_one(&self.pool)
+                .await?;
         }
         Ok(())
     }

@@ -287,16 +287,7 @@ impl Store {
         if ended.is_none() {
             leave(&mut change, &actor, &id).await?;
         }
-        // What a key is called may name its owner.
-        sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
-            .bind(&id)
-            .execute(&mut *change)
-            .await?;
-        sqlx::query("DELETE FROM person WHERE id = $1")
-            .bind(&id)
-            .execute(&mut *change)
-            .await?;
-        audit::append(&mut change, &actor.name, "user.erased", &id, "{}".to_owned()).await?;
+        forget(&mut change, &actor, &id).await?;
         change.commit().await?;
         self.clean().await
     }
@@ -322,6 +313,24 @@ async fn leave(change: &mut Transaction<'static, Any>, actor: &Acting, id: &str)
         .execute(&mut **change)
         .await?;
     audit::append(change, &actor.name, "user.deleted", id, "{}".to_owned()).await
+}
+
+/// Erases who somebody was who has left.
+pub(super) async fn forget(
+    change: &mut Transaction<'static, Any>,
+    actor: &Acting,
+    id: &str,
+) -> Result<(), Error> {
+    // What a key is called may name its owner.
+    sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
+        .bind(id)
+        .execute(&mut **change)
+        .await?;
+    sqlx::query("DELETE FROM person WHERE id = $1")
+        .bind(id)
+        .execute(&mut **change)
+        .await?;
+    audit::append(change, &actor.name, "user.erased", id, "{}".to_owned()).await
 }
 
 /// The role of a person who has not left.

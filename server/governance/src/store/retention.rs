@@ -1,27 +1,29 @@
 //! Deletion of what was kept for long enough, in steps that hold nobody up; each step tells what it has left in a row of the chain.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
-use sqlx::{Any, Row as _, Transaction};
+use sqlx::{Any, AnyConnection, Row as _, Transaction};
 
 use super::audit::{self, Record, append_at};
 use super::parts::ADDED;
-use super::setting::insert_setting;
+use super::people::forget;
 use super::usage::{BATCH, batch, total};
 use super::{Error, Store};
-use crate::actor::Actor;
+use crate::actor::{Acting, Actor};
 use crate::key::hex;
-use crate::retention::{Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, Trimmed};
+use crate::retention::{
+    AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, SUMS, Trimmed, UPDATED, USAGE,
+};
 use crate::usage::{UsageBatch, hash};
 
 /// Rows that are deleted at one time: others wait for as long as that takes.
 const ROWS_AT_ONCE: i64 = 5_000;
 /// After each time, so that others come before the next.
 const PAUSE: Duration = Duration::from_millis(20);
-const RETENTION: &str = "retention";
 
 /// How much was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,13 +45,13 @@ pub struct Oldest {
 }
 
 impl Store {
-    /// How long what is kept is kept.
+    /// How long what is kept is kept: the chain says so, and nothing beside it.
     ///
     /// # Errors
     /// What the database says, or that it does not hold what this program writes.
     pub async fn retention(&self) -> Result<Policy, Error> {
-        let set = self.setting(RETENTION).await?;
-        set.map_or(Ok(Policy::default()), |text| policy(&text))
+        let mut connection = self.pool.acquire().await?;
+        policy(&mut connection).await
     }
 
     /// Sets how long.
@@ -60,8 +62,7 @@ impl Store {
         policy.check().map_err(Error::Refused)?;
         let (mut change, actor) = self.begin_as(actor).await?;
         let text = serde_json::to_string(policy).map_err(|error| Error::Unsound(error.to_string()))?;
-        insert_setting(&mut change, RETENTION, &text).await?;
-        audit::append(&mut change, &actor.name, "retention.updated", RETENTION, text).await?;
+        audit::append(&mut change, &actor.name, UPDATED, "retention", text).await?;
         Ok(change.commit().await?)
     }
 
@@ -98,109 +99,191 @@ impl Store {
         row.map(read).transpose()
     }
 
-    /// Deletes what is older than it may be at a time, Unix milliseconds. What was done before an error stays done, and both chains
-    /// hold; `told` hears of each step.
+    /// Deletes what is older than it may be at a time, Unix milliseconds; `told` hears of each step how much it was so far. Each step
+    /// goes by the policy of its moment. What was done before an error stays done, and both chains hold; where one kind fails, the
+    /// others go on.
     ///
     /// # Errors
-    /// What the database says.
+    /// The first of what the database says.
     pub async fn trim(
         &self,
         actor: impl Into<Actor<'_>>,
         now_ms: i64,
         mut told: impl FnMut(Deleted),
     ) -> Result<Deleted, Error> {
-        let (actor, policy) = (actor.into(), self.retention().await?);
-        let mut deleted = Deleted {
-            sums: self.keep_sums(actor, &policy, now_ms).await?,
-            ..Deleted::default()
-        };
-        while let Some(rows) = self.trim_usage(actor, &policy, now_ms).await? {
-            deleted.usage += rows;
-            told(deleted);
-            tokio::time::sleep(PAUSE).await;
-        }
-        while let Some(rows) = self.trim_audit(actor, &policy, now_ms).await? {
-            deleted.audit += rows;
-            told(deleted);
-            tokio::time::sleep(PAUSE).await;
-        }
-        for id in self.left_before(&policy, now_ms).await? {
-            self.erase_person(actor, &id).await?;
-            deleted.people += 1;
-            told(deleted);
-        }
-        if deleted != Deleted::default() {
-            match self.clean().await {
-                // A log that is in use is overwritten as it goes on.
-                Err(Error::Refused(_)) | Ok(()) => {}
-                Err(error) => return Err(error),
+        let actor = actor.into();
+        let (mut deleted, mut failed) = (Deleted::default(), None);
+        let end = self.audit_end().await?.0;
+        for kind in [Kind::Sums, Kind::Usage, Kind::Audit, Kind::People] {
+            loop {
+                let gone = match self.step(kind, actor, now_ms, end).await {
+                    Ok(Some(gone)) => gone,
+                    Ok(None) => break,
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        break;
+                    }
+                };
+                *deleted.of(kind) += gone;
+                told(deleted);
+                tokio::time::sleep(PAUSE).await;
             }
         }
-        Ok(deleted)
+        if deleted != Deleted::default() {
+            self.overwrite().await?;
+        }
+        failed.map_or(Ok(deleted), Err)
     }
 
-    /// Makes the sums of days whose rows go ones by day and without keys, and deletes those that are too old; how many these were.
-    async fn keep_sums(&self, actor: Actor<'_>, policy: &Policy, now_ms: i64) -> Result<u64, Error> {
-        let Some(to) = policy.usage.map(|days| day_before(now_ms, days)) else {
-            return Ok(0);
-        };
-        let from = policy.sums.map_or(0, |days| day_before(now_ms, days));
+    /// One deletion of a kind; how much it was, or `None` where nothing is due.
+    async fn step(&self, kind: Kind, actor: Actor<'_>, now_ms: i64, end: i64) -> Result<Option<u64>, Error> {
+        // It would be of a file that has no name any more.
+        self.check_file()?;
         let (mut change, actor) = self.begin_as(actor).await?;
-        let mut state = trimmed(&mut change).await?;
-        // Where rows are kept for longer than before, some sums are of later days than that.
-        let to = state.sums.as_ref().map_or(to, |kept| kept.to.max(to));
-        if let Some(lock) = self.database.lock_usage() {
-            // No batch comes between its number and its sums.
-            sqlx::query(lock).fetch_one(&mut *change).await?;
-        }
-        let due =
-            sqlx::query("SELECT COUNT(*) FROM usage_bucket WHERE (hour < $1 AND api_key <> '') OR hour < $2")
-                .bind(to)
-                .bind(from)
-                .fetch_one(&mut *change)
-                .await?;
-        if due.try_get::<i64, _>(0)? == 0 {
+        let policy = policy(&mut change).await?;
+        let by = |days| day_before(now_ms, days);
+        let gone = match (kind, policy.usage, policy.audit, policy.people) {
+            (Kind::Sums, Some(_), ..) => self.keep_sums(&mut change, &actor, &policy, now_ms).await?,
+            (Kind::Usage, Some(days), ..) => {
+                trim_usage(&mut change, &actor, (by(days), days), now_ms).await?
+            }
+            // Rows of its own are none that it deletes, whatever days somebody has written there.
+            (Kind::Audit, _, Some(days), _) => {
+                trim_audit(&mut change, &actor, (by(days), days, end), now_ms).await?
+            }
+            (Kind::People, _, _, Some(days)) => forget_one(&mut change, &actor, by(days)).await?,
+            _ => None,
+        };
+        if gone.is_some() {
+            change.commit().await?;
+        } else {
             change.rollback().await?;
-            return Ok(0);
         }
-        merge_days(&mut change, to).await?;
-        let gone = sqlx::query("DELETE FROM usage_bucket WHERE hour < $1")
-            .bind(from)
-            .execute(&mut *change)
-            .await?;
-        let last = sqlx::query("SELECT COALESCE(MAX(seq), 0) FROM usage_batch")
-            .fetch_one(&mut *change)
-            .await?;
-        state.sums = Some(KeptSums {
-            from,
-            to,
-            batch: last.try_get(0)?,
-            digest: self.digest_of_sums(&mut change).await?,
-        });
-        record(&mut change, &actor.name, "sums", &state, now_ms).await?;
-        change.commit().await?;
-        Ok(gone.rows_affected())
+        Ok(gone)
     }
 
-    /// Of all sums without keys.
-    pub(super) async fn digest_of_sums(
+    /// Makes the sums of the next day whose rows go ones without keys, and deletes those that are too old; how many these were.
+    async fn keep_sums(
         &self,
         change: &mut Transaction<'static, Any>,
+        actor: &Acting,
+        policy: &Policy,
+        now_ms: i64,
+    ) -> Result<Option<u64>, Error> {
+        let by = |days: Option<i64>| days.map_or(0, |days| day_before(now_ms, days));
+        let mut state = trimmed(change).await?;
+        let mut kept = state.sums.take().unwrap_or_default();
+        if let Some(lock) = self.database.lock_usage() {
+            // No batch comes between its number and its sums.
+            sqlx::query(lock).fetch_one(&mut **change).await?;
+        }
+        let next = number(
+            change,
+            "SELECT MIN(hour) FROM usage_bucket WHERE api_key <> '' AND hour < $1",
+            by(policy.usage),
+        )
+        .await?;
+        let first = number(
+            change,
+            "SELECT MIN(hour) FROM usage_bucket WHERE hour < $1",
+            by(policy.sums),
+        )
+        .await?;
+        if next.is_none() && first.is_none() {
+            return Ok(None);
+        }
+        kept.days = BTreeMap::new();
+        if let Some(next) = next {
+            let end = (next.div_euclid(DAY_S) + 1) * DAY_S;
+            if end > kept.to {
+                (kept.to, kept.to_days) = (end, policy.usage.unwrap_or_default());
+            }
+            kept.days = self.merge(change, kept.to).await?;
+            let last = number(change, "SELECT MAX(seq) FROM usage_batch WHERE seq > $1", 0).await?;
+            kept.batch = last.unwrap_or_default();
+        }
+        if by(policy.sums) > kept.from {
+            (kept.from, kept.from_days) = (by(policy.sums), policy.sums.unwrap_or_default());
+        }
+        let gone = delete(
+            change,
+            "DELETE FROM usage_bucket WHERE api_key = '' AND hour < $1",
+            kept.from,
+        )
+        .await?;
+        delete(change, "DELETE FROM kept_day WHERE day < $1", kept.from).await?;
+        kept.days = kept.days.split_off(&kept.from);
+        kept.digest = digest_of_days(&days(change).await?);
+        state.sums = Some(kept);
+        record(change, &actor.name, SUMS, &state, now_ms).await?;
+        Ok(Some(gone))
+    }
+
+    /// Adds the sums of hours before a time to those of their days, without their keys; the digests of these days.
+    async fn merge(
+        &self,
+        change: &mut Transaction<'static, Any>,
+        to: i64,
+    ) -> Result<BTreeMap<i64, String>, Error> {
+        // As a rule one. A clock that was wrong has written some of earlier days, too.
+        let days = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT DISTINCT hour / {DAY_S} * {DAY_S} FROM usage_bucket WHERE api_key <> '' AND hour < $1"
+        )))
+        .bind(to)
+        .fetch_all(&mut **change)
+        .await?;
+        let merge = format!(
+            "INSERT INTO usage_bucket (hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano) \
+             SELECT hour / {DAY_S} * {DAY_S}, project, '', model, endpoint, CAST(SUM(requests) AS BIGINT), \
+             CAST(SUM(refused) AS BIGINT), CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
+             CAST(SUM(cost_nano) AS BIGINT) FROM usage_bucket WHERE api_key <> '' AND hour < $1 GROUP BY 1, 2, 4, 5{ADDED}"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(merge))
+            .bind(to)
+            .execute(&mut **change)
+            .await?;
+        delete(
+            change,
+            "DELETE FROM usage_bucket WHERE api_key <> '' AND hour < $1",
+            to,
+        )
+        .await?;
+        let mut digests = BTreeMap::new();
+        for row in days {
+            let day: i64 = row.try_get(0)?;
+            let digest = self.digest_of_day(change, day).await?;
+            sqlx::query(
+                "INSERT INTO kept_day (day, digest) VALUES ($1, $2) ON CONFLICT (day) DO UPDATE SET digest = excluded.digest",
+            )
+            .bind(day)
+            .bind(&digest)
+            .execute(&mut **change)
+            .await?;
+            digests.insert(day, digest);
+        }
+        Ok(digests)
+    }
+
+    /// Of a day's sums without keys.
+    pub(super) async fn digest_of_day(
+        &self,
+        change: &mut Transaction<'static, Any>,
+        day: i64,
     ) -> Result<String, Error> {
         // The same on both kinds of database, whatever language theirs is.
         let order = self.database.by_bytes();
         let query = format!(
             "SELECT hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano FROM usage_bucket \
-             WHERE api_key = '' ORDER BY hour, project {order}, model {order}, endpoint {order}"
+             WHERE hour = $1 AND api_key = '' ORDER BY project {order}, model {order}, endpoint {order}"
         );
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch(&mut **change);
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(day)
+            .fetch(&mut **change);
         let mut hasher = Sha256::new();
         while let Some(row) = rows.try_next().await? {
             let sum = total(&row)?;
-            let hour: i64 = row.try_get(0)?;
             let of: [String; 3] = [row.try_get(1)?, row.try_get(3)?, row.try_get(4)?];
             let numbers = [
-                hour,
                 sum.requests,
                 sum.refused,
                 sum.input,
@@ -213,93 +296,160 @@ impl Store {
         }
         Ok(hex(&hasher.finalize()))
     }
+}
 
-    /// Deletes some batches with their rows, all of which are in the sums that stay; `None` where there are none to delete.
-    async fn trim_usage(&self, actor: Actor<'_>, policy: &Policy, now_ms: i64) -> Result<Option<u64>, Error> {
-        let (mut change, actor) = self.begin_as(actor).await?;
-        let mut state = trimmed(&mut change).await?;
-        let (Some(days), Some(sums)) = (policy.usage, &state.sums) else {
-            change.rollback().await?;
-            return Ok(None);
-        };
-        let to_ms = day_before(now_ms, days).min(sums.to).saturating_mul(1_000);
-        let Some(last) = last_due(&mut change, &state, (sums.batch, to_ms)).await? else {
-            change.rollback().await?;
-            return Ok(None);
-        };
-        let rows = sqlx::query("DELETE FROM usage_event WHERE seq <= $1")
-            .bind(last.last)
-            .execute(&mut *change)
-            .await?
-            .rows_affected();
-        // The last of them stays without its rows: the next is written behind it, and its hash tells its number.
-        sqlx::query("DELETE FROM usage_batch WHERE seq < $1")
-            .bind(last.seq)
-            .execute(&mut *change)
-            .await?;
-        state.usage = Some(Cut {
-            seq: last.seq,
-            hash: last.hash,
-            at_ms: last.at_ms,
-            days,
-        });
-        record(&mut change, &actor.name, "usage", &state, now_ms).await?;
-        change.commit().await?;
-        Ok(Some(rows))
-    }
+/// What goes, in this order: rows only when their sums stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sums,
+    Usage,
+    Audit,
+    People,
+}
 
-    /// Deletes some rows of the audit chain; `None` where there are none to delete.
-    async fn trim_audit(&self, actor: Actor<'_>, policy: &Policy, now_ms: i64) -> Result<Option<u64>, Error> {
-        let Some(days) = policy.audit else {
-            return Ok(None);
-        };
-        let (mut change, actor) = self.begin_as(actor).await?;
-        let mut state = trimmed(&mut change).await?;
-        let begin = state.audit.as_ref().map_or(0, |cut| cut.seq);
-        let last = sqlx::query(
-            "SELECT seq, hash, at_ms FROM audit_event WHERE seq <= $1 AND at_ms < $2 ORDER BY seq DESC LIMIT 1",
-        )
-        .bind(begin.saturating_add(ROWS_AT_ONCE))
-        .bind(day_before(now_ms, days).saturating_mul(1_000))
-        .fetch_optional(&mut *change)
-        .await?;
-        let Some(last) = last else {
-            change.rollback().await?;
-            return Ok(None);
-        };
-        let cut = Cut {
-            seq: last.try_get(0)?,
-            hash: last.try_get(1)?,
-            at_ms: last.try_get(2)?,
-            days,
-        };
-        let seq = cut.seq;
-        state.audit = Some(cut);
-        // First: it stands behind the last row, which may be among those that go.
-        record(&mut change, &actor.name, "audit", &state, now_ms).await?;
-        let gone = sqlx::query("DELETE FROM audit_event WHERE seq <= $1")
-            .bind(seq)
-            .execute(&mut *change)
-            .await?;
-        change.commit().await?;
-        Ok(Some(gone.rows_affected()))
-    }
-
-    /// Those who left so long ago that who they were is to be forgotten.
-    async fn left_before(&self, policy: &Policy, now_ms: i64) -> Result<Vec<String>, Error> {
-        let Some(days) = policy.people else {
-            return Ok(Vec::new());
-        };
-        let rows = sqlx::query("SELECT id FROM person WHERE ended < $1 ORDER BY ended")
-            .bind(day_before(now_ms, days))
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+impl Deleted {
+    fn of(&mut self, kind: Kind) -> &mut u64 {
+        match kind {
+            Kind::Sums => &mut self.sums,
+            Kind::Usage => &mut self.usage,
+            Kind::Audit => &mut self.audit,
+            Kind::People => &mut self.people,
+        }
     }
 }
 
-fn policy(text: &str) -> Result<Policy, Error> {
-    serde_json::from_str(text).map_err(|_| Error::Unsound("the setting of retention".to_owned()))
+/// Days whose sums have no keys, and their digests.
+pub(super) async fn days(change: &mut Transaction<'static, Any>) -> Result<Vec<(i64, String)>, Error> {
+    let rows = sqlx::query("SELECT day, digest FROM kept_day ORDER BY day")
+        .fetch_all(&mut **change)
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect()
+}
+
+pub(super) fn digest_of_days(days: &[(i64, String)]) -> String {
+    let texts: Vec<String> = days
+        .iter()
+        .flat_map(|(day, digest)| [day.to_string(), digest.clone()])
+        .collect();
+    hash(texts.iter().map(String::as_str))
+}
+
+/// Deletes some batches with their rows, from before a time, Unix seconds, all of which are in the sums that stay.
+async fn trim_usage(
+    change: &mut Transaction<'static, Any>,
+    actor: &Acting,
+    (before, days): (i64, i64),
+    now_ms: i64,
+) -> Result<Option<u64>, Error> {
+    let mut state = trimmed(change).await?;
+    let Some(sums) = &state.sums else { return Ok(None) };
+    let to_ms = before.min(sums.to).saturating_mul(1_000);
+    let Some(last) = last_due(change, &state, (sums.batch, to_ms)).await? else {
+        return Ok(None);
+    };
+    let rows = delete(change, "DELETE FROM usage_event WHERE seq <= $1", last.last).await?;
+    // The last of them stays without its rows: the next stands behind it, and its hash proves its number and its time.
+    delete(change, "DELETE FROM usage_batch WHERE seq < $1", last.seq).await?;
+    state.usage = Some(Cut {
+        seq: last.seq,
+        hash: last.hash,
+        at_ms: last.at_ms,
+        days,
+    });
+    state.sums = state.sums.map(KeptSums::without_days);
+    record(change, &actor.name, USAGE, &state, now_ms).await?;
+    Ok(Some(rows))
+}
+
+/// Deletes some rows of the audit chain, from before a time, Unix seconds, and up to a number.
+async fn trim_audit(
+    change: &mut Transaction<'static, Any>,
+    actor: &Acting,
+    (before, days, end): (i64, i64, i64),
+    now_ms: i64,
+) -> Result<Option<u64>, Error> {
+    let mut state = trimmed(change).await?;
+    let begin = state.audit.as_ref().map_or(0, |cut| cut.seq);
+    let last = sqlx::query(
+        "SELECT seq, hash, at_ms FROM audit_event WHERE seq > $1 AND seq <= $2 AND at_ms < $3 ORDER BY seq DESC LIMIT 1",
+    )
+    .bind(begin)
+    .bind(begin.saturating_add(ROWS_AT_ONCE).min(end))
+    .bind(before.saturating_mul(1_000))
+    .fetch_optional(&mut **change)
+    .await?;
+    let Some(last) = last else { return Ok(None) };
+    let cut = Cut {
+        seq: last.try_get(0)?,
+        hash: last.try_get(1)?,
+        at_ms: last.try_get(2)?,
+        days,
+    };
+    // The last of them stays: the next stands behind it, and its hash proves its number and its time.
+    let rows = delete(change, "DELETE FROM audit_event WHERE seq < $1", cut.seq).await?;
+    state.audit = Some(cut);
+    state.sums = state.sums.map(KeptSums::without_days);
+    record(change, &actor.name, AUDIT, &state, now_ms).await?;
+    Ok(Some(rows))
+}
+
+/// Erases who somebody was who left before a time, Unix seconds.
+async fn forget_one(
+    change: &mut Transaction<'static, Any>,
+    actor: &Acting,
+    before: i64,
+) -> Result<Option<u64>, Error> {
+    let row = sqlx::query("SELECT id FROM person WHERE ended < $1 ORDER BY ended LIMIT 1")
+        .bind(before)
+        .fetch_optional(&mut **change)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let id: String = row.try_get(0)?;
+    forget(change, actor, &id).await?;
+    Ok(Some(1))
+}
+
+async fn number(
+    change: &mut Transaction<'static, Any>,
+    query: &'static str,
+    of: i64,
+) -> Result<Option<i64>, Error> {
+    let row = sqlx::query(query).bind(of).fetch_one(&mut **change).await?;
+    Ok(row.try_get(0)?)
+}
+
+async fn delete(change: &mut Transaction<'static, Any>, query: &'static str, of: i64) -> Result<u64, Error> {
+    let done = sqlx::query(query).bind(of).execute(&mut **change).await?;
+    Ok(done.rows_affected())
+}
+
+/// What the chain says of how long what is kept: the last time it was set, or followed.
+async fn policy(connection: &mut AnyConnection) -> Result<Policy, Error> {
+    let set = last_of(connection, UPDATED).await?;
+    let run = last_of(connection, RUN).await?;
+    let policy = match (set, run) {
+        (Some((seq, detail)), run) if run.as_ref().is_none_or(|(run, _)| *run < seq) => {
+            serde_json::from_str(&detail).map_err(|_| BrokenRetention::Form(seq))?
+        }
+        (_, Some((seq, detail))) => Trimmed::read(seq, &detail)?.policy,
+        (_, None) => Policy::default(),
+    };
+    policy
+        .check()
+        .map_err(|wrong| Error::Unsound(format!("retention: {wrong}")))?;
+    Ok(policy)
+}
+
+/// Number and detail of the last row in which something was done.
+async fn last_of(connection: &mut AnyConnection, action: &str) -> Result<Option<(i64, String)>, Error> {
+    let row = sqlx::query("SELECT seq, detail FROM audit_event WHERE action = $1 ORDER BY seq DESC LIMIT 1")
+        .bind(action)
+        .fetch_optional(connection)
+        .await?;
+    let read = |row: AnyRow| Ok((row.try_get(0)?, row.try_get(1)?));
+    row.map(read).transpose()
 }
 
 /// When the day began that was so many days before, Unix seconds.
@@ -310,23 +460,22 @@ fn day_before(now_ms: i64, days: i64) -> i64 {
         .saturating_mul(DAY_S)
 }
 
-/// What all deletions so far have left.
+/// What all deletions so far have left, and the policy of now.
 async fn trimmed(change: &mut Transaction<'static, Any>) -> Result<Trimmed, Error> {
-    Ok(last_run(change)
-        .await?
-        .map_or_else(Trimmed::default, |(_, state)| state))
+    let last = last_run(change).await?.map(|(_, state)| state);
+    Ok(Trimmed {
+        policy: policy(change).await?,
+        ..last.unwrap_or_default()
+    })
 }
 
 /// The number of the last row that tells of a deletion, and what it tells.
 pub(super) async fn last_run(
     change: &mut Transaction<'static, Any>,
 ) -> Result<Option<(i64, Trimmed)>, Error> {
-    let row = sqlx::query("SELECT seq, detail FROM audit_event WHERE action = $1 ORDER BY seq DESC LIMIT 1")
-        .bind(RUN)
-        .fetch_optional(&mut **change)
-        .await?;
-    let Some(row) = row else { return Ok(None) };
-    let (seq, detail): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+    let Some((seq, detail)) = last_of(change, RUN).await? else {
+        return Ok(None);
+    };
     Ok(Some((seq, Trimmed::read(seq, &detail)?)))
 }
 
@@ -344,25 +493,6 @@ async fn record(
         detail: state.detail(),
     };
     append_at(change, &[record], now_ms).await
-}
-
-/// Adds the sums of hours before a time to those of their days, without their keys.
-async fn merge_days(change: &mut Transaction<'static, Any>, to: i64) -> Result<(), Error> {
-    let merge = format!(
-        "INSERT INTO usage_bucket (hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano) \
-         SELECT hour / {DAY_S} * {DAY_S}, project, '', model, endpoint, CAST(SUM(requests) AS BIGINT), \
-         CAST(SUM(refused) AS BIGINT), CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
-         CAST(SUM(cost_nano) AS BIGINT) FROM usage_bucket WHERE hour < $1 AND api_key <> '' GROUP BY 1, 2, 4, 5{ADDED}"
-    );
-    sqlx::query(sqlx::AssertSqlSafe(merge))
-        .bind(to)
-        .execute(&mut **change)
-        .await?;
-    sqlx::query("DELETE FROM usage_bucket WHERE hour < $1 AND api_key <> ''")
-        .bind(to)
-        .execute(&mut **change)
-        .await?;
-    Ok(())
 }
 
 /// The last batch of the next that may go: up to a number and before a time, Unix milliseconds, in which no row is of later.
@@ -403,9 +533,10 @@ async fn last_due(
 
 /// The first row behind a batch.
 async fn first_row(change: &mut Transaction<'static, Any>, behind: i64) -> Result<i64, Error> {
-    let row = sqlx::query("SELECT COALESCE(MIN(first_row), 0) FROM usage_batch WHERE seq > $1")
+    let query = "SELECT first_row FROM usage_batch WHERE seq > $1 ORDER BY seq LIMIT 1";
+    let row = sqlx::query(query)
         .bind(behind)
-        .fetch_one(&mut **change)
+        .fetch_optional(&mut **change)
         .await?;
-    Ok(row.try_get(0)?)
+    row.map_or(Ok(0), |row| Ok(row.try_get(0)?))
 }

@@ -5,9 +5,9 @@ use sqlx::{Any, Transaction};
 use super::super::{Database, Error, Store};
 use super::Sought;
 use super::pages::page;
-use crate::audit::{AuditEvent, GENESIS, verify};
+use crate::audit::{AuditEvent, Broken, GENESIS, verify};
 use crate::checkpoint::End;
-use crate::retention::{Cut, RUN, Trimmed};
+use crate::retention::{Cut, Told};
 
 /// Rows that are read at one time.
 const PAGE: i64 = 2_000;
@@ -20,26 +20,29 @@ type Row = (i64, i64, String, String, String, String, String, String);
 pub(super) struct Chain {
     pub(super) rows: i64,
     pub(super) end: End,
-    /// The last row in it that tells of a deletion.
-    pub(super) told_by: Option<i64>,
+    /// What it tells of deletions.
+    pub(super) told: Told,
 }
 
 impl Store {
-    /// Proves it from behind what was deleted.
+    /// Proves it from the last row of what was deleted on, at a time in Unix milliseconds.
     pub(super) async fn prove_audit(
         &self,
         moment: &mut Transaction<'static, Any>,
         cut: Option<&Cut>,
         sought: &mut Sought<'_>,
+        now_ms: i64,
     ) -> Result<Chain, Error> {
         let mut chain = Chain {
             rows: 0,
-            end: cut.map_or_else(|| (0, GENESIS.to_owned()), Cut::end),
-            told_by: None,
+            end: (0, GENESIS.to_owned()),
+            told: Told::new(cut.is_none(), now_ms),
         };
-        sought.found(&chain.end);
         // The first page has what stands before the first row, too, where nothing may.
         let mut rows = read(moment, &self.database, i64::MIN).await?;
+        if let Some(cut) = cut {
+            chain.end = before(cut, rows.first())?;
+        }
         while let Some(last) = rows.last() {
             // The database finds the next while these are looked at.
             let behind = last.seq;
@@ -52,21 +55,24 @@ impl Store {
     }
 }
 
+/// What stands before the row that was deleted last, which stays: all that it says of itself is in its hash.
+fn before(cut: &Cut, first: Option<&AuditEvent>) -> Result<End, Error> {
+    let own = first.filter(|row| (row.seq, row.at_ms, &row.hash) == (cut.seq, cut.at_ms, &cut.hash));
+    let own = own.ok_or(Broken::Missing(cut.seq))?;
+    Ok((own.seq.saturating_sub(1), own.previous.clone()))
+}
+
 impl Chain {
     /// Checks the rows that follow.
     fn hold(&mut self, rows: &[AuditEvent], sought: &mut Sought<'_>) -> Result<(), Error> {
         self.end = verify(rows, Some(self.end.clone()))?;
-        self.rows = self
-            .rows
-            .saturating_add(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        self.rows = self.rows.saturating_add(count);
         for row in rows {
             if !sought.missing.is_empty() {
                 sought.found(&(row.seq, row.hash.clone()));
             }
-            if row.action == RUN {
-                Trimmed::read(row.seq, &row.detail)?.check(row.seq, row.at_ms)?;
-                self.told_by = Some(row.seq);
-            }
+            self.told.take(row)?;
         }
         Ok(())
     }

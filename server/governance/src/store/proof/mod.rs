@@ -12,13 +12,27 @@ use super::retention::last_run;
 use super::{Error, Store, now_ms};
 use crate::audit::Broken;
 use crate::checkpoint::{Checkpoint, End};
-use crate::retention::Trimmed;
+use crate::retention::{AHEAD_MAX_MS, BrokenRetention, Cut, Trimmed};
 
-/// What was noted of the chains earlier: numbers and hashes of rows and of batches.
+/// Something that was noted of a chain earlier: the number and the hash of a row or of a batch, which was the last then.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    pub end: End,
+    /// When that was, Unix milliseconds, if it is proven: by a signature.
+    pub at_ms: Option<i64>,
+}
+
+impl From<End> for Note {
+    fn from(end: End) -> Self {
+        Self { end, at_ms: None }
+    }
+}
+
+/// What was noted of both chains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Noted {
-    pub audit: Vec<End>,
-    pub usage: Vec<End>,
+    pub audit: Vec<Note>,
+    pub usage: Vec<Note>,
 }
 
 /// Chains that hold.
@@ -30,8 +44,10 @@ pub struct Proof {
     pub usage: (i64, Option<End>),
     /// Whether all that was noted is in them, but what was deleted when its time was over.
     pub contains: bool,
-    /// How many notes are of what was deleted so.
+    /// How many notes with a time are of what was deleted so. They are older than what was.
     pub deleted: usize,
+    /// How many without. Whether they were of this chain, nothing tells.
+    pub untold: usize,
     /// Where the chains begin.
     pub trimmed: Trimmed,
 }
@@ -60,24 +76,35 @@ impl Store {
     /// # Errors
     /// What does not hold, and what the database says.
     pub async fn prove(&self, noted: &Noted) -> Result<Proof, Error> {
+        self.prove_at(noted, now_ms()).await
+    }
+
+    /// The same at a time, Unix milliseconds.
+    ///
+    /// # Errors
+    /// As [`Store::prove`].
+    pub async fn prove_at(&self, noted: &Noted, now_ms: i64) -> Result<Proof, Error> {
         let mut moment = self.reports.begin_with(self.database.begin_moment()).await?;
         let last = last_run(&mut moment).await?;
         let (told_by, trimmed) = last.map_or((None, Trimmed::default()), |(seq, state)| (Some(seq), state));
-        let mut sought = Sought::new(&noted.audit, trimmed.audit.as_ref().map(|cut| cut.seq));
+        let mut sought = Sought::new(&noted.audit, trimmed.audit.as_ref())?;
         let chain = self
-            .prove_audit(&mut moment, trimmed.audit.as_ref(), &mut sought)
+            .prove_audit(&mut moment, trimmed.audit.as_ref(), &mut sought, now_ms)
             .await?;
-        if chain.told_by != told_by {
+        if chain.told.last() != told_by {
             // It was found by another way than along the chain.
             return Err(Broken::Missing(told_by.unwrap_or(0)).into());
         }
-        let mut batches = Sought::new(&noted.usage, trimmed.usage.as_ref().map(|cut| cut.seq));
-        let usage = self.prove_usage(&mut moment, &trimmed, &mut batches).await?;
+        let mut batches = Sought::new(&noted.usage, trimmed.usage.as_ref())?;
+        let usage = self
+            .prove_usage(&mut moment, &trimmed, &chain.told.days, &mut batches)
+            .await?;
         Ok(Proof {
             audit: (chain.rows, chain.end),
             usage,
             contains: sought.missing.is_empty() && batches.missing.is_empty(),
             deleted: sought.deleted + batches.deleted,
+            untold: sought.untold + batches.untold,
             trimmed,
         })
     }
@@ -87,19 +114,29 @@ impl Store {
 struct Sought<'a> {
     missing: BTreeSet<&'a End>,
     deleted: usize,
+    untold: usize,
 }
 
 impl<'a> Sought<'a> {
-    /// Those that may still be there, where all before one number were deleted.
-    fn new(noted: &'a [End], cut: Option<i64>) -> Self {
-        let all: BTreeSet<&End> = noted.iter().collect();
-        let count = all.len();
-        let there = |end: &&End| cut.is_none_or(|cut| end.0 >= cut);
-        let missing: BTreeSet<&End> = all.into_iter().filter(there).collect();
-        Self {
-            deleted: count - missing.len(),
-            missing,
+    /// Those that may still be there, where all before some row were deleted.
+    fn new(noted: &'a [Note], cut: Option<&Cut>) -> Result<Self, Error> {
+        let mut sought = Self {
+            missing: BTreeSet::new(),
+            deleted: 0,
+            untold: 0,
+        };
+        for note in noted {
+            match (cut.filter(|cut| note.end.0 < cut.seq), note.at_ms) {
+                (None, _) => drop(sought.missing.insert(&note.end)),
+                // What was the last row then was written before the one that is the last of those deleted.
+                (Some(cut), Some(at_ms)) if at_ms > cut.at_ms.saturating_add(AHEAD_MAX_MS) => {
+                    return Err(BrokenRetention::Younger(note.end.0).into());
+                }
+                (Some(_), Some(_)) => sought.deleted += 1,
+                (Some(_), None) => sought.untold += 1,
+            }
         }
+        Ok(sought)
     }
 
     fn found(&mut self, end: &End) {

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::super::retention::{days, digest_of_days};
 use super::super::usage::{BATCH, batch, total};
 use super::super::{Database, Error, Store};
 use super::Sought;
 use super::pages::page;
 use crate::checkpoint::End;
-use crate::retention::{KeptSums, Trimmed};
+use crate::retention::{DAY_S, KeptSums, Trimmed};
 use crate::usage::{BATCH_ROWS_MAX, BrokenUsage, UsageBatch, UsageEvent, UsageTotal};
 
 /// Batches, and sums, that are read at one time.
@@ -22,6 +23,10 @@ const COLUMNS: &str = "seq, id, began_ms, project, api_key, model, endpoint, inp
 const SUMS: &str = "SELECT hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano \
      FROM usage_bucket WHERE api_key <> '' AND (hour, project, api_key, model, endpoint) > ($1, $2, $3, $4, $5) \
      ORDER BY hour, project, api_key, model, endpoint LIMIT $6";
+
+/// Sums of a day that have no keys.
+const KEPT: &str = "SELECT hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano \
+     FROM usage_bucket WHERE hour = $1 AND api_key = ''";
 
 /// A row, in the order of its columns.
 type Row = (
@@ -49,6 +54,8 @@ struct Found<'a> {
     sums: BTreeMap<Of, UsageTotal>,
     /// Sums in which the rows of some days are, whether they themselves are there or not.
     kept: Option<&'a KeptSums>,
+    /// What rows that are still there are in them at least: by day, project, model and endpoint.
+    least: BTreeMap<Of, UsageTotal>,
 }
 
 impl Store {
@@ -57,10 +64,12 @@ impl Store {
         &self,
         moment: &mut Transaction<'static, Any>,
         trimmed: &Trimmed,
+        told: &BTreeMap<i64, String>,
         sought: &mut Sought<'_>,
     ) -> Result<(i64, Option<End>), Error> {
         let mut found = Found {
             sums: BTreeMap::new(),
+            least: BTreeMap::new(),
             kept: trimmed.sums.as_ref(),
         };
         let mut before: Option<UsageBatch> = None;
@@ -96,7 +105,8 @@ impl Store {
         if count.try_get::<i64, _>(0)? != rows {
             return Err(BrokenUsage::Stray.into());
         }
-        self.check_sums(moment, found).await?;
+        self.check_sums(moment, &mut found).await?;
+        self.check_kept(moment, &found, told).await?;
         Ok((rows, before.map(|last| (last.seq, last.hash))))
     }
 
@@ -127,11 +137,11 @@ impl Store {
         }
     }
 
-    /// Checks that the sums by the hour are these, and those without keys the ones that were kept.
+    /// Checks that the sums by the hour are these.
     async fn check_sums(
         &self,
         moment: &mut Transaction<'static, Any>,
-        mut found: Found<'_>,
+        found: &mut Found<'_>,
     ) -> Result<(), Error> {
         let mut from: Of = (
             i64::MIN,
@@ -162,28 +172,55 @@ impl Store {
         if let Some(((hour, ..), _)) = found.sums.first_key_value() {
             return Err(BrokenUsage::Sum(*hour).into());
         }
-        let outside =
-            sqlx::query("SELECT COUNT(*) FROM usage_bucket WHERE api_key = '' AND (hour < $1 OR hour >= $2)")
-                .bind(found.kept.map_or(0, |kept| kept.from))
-                .bind(found.kept.map_or(0, |kept| kept.to))
-                .fetch_one(&mut **moment)
-                .await?;
-        let whole = match found.kept {
-            Some(kept) => self.digest_of_sums(moment).await? == kept.digest,
-            None => true,
-        };
-        if outside.try_get::<i64, _>(0)? == 0 && whole {
-            Ok(())
-        } else {
-            Err(BrokenUsage::Kept.into())
+        Ok(())
+    }
+
+    /// Checks that the sums without keys are those that were kept: of each day what its digest says, which all digests together
+    /// prove, and the row that told it, where there is one; and no less than rows that are still there.
+    async fn check_kept(
+        &self,
+        moment: &mut Transaction<'static, Any>,
+        found: &Found<'_>,
+        told: &BTreeMap<i64, String>,
+    ) -> Result<(), Error> {
+        let days = days(moment).await?;
+        let proven = found.kept.map(|kept| kept.digest.as_str());
+        if proven.map_or(!days.is_empty(), |digest| digest != digest_of_days(&days)) {
+            return Err(BrokenUsage::Kept.into());
         }
+        let (mut without, mut covered) = (0, 0);
+        for (day, digest) in &days {
+            let same = told.get(day).is_none_or(|told| told == digest);
+            if !same || self.digest_of_day(moment, *day).await? != *digest {
+                return Err(BrokenUsage::Kept.into());
+            }
+            let sums = sqlx::query(KEPT).bind(*day).fetch_all(&mut **moment).await?;
+            without += sums.len();
+            for row in &sums {
+                let Some(least) = found.least.get(&of(row)?) else {
+                    continue;
+                };
+                if !total(row)?.covers(*least) {
+                    return Err(BrokenUsage::Kept.into());
+                }
+                covered += 1;
+            }
+        }
+        let all = sqlx::query("SELECT COUNT(*) FROM usage_bucket WHERE api_key = ''")
+            .fetch_one(&mut **moment)
+            .await?;
+        // There are none of other days, and rows have theirs.
+        if usize::try_from(all.try_get::<i64, _>(0)?) == Ok(without) && covered == found.least.len() {
+            return Ok(());
+        }
+        Err(BrokenUsage::Kept.into())
     }
 }
 
 /// Whether a batch is the last whose rows were deleted.
 fn is_cut(batch: &UsageBatch, trimmed: &Trimmed) -> bool {
     let end = trimmed.usage.as_ref();
-    end.is_some_and(|cut| cut.seq == batch.seq && cut.hash == batch.hash)
+    end.is_some_and(|cut| (cut.seq, cut.at_ms, &cut.hash) == (batch.seq, batch.at_ms, &batch.hash))
 }
 
 impl Found<'_> {
@@ -212,6 +249,17 @@ impl Found<'_> {
             .kept
             .is_some_and(|kept| batch.seq <= kept.batch && hour < kept.to)
         {
+            let day = hour.div_euclid(DAY_S) * DAY_S;
+            if self.kept.is_some_and(|kept| day >= kept.from) {
+                let of = (
+                    day,
+                    row.project.clone(),
+                    String::new(),
+                    row.model.clone(),
+                    row.endpoint.clone(),
+                );
+                self.least.entry(of).or_default().add(row.total());
+            }
             return;
         }
         let of = (
