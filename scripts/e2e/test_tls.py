@@ -151,6 +151,47 @@ def test_clients_show_certificates(secure, tmp_path):
         client.models.list()
 
 
+def test_a_certificate_is_a_key(secure, tmp_path):
+    secured = secure("tls-client-key.log", "--tls-client-ca", tmp_path / "ca.pem", "--served-model-name", "m")
+    for name in ("client", "other"):
+        secured.authority.sign(name)
+
+    def rempart(*arguments):
+        done = subprocess.run([server.binary(), *arguments, "--database", tmp_path / "rempart.db"], capture_output=True, text=True,
+                              timeout=60, check=False)
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    # The official client says nothing of itself where it is told so.
+    nothing = {"Authorization": openai.Omit()}
+    rempart("project", "create", "night")
+    made = ("key", "create", "batch", "--project", "night", "--role", "service", "--certificate", tmp_path / "client.pem")
+    key = rempart(*made).split()[0]
+    assert f"the key {key} is of this certificate's public key already" in rempart(*made)
+    assert "no certificate in PEM" in rempart(*made[:-1], tmp_path / "client-key.pem")
+    with secured.client("client") as client:
+        deadline = time.monotonic() + READY_S
+        while True:
+            with contextlib.suppress(openai.APIStatusError, openai.APIConnectionError):
+                asked = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=2, extra_headers=nothing)
+                assert asked.usage.completion_tokens == 2
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        report = rempart("usage", "report", "--by", "project,key", "--format", "csv")
+        assert "night" in report and key in report
+        with secured.client("other") as other, \
+                pytest.raises(openai.AuthenticationError, match="needs a key"):
+            other.models.list(extra_headers=nothing)
+        with pytest.raises(openai.AuthenticationError, match="needs a key"):
+            client.models.list(extra_headers=nothing | {"Origin": "https://evil.example"})
+        rempart("key", "revoke", key)
+        revoked = time.monotonic()
+        with pytest.raises(openai.AuthenticationError, match="not valid here"):
+            while time.monotonic() < revoked + 4:
+                client.models.list(extra_headers=nothing)
+                time.sleep(0.05)
+
+
 def test_half_handshakes_hinder_nobody(secure):
     secured = secure("tls-slow.log", "--header-timeout-s", "3")
     secured.server.wait_ready(READY_S)

@@ -1,14 +1,17 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+mod shown;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
-    Database, Denied, Directory, Error, Key, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
-    Standing, Store, Subject, is_person, month_began_ms, now_ms, now_s,
+    Database, Denied, Directory, Error, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret, Standing,
+    Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
 use serde_json::{Map, Value};
 
@@ -17,7 +20,9 @@ use crate::config::GovernanceSettings;
 use crate::denials::Denials;
 use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
+use crate::oidc::{BadToken, Oidc};
 use crate::retention;
+pub use shown::Shown;
 
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,6 +50,16 @@ pub enum Refusal {
     Key(Denied, Option<KeyId>),
     /// The key is not for this.
     Role(Role, KeyId),
+    /// It is a token, and no good one.
+    Token(BadToken),
+    /// It is a good token of nobody who is here.
+    Stranger,
+    /// The key is of another project than the one that was asked for, or the token's person is not in that.
+    Project(String),
+    /// The token's person is in several projects, and has not said which.
+    Projects { person: String, projects: Vec<String> },
+    /// The token's person is in no project.
+    Outside(String),
     /// Nobody can tell any more which keys there are.
     Unknowable,
 }
@@ -70,6 +85,10 @@ pub struct Keys {
     checkpoints: Option<Checkpoints>,
     denials: Denials,
     metrics: Metrics,
+    /// Where tokens of a login are taken.
+    oidc: Option<Arc<Oidc>>,
+    /// One first use of a token at a time.
+    first_uses: tokio::sync::Mutex<()>,
 }
 
 struct Seen {
@@ -151,11 +170,17 @@ impl Access {
                 }
             };
             let deletions = retention::keep(&keys.store, &keys.metrics);
+            let tokens = async {
+                if let Some(oidc) = &keys.oidc {
+                    Arc::clone(oidc).follow().await;
+                }
+            };
             tokio::join!(
                 keys.follow(),
                 keys.denials.keep(&keys.store),
                 checkpoints,
-                deletions
+                deletions,
+                tokens
             );
         }
     }
@@ -167,19 +192,15 @@ impl Access {
         }
     }
 
-    /// The caller with this key, who wants to do something of this scope.
+    /// Who shows this, and wants to do something of this scope.
     ///
     /// # Errors
-    /// Why it may not.
-    pub fn authorize(&self, key: Option<&str>, scope: Scope) -> Result<Caller, Refusal> {
+    /// Why they may not.
+    pub async fn authorize(&self, shown: &Shown<'_>, scope: Scope) -> Result<Caller, Refusal> {
         let Self::Keys(keys) = self else {
             return Ok(Caller::Anyone);
         };
-        let directory = keys.directory().ok_or(Refusal::Unknowable)?;
-        let key = key.ok_or(Refusal::NoKey)?;
-        let principal = directory
-            .authenticate(key, now_s())
-            .map_err(|denied| Refusal::Key(denied, own_id(key, denied)))?;
+        let principal = keys.principal(shown).await?;
         if !principal.role.allows(scope) {
             return Err(Refusal::Role(principal.role, principal.key));
         }
@@ -245,6 +266,14 @@ impl Access {
         }
     }
 
+    /// What verifies tokens, if any are taken.
+    pub fn oidc(&self) -> Option<Arc<Oidc>> {
+        match self {
+            Self::Open => None,
+            Self::Keys(keys) => keys.oidc.clone(),
+        }
+    }
+
     /// Writes what is still to be written, and ends the use of the database; whether all of it is written.
     pub async fn close(&self) -> bool {
         let Self::Keys(keys) = self else {
@@ -305,14 +334,6 @@ impl Access {
     }
 }
 
-/// The identifier of a key that was good once. Of others it is whatever a stranger wrote.
-fn own_id(key: &str, denied: Denied) -> Option<KeyId> {
-    match denied {
-        Denied::Revoked | Denied::Expired => Key::parse(key).map(|key| key.id),
-        Denied::Malformed | Denied::Unknown => None,
-    }
-}
-
 impl Keys {
     /// The keys of a database; `None` beside them unless it was empty: then the first key, which opens everything.
     ///
@@ -322,7 +343,7 @@ impl Keys {
         database: &Database,
         settings: &GovernanceSettings,
         metrics: &Metrics,
-    ) -> Result<(Self, Option<NewKey>), Error> {
+    ) -> anyhow::Result<(Self, Option<NewKey>)> {
         let store = Store::open(database).await?;
         let store = match Secret::place(database, settings.secret.as_deref()) {
             Some(place) => {
@@ -346,6 +367,14 @@ impl Keys {
             Some(kept) => Some(Checkpoints::open(store.clone(), kept.clone(), metrics).await?),
             None => None,
         };
+        let oidc = match &settings.oidc {
+            Some(oidc) => {
+                // People are found by it.
+                store.secret().context("--oidc-issuer")?;
+                Some(Arc::new(Oidc::open(oidc, store.clone(), metrics)?))
+            }
+            None => None,
+        };
         // Last of what can fail: it is told once.
         let first = store.create_first("server", FIRST_PROJECT, FIRST_KEY).await?;
         let seen = look(&store).await?;
@@ -353,6 +382,8 @@ impl Keys {
             checkpoints,
             denials: Denials::default(),
             metrics: metrics.clone(),
+            oidc,
+            first_uses: tokio::sync::Mutex::default(),
             looks: store.apart(),
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,

@@ -5,6 +5,7 @@ mod admin;
 mod choices;
 mod governance;
 mod hosts;
+mod oidc;
 mod pull;
 mod request;
 mod tls;
@@ -22,6 +23,7 @@ pub use admin::{AdminArgs, AdminSettings};
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
 pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings, currency, place_of};
 pub use hosts::AllowedHosts;
+pub use oidc::{OidcArgs, OidcSettings};
 pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};
 use tls::Guards;
@@ -70,6 +72,16 @@ pub enum Error {
         "--allowed-host {name:?} must be a name or an address (IPv6 in brackets) without scheme, port and path"
     )]
     AllowedHost { name: String },
+    #[error(
+        "--oidc-issuer, --oidc-audience and --oidc-keys go together: whose tokens, for whom, and what verifies them"
+    )]
+    PartOfOidc,
+    #[error("--oidc-issuer needs --database: tokens are of people who are in it")]
+    OidcWithoutDatabase,
+    #[error(
+        "--oidc-issuer {issuer:?} must be a URL as the login's tokens have it, such as https://login.example.org"
+    )]
+    OidcIssuer { issuer: String },
     #[error("--price names {model} twice")]
     TwoPrices { model: String },
     #[error("--block-size {0} must be a power of two between 16 and 256")]

@@ -31,6 +31,11 @@ impl Denials {
             Refusal::Key(_, Some(id)) => (id.0.as_str(), "ended"),
             Refusal::Key(_, None) => (UNKNOWN, "unknown"),
             Refusal::Role(_, id) => (id.0.as_str(), "role"),
+            Refusal::Token(bad) => (UNKNOWN, bad.name()),
+            Refusal::Stranger => (UNKNOWN, "token_person"),
+            Refusal::Project(whose) | Refusal::Outside(whose) | Refusal::Projects { person: whose, .. } => {
+                (whose.as_str(), "project")
+            }
             // Nothing was tried.
             Refusal::NoKey | Refusal::Unknowable => return,
         };

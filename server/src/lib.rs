@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod anthropic;
+pub mod certificate;
 pub mod chat;
 pub mod checkpoints;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod model;
+pub mod oidc;
 pub mod openai;
 pub mod openapi;
 pub mod prices;

@@ -325,7 +325,10 @@ mod tests {
         };
         // Even with the hash of a secret that somebody knows.
         for order in [[certificate.clone(), revoked.clone()], [revoked, certificate]] {
-            let directory = Directory::new([order.as_slice(), &[token.clone()]].concat(), Vec::new());
+            let directory = Directory::new(
+                [order.as_slice(), std::slice::from_ref(&token)].concat(),
+                Vec::new(),
+            );
             for key in [&text, &of_certificate] {
                 assert_eq!(directory.authenticate(key.reveal(), 0), Err(Denied::Unknown));
             }

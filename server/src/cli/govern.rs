@@ -1,11 +1,13 @@
 //! `rempart key` and `rempart project`: what operators do to the database, running server or not.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use rempart_governance::{NewKeyRequest, Role, Secret, Store, WEIGHT_MAX, now_s};
+use rempart_governance::{NewKeyRequest, Role, Secret, ServiceAccount, Store, WEIGHT_MAX, now_s};
 
+use crate::certificate::ClientCertificate;
 use crate::config::DatabaseArgs;
 
 const DAY_S: i64 = 86_400;
@@ -13,7 +15,7 @@ const DAY_S: i64 = 86_400;
 /// Keys.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a key, and print it: it is shown this once
+    /// Make a key, and print it: it is shown this once; or have a client's certificate be one
     Create {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -26,9 +28,13 @@ pub enum KeyCommand {
         /// Days until it expires [default: it does not]
         #[arg(long, value_parser = clap::value_parser!(i64).range(1..=36_500))]
         days: Option<i64>,
-        /// Whose it is: the address or identifier of a person in the project [default: nobody's]
+        /// Whose it is: the address or identifier of a person in the project, or the identifier of a service account of it
+        /// [default: nobody's]
         #[arg(long)]
         user: Option<String>,
+        /// Have requests over connections with this certificate of a client, in PEM, be this key's: it has no text
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
         /// What to call it
         name: String,
     },
@@ -45,6 +51,13 @@ pub enum KeyCommand {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Its identifier: the eight characters after `sk-rempart-`
+        id: String,
+    },
+    /// Have somebody's tokens of the login open a project again, after their key was revoked
+    Restore {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// The key's identifier
         id: String,
     },
 }
@@ -94,9 +107,11 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             role,
             days,
             user,
+            certificate,
             name,
         } => with_store(&database, async |store| {
             let owner = match &user {
+                Some(whom) if ServiceAccount::is_one(whom) => Some(whom.clone()),
                 Some(whom) => Some(store.person(whom).await?.id),
                 None => None,
             };
@@ -108,6 +123,11 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
                 owner: owner.as_deref(),
             };
             let actor = database.actor();
+            if let Some(file) = &certificate {
+                let certificate = ClientCertificate::read(file)?;
+                let made = store.create_certificate_key(&actor, &wanted, &certificate.key);
+                return say(&format!("{} is the key of this certificate", made.await?.0));
+            }
             let key = store.create_key(&actor, &wanted).await?;
             let said = say(key.reveal());
             if said.is_err() {
@@ -117,7 +137,7 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             said.context("the key could not be shown, and is revoked")
         }),
         KeyCommand::List { database, role } => with_store(&database, async |store| {
-            say("id        role     project           state    owner                  name")?;
+            say("id        role     project           state    opened by    owner                  name")?;
             for key in store.keys().await? {
                 if !role.is_empty() && !role.contains(&key.role) {
                     continue;
@@ -128,9 +148,10 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
                     _ => "good",
                 };
                 let (id, role, project) = (&key.id.0, key.role.name(), &key.project_name);
+                let kind = key.kind.name();
                 let owner = key.owner.as_deref().unwrap_or("-");
                 say(&format!(
-                    "{id:8}  {role:7}  {project:16}  {state:7}  {owner:21}  {}",
+                    "{id:8}  {role:7}  {project:16}  {state:7}  {kind:11}  {owner:21}  {}",
                     key.name
                 ))?;
             }
@@ -139,6 +160,10 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
         KeyCommand::Revoke { database, id } => with_store(&database, async |store| {
             store.revoke_key(&database.actor(), &id).await?;
             say(&format!("{id} is revoked"))
+        }),
+        KeyCommand::Restore { database, id } => with_store(&database, async |store| {
+            store.restore_token_key(&database.actor(), &id).await?;
+            say(&format!("{id} is good again"))
         }),
     }
 }

@@ -221,7 +221,7 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
         .map(|key| {
             json!({
                 "id": key.id.0, "name": key.name, "project": key.project, "role": key.role.name(), "created": key.created,
-                "expires": key.expires, "revoked": key.revoked,
+                "expires": key.expires, "revoked": key.revoked, "opened_by": key.kind.name(),
             })
         })
         .collect();

@@ -102,7 +102,7 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
             tracing::error!(%error, "signals cannot be received");
         }
     });
-    tasks.spawn(follow_hangups(hangups, tls.clone()));
+    tasks.spawn(follow_hangups(hangups, tls.clone(), app.access.oidc()));
     let administering = async {
         if let Some(listener) = admin {
             let router = http::admin::app(Arc::clone(&app));

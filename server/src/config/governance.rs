@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use rempart_governance::Database;
 
-use super::Error;
+use super::{Error, OidcArgs, OidcSettings};
 use crate::prices::{NamedPrice, Prices};
 
 /// Options of who may come in.
@@ -46,6 +46,8 @@ pub struct GovernanceArgs {
     /// The currency of prices, as ISO 4217 names it
     #[arg(long, env = "REMPART_CURRENCY", default_value = "eur", value_parser = currency)]
     pub currency: String,
+    #[command(flatten)]
+    pub oidc: OidcArgs,
 }
 
 /// Reads the name of a currency.
@@ -69,10 +71,13 @@ pub struct GovernanceSettings {
     pub usage_requests_max: usize,
     pub prices: Prices,
     pub currency: String,
+    /// Whose tokens are taken where keys are.
+    pub oidc: Option<OidcSettings>,
 }
 
 impl GovernanceArgs {
     pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
+        let oidc = self.oidc.check(self.database.is_some())?;
         Ok(GovernanceSettings {
             database: self.database.map(|place| place_of(&place)).transpose()?,
             secret: self.secret,
@@ -83,6 +88,7 @@ impl GovernanceArgs {
             usage_requests_max: self.usage_requests_max as usize,
             prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
             currency: self.currency,
+            oidc,
         })
     }
 }

@@ -29,6 +29,7 @@ use super::addresses::Addresses;
 use super::error::ApiError;
 use super::timeout_io::TimeoutIo;
 use super::tls::Tls;
+use crate::certificate::ClientCertificate;
 use crate::metrics::Rejection;
 use crate::shutdown::Phase;
 
@@ -184,7 +185,7 @@ impl Door {
         let unread = Arc::new(AtomicBool::new(true));
         let Some(tls) = &self.tls else {
             let stream = self.timed(stream, &unread);
-            return self.connection(stream, unread, patience).await;
+            return self.connection(stream, unread, patience, None).await;
         };
         // Connections that begin while the process ends are told so, if they are quick.
         let ending = async {
@@ -200,7 +201,9 @@ impl Door {
             () = ending => None,
         };
         if let Some(stream) = greeted {
-            self.connection(stream, unread, patience).await;
+            let shown = stream.get_ref().1.peer_certificates();
+            let certificate = shown.and_then(|chain| ClientCertificate::of(chain.first()?));
+            self.connection(stream, unread, patience, certificate).await;
         }
     }
 
@@ -238,14 +241,22 @@ impl Door {
     }
 
     /// Serves a connection to its end. If no request has come until `patience` is over, that is the end.
-    async fn connection<S>(&self, stream: S, unread: Arc<AtomicBool>, patience: Instant)
-    where
+    async fn connection<S>(
+        &self,
+        stream: S,
+        unread: Arc<AtomicBool>,
+        patience: Instant,
+        certificate: Option<ClientCertificate>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (app, router) = (&self.app, self.router.clone());
         let spoke = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&spoke);
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(certificate) = certificate {
+                request.extensions_mut().insert(certificate);
+            }
             heard.store(true, Ordering::Relaxed);
             let (router, unread) = (router.clone(), Arc::clone(&unread));
             async move { Ok::<_, Infallible>(answer(router, request, unread).await) }

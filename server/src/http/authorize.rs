@@ -8,12 +8,20 @@ use rempart_governance::Scope;
 
 use super::error::ApiError;
 use super::{App, AppState};
-use crate::access::{Caller, Refusal};
+use crate::access::{Caller, Refusal, Shown};
+use crate::certificate::ClientCertificate;
 
 /// Where Anthropic's clients put the key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Where OpenAI's clients name the project that they mean.
+const OPENAI_PROJECT: HeaderName = HeaderName::from_static("openai-project");
+/// What browsers tell of the page that sends a request.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The scheme of `Authorization`, in any case.
 const BEARER: &str = "bearer ";
+
+/// No project is called so: names have no blanks around them.
+const NO_PROJECT: &str = " ";
 
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +159,7 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
             return ApiError::internal().into_response();
         }
         Some(None) => Ok(Caller::Anyone),
-        Some(Some(scope)) => app.access.authorize(key(request.headers()), scope),
+        Some(Some(scope)) => app.access.authorize(&shown(&request), scope).await,
     };
     match caller {
         Ok(caller) => {
@@ -169,6 +177,34 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
     }
 }
 
+/// What a request shows of who makes it.
+fn shown(request: &Request) -> Shown<'_> {
+    let headers = request.headers();
+    Shown {
+        key: key(headers),
+        project: project(headers),
+        certificate: certificate(request),
+    }
+}
+
+/// The certificate of the connection, where nothing else says who makes the request. A browser shows it for every page that it
+/// has open, whoever has made that, and must have a key.
+fn certificate(request: &Request) -> Option<&ClientCertificate> {
+    const OTHERS: [HeaderName; 4] = [header::AUTHORIZATION, X_API_KEY, header::ORIGIN, SEC_FETCH_SITE];
+    let alone = OTHERS.iter().all(|name| !request.headers().contains_key(name));
+    request.extensions().get().filter(|_| alone)
+}
+
+/// The project that a head names. What is no text names none that there is.
+fn project(headers: &HeaderMap) -> Option<&str> {
+    let mut named = headers.get_all(OPENAI_PROJECT).iter();
+    let first = named.next()?;
+    let one = named.all(|other| other == first);
+    let name = first.to_str().ok().filter(|_| one).unwrap_or(NO_PROJECT);
+    // The clients send what a variable holds, be it nothing.
+    (!name.is_empty()).then_some(name)
+}
+
 /// The key in a head, wherever clients put it.
 fn key(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
@@ -184,6 +220,9 @@ fn reason(refusal: &Refusal) -> &'static str {
         Refusal::NoKey => "no_key",
         Refusal::Key(..) => "key",
         Refusal::Role(..) => "role",
+        Refusal::Token(bad) => bad.name(),
+        Refusal::Stranger => "token_person",
+        Refusal::Project(_) | Refusal::Projects { .. } | Refusal::Outside(_) => "project",
         Refusal::Unknowable => "unavailable",
     }
 }
@@ -193,6 +232,12 @@ fn note(refusal: &Refusal) {
     match refusal {
         Refusal::Key(denied, Some(id)) => tracing::warn!(key = id.0, %denied, "a key was refused"),
         Refusal::Role(role, id) => tracing::warn!(key = id.0, %role, "a key is not for this"),
+        Refusal::Project(whose) | Refusal::Outside(whose) | Refusal::Projects { person: whose, .. } => {
+            tracing::warn!(whose, "a request is of no project of theirs");
+        }
+        // Anyone can send as many as they like.
+        Refusal::Token(bad) => tracing::debug!(why = %bad, "a token was refused"),
+        Refusal::Stranger => tracing::debug!("a token of nobody who is here was refused"),
         Refusal::NoKey | Refusal::Key(_, None) | Refusal::Unknowable => {}
     }
 }
@@ -209,8 +254,11 @@ fn error(refusal: &Refusal) -> ApiError {
     match refusal {
         Refusal::NoKey => ApiError::no_key(),
         // Why a key is none is for its owner to ask an operator.
-        Refusal::Key(..) => ApiError::wrong_key(),
+        Refusal::Key(..) | Refusal::Token(_) | Refusal::Stranger => ApiError::wrong_key(),
         Refusal::Role(role, _) => ApiError::not_permitted(role.name()),
+        Refusal::Project(_) => ApiError::other_project(),
+        Refusal::Projects { projects, .. } => ApiError::which_project(projects),
+        Refusal::Outside(_) => ApiError::no_project(),
         Refusal::Unknowable => ApiError::not_ready("which keys there are can't be read"),
     }
 }

@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::TlsSettings;
 use crate::metrics::TlsMetrics;
+use crate::oidc::Oidc;
 pub use files::Error;
 use files::Files;
 
@@ -82,11 +83,19 @@ impl Tls {
     }
 }
 
-/// Reads certificates again at every signal. Without TLS there is nothing to read, but the signal ends no server.
-pub async fn follow_hangups(mut hangups: Signal, tls: Option<Tls>) {
+/// Reads certificates, and the keys that verify tokens, again at every signal. Without them there is nothing to read, but the
+/// signal ends no server.
+pub async fn follow_hangups(mut hangups: Signal, tls: Option<Tls>, oidc: Option<Arc<Oidc>>) {
     while hangups.recv().await.is_some() {
+        if let Some(oidc) = oidc.clone()
+            && tokio::task::spawn_blocking(move || oidc.reload()).await.is_err()
+        {
+            tracing::error!("reading the keys of tokens again panicked: the ones before stay in use");
+        }
         let Some(tls) = tls.clone() else {
-            tracing::info!("SIGHUP received: without TLS there is nothing to read again");
+            if oidc.is_none() {
+                tracing::info!("SIGHUP received: without TLS there is nothing to read again");
+            }
             continue;
         };
         let metrics = tls.metrics.clone();

@@ -17,6 +17,19 @@ impl Metrics {
             .increment(1);
     }
 
+    /// The keys that verify tokens of the login were read again, and are used if they were `good`.
+    pub fn oidc_reloaded(&self, good: bool) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        let result = if good { "success" } else { "failure" };
+        series
+            .with("result", result)
+            .counter("rempart_oidc_reloads_total")
+            .increment(1);
+    }
+
     /// A checkpoint of the audit chain could not be kept.
     pub fn checkpoint_failed(&self) {
         let series = Series {

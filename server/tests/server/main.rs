@@ -8,6 +8,7 @@
 mod administration;
 mod api;
 mod canary;
+mod certified;
 mod chat;
 mod cli;
 mod completions;
@@ -18,8 +19,10 @@ mod formats;
 mod keys;
 mod lifecycle;
 mod limits;
+mod logins;
 mod messages;
 mod numbers;
+mod oidc;
 mod openapi;
 mod organization;
 mod others;

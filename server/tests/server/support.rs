@@ -4,6 +4,7 @@ pub(crate) mod certificates;
 mod encoders;
 mod generators;
 mod governed;
+pub(crate) mod issuer;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

@@ -44,7 +44,7 @@ async fn a_signal_renews_the_certificate_for_new_connections() {
     let hangups = signal(SignalKind::hangup()).unwrap();
     listening
         .serving
-        .spawn(follow_hangups(hangups, listening.tls.clone()));
+        .spawn(follow_hangups(hangups, listening.tls.clone(), None));
     let client = Client::of(&folder.authority);
     let mut old = client.connect(listening.address).await.unwrap();
     let first = shown(&old);
@@ -94,7 +94,7 @@ async fn a_signal_renews_the_certificate_for_new_connections() {
 #[tokio::test]
 async fn a_signal_without_tls_ends_nothing() {
     let mut following = JoinSet::new();
-    following.spawn(follow_hangups(signal(SignalKind::hangup()).unwrap(), None));
+    following.spawn(follow_hangups(signal(SignalKind::hangup()).unwrap(), None, None));
     let mut seen = signal(SignalKind::hangup()).unwrap();
     hang_up();
     seen.recv().await.unwrap();

@@ -34,6 +34,41 @@ impl ApiError {
         )
     }
 
+    /// 401: the project that it names is not its key's, as OpenAI answers, or not its person's.
+    pub fn other_project() -> Self {
+        let message =
+            "The header `OpenAI-Project` names a project that this key is not of, or this person is not in";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("mismatched_project"),
+            message,
+        )
+    }
+
+    /// 400: its person is in several projects, one of which it must name.
+    pub fn which_project(projects: &[String]) -> Self {
+        let message = format!(
+            "You are in several projects: name one in the header `OpenAI-Project`, which is `project` of the official client: {}",
+            projects.join(", ")
+        );
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(
+            status,
+            Kind::InvalidRequestError,
+            Some("project_required"),
+            message,
+        )
+    }
+
+    /// 403: its person is in no project.
+    pub fn no_project() -> Self {
+        let status = StatusCode::FORBIDDEN;
+        let message = "You are in no project of this server: ask who runs it to add you to one";
+        Self::new(status, Kind::InvalidRequestError, Some("no_project"), message)
+    }
+
     /// 403: its key is for something else.
     pub fn not_permitted(role: &str) -> Self {
         let message = format!("A key of the role \"{role}\" may not do this");

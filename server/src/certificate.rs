@@ -1,0 +1,62 @@
+//! What a client's certificate tells of who shows it: its public key, which a key of the database can be of.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use rempart_governance::KeyHash;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use x509_cert::Certificate;
+use x509_cert::der::{Decode as _, Encode as _};
+
+/// A certificate is some KiB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A certificate that a client has proven to hold, and that one of our authorities has signed.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientCertificate {
+    /// Of its public key: a certificate that is renewed for the same one is of the same client.
+    pub key: KeyHash,
+    /// Unix seconds.
+    pub ends: i64,
+}
+
+impl ClientCertificate {
+    /// Of a certificate in DER; `None` where it is damaged.
+    pub fn of(der: &[u8]) -> Option<Self> {
+        let certificate = Certificate::from_der(der).ok()?;
+        let certificate = certificate.tbs_certificate();
+        let ends = certificate.validity().not_after.to_unix_duration().as_secs();
+        let key = certificate.subject_public_key_info().to_der().ok()?;
+        Some(Self {
+            key: KeyHash::of_public_key(&key),
+            ends: i64::try_from(ends).ok()?,
+        })
+    }
+
+    /// Of the first certificate in a file in PEM.
+    ///
+    /// # Errors
+    /// What the system says, and that there is none in it.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let failed = || format!("--certificate {}", path.display());
+        let mut bytes = Vec::new();
+        let file = File::open(path).with_context(failed)?;
+        let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
+        let length = read.with_context(failed)? as u64;
+        ensure!(
+            length <= FILE_BYTES_MAX,
+            "{}: more than {FILE_BYTES_MAX} bytes",
+            failed()
+        );
+        let der = CertificateDer::from_pem_slice(&bytes).ok();
+        der.and_then(|der| Self::of(&der)).with_context(|| {
+            format!(
+                "{}: no certificate in PEM (`-----BEGIN CERTIFICATE-----`)",
+                failed()
+            )
+        })
+    }
+}

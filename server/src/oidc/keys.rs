@@ -1,0 +1,207 @@
+//! The public keys of a login: a set of JSON Web Keys (RFC 7517) within limits, and of it those that can verify a token.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use thiserror::Error;
+
+/// Sets of large logins have some ten keys, of up to 3 KiB with their certificates.
+pub const FILE_BYTES_MAX: u64 = 256 << 10;
+pub const KEYS_MAX: usize = 64;
+/// What ring verifies with.
+const RSA_BITS_MIN: usize = 2048;
+const RSA_BITS_MAX: usize = 8192;
+
+const RSA: &[Algorithm] = &[
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+];
+
+/// Why there are no keys. Never quotes what was read.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("{0}")]
+    Read(io::Error),
+    #[error("more than {FILE_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("this is no set of JSON Web Keys: an object with an array `keys`")]
+    NoSet,
+    #[error("more than {KEYS_MAX} keys")]
+    TooMany,
+    #[error(
+        "key {0} in it has a private or symmetric part: only the public keys that the login publishes belong there"
+    )]
+    Private(usize),
+    #[error(
+        "none of its keys can verify a token: RSA of {RSA_BITS_MIN} to {RSA_BITS_MAX} bits, EC on P-256 or P-384, and Ed25519 \
+         can, unless `use`, `key_ops` or `alg` says that they are for something else"
+    )]
+    NoneUsable,
+}
+
+/// The keys that can verify.
+#[derive(Debug)]
+pub struct KeySet {
+    keys: Vec<PublicKey>,
+    /// How many are for something else, or can't be used.
+    pub ignored: usize,
+}
+
+#[derive(Debug)]
+struct PublicKey {
+    id: Option<String>,
+    /// What it may have signed by.
+    algorithms: Vec<Algorithm>,
+    key: DecodingKey,
+}
+
+#[derive(Deserialize)]
+struct WrittenSet {
+    keys: Vec<Value>,
+}
+
+/// Of a key what decides and what verifies; certificates and the like are nothing to us.
+#[derive(Deserialize)]
+struct Written {
+    kty: String,
+    #[serde(rename = "use")]
+    purpose: Option<String>,
+    key_ops: Option<Vec<String>>,
+    alg: Option<String>,
+    kid: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    crv: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+}
+
+/// What only its owner knows.
+#[derive(Deserialize)]
+struct Private {
+    d: Option<IgnoredAny>,
+    k: Option<IgnoredAny>,
+}
+
+impl KeySet {
+    /// Reads a file. Blocks while it does.
+    ///
+    /// # Errors
+    /// What the system says, and what is wrong with the set.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        // To open a pipe would wait for whoever writes into it.
+        if !std::fs::metadata(path).map_err(Error::Read)?.is_file() {
+            return Err(Error::Read(io::Error::other("it is no regular file")));
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(Error::Read)?;
+        file.take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(Error::Read)?;
+        Self::parse(&bytes)
+    }
+
+    /// Reads a set.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
+        let set: WrittenSet = serde_json::from_slice(bytes).map_err(|_| Error::NoSet)?;
+        if set.keys.len() > KEYS_MAX {
+            return Err(Error::TooMany);
+        }
+        let all = set.keys.len();
+        let mut keys = Vec::new();
+        for (at, written) in set.keys.into_iter().enumerate() {
+            let private = Private::deserialize(&written);
+            if private.is_ok_and(|private| private.d.is_some() || private.k.is_some()) {
+                return Err(Error::Private(at + 1));
+            }
+            keys.extend(public_key(written));
+        }
+        if keys.is_empty() {
+            return Err(Error::NoneUsable);
+        }
+        let ignored = all - keys.len();
+        Ok(Self { keys, ignored })
+    }
+
+    /// How many can verify.
+    pub fn usable(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The key of this identifier that may sign by this algorithm. A token that names none is of the only one there is.
+    pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
+        let mut fitting = self.keys.iter().filter(|key| key.algorithms.contains(&algorithm));
+        match id {
+            Some(id) => fitting.find(|key| key.id.as_deref() == Some(id)),
+            None => fitting.next().filter(|_| self.keys.len() == 1),
+        }
+        .map(|key| &key.key)
+    }
+}
+
+/// `None`: it is for something else, or of no use.
+fn public_key(written: Value) -> Option<PublicKey> {
+    let written: Written = serde_json::from_value(written).ok()?;
+    let signs = written.purpose.as_deref().is_none_or(|purpose| purpose == "sig");
+    let verifies = written
+        .key_ops
+        .as_deref()
+        .is_none_or(|operations| operations.iter().any(|one| one == "verify"));
+    if !signs || !verifies {
+        return None;
+    }
+    let bytes = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_ref()?).ok();
+    let point = |length: usize| {
+        let (x, y) = (bytes(&written.x)?, bytes(&written.y)?);
+        let sound = x.len() == length && y.len() == length;
+        sound.then(|| DecodingKey::from_ec_der(&[&[4], x.as_slice(), &y].concat()))
+    };
+    let (may, key): (&[Algorithm], _) = match (written.kty.as_str(), written.crv.as_deref()) {
+        ("RSA", None) => (RSA, rsa(&bytes(&written.n)?, &bytes(&written.e)?)?),
+        ("EC", Some("P-256")) => (&[Algorithm::ES256], point(32)?),
+        ("EC", Some("P-384")) => (&[Algorithm::ES384], point(48)?),
+        ("OKP", Some("Ed25519")) => {
+            let x = bytes(&written.x).filter(|x| x.len() == 32)?;
+            (&[Algorithm::EdDSA], DecodingKey::from_ed_der(&x))
+        }
+        _ => return None,
+    };
+    let algorithms = match &written.alg {
+        None => may.to_vec(),
+        Some(name) => {
+            let named = name.parse().ok().filter(|named| may.contains(named))?;
+            vec![named]
+        }
+    };
+    Some(PublicKey {
+        id: written.kid,
+        algorithms,
+        key,
+    })
+}
+
+fn rsa(modulus: &[u8], exponent: &[u8]) -> Option<DecodingKey> {
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let modulus = &modulus[zeros..];
+    let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
+    (RSA_BITS_MIN..=RSA_BITS_MAX)
+        .contains(&bits)
+        .then(|| DecodingKey::from_rsa_raw_components(modulus, exponent))
+}
