@@ -1,5 +1,7 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+mod loads;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +18,8 @@ use crate::config::GovernanceSettings;
 use crate::denials::Denials;
 use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
+
+pub use loads::loads_recorder;
 
 /// How often it is looked whether keys have changed, here or in another process.
 const LOOK: Duration = Duration::from_secs(1);
