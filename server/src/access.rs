@@ -1,5 +1,6 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+mod loads;
 mod shown;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,6 +23,7 @@ use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
 use crate::oidc::{BadToken, Oidc};
 use crate::retention;
+pub use loads::loads_recorder;
 pub use shown::Shown;
 
 /// How often it is looked whether keys have changed, here or in another process.

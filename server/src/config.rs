@@ -9,6 +9,7 @@ mod oidc;
 mod pull;
 mod request;
 mod tls;
+mod trust;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -28,6 +29,7 @@ pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};
 use tls::Guards;
 pub use tls::{TlsArgs, TlsSettings};
+pub use trust::{TrustArgs, TrustSettings};
 
 /// Why a configuration cannot work.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -174,6 +176,8 @@ pub struct ServeArgs {
     #[arg(long, env = "REMPART_KV_CACHE_MIB", help_heading = "Model")]
     pub kv_cache_mib: Option<NonZeroUsize>,
     #[command(flatten)]
+    pub trust: TrustArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub http: HttpArgs,
@@ -312,6 +316,7 @@ pub struct ModelSettings {
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,
     pub kv_cache_bytes: Option<u64>,
+    pub trust: TrustSettings,
 }
 
 #[derive(Debug, Clone)]
@@ -380,6 +385,7 @@ impl ServeArgs {
             context_length: self.context_length.map(NonZeroUsize::get),
             memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
             kv_cache_bytes: mib("--kv-cache-mib", self.kv_cache_mib)?,
+            trust: self.trust.settings(),
         };
         Ok(Settings {
             model,

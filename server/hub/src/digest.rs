@@ -1,9 +1,7 @@
 //! SHA-256 of files, streamed through a fixed buffer, and its textual form.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +23,11 @@ impl Sha256 {
     /// The digest of bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// The digest itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
 
@@ -122,13 +125,6 @@ impl Hasher {
             }
         }
     }
-}
-
-/// Reads a file once and returns its length in bytes and its SHA-256. `on_bytes` hears the running total.
-pub fn hash_file(path: &Path, on_bytes: impl FnMut(u64)) -> io::Result<(u64, Sha256)> {
-    let mut hasher = Hasher::default();
-    hasher.read_from(File::open(path)?, on_bytes)?;
-    Ok((hasher.bytes(), hasher.finish()))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! - [`reference`](mod@reference): what a user may name: a catalogue name, `hf:organisation/name[@revision][:file]`, a path.
 //! - [`catalogue`]: the short names, with licence, revision and checksum.
 //! - [`manifest`]: the SHA-256 of every file, written by a pull and verified at every load. No network.
+//! - [`signature`]: who vouches for a model: OpenSSF model signatures, made and checked. No network.
+//! - [`report`]: what a check found, file by file.
 //! - [`store`]: the folders models live in, and the way from a name to what a loader opens. No network.
 //! - [`pull`](mod@pull): from a hub into the store. The only module of the workspace with an HTTP client for the outside.
 //! - [`progress`]: what the above report while they work, and its display on a terminal.
@@ -48,8 +50,11 @@
 
 pub mod catalogue;
 pub mod digest;
+mod hashing;
 pub mod manifest;
 pub mod progress;
 pub mod pull;
 pub mod reference;
+pub mod report;
+pub mod signature;
 pub mod store;

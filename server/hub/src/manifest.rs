@@ -5,17 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::{process, thread};
+use std::process;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{self, Sha256};
-use crate::progress::{Action, Event, Progress};
+use crate::digest::Sha256;
+use crate::hashing::{Piece, hash};
+use crate::progress::Progress;
 use crate::reference::check_file;
+use crate::report::{Difference, How, Report, root};
 
 /// The manifest's own name, in the model's folder.
 pub const FILE_NAME: &str = "rempart-manifest.json";
@@ -25,8 +24,6 @@ pub const VERSION: u32 = 1;
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// Most files a model may have.
 const FILES_MAX: usize = 10_000;
-/// Most files hashed at once: beyond this a disk is the limit, not the processor.
-const HASHERS_MAX: usize = 8;
 
 /// What a model consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,6 +204,51 @@ impl Manifest {
         Ok(())
     }
 
+    /// Compares as [`Manifest::verify`] does, and goes on to the end: every difference there is.
+    ///
+    /// # Errors
+    /// What keeps the files from being compared.
+    pub fn compare(&self, dir: &Path, progress: &dyn Progress) -> Result<Report, Error> {
+        self.check().map_err(|reason| Error::Invalid {
+            path: dir.join(FILE_NAME),
+            reason,
+        })?;
+        let mut found: BTreeMap<String, u64> = list_files(dir)?.into_iter().collect();
+        let mut report = Report::default();
+        let mut same_size = Vec::new();
+        for file in &self.files {
+            match found.remove(&file.path) {
+                None => report.add(&file.path, How::Missing),
+                Some(bytes) if bytes != file.bytes => {
+                    let expected = file.bytes;
+                    report.add(&file.path, How::Size { expected, bytes });
+                }
+                Some(_) => same_size.push(file),
+            }
+        }
+        let unknown = found.into_keys().map(|path| Difference {
+            path,
+            how: How::Unknown,
+        });
+        report.differences.extend(unknown);
+        let sizes: Vec<(&str, u64)> = same_size.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
+        for (file, (bytes, sha256)) in same_size.iter().zip(hash_files(dir, &sizes, progress)?) {
+            if bytes == file.bytes && sha256 == file.sha256 {
+                report.same(bytes);
+            } else {
+                let expected = file.sha256;
+                report.add(&file.path, How::Content { expected, sha256 });
+            }
+        }
+        report.differences.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(report)
+    }
+
+    /// The SHA-256 that names the model: see [`root`].
+    pub fn root(&self) -> Sha256 {
+        root(self.files.iter().map(|file| (file.path.as_str(), file.sha256)))
+    }
+
     /// Makes the manifest of files that did not come from a hub; the caller saves it with [`Manifest::save`].
     ///
     /// # Errors
@@ -331,55 +373,14 @@ fn list_files(dir: &Path) -> Result<Vec<(String, u64)>, Error> {
     Ok(files)
 }
 
-/// Hashes the files on as many threads as the machine has processors, and returns length and digest in the same order.
-/// The error is the first one in that order; a failed file stops threads from starting others.
 fn hash_files(
     dir: &Path,
     files: &[(&str, u64)],
     progress: &dyn Progress,
 ) -> Result<Vec<(u64, Sha256)>, Error> {
-    let threads = thread::available_parallelism()
-        .map_or(1, NonZero::get)
-        .min(HASHERS_MAX)
-        .min(files.len());
-    let next = AtomicUsize::new(0);
-    let failed = AtomicBool::new(false);
-    let results = Mutex::new(Vec::with_capacity(files.len()));
-    let hash_some = || {
-        while !failed.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(file, bytes)) = files.get(index) else {
-                return;
-            };
-            progress.report(Event::Started {
-                action: Action::Checking,
-                file,
-                bytes,
-                done: 0,
-            });
-            let path = dir.join(file);
-            let result = digest::hash_file(&path, |done| progress.report(Event::Advanced { file, done }));
-            match &result {
-                Ok(_) => progress.report(Event::Finished { file }),
-                Err(_) => failed.store(true, Ordering::Relaxed),
-            }
-            let result = result.map_err(|source| Error::Io { path, source });
-            results
-                .lock()
-                .expect("no thread panics while it holds the results")
-                .push((index, result));
-        }
-    };
-    thread::scope(|scope| {
-        // The caller's thread is one of them.
-        for _ in 1..threads {
-            scope.spawn(hash_some);
-        }
-        hash_some();
-    });
-    let mut results = results
-        .into_inner()
-        .expect("no thread panics while it holds the results");
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
+    let pieces: Vec<Piece> = files
+        .iter()
+        .map(|&(file, bytes)| Piece::whole(file.to_owned(), dir.join(file), bytes))
+        .collect();
+    hash(&pieces, progress).map_err(|(path, source)| Error::Io { path, source })
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Sha256;
+use crate::manifest::{self, Manifest};
 use crate::reference::{self, HubReference, Reference, check_id, looks_like_path};
+use crate::signature;
 
 /// Longest name of a model's folder, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -13,6 +15,9 @@ pub const NAME_BYTES_MAX: usize = 128;
 const NAME_DIGEST_LEN: usize = 12;
 /// Most entries read of a folder in search of its one GGUF.
 const ENTRIES_MAX: usize = 10_000;
+
+/// How deep in a model's folder files are looked for.
+const DEPTH_MAX: usize = 4;
 
 /// A model found on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +28,19 @@ pub struct ModelPath {
     pub dir: PathBuf,
     /// What to load: a `.gguf` file, or the folder of a safetensors model (then equal to `dir`).
     pub path: PathBuf,
+}
+
+/// A model of the store, as it lies there: nothing of it is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub name: String,
+    pub files: usize,
+    /// Their length together.
+    pub bytes: u64,
+    /// The SHA-256 that its manifest gives the model; `None` without one that can be read.
+    pub manifest: Option<Sha256>,
+    /// Whether there is a signature.
+    pub signed: bool,
 }
 
 /// Why a name or path leads to no model.
@@ -119,6 +137,77 @@ pub fn resolve(store: &Path, name_or_path: &str) -> Result<ModelPath, Error> {
         Some(entry) => in_store(store, entry.name, entry.name),
         None => in_store(store, name_or_path, name_or_path),
     }
+}
+
+/// The models of the store, by name. A store that is not there has none.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list(store: &Path) -> Result<Vec<Stored>, Error> {
+    let io = |source| Error::Io {
+        path: store.to_owned(),
+        source,
+    };
+    let entries = match fs::read_dir(store) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(io(source)),
+    };
+    let mut models = Vec::new();
+    for entry in entries.take(ENTRIES_MAX) {
+        let entry = entry.map_err(io)?;
+        let dir = entry.path();
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if check_name(&name).is_ok() && dir.is_dir() {
+            models.push(stored(name, &dir)?);
+        }
+    }
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(models)
+}
+
+fn stored(name: String, dir: &Path) -> Result<Stored, Error> {
+    let manifest = Manifest::load(dir).ok().flatten();
+    let mut files = Vec::new();
+    files_below(dir, 0, &mut files).map_err(|source| Error::Io {
+        path: dir.to_owned(),
+        source,
+    })?;
+    let is = |path: &Path, name: &str| path.file_name().is_some_and(|own| own == name);
+    let is_signature = |path: &Path| {
+        is(path, signature::FILE_NAME) || path.as_os_str().as_encoded_bytes().ends_with(b".gguf.sig")
+    };
+    let signed = files.iter().any(|(path, _)| is_signature(path));
+    files.retain(|(path, _)| !is_signature(path) && !is(path, manifest::FILE_NAME));
+    Ok(Stored {
+        name,
+        files: files.len(),
+        bytes: files.iter().map(|(_, bytes)| bytes).sum(),
+        manifest: manifest.map(|manifest| manifest.root()),
+        signed,
+    })
+}
+
+/// Files, or what links lead to, with their length.
+fn files_below(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)?.take(ENTRIES_MAX) {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            if depth < DEPTH_MAX {
+                files_below(&entry.path(), depth + 1, found)?;
+            }
+        } else if let Ok(metadata) = fs::metadata(entry.path())
+            && metadata.is_file()
+        {
+            found.push((entry.path(), metadata.len()));
+        }
+    }
+    Ok(())
 }
 
 fn in_store(store: &Path, name: &str, asked: &str) -> Result<ModelPath, Error> {
@@ -230,7 +319,6 @@ fn in_folder(dir: &Path) -> Result<ModelPath, Error> {
 }
 
 fn find_ggufs(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    const DEPTH_MAX: usize = 4;
     for entry in fs::read_dir(dir)?.take(ENTRIES_MAX) {
         let entry = entry?;
         let path = entry.path();

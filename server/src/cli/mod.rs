@@ -5,6 +5,7 @@ mod backup;
 mod doctor;
 mod govern;
 mod limit;
+mod model;
 mod people;
 mod processing;
 mod pull;
@@ -22,6 +23,7 @@ use backup::{BackupArgs, RestoreArgs};
 use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
+use model::ModelCommand;
 use people::{GdprCommand, UserCommand};
 use retention::RetentionCommand;
 use usage::UsageCommand;
@@ -42,6 +44,9 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model, or go on with an interrupted fetch; every byte is checked
     Pull(Box<PullArgs>),
+    /// List, verify and sign models
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Make, list and end keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -90,6 +95,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
+        Command::Model(command) => model::model(command),
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
         Command::Limit(command) => limit::limit(command),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::access::{Access, Keys};
+use crate::access::{Access, Keys, loads_recorder};
 use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
 use crate::http::tls::{Tls, follow_hangups};
@@ -92,6 +92,7 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
         metrics,
         shutdown.clone(),
     ));
+    app.registry.record_loads(loads_recorder(&app));
     let mut tasks = tokio::task::JoinSet::new();
     let keys = Arc::clone(&app);
     tasks.spawn(async move { keys.access.follow().await });
@@ -198,6 +199,10 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
             warmed = warm_up::warm_up(&first.loaded.served) => warmed?,
             () = app.shutdown.reached(Phase::Draining) => return Ok(()),
         }
+    }
+    for First { names, loaded, .. } in &models {
+        let name = names.first().map_or("", String::as_str);
+        app.registry.record(name, &loaded.proof).await?;
     }
     warn_of_prices(&prices, &models);
     app.registry.open(models, Some(Box::new(loader)));

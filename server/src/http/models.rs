@@ -28,6 +28,9 @@ pub struct ModelCard {
     root: String,
     /// As vLLM names it: tokens of prompt and answer together.
     max_model_len: usize,
+    /// SHA-256 of its files, as signatures of models have it; absent where neither a signature nor a manifest was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
 }
 
 pub async fn list(
@@ -65,6 +68,7 @@ fn cards(offered: Vec<(Vec<String>, About)>) -> Vec<ModelCard> {
             owned_by: "rempart",
             root: root.clone(),
             max_model_len: about.tokens_max,
+            sha256: about.sha256.map(|sha256| sha256.to_string()),
         }));
     }
     cards

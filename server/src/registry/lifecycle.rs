@@ -301,7 +301,7 @@ impl Registry {
     }
 
     async fn try_load(&self, wanted: Wanted) -> anyhow::Result<Loaded> {
-        let registry = self.clone();
+        let (registry, name) = (self.clone(), wanted.names[0].clone());
         let load = move || {
             let loader = registry
                 .0
@@ -321,7 +321,11 @@ impl Registry {
                 return Err(error);
             }
         };
-        match warm_up::warm_up(&loaded.served).await {
+        let ready = match warm_up::warm_up(&loaded.served).await {
+            Ok(()) => self.record(&name, &loaded.proof).await,
+            Err(error) => Err(error),
+        };
+        match ready {
             Ok(()) => Ok(loaded),
             Err(error) => {
                 self.end(loaded).await;

@@ -21,7 +21,7 @@ use crate::http::error::ApiError;
 use crate::http::models::unix_now;
 use crate::metrics::{LifecycleMetrics, Metrics, Rejection};
 use crate::model::Model;
-pub use served::{About, Kind, Served};
+pub use served::{About, Kind, Proof, Recorder, Served};
 pub use snapshot::Snapshot;
 
 /// A model that could not be loaded when a request wanted it is not tried again for so long.
@@ -65,6 +65,7 @@ pub struct Loaded {
     pub bytes: u64,
     /// How much of that is of the memory that the plan divides.
     pub planned: u64,
+    pub proof: Proof,
 }
 
 /// A model of the command line, loaded.
@@ -83,6 +84,7 @@ struct Shared {
     /// Whether the models of the command line are there.
     opened: AtomicBool,
     loader: OnceLock<Box<dyn Load>>,
+    recorder: OnceLock<Recorder>,
     /// Loads come one after the other: each plans with what the others leave.
     loading: tokio::sync::Mutex<()>,
     /// Counts changes of states.
@@ -107,6 +109,8 @@ struct Entry {
     state: State,
     /// Known once it was loaded.
     about: Option<About>,
+    /// Who has signed what was loaded last.
+    signer: Option<String>,
     bytes: u64,
     planned: u64,
     used: Option<Used>,
@@ -169,6 +173,7 @@ impl Registry {
             entries: Mutex::default(),
             opened: AtomicBool::new(false),
             loader: OnceLock::new(),
+            recorder: OnceLock::new(),
             loading: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(0),
             lost: watch::Sender::new(None),
@@ -177,6 +182,22 @@ impl Registry {
             unload_timeout,
             waiting_max,
         }))
+    }
+
+    /// Has every load recorded from now on. Called once.
+    pub fn record_loads(&self, recorder: Recorder) {
+        let _only_once = self.0.recorder.set(recorder);
+    }
+
+    /// Records a load, where that is asked for.
+    ///
+    /// # Errors
+    /// Where it can't be recorded: the model must not serve then.
+    pub async fn record(&self, name: &str, proof: &Proof) -> anyhow::Result<()> {
+        match self.0.recorder.get() {
+            Some(recorder) => recorder(name.to_owned(), proof.clone()).await,
+            None => Ok(()),
+        }
     }
 
     /// Puts the models of the command line into service, and `loader` to work for those that come later. Called once.
@@ -364,6 +385,7 @@ impl Registry {
             first,
             state: State::Unloaded { idle: false },
             about: None,
+            signer: None,
             bytes: 0,
             planned: 0,
             used: None,
@@ -433,7 +455,11 @@ impl Entry {
 
     /// Notes what is known of it now that it is loaded.
     fn begin(&mut self, loaded: &Loaded) {
-        self.about = Some(loaded.served.about());
+        self.about = Some(About {
+            sha256: loaded.proof.sha256,
+            ..loaded.served.about()
+        });
+        self.signer.clone_from(&loaded.proof.signer);
         self.bytes = loaded.bytes;
         self.planned = loaded.planned;
         self.used = Some(Used::now());

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
+use futures::future::BoxFuture;
+use rempart_hub::digest::Sha256;
 use rempart_models::Task;
 
 use crate::encoder::EncoderModel;
@@ -38,7 +40,21 @@ pub struct About {
     pub created: i64,
     /// Tokens of prompt and answer together, or of a text.
     pub tokens_max: usize,
+    /// The SHA-256 that names its files, where that is known.
+    pub sha256: Option<Sha256>,
 }
+
+/// What is known of the files that a model was loaded from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// The SHA-256 that names the model; `None` without signature and manifest.
+    pub sha256: Option<Sha256>,
+    /// Who has signed it, if that was checked.
+    pub signer: Option<String>,
+}
+
+/// Notes where it lasts that a model of this name was loaded. What can't be noted is not served.
+pub type Recorder = Box<dyn Fn(String, Proof) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
 impl Kind {
     /// What an encoder of this task is.
@@ -77,11 +93,13 @@ impl Served {
                 kind: Kind::Generator,
                 created: model.created,
                 tokens_max: model.context_length,
+                sha256: None,
             },
             Self::Encoder(encoder) => About {
                 kind: encoder.kind(),
                 created: encoder.created,
                 tokens_max: encoder.tokens_max,
+                sha256: None,
             },
         }
     }

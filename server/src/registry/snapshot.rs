@@ -21,6 +21,11 @@ pub struct Snapshot {
     bytes: u64,
     /// Unix time in seconds; `null` where it never was.
     last_used: Option<i64>,
+    /// SHA-256 of its files, as signatures of models have it: of the binary SHA-256 of each, ordered by path. `null` where neither a
+    /// signature nor a manifest was checked.
+    sha256: Option<String>,
+    /// Who has signed it, if that was checked.
+    signer: Option<String>,
     /// Why it is `failed`.
     error: Option<String>,
 }
@@ -42,6 +47,11 @@ impl Entry {
             state: self.state.name(),
             bytes: self.bytes,
             last_used: self.used.map(|used| used.unix_s),
+            sha256: self
+                .about
+                .and_then(|about| about.sha256)
+                .map(|sha256| sha256.to_string()),
+            signer: self.signer.clone(),
             error: match &self.state {
                 State::Failed { error, .. } => Some(error.clone()),
                 _ => None,

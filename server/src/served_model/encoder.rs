@@ -14,7 +14,7 @@ use crate::config::{EngineSettings, KvDtype, ModelSettings};
 use crate::encoder::EncoderModel;
 use crate::encoder_thread::{self, EncoderLimits};
 use crate::metrics::Metrics;
-use crate::registry::{Loaded, Served};
+use crate::registry::{Loaded, Proof, Served};
 use crate::turns::Turns;
 
 /// Tokens of a text that a decoder embeds, where nobody asked for more: one text is one turn, in which other models wait.
@@ -226,6 +226,7 @@ impl ServedEncoder {
             thread,
             bytes: self.bytes,
             planned: self.bytes,
+            proof: Proof::default(),
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::engine_thread::{self, Pace};
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::registry::{Loaded, Served};
+use crate::registry::{Loaded, Proof, Served};
 use crate::runner::CandleRunner;
 use crate::turns::Turns;
 
@@ -261,6 +261,7 @@ impl ServedModel {
             thread,
             bytes: self.bytes,
             planned: self.bytes,
+            proof: Proof::default(),
         })
     }
 }

@@ -3,6 +3,7 @@
 mod encoder;
 mod generator;
 mod memory;
+mod proof;
 mod text;
 
 use std::collections::BTreeMap;
@@ -11,9 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use rempart_hub::manifest::Manifest;
-use rempart_hub::progress::Terminal;
-use rempart_hub::store::{self, ModelPath};
+use rempart_hub::signature::Trust;
+use rempart_hub::store;
 use rempart_kernels::cpu;
 use rempart_models::{Embedder, LoadedEncoder, ModelFiles};
 
@@ -23,6 +23,7 @@ use crate::registry::{First, Load, Loaded, Wanted};
 use crate::turns::Turns;
 use generator::Plan;
 pub use generator::ServedModel;
+use proof::Proven;
 
 /// Shortest context that an automatic plan falls back to before it gives up, tokens.
 const CONTEXT_AUTO_MIN: usize = 1024;
@@ -37,20 +38,22 @@ pub struct Loader {
     plans: Mutex<BTreeMap<PathBuf, Plan>>,
     turns: Turns,
     metrics: Metrics,
+    /// Whose signatures models must have, if any.
+    trust: Option<Trust>,
 }
 
 /// A model of the command line that generates text, before anything of it is in memory.
 struct Opened {
     source: String,
     names: Vec<String>,
-    found: ModelPath,
+    found: Proven,
     files: ModelFiles,
 }
 
 /// An encoder of the command line, likewise.
 struct OpenedEncoder {
     source: String,
-    found: ModelPath,
+    found: Proven,
     files: encoder::Files,
 }
 
@@ -66,6 +69,7 @@ impl Loader {
     /// # Errors
     /// Says which setting can't work here.
     pub fn new(settings: Settings, metrics: Metrics) -> anyhow::Result<Self> {
+        let trust = proof::trust(&settings.model.trust)?;
         let device = open(settings.model.device)?;
         let threads = settings
             .model
@@ -84,6 +88,7 @@ impl Loader {
             plans: Mutex::default(),
             turns: Turns::default(),
             metrics,
+            trust,
         })
     }
 
@@ -94,13 +99,13 @@ impl Loader {
     pub fn load_first(&self) -> anyhow::Result<Vec<First>> {
         let (mut encoders, mut generators) = (Vec::new(), Vec::new());
         for source in &self.settings.model.models {
-            let found = self.find_verified(source)?;
+            let found = self.find_proven(source)?;
             let source = source.clone();
-            match open_files(&found.path)? {
+            match open_files(&found.model.path)? {
                 Files::Encoder(files) => encoders.push(OpenedEncoder { source, found, files }),
                 Files::Generator(files) => generators.push(Opened {
                     source,
-                    names: vec![found.name.clone()],
+                    names: vec![found.model.name.clone()],
                     found,
                     files: *files,
                 }),
@@ -114,8 +119,8 @@ impl Loader {
             [first, second, ..] => bail!(
                 "--served-model-name names the one model that generates text, and {} and {} both do: leave it out, and they \
                  go by their own names",
-                first.found.name,
-                second.found.name
+                first.found.model.name,
+                second.found.model.name
             ),
         }
         check_names(&generators, &encoders)?;
@@ -137,12 +142,12 @@ impl Loader {
         let mut plans = Vec::new();
         for (opened, available) in generators.iter().zip(available) {
             let plan = generator::plan(&opened.files, &self.settings, &self.device, available);
-            plans.push(plan.with_context(|| opened.found.name.clone())?);
+            plans.push(plan.with_context(|| opened.found.model.name.clone())?);
         }
         let mut beside = Vec::new();
         for (opened, plan) in encoders.into_iter().zip(encoder_plans) {
             let OpenedEncoder { source, found, files } = opened;
-            let names = vec![found.name.clone()];
+            let names = vec![found.model.name.clone()];
             let loaded = self.load_encoder(&found, &names, &files, &plan)?;
             beside.push(First {
                 source,
@@ -191,14 +196,14 @@ impl Loader {
         let plan = |opened: &OpenedEncoder| {
             let share = opened.files.is_decoder().then(|| shares.next()).flatten();
             let plan = opened.files.plan(&self.settings.model, share.unwrap_or(0));
-            plan.with_context(|| opened.found.name.clone())
+            plan.with_context(|| opened.found.model.name.clone())
         };
         encoders.iter().map(plan).collect()
     }
 
     fn load_generator(
         &self,
-        found: &ModelPath,
+        found: &Proven,
         names: &[String],
         files: &ModelFiles,
         plan: Plan,
@@ -209,27 +214,35 @@ impl Loader {
         } else {
             rempart_kernels::open_cuda()?
         };
-        let served = generator::load(&self.settings, &device, found, files, &plan)?;
+        let served = generator::load(&self.settings, &device, &found.model, files, &plan)?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         // A plan of when memory was short is for once.
-        if plans.get(&found.path).is_none_or(|first| !first.is_for(files)) {
-            plans.insert(found.path.clone(), plan);
+        if plans
+            .get(&found.model.path)
+            .is_none_or(|first| !first.is_for(files))
+        {
+            plans.insert(found.model.path.clone(), plan);
         }
         drop(plans);
-        served.start(names.to_vec(), &self.settings.engine, &self.metrics, &self.turns)
+        found.check_unchanged()?;
+        let mut loaded = served.start(names.to_vec(), &self.settings.engine, &self.metrics, &self.turns)?;
+        loaded.proof = found.proof.clone();
+        Ok(loaded)
     }
 
     fn load_encoder(
         &self,
-        found: &ModelPath,
+        found: &Proven,
         names: &[String],
         files: &encoder::Files,
         plan: &encoder::Plan,
     ) -> anyhow::Result<Loaded> {
-        let name = names.first().unwrap_or(&found.name).clone();
-        let served = encoder::load(&self.settings.model, found, files, plan)?;
+        let name = names.first().unwrap_or(&found.model.name).clone();
+        let served = encoder::load(&self.settings.model, &found.model, files, plan)?;
+        found.check_unchanged()?;
         let mut loaded = served.start(name, &self.settings.engine, &self.metrics, &self.turns)?;
         loaded.planned = self.planned(loaded.planned);
+        loaded.proof = found.proof.clone();
         Ok(loaded)
     }
 
@@ -263,9 +276,9 @@ impl Loader {
     }
 
     /// What a model had at first, if that is free, and otherwise what a new plan gives it.
-    fn plan_again(&self, found: &ModelPath, files: &ModelFiles, available: u64) -> anyhow::Result<Plan> {
+    fn plan_again(&self, found: &Proven, files: &ModelFiles, available: u64) -> anyhow::Result<Plan> {
         let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = plans.get(&found.path).cloned();
+        let before = plans.get(&found.model.path).cloned();
         drop(plans);
         let fits = |plan: &Plan| plan.is_for(files) && plan.memory.total() <= available;
         if let Some(plan) = before.filter(fits) {
@@ -274,10 +287,8 @@ impl Loader {
         generator::plan(files, &self.settings, &self.device, available)
     }
 
-    fn find_verified(&self, source: &str) -> anyhow::Result<ModelPath> {
-        let found = store::resolve(&self.settings.model.store, source)?;
-        verify(&found.dir)?;
-        Ok(found)
+    fn find_proven(&self, source: &str) -> anyhow::Result<Proven> {
+        Proven::find(&self.settings.model, self.trust.as_ref(), source)
     }
 }
 
@@ -290,10 +301,10 @@ impl Load for Loader {
     }
 
     fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
-        let found = self.find_verified(&wanted.source)?;
-        match open_files(&found.path)? {
+        let found = self.find_proven(&wanted.source)?;
+        match open_files(&found.model.path)? {
             Files::Encoder(files) => {
-                files.check(&found)?;
+                files.check(&found.model)?;
                 let available = self.memory.saturating_sub(wanted.taken);
                 files
                     .plan(&self.settings.model, self.encoders_memory(available)?)
@@ -308,9 +319,9 @@ impl Load for Loader {
     }
 
     fn load(&self, wanted: &Wanted) -> anyhow::Result<Loaded> {
-        let found = self.find_verified(&wanted.source)?;
+        let found = self.find_proven(&wanted.source)?;
         let left = self.left(wanted.taken)?;
-        let files = match open_files(&found.path)? {
+        let files = match open_files(&found.model.path)? {
             Files::Encoder(files) => files,
             Files::Generator(files) => {
                 let plan = self.plan_again(&found, &files, left)?;
@@ -346,7 +357,7 @@ fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
 fn check_names(generators: &[Opened], encoders: &[OpenedEncoder]) -> anyhow::Result<()> {
     let generators = generators.iter().flat_map(|opened| &opened.names);
     let mut names: Vec<&String> = generators
-        .chain(encoders.iter().map(|opened| &opened.found.name))
+        .chain(encoders.iter().map(|opened| &opened.found.model.name))
         .collect();
     names.sort_unstable();
     if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -368,14 +379,6 @@ fn open_files(path: &Path) -> anyhow::Result<Files> {
         Ok::<_, rempart_models::Error>(Files::Encoder(encoder::Files::Decoder(embedder.into())))
     };
     open().with_context(|| format!("loading {}", path.display()))
-}
-
-fn verify(dir: &Path) -> anyhow::Result<()> {
-    let Some(manifest) = Manifest::load(dir)? else {
-        tracing::warn!(folder = %dir.display(), "no manifest: nothing proves that these files are unaltered");
-        return Ok(());
-    };
-    Ok(manifest.verify(dir, &Terminal::new())?)
 }
 
 /// Makes kernels other than the best the ones that compute.

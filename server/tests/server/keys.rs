@@ -7,9 +7,10 @@ use axum::http::{HeaderValue, Method};
 use rempart::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
 use rempart::http::observe::{ADMIN_ROUTES, ROUTES};
 use rempart_governance::{NewKey, Role, Scope, verify};
+use rempart_hub::digest::Sha256;
 use serde_json::{Value, json};
 
-use super::support::{Answer, SCRIPT, governed, read, request};
+use super::support::{Answer, SCRIPT, STORED, governed, read, request};
 
 fn code(answer: &Answer) -> Value {
     answer.json()["error"]["code"].clone()
@@ -327,6 +328,18 @@ async fn what_an_operator_does_is_recorded_or_not_done() {
         .map(|row| row.action.as_str())
         .collect();
     assert_eq!(done, ["model.load", "model.reload", "model.unload"]);
+    let loaded = rows
+        .iter()
+        .filter(|row| row.actor == "server" && row.action == "model.loaded");
+    let proof = json!({"sha256": Sha256::of(STORED.as_bytes()), "signer": "key of a test"});
+    let loaded: Vec<_> = loaded
+        .map(|row| (row.object.as_str(), row.detail.parse::<Value>().unwrap()))
+        .collect();
+    assert_eq!(
+        loaded,
+        [("stored", proof.clone()), ("stored", proof)],
+        "once for load, once for reload"
+    );
     verify(&rows, None).unwrap();
     // The table is gone: nothing can be recorded, and nothing is done.
     let url = format!("sqlite://{}", governed.folder.path().join("rempart.db").display());

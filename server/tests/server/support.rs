@@ -15,7 +15,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use clap::Parser as _;
 use http_body_util::BodyExt as _;
-use rempart::access::{Access, Keys};
+use rempart::access::{Access, Keys, loads_recorder};
 use rempart::cli::{Cli, Command};
 use rempart::config::Settings;
 use rempart::engine_thread::EngineHandle;
@@ -288,6 +288,7 @@ impl TestServer {
             metrics: state.metrics.clone(),
             controls: Arc::clone(&controls),
         };
+        state.registry.record_loads(loads_recorder(&state));
         state.registry.open(models, Some(Box::new(loader)));
         Self {
             router: app(Arc::clone(&state)),

@@ -6,7 +6,7 @@ use rempart::config::EngineSettings;
 use rempart::encoder::EncoderModel;
 use rempart::encoder_thread::{self, Encode, EncoderLimits};
 use rempart::metrics::Metrics;
-use rempart::registry::{Loaded, Served};
+use rempart::registry::{Loaded, Proof, Served};
 use rempart::turns::Turns;
 use rempart_models::{EncoderBatch, Pooling, ScoreActivation, Task};
 use rempart_text::Tokenizer;
@@ -85,6 +85,7 @@ pub(super) fn start_one(name: &str, engine: &EngineSettings, metrics: &Metrics) 
         thread,
         bytes: 10,
         planned: 10,
+        proof: Proof::default(),
     }
 }
 

@@ -11,9 +11,10 @@ use rempart::engine_thread::{self, Pace};
 use rempart::grammar::Grammars;
 use rempart::metrics::Metrics;
 use rempart::model::Model;
-use rempart::registry::{Load, Loaded, Served, Wanted};
+use rempart::registry::{Load, Loaded, Proof, Served, Wanted};
 use rempart::turns::Turns;
 use rempart_engine::{Batch, Engine, EngineConfig, ModelRunner, SampleRow, Sampled, sampling};
+use rempart_hub::digest::Sha256;
 use rempart_text::{ChatTemplate, Segment};
 
 use super::{CONTEXT, Controls, IM_END, TEMPLATE, VOCAB, encoders, tokenizer};
@@ -23,6 +24,14 @@ pub(crate) const STORED: &str = "Stored.";
 /// Bytes that each model of the store takes, and that all may.
 pub(crate) const STORED_BYTES: u64 = 40;
 const MEMORY: u64 = 100;
+
+/// What is known of its files.
+pub(crate) fn stored_proof() -> Proof {
+    Proof {
+        sha256: Some(Sha256::of(STORED.as_bytes())),
+        signer: Some("key of a test".to_owned()),
+    }
+}
 
 /// A model to be.
 pub(super) struct Says<'a> {
@@ -87,6 +96,7 @@ pub(super) fn start(
         thread,
         bytes: 30,
         planned: 30,
+        proof: Proof::default(),
     }
 }
 
@@ -142,6 +152,7 @@ impl Load for Stored {
         Ok(Loaded {
             bytes: STORED_BYTES,
             planned: STORED_BYTES,
+            proof: stored_proof(),
             ..loaded
         })
     }

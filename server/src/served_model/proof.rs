@@ -1,0 +1,82 @@
+//! A model's files, found and proven: by a signature where the operator asks for one, otherwise by the manifest of its pull.
+
+use anyhow::Context as _;
+use rempart_hub::manifest::Manifest;
+use rempart_hub::progress::Terminal;
+use rempart_hub::signature::{Seal, Signed, Trust};
+use rempart_hub::store::{self, ModelPath};
+
+use crate::config::{ModelSettings, TrustSettings};
+use crate::registry::Proof;
+
+/// A model on disk, and what is known of its files.
+pub(super) struct Proven {
+    pub(super) model: ModelPath,
+    pub(super) proof: Proof,
+    /// That the files are still those that were checked.
+    seal: Option<Seal>,
+}
+
+impl Proven {
+    /// Finds a model, and checks its files.
+    pub(super) fn find(
+        settings: &ModelSettings,
+        trust: Option<&Trust>,
+        source: &str,
+    ) -> anyhow::Result<Self> {
+        let mut model = store::resolve(&settings.store, source)?;
+        let Some(trust) = trust else {
+            let proof = by_manifest(&model)?;
+            let seal = None;
+            return Ok(Self { model, proof, seal });
+        };
+        // Links on the way to it are followed once.
+        for path in [&mut model.path, &mut model.dir] {
+            *path = path.canonicalize().with_context(|| path.display().to_string())?;
+        }
+        let signed = Signed::find(&model.path, &model.dir)
+            .context("--model-key and --model-certificate-chain let in signed models only")?;
+        let checked = signed.check(trust, &Terminal::new())?.whole(&signed.signature)?;
+        let proof = Proof {
+            sha256: Some(checked.statement.root),
+            signer: Some(checked.signer.to_string()),
+        };
+        tracing::info!(
+            model = %model.name, sha256 = %checked.statement.root, signer = %checked.signer, files = checked.report.files,
+            "the model is what was signed"
+        );
+        let seal = Some(checked.seal);
+        Ok(Self { model, proof, seal })
+    }
+
+    /// Proves, once the model is in memory, that its files were not changed while it was read.
+    pub(super) fn check_unchanged(&self) -> anyhow::Result<()> {
+        let Some(seal) = &self.seal else {
+            return Ok(());
+        };
+        Ok(seal.check()?)
+    }
+}
+
+/// Whose signatures count; `None` where the operator asks for none.
+pub(super) fn trust(settings: &TrustSettings) -> anyhow::Result<Option<Trust>> {
+    let TrustSettings { keys, chains } = settings;
+    if keys.is_empty() && chains.is_empty() {
+        return Ok(None);
+    }
+    let trust = Trust::open(keys, chains);
+    let trust = trust.context("--model-key and --model-certificate-chain say whose signatures count")?;
+    Ok(Some(trust))
+}
+
+fn by_manifest(model: &ModelPath) -> anyhow::Result<Proof> {
+    let Some(manifest) = Manifest::load(&model.dir)? else {
+        tracing::warn!(folder = %model.dir.display(), "no manifest: nothing proves that these files are unaltered");
+        return Ok(Proof::default());
+    };
+    manifest.verify(&model.dir, &Terminal::new())?;
+    Ok(Proof {
+        sha256: Some(manifest.root()),
+        signer: None,
+    })
+}
