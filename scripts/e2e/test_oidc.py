@@ -1,7 +1,9 @@
 """Tokens of a login, made by another implementation and shown by the official clients, on either kind of database."""
+import contextlib
 import json
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -218,3 +220,34 @@ def test_options_that_cannot_work_end_the_start(tmp_path):
     (tmp_path / "keys.json").write_text('{"keys": []}')
     refused = rempart(*rest, "--database", tmp_path / "rempart.db", fails=True)
     assert f"--oidc-keys {tmp_path / 'keys.json'}: none of its keys" in refused
+
+
+@contextlib.contextmanager
+def slowly(server, token):
+    """A chat whose body lacks its last byte; what is yielded sends that, and tells the status."""
+    body = json.dumps({"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    host, port = server.root.removeprefix("http://").split(":")
+    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n").encode()
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head + body[:-1])
+
+        def end():
+            connection.sendall(body[-1:])
+            return int(connection.makefile("rb").readline().split()[1])
+        yield end
+
+
+@pytest.mark.parametrize("company", ["sqlite"], indirect=True)
+def test_what_ends_while_a_body_comes_in_ends_the_request(company):
+    becomes(lambda: chat(company.client()), None)
+    with slowly(company.server, company.login.token()) as end:
+        assert end() == 200
+    # The clock may differ by a minute: it ends two seconds from now.
+    with slowly(company.server, company.login.token(exp=int(time.time()) - 58)) as end:
+        time.sleep(4)
+        assert end() == 401, "a token that has expired meanwhile"
+    with slowly(company.server, company.login.token()) as end:
+        company.run("user", "role", ANNA, "auditor")
+        time.sleep(4)
+        assert end() == 403, "a role that may do less"

@@ -209,7 +209,7 @@ impl Access {
         Ok(Caller::Holder(Arc::new(principal)))
     }
 
-    /// Whether a caller's key is still good: their request may have come in slowly.
+    /// Whether a caller's key is still good, and may do no less than before: their request may have come in slowly.
     ///
     /// # Errors
     /// Why it is not.
@@ -218,7 +218,14 @@ impl Access {
             (Self::Keys(keys), Caller::Holder(principal)) => {
                 let directory = keys.directory().ok_or(Refusal::Unknowable)?;
                 let denied = |denied| Refusal::Key(denied, Some(principal.key.clone()));
-                directory.check(&principal.key, now_s()).map_err(denied)
+                let now = directory.principal(&principal.key, now_s()).map_err(denied)?;
+                if !now.role.covers(principal.role) {
+                    return Err(Refusal::Role(now.role, now.key));
+                }
+                match principal.until {
+                    Some(until) if until <= now_s() => Err(denied(Denied::Expired)),
+                    _ => Ok(()),
+                }
             }
             _ => Ok(()),
         }

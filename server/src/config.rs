@@ -84,6 +84,8 @@ pub enum Error {
         "--oidc-issuer {issuer:?} must be a URL as the login's tokens have it, such as https://login.example.org"
     )]
     OidcIssuer { issuer: String },
+    #[error("{option} must be a name, without blanks around it")]
+    OidcName { option: &'static str },
     #[error("--price names {model} twice")]
     TwoPrices { model: String },
     #[error("--block-size {0} must be a power of two between 16 and 256")]

@@ -59,6 +59,8 @@ pub struct Principal {
     pub limited: Arc<[(Subject, Limits)]>,
     /// The project's part of the machine, against those of others.
     pub weight: u32,
+    /// When what was shown of it ends, Unix seconds.
+    pub until: Option<i64>,
 }
 
 /// Why a key opens nothing. Strangers are told no more than that it does not.
@@ -223,11 +225,22 @@ impl Directory {
             project: record.project.clone(),
             role: record.role,
             models: self.rights.get(&record.project).cloned(),
+            until: record.expires,
         })
     }
 }
 
 impl Principal {
+    /// The same whose token or certificate ends at a time, Unix seconds.
+    #[must_use]
+    pub fn ending(self, at: i64) -> Self {
+        let until = self.until.map_or(at, |until| until.min(at));
+        Self {
+            until: Some(until),
+            ..self
+        }
+    }
+
     /// Whether it may use a model that goes by any of these names.
     pub fn may_use<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
         let Some(models) = &self.models else {

@@ -103,6 +103,19 @@ async fn a_leaver_has_no_access_from_then_on(place: Place) {
         store.end_person("cli:root", &anna.id).await,
         Err(Error::Missing(_))
     ));
+    // Other characters that become small as these do are no way of writing it: U+212A and U+212B, signs of units.
+    for other in [
+        "ann\u{212b}@example.org",
+        "\u{212a}ate@example.org",
+        "anna@example.org\u{130}",
+    ] {
+        let known = store.person(other).await;
+        assert!(matches!(known, Err(Error::Refused(_))), "{other}");
+    }
+    assert!(matches!(
+        store.person("\u{c4}nna@example.org").await,
+        Err(Error::Missing(_))
+    ));
     // Who it was is known, by any way of writing the address; and they may come back.
     let left = store.person("anna.example@EXAMPLE.org").await.unwrap();
     assert!(left.ended.is_some() && left.named.unwrap().name == "Anna Example");

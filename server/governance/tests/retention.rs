@@ -231,98 +231,79 @@ async fn what_was_changed_after_a_deletion_is_found(place: Place) {
     }
 }
 
-/// Rows that say, in the words of this program, what was never done.
-async fn a_deletion_that_was_made_up_is_found(place: Place) {
-    let store = place.open().await;
-    store.create_project("cli:root", "sales", &[]).await.unwrap();
-    write(&store, 0, 9).await;
-    let folder = tempfile::tempdir().unwrap();
-    let secret = Secret::open_or_make(&folder.path().join("secret")).unwrap();
-    let store = store.with_secret("cli:root", secret).await.unwrap();
-    store
-        .record("cli:root", "user.deleted", "user_a", "{}".to_owned())
-        .await
-        .unwrap();
-    let checkpoint = store.checkpoint().await.unwrap();
-    let at_ms = Some(checkpoint.at_ms);
-    let noted = Noted {
-        audit: vec![Note {
-            end: checkpoint.audit.clone(),
-            at_ms,
-        }],
-        usage: checkpoint
-            .usage
-            .clone()
-            .into_iter()
-            .map(|end| Note { end, at_ms })
-            .collect(),
-    };
-    let whole = store.prove(&noted).await.unwrap();
-    assert!(whole.contains && whole.usage.0 == 9);
-    store.close().await;
+/// A day in 1970, of whose sums this is the digest: there are none.
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// What somebody does to a database, and what the row says that shall excuse it: its object and its detail.
+fn made_up(checkpoint: &Checkpoint) -> Vec<(String, &'static str, String)> {
     let policy = r#""policy":{"usage":183,"audit":366,"sums":1098,"people":366}"#;
-    let (seq, hash) = checkpoint.audit;
-    let (batch, batch_hash) = checkpoint.usage.unwrap();
+    let (seq, hash) = &checkpoint.audit;
+    let (batch, batch_hash) = checkpoint.usage.as_ref().unwrap();
     let now = now_ms();
     let (year, long) = (now - 367 * DAY_MS, now - 5_000 * DAY_MS);
-    let audit_cut = |seq: i64, at_ms: i64, days: i64| {
+    let audit = |seq: i64, at_ms: i64, days: i64| {
         format!(
             r#"{{{policy},"audit":{{"seq":{seq},"hash":"{hash}","at_ms":{at_ms},"days":{days}}},"usage":null,"sums":null}}"#
         )
     };
-    let usage_cut = |at_ms: i64| {
+    let usage = |at_ms: i64| {
         format!(
             r#"{{{policy},"audit":null,"usage":{{"seq":{batch},"hash":"{batch_hash}","at_ms":{at_ms},"days":183}},"sums":null}}"#
         )
     };
-    let sums = |to: i64, digest: &str| {
+    let sums = |to: i64| {
         format!(
-            r#"{{{policy},"audit":null,"usage":null,"sums":{{"from":0,"from_days":0,"to":{to},"to_days":183,"batch":{batch},"digest":"{digest}"}}}}"#
+            r#"{{{policy},"audit":null,"usage":null,"sums":{{"from":0,"from_days":0,"to":{to},"to_days":183,"batch":{batch},"digest":"{EMPTY}"}}}}"#
         )
     };
     let before = format!("DELETE FROM audit_event WHERE seq < {seq}");
-    let rows =
-        "DELETE FROM usage_event; DELETE FROM usage_bucket; DELETE FROM usage_batch WHERE seq < 3".to_owned();
+    let all = "DELETE FROM audit_event".to_owned();
+    let rows = "DELETE FROM usage_event; DELETE FROM usage_bucket; DELETE FROM usage_batch WHERE seq < 3";
     let invented = "INSERT INTO usage_bucket SELECT 0, project, '', model, endpoint, 9, 0, 9, 9, 9, 9 FROM usage_bucket LIMIT 1";
-    // Of the text of no day.
-    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    for (at, (change, object, detail)) in [
-        (before.clone(), "audit", audit_cut(seq, year, 366)),
-        (before.clone(), "audit", audit_cut(seq, now, 366)),
+    let due = (now / DAY_MS - 183) * 86_400;
+    vec![
+        (before.clone(), "audit", audit(*seq, year, 366)),
+        (before.clone(), "audit", audit(*seq, now, 366)),
         // Everything that was noted, and a chain that is all made up.
-        (
-            "DELETE FROM audit_event".to_owned(),
-            "audit",
-            audit_cut(seq + 5, year, 366),
-        ),
-        (
-            "DELETE FROM audit_event".to_owned(),
-            "audit",
-            audit_cut(0, long, 366),
-        ),
-        (rows.clone(), "usage", usage_cut(year)),
-        (rows, "usage", usage_cut(now)),
-        (
-            invented.to_owned(),
-            "sums",
-            sums(now / 1_000 + 86_400 * 36_500, empty),
-        ),
-        (invented.to_owned(), "sums", sums(0, empty)),
-        (
-            "DELETE FROM usage_bucket".to_owned(),
-            "sums",
-            sums((now / 86_400_000 - 183) * 86_400, empty),
-        ),
+        (all.clone(), "audit", audit(seq + 5, year, 366)),
+        (all, "audit", audit(0, long, 366)),
+        (rows.to_owned(), "usage", usage(year)),
+        (rows.to_owned(), "usage", usage(now)),
+        (invented.to_owned(), "sums", sums(now / 1_000 + 86_400 * 36_500)),
+        (invented.to_owned(), "sums", sums(0)),
+        ("DELETE FROM usage_bucket".to_owned(), "sums", sums(due)),
         (before, "audit", "{}".to_owned()),
     ]
-    .into_iter()
-    .enumerate()
-    {
+}
+
+/// Rows that say, in the words of this program, what was never done.
+async fn a_deletion_that_was_made_up_is_found(place: Place) {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = Secret::open_or_make(&folder.path().join("secret")).unwrap();
+    let store = place.open().await.with_secret("cli:root", secret).await.unwrap();
+    store.create_project("cli:root", "sales", &[]).await.unwrap();
+    write(&store, 0, 9).await;
+    let detail = "{}".to_owned();
+    store
+        .record("cli:root", "user.deleted", "user_a", detail)
+        .await
+        .unwrap();
+    let checkpoint = store.checkpoint().await.unwrap();
+    let note = |end| Note {
+        end,
+        at_ms: Some(checkpoint.at_ms),
+    };
+    let noted = Noted {
+        audit: vec![note(checkpoint.audit.clone())],
+        usage: checkpoint.usage.clone().into_iter().map(note).collect(),
+    };
+    let whole = store.prove(&noted).await.unwrap();
+    assert!(whole.contains && whole.usage.0 == 9);
+    store.close().await;
+    for (at, (change, object, detail)) in made_up(&checkpoint).into_iter().enumerate() {
         let (changed, mut direct) = place.copy(&format!("forged{at}")).await;
-        sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone()))
-            .execute(&mut direct)
-            .await
-            .unwrap();
+        let asked = sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone()));
+        asked.execute(&mut direct).await.unwrap();
         direct.close().await.unwrap();
         let store = Store::open(&changed).await.unwrap();
         store
@@ -330,10 +311,6 @@ async fn a_deletion_that_was_made_up_is_found(place: Place) {
             .await
             .unwrap();
         let proof = store.prove(&noted).await;
-        let seen = proof
-            .as_ref()
-            .map_or(true, |proof| !proof.contains || proof.deleted > 0);
-        assert!(seen, "{change}: {detail}: {proof:?}");
         assert!(proof.is_err(), "{change}: {detail}: {proof:?}");
     }
 }

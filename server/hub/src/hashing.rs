@@ -1,6 +1,6 @@
 //! SHA-256 of many files, or of pieces of them, on all processors.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::num::NonZero;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,6 +11,7 @@ use std::thread;
 
 use crate::digest::{Hasher, Sha256};
 use crate::progress::{Action, Event, Progress};
+use crate::signature::regular;
 
 /// Most pieces hashed at once: beyond this a disk is the limit, not the processor.
 const HASHERS_MAX: usize = 8;
@@ -27,7 +28,8 @@ pub(crate) struct Piece {
 }
 
 /// Which file it is, and in which state: it differs after every write, replacement or renaming, whatever the clock of modification
-/// was set to, since nobody but the kernel sets the time of the last change.
+/// was set to, since nobody but the kernel sets the time of the last change. (What is written to a mapping of the file changes that
+/// time when the kernel writes it back.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -75,7 +77,7 @@ impl Piece {
 
     /// Length and digest of what is there.
     fn hash(&self, on_bytes: impl FnMut(u64)) -> io::Result<(u64, Sha256)> {
-        let mut file = File::open(&self.path)?;
+        let mut file = regular(&self.path)?;
         let mut hasher = Hasher::default();
         match self.stamp {
             None => hasher.read_from(file, on_bytes)?,

@@ -49,12 +49,13 @@ impl Keys {
         token: &str,
         project: Option<&str>,
     ) -> Result<Principal, Refusal> {
-        let mark = oidc.mark(token).map_err(Refusal::Token)?;
+        let (mark, until) = oidc.mark(token).map_err(Refusal::Token)?;
         let person = directory.person(&mark).ok_or(Refusal::Stranger)?;
         let project = one_project(person, project)?;
         let opened = |directory: &Directory, key: &KeyId| {
             let refused = |denied| Refusal::Key(denied, Some(key.clone()));
-            directory.principal(key, now_s()).map_err(refused)
+            let principal = directory.principal(key, now_s()).map_err(refused)?;
+            Ok(principal.ending(until))
         };
         if let Some(key) = directory.token_key(&person.id, project) {
             return opened(&directory, key);
@@ -96,7 +97,8 @@ fn of_certificate(directory: &Directory, certificate: &ClientCertificate) -> Res
     let key = directory.certificate_key(&certificate.key);
     let key = key.ok_or(Refusal::NoKey)?;
     let refused = |denied| Refusal::Key(denied, Some(key.clone()));
-    directory.principal(key, now).map_err(refused)
+    let principal = directory.principal(key, now).map_err(refused)?;
+    Ok(principal.ending(certificate.ends))
 }
 
 /// The identifier of the project that a person means.

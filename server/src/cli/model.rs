@@ -195,6 +195,8 @@ fn verify_manifest(found: &Found, signature: Option<&Path>) -> anyhow::Result<()
 
 fn verify_signature(found: &Found, signature: Option<PathBuf>, trust: &Trust) -> anyhow::Result<()> {
     let signed = match signature {
+        // What was named as a folder is one, whatever has been put into it.
+        None if !found.is_file => Signed::find(&found.folder, &found.folder)?,
         None => Signed::find(&found.path, &found.folder)?,
         Some(signature) => Signed {
             target: found.target(),

@@ -50,6 +50,14 @@ impl OidcArgs {
         if !keys {
             return Err(Error::OidcWithoutDatabase);
         }
+        for (option, value) in [
+            ("--oidc-audience", &audience),
+            ("--oidc-address-claim", &self.oidc_address_claim),
+        ] {
+            if value.is_empty() || value.trim() != value {
+                return Err(Error::OidcName { option });
+            }
+        }
         if !is_url(&issuer) {
             return Err(Error::OidcIssuer { issuer });
         }

@@ -1,6 +1,5 @@
 //! The public keys of a login: a set of JSON Web Keys (RFC 7517) within limits, and of it those that can verify a token.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
@@ -11,6 +10,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
+
+use crate::regular_file;
 
 /// Sets of large logins have some ten keys, of up to 3 KiB with their certificates.
 pub const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -100,12 +101,8 @@ impl KeySet {
     /// # Errors
     /// What the system says, and what is wrong with the set.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        // To open a pipe would wait for whoever writes into it.
-        if !std::fs::metadata(path).map_err(Error::Read)?.is_file() {
-            return Err(Error::Read(io::Error::other("it is no regular file")));
-        }
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(Error::Read)?;
+        let file = regular_file::open(path).map_err(Error::Read)?;
         file.take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(Error::Read)?;

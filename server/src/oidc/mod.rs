@@ -101,11 +101,11 @@ impl Oidc {
         })
     }
 
-    /// The mark of the address of whom a token is of.
+    /// The mark of the address of whom a token is of, and until when it is good, Unix seconds.
     ///
     /// # Errors
     /// Why it is not good.
-    pub fn mark(&self, token: &str) -> Result<String, BadToken> {
+    pub fn mark(&self, token: &str) -> Result<(String, i64), BadToken> {
         let (now, hash) = (now_s(), hash(token));
         let leeway = i64::try_from(self.expected.leeway_s).unwrap_or(i64::MAX);
         let keys = {
@@ -118,7 +118,7 @@ impl Oidc {
                     return Err(BadToken::Expired);
                 }
                 known.used = clock;
-                return Ok(known.mark.clone());
+                return Ok((known.mark.clone(), known.expires.saturating_add(leeway)));
             }
             Arc::clone(&state.keys)
         };
@@ -130,7 +130,7 @@ impl Oidc {
         if Arc::ptr_eq(&keys, &state.keys) {
             state.remember(hash, mark.clone(), verified.expires);
         }
-        Ok(mark)
+        Ok((mark, verified.expires.saturating_add(leeway)))
     }
 
     /// Reads the keys again. If they can't be used, those before go on. Blocks while it does.

@@ -31,6 +31,10 @@ const ALGORITHMS: [Algorithm; 9] = [
 /// What a token may say that it is: others, such as those of a logout, are signed by the same keys.
 const TYPES: [&str; 4] = ["jwt", "at+jwt", "application/jwt", "application/at+jwt"];
 const EMAIL_VERIFIED: &str = "email_verified";
+/// The claim of which that tells.
+const EMAIL: &str = "email";
+/// Of the part before the first dot: an algorithm, the name of a key and a type.
+const HEADER_BYTES_MAX: usize = 2048;
 
 /// What a token must say.
 #[derive(Clone, Debug)]
@@ -136,6 +140,10 @@ pub fn verify(token: &str, keys: &KeySet, expected: &Expected, now_s: i64) -> Re
     if token.len() > TOKEN_BYTES_MAX || token.split('.').count() != 3 {
         return Err(BadToken::Malformed);
     }
+    // It is read before anything is proven.
+    if token.find('.').is_none_or(|end| end > HEADER_BYTES_MAX) {
+        return Err(BadToken::Malformed);
+    }
     let header = decode_header(token).map_err(|_| BadToken::Malformed)?;
     check_header(&header)?;
     // By its name alone: what a token brings of keys, or says of where they are, is its sender's.
@@ -184,12 +192,14 @@ fn check_claims(
         Some(Some(issued)) if issued > now_s.saturating_add(leeway) => return Err(BadToken::Early),
         Some(Some(_)) | None => {}
     }
-    let verified = match claims.get(EMAIL_VERIFIED) {
-        None | Some(Value::Bool(true)) => true,
-        // As some logins write it.
-        Some(Value::String(text)) => text == "true",
-        Some(_) => false,
-    };
+    // Where people can set an address for themselves, one that nobody has verified may be another's.
+    let verified = expected.address_claim != EMAIL
+        || match claims.get(EMAIL_VERIFIED) {
+            Some(Value::Bool(verified)) => *verified,
+            // As some logins write it.
+            Some(Value::String(text)) => text == "true",
+            None | Some(_) => false,
+        };
     let address = claims.get(&expected.address_claim).and_then(Value::as_str);
     Ok(Verified {
         address: address.filter(|_| verified).ok_or(BadToken::Address)?.to_owned(),

@@ -73,6 +73,7 @@ pub struct UsageRequest {
 
 /// What results are divided by.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for or not")]
 struct By {
     project: bool,
     key: bool,

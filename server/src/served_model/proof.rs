@@ -1,5 +1,7 @@
 //! A model's files, found and proven: by a signature where the operator asks for one, otherwise by the manifest of its pull.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context as _;
 use rempart_hub::manifest::Manifest;
 use rempart_hub::progress::Terminal;
@@ -30,10 +32,7 @@ impl Proven {
             let seal = None;
             return Ok(Self { model, proof, seal });
         };
-        // Links on the way to it are followed once.
-        for path in [&mut model.path, &mut model.dir] {
-            *path = path.canonicalize().with_context(|| path.display().to_string())?;
-        }
+        (model.path, model.dir) = inside(&model.path, &model.dir)?;
         let signed = Signed::find(&model.path, &model.dir)
             .context("--model-key and --model-certificate-chain let in signed models only")?;
         let checked = signed.check(trust, &Terminal::new())?.whole(&signed.signature)?;
@@ -56,6 +55,26 @@ impl Proven {
         };
         Ok(seal.check()?)
     }
+}
+
+/// A model's file and its folder, where links on the way to the folder are followed once, and none from there on: what is checked is
+/// all below the folder, and a link instead of a file is told there.
+fn inside(path: &Path, dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let real = |path: &Path| path.canonicalize().with_context(|| path.display().to_string());
+    let folder = real(dir)?;
+    let own = if let Ok(own) = path.strip_prefix(dir) {
+        own.to_owned()
+    } else {
+        let file = real(path)?;
+        let own = file.strip_prefix(&folder).map(Path::to_owned);
+        own.with_context(|| format!("{} is a link out of {}", path.display(), folder.display()))?
+    };
+    let file = if own.as_os_str().is_empty() {
+        folder.clone()
+    } else {
+        folder.join(own)
+    };
+    Ok((file, folder))
 }
 
 /// Whose signatures count; `None` where the operator asks for none.

@@ -54,7 +54,7 @@ async fn usage_is_told_as_openai_tells_it() {
         "results": [{
             "object": "organization.usage.completions.result", "input_tokens": sum(|row| row.input),
             "input_cached_tokens": sum(|row| row.cached), "output_tokens": sum(|row| row.output),
-            "num_model_requests": 3, "project_id": null, "api_key_id": null, "model": null,
+            "num_model_requests": 3, "project_id": null, "api_key_id": null, "user_id": null, "model": null,
         }],
     });
     assert_eq!((&page["object"], &page["data"]), (&json!("page"), &json!([span])));

@@ -368,15 +368,23 @@ fn seal(secret: &Secret, id: &str, email: &str, name: &str) -> Result<String, Er
     secret.seal(id, &format!("{email}\n{name}"))
 }
 
+/// Whether a character is another spelling of one that stays itself when it is written small and large again: the sign of kelvins
+/// would be a `k`.
+fn passes_for_another(character: char) -> bool {
+    let small: String = character.to_lowercase().collect();
+    let own = character.to_string();
+    small != own && small.to_uppercase() != own
+}
+
 /// An address in the form in which it is compared.
 ///
 /// # Errors
 /// Where it is none.
 pub(super) fn address(text: &str) -> Result<String, Error> {
     let sound = text.len() <= ADDRESS_BYTES_MAX
-        && !text
-            .chars()
-            .any(|character| character.is_whitespace() || misleads(character))
+        && !text.chars().any(|character| {
+            character.is_whitespace() || misleads(character) || passes_for_another(character)
+        })
         && text
             .split_once('@')
             .is_some_and(|(who, host)| !who.is_empty() && !host.is_empty() && !host.contains('@'));

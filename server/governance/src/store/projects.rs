@@ -139,6 +139,14 @@ impl Store {
             .bind(&id)
             .execute(&mut *change)
             .await?;
+        // A certificate may be the key of another project then.
+        sqlx::query(
+            "UPDATE api_key SET revoked = $1 WHERE project = $2 AND kind = 'certificate' AND revoked IS NULL",
+        )
+        .bind(now_s())
+        .bind(&id)
+        .execute(&mut *change)
+        .await?;
         audit::append(&mut change, &actor.name, "project.archived", &id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }

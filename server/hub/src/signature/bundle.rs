@@ -5,7 +5,8 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::chain::{self, Chain};
 use super::error::Error;
@@ -52,8 +53,13 @@ struct WireMaterial {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     x509_certificate_chain: Option<Certificates>,
     /// Entries of a log that is elsewhere: nothing here asks it.
-    #[serde(default)]
-    tlog_entries: serde_json::Value,
+    #[serde(default, deserialize_with = "ignored")]
+    tlog_entries: [(); 0],
+}
+
+/// Takes no memory, whatever it is.
+fn ignored<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[(); 0], D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| [])
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,7 +162,7 @@ impl Bundle {
                 Signer::Key(key.fingerprint())
             }
             Material::Certificates(certificates) => {
-                let (key, signer) = chain::trusted(certificates, &trust.anchors)?;
+                let (key, signer) = chain::trusted(certificates, &trust.authorities)?;
                 if !key.has_signed(&message, &self.signature) {
                     return Err("the signature is wrong: it, or what it signs, was altered".into());
                 }
@@ -184,7 +190,7 @@ pub(super) fn sign(statement: &Statement, key: &PrivateKey, chain: Option<&Chain
             x509_certificate_chain: chain.map(|chain| Certificates {
                 certificates: chain.certificates().iter().map(raw).collect(),
             }),
-            tlog_entries: serde_json::Value::Array(Vec::new()),
+            tlog_entries: [],
         },
         dsse_envelope: Envelope {
             payload: STANDARD.encode(&payload),

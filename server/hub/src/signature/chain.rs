@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
-use x509_cert::ext::pkix::{ExtendedKeyUsage, KeyUsage as Usage};
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage as Usage};
 
 use super::error::Error;
 use super::keys::PublicKey;
@@ -66,25 +66,75 @@ fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(certificates)
 }
 
-/// Certificates that are trusted because the operator says so.
-pub(super) fn anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Error> {
-    let anchor = |certificate: &CertificateDer<'_>| {
-        let anchor = webpki::anchor_from_trusted_cert(certificate);
-        anchor.map(|anchor| anchor.to_owned()).map_err(|_| Error::Key {
+/// Who may vouch for certificates because the operator says so.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Authorities {
+    anchors: Vec<Anchor>,
+    /// What stands between those and a signer's.
+    between: Vec<CertificateDer<'static>>,
+}
+
+#[derive(Debug, Clone)]
+struct Anchor {
+    own: TrustAnchor<'static>,
+    /// From when to when it is valid, since 1970.
+    valid: (Duration, Duration),
+}
+
+impl Authorities {
+    /// Takes those of a file that vouch for themselves and may for others; what else is in it counts as what a signature brings along.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub(super) fn add(&mut self, path: &Path) -> Result<(), Error> {
+        let refuse = |reason| Error::Key {
             path: path.to_owned(),
-            reason: "a certificate in it is damaged, or not of version 3",
-        })
-    };
-    read(path)?.iter().map(anchor).collect()
+            reason,
+        };
+        let damaged = "a certificate in it is damaged, or not of version 3";
+        let before = self.anchors.len();
+        for der in read(path)? {
+            let certificate = Certificate::from_der(&der).map_err(|_| refuse(damaged))?;
+            let body = certificate.tbs_certificate();
+            if body.issuer() == body.subject() && may_vouch(&certificate).map_err(refuse)? {
+                let own = webpki::anchor_from_trusted_cert(&der).map_err(|_| refuse(damaged))?;
+                let validity = body.validity();
+                self.anchors.push(Anchor {
+                    own: own.to_owned(),
+                    valid: (
+                        validity.not_before.to_unix_duration(),
+                        validity.not_after.to_unix_duration(),
+                    ),
+                });
+            } else {
+                self.between.push(der);
+            }
+        }
+        if self.anchors.len() == before {
+            return Err(refuse(
+                "no certificate of an authority in it: one that has issued itself, with CA:TRUE and, if it says what its key is for, keyCertSign",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a certificate is of an authority.
+fn may_vouch(certificate: &Certificate) -> Result<bool, &'static str> {
+    let body = certificate.tbs_certificate();
+    let damaged = "an extension of a certificate in it is damaged";
+    let basic = body.get_extension::<BasicConstraints>().map_err(|_| damaged)?;
+    let usage = body.get_extension::<Usage>().map_err(|_| damaged)?;
+    Ok(basic.is_some_and(|(_, basic)| basic.ca) && usage.is_none_or(|(_, usage)| usage.key_cert_sign()))
 }
 
 /// The key that signed, if its certificate is for that and is vouched for. As in the reference implementation it counts what was
 /// valid when the certificate began: nothing proves when the model was signed.
 pub(super) fn trusted(
     certificates: &[CertificateDer<'_>],
-    anchors: &[TrustAnchor<'_>],
+    authorities: &Authorities,
 ) -> Result<(PublicKey, Signer), String> {
-    if anchors.is_empty() {
+    if authorities.anchors.is_empty() {
         return Err("it was signed with a certificate, and no certificate is trusted, only keys are".into());
     }
     let (first, above) = certificates.split_first().ok_or("it has no certificate")?;
@@ -93,10 +143,24 @@ pub(super) fn trusted(
     let body = certificate.tbs_certificate();
     let began: Duration = body.validity().not_before.to_unix_duration();
     let end = EndEntityCert::try_from(first).map_err(|error| format!("its certificate: {error}"))?;
+    let valid = |anchor: &&Anchor| anchor.valid.0 <= began && began <= anchor.valid.1;
+    let anchors: Vec<TrustAnchor<'_>> = authorities
+        .anchors
+        .iter()
+        .filter(valid)
+        .map(|anchor| anchor.own.clone())
+        .collect();
+    // What its key is for, the library asks of none of these.
+    let between: Vec<CertificateDer<'_>> = above
+        .iter()
+        .chain(&authorities.between)
+        .filter(|der| Certificate::from_der(der).is_ok_and(|one| may_vouch(&one) == Ok(true)))
+        .cloned()
+        .collect();
     end.verify_for_usage(
         webpki::ALL_VERIFICATION_ALGS,
-        anchors,
-        above,
+        &anchors,
+        &between,
         UnixTime::since_unix_epoch(began),
         KeyUsage::required_if_present(CODE_SIGNING),
         None,

@@ -39,6 +39,8 @@ pub enum Error {
     Changed { path: PathBuf },
     #[error("{} is the model itself: a signature goes into a file of its own, such as {}{SUFFIX}", path.display(), path.display())]
     OverModel { path: PathBuf },
+    #[error("{} is there, and is no signature: it is not overwritten", path.display())]
+    OverOther { path: PathBuf },
     #[error("the key could not sign. This is a bug.")]
     Signing,
 }

@@ -375,7 +375,8 @@ pub(super) fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.{}", process::id()));
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        // Nothing that somebody has put there is written to.
+        let mut file = File::create_new(&temporary)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

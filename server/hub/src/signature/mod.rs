@@ -13,16 +13,18 @@ mod keys;
 mod statement;
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::TrustAnchor;
+use rustix::fs::OFlags;
 
 use crate::digest::Sha256;
 use crate::progress::Progress;
 use crate::report::Report;
 pub use bundle::Bundle;
+use chain::Authorities;
 pub use chain::Chain;
 pub use error::Error;
 pub use folder::Seal;
@@ -42,7 +44,7 @@ const PATH_BYTES_MAX: usize = 4096;
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     keys: Vec<PublicKey>,
-    anchors: Vec<TrustAnchor<'static>>,
+    authorities: Authorities,
 }
 
 /// Who has signed.
@@ -89,7 +91,7 @@ impl Trust {
             trust.keys.push(PublicKey::open(path.as_ref())?);
         }
         for path in chains {
-            trust.anchors.extend(chain::anchors(path.as_ref())?);
+            trust.authorities.add(path.as_ref())?;
         }
         Ok(trust)
     }
@@ -183,6 +185,11 @@ impl Signed {
             let path = self.signature.clone();
             return Err(Error::OverModel { path });
         }
+        // A key, a file of the model or a device has the name of a signature only by mistake.
+        if fs::symlink_metadata(&self.signature).is_ok() && Bundle::open(&self.signature).is_err() {
+            let path = self.signature.clone();
+            return Err(Error::OverOther { path });
+        }
         let statement = folder::describe(self, progress)?;
         folder::write(&self.signature, &bundle::sign(&statement, key, chain)?)?;
         Ok(statement)
@@ -212,13 +219,23 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
+/// Opens a regular file; to open a pipe would wait for whoever writes into it.
+pub(crate) fn regular(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is no regular file"))
+}
+
 fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let io = |source| Error::Io {
         path: path.to_owned(),
         source,
     };
     let mut text = Vec::new();
-    let file = File::open(path).map_err(io)?;
+    let file = regular(path).map_err(io)?;
     file.take(limit + 1).read_to_end(&mut text).map_err(io)?;
     if text.len() as u64 > limit {
         let path = path.to_owned();

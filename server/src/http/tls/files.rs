@@ -1,6 +1,5 @@
 //! The files of TLS: read within a limit, and checked so far that what is wrong is said before a client meets it.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
 use crate::config::TlsSettings;
+use crate::regular_file;
 
 /// Chains and lists of authorities are some KiB; a path to something else should not fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -128,11 +128,7 @@ fn content(option: &'static str, path: &Path) -> Result<(Vec<u8>, u32), Error> {
         file: path.to_owned(),
         why,
     };
-    // To open a pipe would wait for whoever writes into it.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(failed(std::io::Error::other("it is no regular file")));
-    }
-    let file = File::open(path).map_err(failed)?;
+    let file = regular_file::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1)

@@ -1,24 +1,22 @@
 //! Deletion of what was kept for long enough, in steps that hold nobody up; each step tells what it has left in a row of the chain.
 
-use std::collections::BTreeMap;
+mod sums;
+
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
-use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 use sqlx::{Any, AnyConnection, Row as _, Transaction};
 
 use super::audit::{self, Record, append_at};
-use super::parts::ADDED;
 use super::people::forget;
-use super::usage::{BATCH, batch, total};
+use super::usage::{BATCH, batch};
 use super::{Error, Store};
 use crate::actor::{Acting, Actor};
-use crate::key::hex;
 use crate::retention::{
-    AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, SUMS, Trimmed, UPDATED, USAGE,
+    AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, Trimmed, UPDATED, USAGE,
 };
-use crate::usage::{UsageBatch, hash};
+use crate::usage::UsageBatch;
+pub(super) use sums::{days, digest_of_days};
 
 /// Rows that are deleted at one time: others wait for as long as that takes.
 const ROWS_AT_ONCE: i64 = 5_000;
@@ -161,141 +159,6 @@ impl Store {
         }
         Ok(gone)
     }
-
-    /// Makes the sums of the next day whose rows go ones without keys, and deletes those that are too old; how many these were.
-    async fn keep_sums(
-        &self,
-        change: &mut Transaction<'static, Any>,
-        actor: &Acting,
-        policy: &Policy,
-        now_ms: i64,
-    ) -> Result<Option<u64>, Error> {
-        let by = |days: Option<i64>| days.map_or(0, |days| day_before(now_ms, days));
-        let mut state = trimmed(change).await?;
-        let mut kept = state.sums.take().unwrap_or_default();
-        if let Some(lock) = self.database.lock_usage() {
-            // No batch comes between its number and its sums.
-            sqlx::query(lock).fetch_one(&mut **change).await?;
-        }
-        let next = number(
-            change,
-            "SELECT MIN(hour) FROM usage_bucket WHERE api_key <> '' AND hour < $1",
-            by(policy.usage),
-        )
-        .await?;
-        let first = number(
-            change,
-            "SELECT MIN(hour) FROM usage_bucket WHERE hour < $1",
-            by(policy.sums),
-        )
-        .await?;
-        if next.is_none() && first.is_none() {
-            return Ok(None);
-        }
-        kept.days = BTreeMap::new();
-        if let Some(next) = next {
-            let end = (next.div_euclid(DAY_S) + 1) * DAY_S;
-            if end > kept.to {
-                (kept.to, kept.to_days) = (end, policy.usage.unwrap_or_default());
-            }
-            kept.days = self.merge(change, kept.to).await?;
-            let last = number(change, "SELECT MAX(seq) FROM usage_batch WHERE seq > $1", 0).await?;
-            kept.batch = last.unwrap_or_default();
-        }
-        if by(policy.sums) > kept.from {
-            (kept.from, kept.from_days) = (by(policy.sums), policy.sums.unwrap_or_default());
-        }
-        let gone = delete(
-            change,
-            "DELETE FROM usage_bucket WHERE api_key = '' AND hour < $1",
-            kept.from,
-        )
-        .await?;
-        delete(change, "DELETE FROM kept_day WHERE day < $1", kept.from).await?;
-        kept.days = kept.days.split_off(&kept.from);
-        kept.digest = digest_of_days(&days(change).await?);
-        state.sums = Some(kept);
-        record(change, &actor.name, SUMS, &state, now_ms).await?;
-        Ok(Some(gone))
-    }
-
-    /// Adds the sums of hours before a time to those of their days, without their keys; the digests of these days.
-    async fn merge(
-        &self,
-        change: &mut Transaction<'static, Any>,
-        to: i64,
-    ) -> Result<BTreeMap<i64, String>, Error> {
-        // As a rule one. A clock that was wrong has written some of earlier days, too.
-        let days = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT DISTINCT hour / {DAY_S} * {DAY_S} FROM usage_bucket WHERE api_key <> '' AND hour < $1"
-        )))
-        .bind(to)
-        .fetch_all(&mut **change)
-        .await?;
-        let merge = format!(
-            "INSERT INTO usage_bucket (hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano) \
-             SELECT hour / {DAY_S} * {DAY_S}, project, '', model, endpoint, CAST(SUM(requests) AS BIGINT), \
-             CAST(SUM(refused) AS BIGINT), CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
-             CAST(SUM(cost_nano) AS BIGINT) FROM usage_bucket WHERE api_key <> '' AND hour < $1 GROUP BY 1, 2, 4, 5{ADDED}"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(merge))
-            .bind(to)
-            .execute(&mut **change)
-            .await?;
-        delete(
-            change,
-            "DELETE FROM usage_bucket WHERE api_key <> '' AND hour < $1",
-            to,
-        )
-        .await?;
-        let mut digests = BTreeMap::new();
-        for row in days {
-            let day: i64 = row.try_get(0)?;
-            let digest = self.digest_of_day(change, day).await?;
-            sqlx::query(
-                "INSERT INTO kept_day (day, digest) VALUES ($1, $2) ON CONFLICT (day) DO UPDATE SET digest = excluded.digest",
-            )
-            .bind(day)
-            .bind(&digest)
-            .execute(&mut **change)
-            .await?;
-            digests.insert(day, digest);
-        }
-        Ok(digests)
-    }
-
-    /// Of a day's sums without keys.
-    pub(super) async fn digest_of_day(
-        &self,
-        change: &mut Transaction<'static, Any>,
-        day: i64,
-    ) -> Result<String, Error> {
-        // The same on both kinds of database, whatever language theirs is.
-        let order = self.database.by_bytes();
-        let query = format!(
-            "SELECT hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano FROM usage_bucket \
-             WHERE hour = $1 AND api_key = '' ORDER BY project {order}, model {order}, endpoint {order}"
-        );
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(query))
-            .bind(day)
-            .fetch(&mut **change);
-        let mut hasher = Sha256::new();
-        while let Some(row) = rows.try_next().await? {
-            let sum = total(&row)?;
-            let of: [String; 3] = [row.try_get(1)?, row.try_get(3)?, row.try_get(4)?];
-            let numbers = [
-                sum.requests,
-                sum.refused,
-                sum.input,
-                sum.cached,
-                sum.output,
-                sum.cost_nano,
-            ]
-            .map(|number| number.to_string());
-            hasher.update(hash(of.iter().chain(&numbers).map(String::as_str)));
-        }
-        Ok(hex(&hasher.finalize()))
-    }
 }
 
 /// What goes, in this order: rows only when their sums stay.
@@ -316,24 +179,6 @@ impl Deleted {
             Kind::People => &mut self.people,
         }
     }
-}
-
-/// Days whose sums have no keys, and their digests.
-pub(super) async fn days(change: &mut Transaction<'static, Any>) -> Result<Vec<(i64, String)>, Error> {
-    let rows = sqlx::query("SELECT day, digest FROM kept_day ORDER BY day")
-        .fetch_all(&mut **change)
-        .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-        .collect()
-}
-
-pub(super) fn digest_of_days(days: &[(i64, String)]) -> String {
-    let texts: Vec<String> = days
-        .iter()
-        .flat_map(|(day, digest)| [day.to_string(), digest.clone()])
-        .collect();
-    hash(texts.iter().map(String::as_str))
 }
 
 /// Deletes some batches with their rows, from before a time, Unix seconds, all of which are in the sums that stay.
