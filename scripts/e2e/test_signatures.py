@@ -140,6 +140,45 @@ def test_certificates_go_both_ways(folder, tmp_path):
     assert "only keys are" in rempart("verify", folder, "--key", public, status=1)
 
 
+def test_of_a_chain_only_authorities_vouch_for_others(folder, tmp_path):
+    root_key, key, forged_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    root = certificate("company", root_key, "company", root_key, True)
+    own = certificate("web", key, "company", root_key, False)
+    forged, chain, alone = tmp_path / "forged.pem", tmp_path / "chain.pem", tmp_path / "alone.pem"
+    # Whoever has the key of a certificate that is in the file makes another with it.
+    forged.write_bytes(certificate("release", forged_key, "web", key, False))
+    chain.write_bytes(own + root)
+    alone.write_bytes(own)
+    private, _ = write_key(tmp_path, forged_key)
+    rempart("sign", folder, "--key", private, "--certificate", forged, "--certificate-chain", alone)
+    assert "vouches" in rempart("verify", folder, "--certificate-chain", chain, status=1)
+    assert "no certificate of an authority" in rempart("verify", folder, "--certificate-chain", alone, status=1)
+
+
+def test_what_is_added_to_a_folder_does_not_stand_for_it(folder, tmp_path):
+    private, public = write_key(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    (folder / "config.json").unlink()
+    rempart("sign", folder, "--key", private)
+    rempart("verify", folder, "--key", public)
+    signed = folder / "other.gguf"
+    signed.write_bytes(b"GGUF" * 1000)
+    rempart("sign", signed, "--key", private)
+    (folder / "a.b").write_bytes(b"z")
+    told = rempart("verify", folder, "--key", public, status=1)
+    assert "unknown   `other.gguf`" in told and "differs   `a.b`" in told
+
+
+def test_a_signature_takes_no_other_file_s_place(folder, tmp_path):
+    private, _ = write_key(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    key = private.read_bytes()
+    for place in (private, folder / "config.json", tmp_path):
+        rempart("sign", folder, "--key", private, "-o", place, status=1)
+    assert private.read_bytes() == key and (folder / "config.json").read_bytes() == FILES["config.json"]
+    # Its own it does.
+    for _ in range(2):
+        rempart("sign", folder, "--key", private)
+
+
 def test_what_is_in_the_store_is_listed(folder, tmp_path):
     private, public = write_key(tmp_path, ec.generate_private_key(ec.SECP256R1()))
     store = ["--models-dir", folder.parent]

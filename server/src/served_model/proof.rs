@@ -99,3 +99,32 @@ fn by_manifest(model: &ModelPath) -> anyhow::Result<Proof> {
         signer: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn below_its_folder_no_link_is_followed() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (folder, other) = (place.join("model"), place.join("other.gguf"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&other, "GGUF").unwrap();
+        symlink(&other, folder.join("x.gguf")).unwrap();
+        symlink(&folder, place.join("link")).unwrap();
+        for named in [&folder, &place.join("link")] {
+            let found = inside(&named.join("x.gguf"), named).unwrap();
+            assert_eq!(
+                found,
+                (folder.join("x.gguf"), folder.clone()),
+                "and not the other"
+            );
+            assert_eq!(inside(named, named).unwrap(), (folder.clone(), folder.clone()));
+        }
+        let error = inside(&other, &folder).unwrap_err();
+        assert!(error.to_string().contains("a link out of"), "{error}");
+    }
+}
