@@ -1,4 +1,4 @@
-//! Keys that did not open what they were shown for, counted until they are recorded: one row of the audit chain for each key and
+//! Keys and tokens that did not open what they were shown for, counted until they are recorded: one row of the audit chain for each key and
 //! reason in a while, however often a stranger tries.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,8 @@ const UNKNOWN: &str = "unknown";
 /// What was denied, by key and reason.
 type Counts = BTreeMap<(String, &'static str), u64>;
 
-/// Those that are not recorded yet. Only keys that there are have entries of their own, so that there are no more than those.
+/// Those that are not recorded yet. Keys and people that there are have entries of their own, and what belongs to nobody one for each
+/// reason, so that their number is bounded.
 #[derive(Default)]
 pub struct Denials {
     counts: Mutex<Counts>,

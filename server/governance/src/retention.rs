@@ -133,11 +133,13 @@ impl Cut {
 /// Sums by day without keys, which stay when their rows are deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptSums {
-    /// Unix seconds: sums of days before were deleted; 0 where none were. And for how many days they had to be kept.
+    /// Unix seconds: sums of days before were deleted; 0 where none were.
     pub from: i64,
+    /// For how many days these had to be kept.
     pub from_days: i64,
-    /// Where the last day ends; and for how many days its rows had to be kept.
+    /// Unix seconds: where the last day ends.
     pub to: i64,
+    /// For how many days its rows had to be kept.
     pub to_days: i64,
     /// Rows of batches up to this one are in them, where they began before their end.
     pub batch: i64,

@@ -101,9 +101,7 @@ impl UsageTotal {
             *sum = sum.saturating_add(part);
         }
     }
-}
 
-impl UsageTotal {
     /// Whether nothing of it is less than of another.
     pub(crate) fn covers(&self, other: Self) -> bool {
         self.requests >= other.requests

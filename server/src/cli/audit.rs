@@ -183,6 +183,7 @@ fn add_checkpoints(
     }
     say(&format!("{count} checkpoints, each signed"))
 }
+
 /// Proves both chains, and prints their ends.
 pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     let proof = store.prove(noted).await?;

@@ -86,7 +86,7 @@ impl Facts {
                 .keys()
                 .await?
                 .iter()
-                .filter(|key| key.revoked.is_none())
+                .filter(|key| key.revoked.is_none() && key.expires.is_none_or(|at| at > now_s()))
                 .count(),
             copied: last("database.exported").await?,
             tested: last("backup.tested").await?,
@@ -149,7 +149,7 @@ fn text(args: &RecordArgs, facts: &Facts) -> anyhow::Result<String> {
     writeln!(out, "## (e) Transfers to third countries\n")?;
     writeln!(out, "- {}\n", transfers(facts))?;
     writeln!(out, "## (f) Time limits\n")?;
-    limits(&mut out, &facts.policy)?;
+    retention_limits(&mut out, &facts.policy)?;
     writeln!(out, "\n## (g) Security (article 32)\n")?;
     measures(&mut out, facts)?;
     Ok(out)
@@ -179,7 +179,7 @@ fn transfers(facts: &Facts) -> &'static str {
     }
 }
 
-fn limits(out: &mut String, policy: &Policy) -> anyhow::Result<()> {
+fn retention_limits(out: &mut String, policy: &Policy) -> anyhow::Result<()> {
     for (what, days) in [
         ("Requests, row by row", policy.usage),
         ("Sums by day, without keys", policy.sums),
@@ -189,7 +189,7 @@ fn limits(out: &mut String, policy: &Policy) -> anyhow::Result<()> {
         let days = days.map_or_else(|| "not deleted".to_owned(), |days| format!("{days} days"));
         writeln!(out, "- {what}: {days}")?;
     }
-    writeln!(out, "- Prompts and answers: not kept")?;
+    writeln!(out, "- Prompts and answers: not written down (see above)")?;
     for doubt in policy.doubts() {
         writeln!(out, "- Note: {doubt}")?;
     }
@@ -241,11 +241,12 @@ fn measures(out: &mut String, facts: &Facts) -> anyhow::Result<()> {
             "no checkpoints added to a file",
         ),
     ] {
-        writeln!(
-            out,
-            "  - {}",
-            if facts.has(name) == Some(true) { yes } else { no }
-        )?;
+        let told = match facts.has(name) {
+            Some(true) => yes.to_owned(),
+            Some(false) => no.to_owned(),
+            None => format!("not in the record: {yes}"),
+        };
+        writeln!(out, "  - {told}")?;
     }
     let told = |row: &Option<AuditEvent>| {
         row.as_ref()

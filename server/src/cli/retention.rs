@@ -14,7 +14,7 @@ use crate::config::DatabaseArgs;
 /// Retention.
 #[derive(Debug, Subcommand)]
 pub enum RetentionCommand {
-    /// Tell how long what is kept for, what the oldest is, and what was deleted last
+    /// Tell how long each kind is kept, what the oldest is, and what was deleted last
     Status {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -140,7 +140,7 @@ async fn status(store: &Store) -> anyhow::Result<()> {
         let oldest = oldest.map_or_else(|| "none".to_owned(), day);
         say(&format!("{kind:6}  {days:13}  {oldest:10}  {what}"))?;
     }
-    say("prompts and answers are not kept at all")?;
+    say("prompts and answers are not written down at all")?;
     for doubt in policy.doubts() {
         say(&format!("note: {doubt}"))?;
     }

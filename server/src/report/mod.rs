@@ -47,9 +47,9 @@ pub struct Report {
     daily: BTreeMap<String, BTreeMap<NaiveDate, UsageTotal>>,
 }
 
-/// Where nobody is known.
+/// What a report says where a key has no owner.
 const NOBODY: &str = "none";
-/// And where it is not known any more.
+/// And where the rows that told the key are deleted.
 const DELETED: &str = "deleted";
 /// What a row says behind what it is of.
 const NUMBERS: [&str; 6] = ["requests", "refused", "input", "cached", "output", "cost"];

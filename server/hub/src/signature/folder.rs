@@ -52,7 +52,7 @@ impl Seal {
         }
         Err(Error::Content {
             path: target.path().to_owned(),
-            reason: "its files are being written",
+            reason: "its files are being written: try again when that is done",
         })
     }
 

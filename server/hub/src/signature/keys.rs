@@ -107,7 +107,9 @@ impl PublicKey {
             Algorithm::Ed25519 => (32, point.first()),
         };
         if point.len() != length || point.first() != first {
-            return Err("the public key in it is not an uncompressed point");
+            return Err(
+                "the public key in it has the wrong length, or is a compressed point: write it uncompressed (openssl ec -conv_form uncompressed)",
+            );
         }
         let der = info(algorithm, point).ok_or("the public key in it is damaged")?;
         Ok(Self {

@@ -24,7 +24,7 @@ impl ApiError {
 
     /// 401: its key opens nothing.
     pub fn wrong_key() -> Self {
-        let message = "The key is not valid here: it may be mistyped, revoked or expired";
+        let message = "The key is not valid here: it may be mistyped, revoked, expired, or of another server";
         let status = StatusCode::UNAUTHORIZED;
         Self::new(
             status,
@@ -36,8 +36,7 @@ impl ApiError {
 
     /// 401: the project that it names is not its key's, as OpenAI answers, or not its person's.
     pub fn other_project() -> Self {
-        let message =
-            "The header `OpenAI-Project` names a project that this key is not of, or this person is not in";
+        let message = "The header `OpenAI-Project` names a project that this key is not of, or this person is not in: leave it out, or use a key of that project";
         let status = StatusCode::UNAUTHORIZED;
         Self::new(
             status,
