@@ -186,8 +186,6 @@ pub enum BrokenRetention {
     Form(i64),
     #[error("row {0} says that rows were deleted whose time was not over")]
     Early(i64),
-    #[error("row {0} is of a time to come: a clock was ahead, or somebody has made it up")]
-    Ahead(i64),
     #[error("row {0} says that rows were deleted by a policy that nobody has set")]
     Policy(i64),
     #[error("row {0} does not go on where the deletion before it ended")]
@@ -203,14 +201,13 @@ impl Trimmed {
     }
 
     pub(crate) fn detail(&self) -> String {
-        serde_json::to_string(self).expect("it has no maps, and its texts are texts")
+        serde_json::to_string(self).expect("its keys are numbers, and its texts are texts")
     }
 
-    /// Whether a row of this number and time may say so, at a time.
+    /// Whether a row of this number and time may say so, to one who proves it at a time.
     fn check(&self, seq: i64, at_ms: i64, now_ms: i64) -> Result<(), BrokenRetention> {
-        if at_ms > now_ms.saturating_add(AHEAD_MAX_MS) {
-            return Err(BrokenRetention::Ahead(seq));
-        }
+        // A clock that was ahead has made nothing due earlier.
+        let at_ms = at_ms.min(now_ms.saturating_add(AHEAD_MAX_MS));
         let due = [&self.audit, &self.usage]
             .into_iter()
             .flatten()
@@ -224,24 +221,57 @@ impl Trimmed {
         }
     }
 
-    /// Whether it goes on where another one ended: of one kind something more is gone, and of the others what was.
+    /// Whether it goes on where another one ended: of one kind something more is gone by the policy, and of the others what was.
     fn follows(&self, before: &Self, kind: &str) -> bool {
-        let later = |now: &Option<Cut>, then: &Option<Cut>, own: bool| match (now, then) {
+        let cut = |now: &Option<Cut>, then: &Option<Cut>, own: bool, days: Option<i64>| match (now, then) {
             (now, then) if now == then => true,
-            (Some(now), Some(then)) => own && now.seq > then.seq && now.at_ms >= then.at_ms,
-            (Some(_), None) => own,
+            (Some(now), then) => {
+                let later = then
+                    .as_ref()
+                    .is_none_or(|then| now.seq > then.seq && now.at_ms >= then.at_ms);
+                own && later && Some(now.days) == days
+            }
             (None, _) => false,
         };
-        let bare = |sums: &Option<KeptSums>| sums.clone().map(KeptSums::without_days);
-        let sums = match (bare(&self.sums), bare(&before.sums)) {
-            (now, then) if now == then => true,
-            (Some(now), Some(then)) => kind == SUMS && now.from >= then.from && now.to >= then.to,
-            (Some(_), None) => kind == SUMS,
-            (None, _) => false,
+        cut(&self.audit, &before.audit, kind == AUDIT, self.policy.audit)
+            && cut(&self.usage, &before.usage, kind == USAGE, self.policy.usage)
+            && self.sums_follow(before.sums.as_ref(), kind)
+    }
+
+    fn sums_follow(&self, before: Option<&KeptSums>, kind: &str) -> bool {
+        let Some(now) = &self.sums else {
+            return before.is_none();
         };
-        later(&self.audit, &before.audit, kind == AUDIT)
-            && later(&self.usage, &before.usage, kind == USAGE)
-            && sums
+        let then = before.cloned().unwrap_or_default().without_days();
+        if now.clone().without_days() == then {
+            return now.days.is_empty();
+        }
+        let to = if now.to == then.to {
+            now.to_days == then.to_days && now.batch == then.batch && now.days.is_empty()
+        } else {
+            now.to > then.to && Some(now.to_days) == self.policy.usage && now.batch >= then.batch
+        };
+        let from = if now.from == then.from {
+            now.from_days == then.from_days
+        } else {
+            now.from > then.from && Some(now.from_days) == self.policy.sums
+        };
+        // A day is told once: what comes later is added to a day that was not told yet.
+        let days = now.days.keys().all(|day| (then.to..now.to).contains(day));
+        kind == SUMS && to && from && days && (now.to, now.from) != (then.to, then.from)
+    }
+
+    /// Whether it may be the first of those that are left, where the rows before one of this number are gone: of its own kind
+    /// something went by the policy.
+    fn begins(&self, kind: &str, first: i64) -> bool {
+        let by = |cut: &Option<Cut>, days: Option<i64>| cut.as_ref().map(|cut| cut.days) == days;
+        let before = self.audit.as_ref().is_none_or(|cut| cut.seq < first);
+        match kind {
+            AUDIT => by(&self.audit, self.policy.audit),
+            USAGE => before && by(&self.usage, self.policy.usage),
+            SUMS => before && self.sums.is_some(),
+            _ => false,
+        }
     }
 }
 
@@ -253,11 +283,15 @@ pub(crate) const SUMS: &str = "sums";
 /// What rows along a chain say of retention, each against those before.
 pub(crate) struct Told {
     now_ms: i64,
+    /// Whether none are gone.
+    whole: bool,
     /// What was set; `None` where the rows that would tell it are gone.
     policy: Option<Policy>,
+    /// The number of the first row.
+    first: Option<i64>,
     /// The last deletion, and the number of its row.
     last: Option<(i64, Trimmed)>,
-    /// Digests of days, by the last row that tells them.
+    /// Digests of days, by the rows that tell them.
     pub(crate) days: BTreeMap<i64, String>,
 }
 
@@ -266,7 +300,9 @@ impl Told {
     pub(crate) fn new(whole: bool, now_ms: i64) -> Self {
         Self {
             now_ms,
+            whole,
             policy: whole.then(Policy::default),
+            first: None,
             last: None,
             days: BTreeMap::new(),
         }
@@ -282,6 +318,7 @@ impl Told {
     /// # Errors
     /// Where it says what can't be.
     pub(crate) fn take(&mut self, row: &AuditEvent) -> Result<(), BrokenRetention> {
+        self.first.get_or_insert(row.seq);
         if row.action == UPDATED {
             let policy = serde_json::from_str(&row.detail).map_err(|_| BrokenRetention::Form(row.seq))?;
             self.policy = Some(policy);
@@ -291,11 +328,13 @@ impl Told {
             if self.policy.is_some_and(|policy| policy != state.policy) {
                 return Err(BrokenRetention::Policy(row.seq));
             }
-            if self
-                .last
-                .as_ref()
-                .is_some_and(|(_, last)| !state.follows(last, &row.object))
-            {
+            let first = self.first.unwrap_or(row.seq);
+            let sound = match &self.last {
+                Some((_, last)) => state.follows(last, &row.object),
+                None if self.whole => state.follows(&Trimmed::default(), &row.object),
+                None => state.begins(&row.object, first),
+            };
+            if !sound {
                 return Err(BrokenRetention::Order(row.seq));
             }
             self.policy = Some(state.policy);
@@ -386,7 +425,7 @@ mod tests {
         assert_eq!(cut(now - 40 * DAY_MS, 40).check(9, now, now), Ok(()));
         assert_eq!(
             cut(now - 40 * DAY_MS, 40).check(9, now, now - 2 * AHEAD_MAX_MS),
-            Err(BrokenRetention::Ahead(9))
+            Err(BrokenRetention::Early(9))
         );
         assert_eq!(
             cut(now - 40 * DAY_MS + 1, 40).check(9, now, now),
@@ -400,5 +439,132 @@ mod tests {
             cut(i64::MAX, i64::MAX).check(9, now, now),
             Err(BrokenRetention::Early(9))
         );
+    }
+
+    const NOW: i64 = 2_000 * DAY_MS;
+
+    fn run(seq: i64, kind: &str, state: &Trimmed) -> AuditEvent {
+        AuditEvent {
+            seq,
+            at_ms: NOW,
+            actor: "server".to_owned(),
+            action: RUN.to_owned(),
+            object: kind.to_owned(),
+            detail: state.detail(),
+            previous: String::new(),
+            hash: String::new(),
+        }
+    }
+
+    fn told(whole: bool, rows: &[(i64, &str, &Trimmed)]) -> Result<(), BrokenRetention> {
+        let mut told = Told::new(whole, NOW);
+        rows.iter()
+            .try_for_each(|(seq, kind, state)| told.take(&run(*seq, kind, state)))
+    }
+
+    /// A deletion of sums, of usage and of the chain, one behind the other.
+    fn deletions() -> [Trimmed; 3] {
+        let cut = |seq, days| Cut {
+            seq,
+            hash: String::new(),
+            at_ms: NOW - 400 * DAY_MS,
+            days,
+        };
+        let day = (2_000 - 200) * DAY_S;
+        let sums = KeptSums {
+            to: day + DAY_S,
+            to_days: 183,
+            batch: 7,
+            digest: "d".to_owned(),
+            days: BTreeMap::from([(day, "a".to_owned())]),
+            ..KeptSums::default()
+        };
+        let first = Trimmed {
+            sums: Some(sums.clone()),
+            ..Trimmed::default()
+        };
+        let second = Trimmed {
+            sums: Some(sums.without_days()),
+            usage: Some(cut(5, 183)),
+            ..Trimmed::default()
+        };
+        let third = Trimmed {
+            audit: Some(cut(3, 366)),
+            ..second.clone()
+        };
+        [first, second, third]
+    }
+
+    #[test]
+    fn deletions_follow_each_other() {
+        let [sums, usage, audit] = deletions();
+        let rows = [(10, SUMS, &sums), (11, USAGE, &usage), (12, AUDIT, &audit)];
+        assert_eq!(told(true, &rows), Ok(()));
+        for begin in 0..3 {
+            assert_eq!(told(false, &rows[begin..]), Ok(()), "{begin}");
+        }
+        let mut next = audit.clone();
+        let day = (2_000 - 190) * DAY_S;
+        if let Some(sums) = &mut next.sums {
+            sums.to = day + DAY_S;
+            sums.days = BTreeMap::from([(day, "b".to_owned())]);
+        }
+        assert_eq!(
+            told(true, &[rows[0], rows[1], rows[2], (13, SUMS, &next)]),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn deletions_that_were_made_up_do_not_follow() {
+        let [sums, usage, audit] = deletions();
+        let change = |state: &Trimmed, change: &dyn Fn(&mut Trimmed)| {
+            let mut state = state.clone();
+            change(&mut state);
+            state
+        };
+        let usage_days = |state: &mut Trimmed| state.usage.as_mut().unwrap().days = 32;
+        let audit_days = |state: &mut Trimmed| state.audit.as_mut().unwrap().days = 32;
+        let to_days = |state: &mut Trimmed| state.sums.as_mut().unwrap().to_days = 32;
+        let digest = |state: &mut Trimmed| state.sums.as_mut().unwrap().digest = "x".to_owned();
+        let again = |state: &mut Trimmed| {
+            let sums = state.sums.as_mut().unwrap();
+            sums.days = BTreeMap::from([(sums.to - DAY_S, "x".to_owned())]);
+            sums.digest = "x".to_owned();
+        };
+        let policy = |state: &mut Trimmed| state.policy.usage = Some(32);
+        let back = |state: &mut Trimmed| state.usage.as_mut().unwrap().seq = 4;
+        let base = [(10, SUMS, &sums), (11, USAGE, &usage)];
+        for (kind, wrong) in [
+            // Other days than those of the policy, or another policy.
+            (AUDIT, change(&audit, &audit_days)),
+            (AUDIT, change(&audit, &policy)),
+            // Of another kind than the row says.
+            (USAGE, audit.clone()),
+            ("model", audit.clone()),
+            // Back, or with other sums, or a day that was told before.
+            (USAGE, change(&usage, &back)),
+            (SUMS, change(&usage, &digest)),
+            (SUMS, change(&usage, &again)),
+            (SUMS, change(&usage, &to_days)),
+        ] {
+            let rows = [base[0], base[1], (12, kind, &wrong)];
+            assert!(told(true, &rows).is_err(), "{kind}: {wrong:?}");
+        }
+        // The first of those that are left.
+        for (whole, kind, wrong) in [
+            (true, USAGE, change(&usage, &usage_days)),
+            (true, SUMS, change(&sums, &to_days)),
+            (false, USAGE, change(&usage, &usage_days)),
+            (false, AUDIT, change(&audit, &audit_days)),
+            // That cut is not before the first row.
+            (
+                false,
+                USAGE,
+                change(&audit, &|state| state.audit.as_mut().unwrap().seq = 11),
+            ),
+        ] {
+            assert!(told(whole, &[(11, kind, &wrong)]).is_err(), "{kind}: {wrong:?}");
+        }
     }
 }

@@ -55,7 +55,7 @@ pub(super) const SUM: &[&str] = &[
     "cost_nano",
 ];
 /// What a sum that is there already is added to.
-pub(super) const ADDED: &str = " ON CONFLICT (hour, project, api_key, model, endpoint) DO UPDATE SET \
+const ADDED: &str = " ON CONFLICT (hour, project, api_key, model, endpoint) DO UPDATE SET \
      requests = usage_bucket.requests + excluded.requests, refused = usage_bucket.refused + excluded.refused, \
      input = usage_bucket.input + excluded.input, cached = usage_bucket.cached + excluded.cached, \
      output = usage_bucket.output + excluded.output, cost_nano = usage_bucket.cost_nano + excluded.cost_nano";

@@ -46,6 +46,8 @@ type Row = (
     String,
     i64,
 );
+/// What sums of all days are of: project, model and endpoint.
+type What = (String, String, String);
 /// What a sum by the hour is of: hour, project, key, model and endpoint.
 type Of = (i64, String, String, String, String);
 
@@ -54,8 +56,8 @@ struct Found<'a> {
     sums: BTreeMap<Of, UsageTotal>,
     /// Sums in which the rows of some days are, whether they themselves are there or not.
     kept: Option<&'a KeptSums>,
-    /// What rows that are still there are in them at least: by day, project, model and endpoint.
-    least: BTreeMap<Of, UsageTotal>,
+    /// What rows that are still there are in them at least: by project, model and endpoint.
+    least: BTreeMap<What, UsageTotal>,
 }
 
 impl Store {
@@ -84,6 +86,9 @@ impl Store {
                 sought.found(&(first.seq, first.hash.clone()));
                 before = Some(first.clone());
             }
+            if before.is_none() && trimmed.usage.is_some() {
+                return Err(BrokenUsage::Missing(first.seq).into());
+            }
             let batches = &batches[begun..];
             for batch in batches {
                 batch.check(before.as_ref())?;
@@ -96,8 +101,11 @@ impl Store {
             }
             rows += self.check_rows(moment, batches, &mut found).await?;
         }
-        if trimmed.usage.is_some() && before.is_none() {
-            return Err(BrokenUsage::Missing(0).into());
+        let last = before.as_ref().map_or(0, |last| last.seq);
+        if trimmed.usage.is_some() && before.is_none()
+            || trimmed.sums.as_ref().is_some_and(|kept| kept.batch > last)
+        {
+            return Err(BrokenUsage::Missing(last).into());
         }
         let count = sqlx::query("SELECT COUNT(*) FROM usage_event")
             .fetch_one(&mut **moment)
@@ -188,29 +196,28 @@ impl Store {
         if proven.map_or(!days.is_empty(), |digest| digest != digest_of_days(&days)) {
             return Err(BrokenUsage::Kept.into());
         }
-        let (mut without, mut covered) = (0, 0);
+        let (mut without, mut sums): (usize, BTreeMap<What, UsageTotal>) = (0, BTreeMap::new());
         for (day, digest) in &days {
+            let within = found.kept.is_some_and(|kept| (kept.from..kept.to).contains(day));
             let same = told.get(day).is_none_or(|told| told == digest);
-            if !same || self.digest_of_day(moment, *day).await? != *digest {
+            if !within || !same || self.digest_of_day(moment, *day).await? != *digest {
                 return Err(BrokenUsage::Kept.into());
             }
-            let sums = sqlx::query(KEPT).bind(*day).fetch_all(&mut **moment).await?;
-            without += sums.len();
-            for row in &sums {
-                let Some(least) = found.least.get(&of(row)?) else {
-                    continue;
-                };
-                if !total(row)?.covers(*least) {
-                    return Err(BrokenUsage::Kept.into());
-                }
-                covered += 1;
+            for row in &sqlx::query(KEPT).bind(*day).fetch_all(&mut **moment).await? {
+                let (_, project, _, model, endpoint) = of(row)?;
+                sums.entry((project, model, endpoint))
+                    .or_default()
+                    .add(total(row)?);
+                without += 1;
             }
         }
+        let covered =
+            |(what, least): (&What, &UsageTotal)| sums.get(what).is_some_and(|sum| sum.covers(*least));
         let all = sqlx::query("SELECT COUNT(*) FROM usage_bucket WHERE api_key = ''")
             .fetch_one(&mut **moment)
             .await?;
         // There are none of other days, and rows have theirs.
-        if usize::try_from(all.try_get::<i64, _>(0)?) == Ok(without) && covered == found.least.len() {
+        if usize::try_from(all.try_get::<i64, _>(0)?) == Ok(without) && found.least.iter().all(covered) {
             return Ok(());
         }
         Err(BrokenUsage::Kept.into())
@@ -251,14 +258,8 @@ impl Found<'_> {
         {
             let day = hour.div_euclid(DAY_S) * DAY_S;
             if self.kept.is_some_and(|kept| day >= kept.from) {
-                let of = (
-                    day,
-                    row.project.clone(),
-                    String::new(),
-                    row.model.clone(),
-                    row.endpoint.clone(),
-                );
-                self.least.entry(of).or_default().add(row.total());
+                let what = (row.project.clone(), row.model.clone(), row.endpoint.clone());
+                self.least.entry(what).or_default().add(row.total());
             }
             return;
         }

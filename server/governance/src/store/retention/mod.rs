@@ -190,8 +190,7 @@ async fn trim_usage(
 ) -> Result<Option<u64>, Error> {
     let mut state = trimmed(change).await?;
     let Some(sums) = &state.sums else { return Ok(None) };
-    let to_ms = before.min(sums.to).saturating_mul(1_000);
-    let Some(last) = last_due(change, &state, (sums.batch, to_ms)).await? else {
+    let Some(last) = last_due(change, &state, sums, before.saturating_mul(1_000)).await? else {
         return Ok(None);
     };
     let rows = delete(change, "DELETE FROM usage_event WHERE seq <= $1", last.last).await?;
@@ -340,24 +339,25 @@ async fn record(
     append_at(change, &[record], now_ms).await
 }
 
-/// The last batch of the next that may go: up to a number and before a time, Unix milliseconds, in which no row is of later.
+/// The last batch of the next that may go: written before a time, Unix milliseconds, with rows that are all in the sums that stay.
 async fn last_due(
     change: &mut Transaction<'static, Any>,
     state: &Trimmed,
-    (batch_max, to_ms): (i64, i64),
+    sums: &KeptSums,
+    before_ms: i64,
 ) -> Result<Option<UsageBatch>, Error> {
     let begin = state.usage.as_ref().map_or(0, |cut| cut.seq);
     let find = format!(
         "{BATCH} WHERE seq > $1 AND seq <= $2 AND at_ms < $3 AND last_row < $4 ORDER BY seq DESC LIMIT 1"
     );
     // Each has a row at least.
-    let batch_max = batch_max.min(begin.saturating_add(ROWS_AT_ONCE));
+    let batch_max = sums.batch.min(begin.saturating_add(ROWS_AT_ONCE));
     let mut row_end = first_row(change, begin).await?.saturating_add(ROWS_AT_ONCE);
     loop {
         let found = sqlx::query(sqlx::AssertSqlSafe(find.clone()))
             .bind(begin)
             .bind(batch_max)
-            .bind(to_ms)
+            .bind(before_ms)
             .bind(row_end)
             .fetch_optional(&mut **change)
             .await?;
@@ -366,7 +366,7 @@ async fn last_due(
         // A clock that was ahead for a while has written times to come, whose sums do not stay yet.
         let late = sqlx::query("SELECT MIN(seq) FROM usage_event WHERE seq <= $1 AND began_ms >= $2")
             .bind(found.last)
-            .bind(to_ms)
+            .bind(sums.to.saturating_mul(1_000))
             .fetch_one(&mut **change)
             .await?;
         match late.try_get::<Option<i64>, _>(0)? {

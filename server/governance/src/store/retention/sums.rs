@@ -6,7 +6,6 @@ use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use sqlx::{Any, Row as _, Transaction};
 
-use super::super::parts::ADDED;
 use super::super::usage::total;
 use super::super::{Error, Store};
 use super::{day_before, delete, number, record, trimmed};
@@ -31,15 +30,19 @@ impl Store {
             // No batch comes between its number and its sums.
             sqlx::query(lock).fetch_one(&mut **change).await?;
         }
-        let next = number(
+        let hour = number(
             change,
             "SELECT MIN(hour) FROM usage_bucket WHERE api_key <> '' AND hour < $1",
             by(policy.usage),
         )
         .await?;
+        // What is of days that had their turn goes with the next.
+        let next = hour
+            .map(|hour| (hour.div_euclid(DAY_S) * DAY_S).max(kept.to))
+            .filter(|day| day + DAY_S <= by(policy.usage));
         let first = number(
             change,
-            "SELECT MIN(hour) FROM usage_bucket WHERE hour < $1",
+            "SELECT MIN(day) FROM kept_day WHERE day < $1",
             by(policy.sums),
         )
         .await?;
@@ -47,16 +50,13 @@ impl Store {
             return Ok(None);
         }
         kept.days = BTreeMap::new();
-        if let Some(next) = next {
-            let end = (next.div_euclid(DAY_S) + 1) * DAY_S;
-            if end > kept.to {
-                (kept.to, kept.to_days) = (end, policy.usage.unwrap_or_default());
-            }
-            kept.days = self.merge(change, kept.to).await?;
+        if let Some(day) = next {
+            kept.days = BTreeMap::from([(day, self.merge(change, day).await?)]);
+            (kept.to, kept.to_days) = (day + DAY_S, policy.usage.unwrap_or_default());
             let last = number(change, "SELECT MAX(seq) FROM usage_batch WHERE seq > $1", 0).await?;
             kept.batch = last.unwrap_or_default();
         }
-        if by(policy.sums) > kept.from {
+        if first.is_some() && by(policy.sums) > kept.from {
             (kept.from, kept.from_days) = (by(policy.sums), policy.sums.unwrap_or_default());
         }
         let gone = delete(
@@ -73,49 +73,32 @@ impl Store {
         Ok(Some(gone))
     }
 
-    /// Adds the sums of hours before a time to those of their days, without their keys; the digests of these days.
-    async fn merge(
-        &self,
-        change: &mut Transaction<'static, Any>,
-        to: i64,
-    ) -> Result<BTreeMap<i64, String>, Error> {
-        // As a rule one. A clock that was wrong has written some of earlier days, too.
-        let days = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT DISTINCT hour / {DAY_S} * {DAY_S} FROM usage_bucket WHERE api_key <> '' AND hour < $1"
-        )))
-        .bind(to)
-        .fetch_all(&mut **change)
-        .await?;
+    /// Makes the sums of a day ones without hours and keys; their digest. With them goes what is of earlier hours, which a clock that
+    /// was wrong or a request that took long has written since their day had its turn: what a digest was told of does not change.
+    async fn merge(&self, change: &mut Transaction<'static, Any>, day: i64) -> Result<String, Error> {
         let merge = format!(
             "INSERT INTO usage_bucket (hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano) \
-             SELECT hour / {DAY_S} * {DAY_S}, project, '', model, endpoint, CAST(SUM(requests) AS BIGINT), \
-             CAST(SUM(refused) AS BIGINT), CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), \
-             CAST(SUM(cost_nano) AS BIGINT) FROM usage_bucket WHERE api_key <> '' AND hour < $1 GROUP BY 1, 2, 4, 5{ADDED}"
+             SELECT {day}, project, '', model, endpoint, CAST(SUM(requests) AS BIGINT), CAST(SUM(refused) AS BIGINT), \
+             CAST(SUM(input) AS BIGINT), CAST(SUM(cached) AS BIGINT), CAST(SUM(output) AS BIGINT), CAST(SUM(cost_nano) AS BIGINT) \
+             FROM usage_bucket WHERE api_key <> '' AND hour < $1 GROUP BY project, model, endpoint"
         );
         sqlx::query(sqlx::AssertSqlSafe(merge))
-            .bind(to)
+            .bind(day + DAY_S)
             .execute(&mut **change)
             .await?;
         delete(
             change,
             "DELETE FROM usage_bucket WHERE api_key <> '' AND hour < $1",
-            to,
+            day + DAY_S,
         )
         .await?;
-        let mut digests = BTreeMap::new();
-        for row in days {
-            let day: i64 = row.try_get(0)?;
-            let digest = self.digest_of_day(change, day).await?;
-            sqlx::query(
-                "INSERT INTO kept_day (day, digest) VALUES ($1, $2) ON CONFLICT (day) DO UPDATE SET digest = excluded.digest",
-            )
+        let digest = self.digest_of_day(change, day).await?;
+        sqlx::query("INSERT INTO kept_day (day, digest) VALUES ($1, $2)")
             .bind(day)
             .bind(&digest)
             .execute(&mut **change)
             .await?;
-            digests.insert(day, digest);
-        }
-        Ok(digests)
+        Ok(digest)
     }
 
     /// Of a day's sums without keys.
