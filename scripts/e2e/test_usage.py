@@ -128,7 +128,7 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
     assert len(got) > 5 * KILLS
 
 
-def test_usage_and_costs_as_the_official_client_reads_them(governed):
+def test_usage_and_costs_as_the_official_client_reads_them(governed, tmp_path):
     server, database, first = governed("usage.log")
     rempart("project", "create", "--database", database, "sales")
     sales = rempart("key", "create", "--database", database, "--project", "sales", "laptop").strip()
@@ -141,9 +141,13 @@ def test_usage_and_costs_as_the_official_client_reads_them(governed):
     assert result.num_model_requests == len(used)
     by_key = usage.completions(start_time=began, limit=1, group_by=["api_key_id", "project_id"]).data[0].results
     assert sorted(one.num_model_requests for one in by_key) == [2, 4]
-    anna = rempart("user", "add", "--database", database, "anna@example.org", "--name", "Anna").split()[0]
-    rempart("user", "join", "--database", database, "--project", "sales", anna)
-    read(client_of(server, rempart("key", "create", "--database", database, "--project", "sales", "--user", anna, "x").strip()), 0)
+    # A file has its secret beside it.
+    place = ["--database", database, *(["--secret", tmp_path / "secret"] if database.startswith("postgres") else [])]
+    anna = rempart("user", "add", *place, "anna@example.org", "--name", "Anna").split()[0]
+    rempart("user", "join", *place, "--project", "sales", anna)
+    hers = rempart("key", "create", *place, "--project", "sales", "--user", anna, "x").strip()
+    time.sleep(2)
+    read(client_of(server, hers), 0)
     (own,) = usage.completions(start_time=began, limit=1, user_ids=[anna], group_by=["user_id"]).data[0].results
     assert (own.user_id, own.num_model_requests) == (anna, 1)
     used_by = usage.completions(start_time=began, limit=1, group_by=["user_id"]).data[0].results
