@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for Claims {
     }
 }
 
-/// Verifies a token (RFC 7519, OpenID Connect Core 1.0). `now_s`, in Unix seconds, is what `iat` is compared with; `exp` and `nbf` go by
+/// Verifies a token (RFC 7519, `OpenID` Connect Core 1.0). `now_s`, in Unix seconds, is what `iat` is compared with; `exp` and `nbf` go by
 /// the system's clock.
 ///
 /// # Errors
