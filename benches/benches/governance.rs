@@ -123,6 +123,7 @@ async fn use_up(store: &Store, rows: i64, key: &str) -> Result<(), Box<dyn std::
                 duration_ms: 2_000,
                 status: 200,
                 outcome: "completed".to_owned(),
+                content: String::new(),
                 cost_nano: 1_000,
             })
             .collect();

@@ -62,6 +62,8 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.command = [str(part) for part in (executable or binary(), *self.options(model), *arguments)]
         self.process, self.started = None, None
+        # What `get` and `post` show, where keys are asked for.
+        self.key = None
 
     def options(self, model):
         """What the executable needs to serve this model here."""
@@ -106,15 +108,19 @@ class Server:
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
+    def shown(self):
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
     def get(self, path, timeout_s=10.0):
         """Body of a GET as text."""
-        with urllib.request.urlopen(self.root + path, timeout=timeout_s, context=self.trust) as answer:
+        request = urllib.request.Request(self.root + path, headers=self.shown())
+        with urllib.request.urlopen(request, timeout=timeout_s, context=self.trust) as answer:
             return answer.read().decode()
 
     def post(self, path, body, timeout_s=600.0):
         """JSON answer of a POST; an HTTP error raises with the server's own words."""
         request = urllib.request.Request(self.root + path, json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
+                                         {"Content-Type": "application/json"} | self.shown())
         try:
             with urllib.request.urlopen(request, timeout=timeout_s, context=self.trust) as answer:
                 return json.load(answer)

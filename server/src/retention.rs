@@ -27,6 +27,7 @@ pub async fn keep(store: &Store, metrics: &Metrics) {
                 audit = deleted.audit,
                 sums = deleted.sums,
                 people = deleted.people,
+                content = deleted.content,
                 "what was kept for long enough is deleted"
             ),
             Err(error) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::content::Recording;
 use crate::key::{Key, KeyHash, KeyId};
 use crate::kind::KeyKind;
 use crate::limit::{Limits, Subject};
@@ -61,6 +62,8 @@ pub struct Principal {
     pub weight: u32,
     /// When what was shown of it ends, Unix seconds.
     pub until: Option<i64>,
+    /// What is recorded of the project, if anything ever was.
+    pub recording: Option<Arc<Recording>>,
 }
 
 /// Why a key opens nothing. Strangers are told no more than that it does not.
@@ -85,6 +88,8 @@ pub struct Directory {
     limits: BTreeMap<Subject, Limits>,
     /// By project.
     weights: HashMap<String, u32>,
+    /// By project.
+    recordings: HashMap<String, Arc<Recording>>,
     /// By the mark of their address.
     people: HashMap<String, Insider>,
     /// Those of tokens, by person and project.
@@ -127,6 +132,7 @@ impl Directory {
                 .collect(),
             limits: BTreeMap::new(),
             weights: HashMap::new(),
+            recordings: HashMap::new(),
             people: HashMap::new(),
             tokens,
             certificates,
@@ -144,6 +150,14 @@ impl Directory {
     pub fn with_weights(self, weights: Vec<(String, u32)>) -> Self {
         let weights = weights.into_iter().collect();
         Self { weights, ..self }
+    }
+
+    /// With what is recorded of projects.
+    #[must_use]
+    pub fn with_recordings(self, recordings: BTreeMap<String, Recording>) -> Self {
+        let of_one = |(project, recording)| (project, Arc::new(recording));
+        let recordings = recordings.into_iter().map(of_one).collect();
+        Self { recordings, ..self }
     }
 
     /// With people who have not left, by the mark of their address.
@@ -226,6 +240,7 @@ impl Directory {
             role: record.role,
             models: self.rights.get(&record.project).cloned(),
             until: record.expires,
+            recording: self.recordings.get(&record.project).cloned(),
         })
     }
 }

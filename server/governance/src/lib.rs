@@ -6,6 +6,7 @@
 mod actor;
 mod audit;
 mod checkpoint;
+mod content;
 mod directory;
 mod key;
 mod kind;
@@ -19,6 +20,7 @@ mod usage;
 pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
 pub use checkpoint::{BadCheckpoint, Checkpoint, End};
+pub use content::{BrokenContent, Content, RECORDING_DAYS_MAX, ReaderKey, Recording, Sealed, pack};
 pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
@@ -29,7 +31,8 @@ pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof,
-    Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
+    AuditQuery, ContentQuery, Database, Deleted, Error, Kept, Member, NewKeyRequest, Note, Noted, Oldest,
+    Person, Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms,
+    now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -30,6 +30,7 @@ const SALT: &[u8] = b"rempart secret 1";
 pub struct Secret {
     sealing: LessSafeKey,
     marking: hmac::Key,
+    prompts: hmac::Key,
     signing: Ed25519KeyPair,
     fingerprint: String,
 }
@@ -111,6 +112,7 @@ impl Secret {
         Some(Self {
             sealing: LessSafeKey::new(sealing),
             marking: hmac::Key::new(HMAC_SHA256, &derived(&root, b"marks")?),
+            prompts: hmac::Key::new(HMAC_SHA256, &derived(&root, b"prompts")?),
             signing,
             fingerprint: hex(&derived(&root, b"fingerprint")?[..8]),
         })
@@ -124,6 +126,12 @@ impl Secret {
     /// A text by which one finds what belongs to another, without telling it.
     pub(crate) fn mark(&self, text: &str) -> String {
         hex(hmac::sign(&self.marking, text.as_bytes()).as_ref())
+    }
+
+    /// A text by which one finds a prompt of a project that one knows, without telling it.
+    pub(crate) fn prompt(&self, project: &str, prompt: &str) -> String {
+        let text = [project, "\0", prompt].concat();
+        hex(hmac::sign(&self.prompts, text.as_bytes()).as_ref())
     }
 
     /// Seals a text of somebody: nobody else's name opens it.

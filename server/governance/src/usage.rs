@@ -72,6 +72,8 @@ pub struct UsageEvent {
     pub outcome: String,
     /// Billionths of the company's currency.
     pub cost_nano: i64,
+    /// Of what is recorded of it, when that is due and its hash ([`Content::mark`](crate::Content::mark)); empty where nothing is.
+    pub content: String,
 }
 
 /// What requests used together.
@@ -268,7 +270,15 @@ impl UsageEvent {
             &self.endpoint,
             &self.outcome,
         ];
-        hash(texts.into_iter().chain(&numbers).map(String::as_str))
+        // Rows from before there were records have the digest that they had.
+        let content = Some(&self.content).filter(|content| !content.is_empty());
+        hash(
+            texts
+                .into_iter()
+                .chain(&numbers)
+                .chain(content)
+                .map(String::as_str),
+        )
     }
 }
 
@@ -304,6 +314,7 @@ mod tests {
             status: 200,
             outcome: "completed".to_owned(),
             cost_nano: 100,
+            content: if at % 3 == 0 { "9:a" } else { "" }.to_owned(),
         }
     }
 
@@ -334,7 +345,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
-        fn no_change_of_usage_goes_unseen(place in 0_usize..4, row in 0_usize..5, what in 0_usize..20) {
+        fn no_change_of_usage_goes_unseen(place in 0_usize..4, row in 0_usize..5, what in 0_usize..21) {
             let mut written = chain();
             prop_assert_eq!(check(&written), Ok(()));
             let (batch, rows) = &mut written[place];
@@ -355,6 +366,7 @@ mod tests {
                 12 => rows[at].outcome = "failed".to_owned(),
                 13 => rows[at].cost_nano = 0,
                 14 => drop(rows.remove(at)),
+                20 => rows[at].content.push('1'),
                 15 => rows.push(event(99)),
                 16 => batch.at_ms += 1,
                 17 => batch.last += 1,

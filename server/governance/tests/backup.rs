@@ -64,6 +64,7 @@ fn used(at: i64) -> UsageEvent {
         status: 200,
         outcome: Outcome::Completed.name().to_owned(),
         cost_nano: 3,
+        content: String::new(),
     }
 }
 
@@ -193,6 +194,11 @@ async fn a_copy_is_of_every_table(place: Place) {
         .iter()
         .map(|row| (row.get(0), row.get(1)))
         .filter(|(table, _): &(String, String)| !table.starts_with("_sqlx") && !table.starts_with("sqlite_"))
+        .collect();
+    // What was asked and answered is in no copy, where it would outlive its time.
+    let there = there
+        .into_iter()
+        .filter(|(table, _)| table != "content")
         .collect();
     assert_eq!(copied, there);
 }

@@ -44,6 +44,7 @@ fn used(at: i64, began_ms: i64) -> UsageEvent {
         status: 200,
         outcome: Outcome::Completed.name().to_owned(),
         cost_nano: 3,
+        content: String::new(),
     }
 }
 

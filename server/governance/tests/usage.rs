@@ -35,6 +35,7 @@ fn used(at: i64) -> UsageEvent {
         status: 200,
         outcome: Outcome::Completed.name().to_owned(),
         cost_nano: 3,
+        content: String::new(),
     }
 }
 
@@ -120,15 +121,16 @@ async fn usage_that_was_changed_is_found(place: Place) {
     for (at, change) in [
         "UPDATE usage_event SET output = 0 WHERE seq = 7",
         "UPDATE usage_event SET outcome = 'failed' WHERE seq = 1",
+        "UPDATE usage_event SET content = '1:a' WHERE seq = 1",
         "UPDATE usage_event SET output = 'x' WHERE seq = 1",
         "UPDATE usage_event SET seq = 99 WHERE seq = 1",
         "DELETE FROM usage_event WHERE seq = 9",
         "DELETE FROM usage_batch WHERE seq = 2",
         "DELETE FROM usage_batch WHERE seq = 3",
         "INSERT INTO usage_event SELECT 10, 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
-         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+         duration_ms, status, outcome, cost_nano, content FROM usage_event WHERE seq = 9",
         "INSERT INTO usage_event SELECT 'x', 'new', began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
-         duration_ms, status, outcome, cost_nano FROM usage_event WHERE seq = 9",
+         duration_ms, status, outcome, cost_nano, content FROM usage_event WHERE seq = 9",
         "UPDATE usage_batch SET last_row = 9223372036854775807 WHERE seq = 3",
         "UPDATE usage_batch SET seq = 9223372036854775807 WHERE seq = 3",
         "UPDATE usage_bucket SET cost_nano = 0",

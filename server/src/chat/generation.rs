@@ -327,6 +327,7 @@ impl Generation {
             Some("stop") if called => Some("tool_calls"),
             other => other,
         };
+        self.meter.said(at, &said, finish_reason);
         if finish_reason.is_some() {
             choice.finished = true;
             self.open -= 1;

@@ -199,6 +199,12 @@ pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     say(&format!(
         "{used} rows of usage, and each is what was written, as are their sums"
     ))?;
+    if proof.content > 0 {
+        say(&format!(
+            "{} records of what was asked and answered, and each is what was written",
+            proof.content
+        ))?;
+    }
     for (cut, what) in [
         (&proof.trimmed.audit, "rows"),
         (&proof.trimmed.usage, "rows of usage"),

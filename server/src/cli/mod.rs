@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod content;
 mod doctor;
 mod govern;
 mod limit;
@@ -20,6 +21,7 @@ use crate::grammar::check;
 use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
+use content::ContentCommand;
 use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
@@ -65,6 +67,9 @@ pub enum Command {
     /// Read the record of what was done, and prove that it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Record what projects ask and are answered, sealed for a reader, and find it
+    #[command(subcommand)]
+    Content(ContentCommand),
     /// How long what is kept is kept, and what is deleted when
     #[command(subcommand)]
     Retention(RetentionCommand),
@@ -102,6 +107,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::User(command) => people::user(command),
         Command::Gdpr(command) => people::gdpr(command),
         Command::Audit(command) => audit::audit(command),
+        Command::Content(command) => content::content(command),
         Command::Retention(command) => retention::retention(command),
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),

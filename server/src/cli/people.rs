@@ -241,7 +241,16 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
             }
         }
     }
-    writeln!(out, "],\n\"record\": [")?;
+    let mut recorded = Vec::new();
+    for key in &keys {
+        let own = store.content_of_key(&key.id.0).await?;
+        // The server can't open it: `rempart content open` can, with the reader's key.
+        recorded.extend(own.into_iter().map(|(request, began_ms, due_ms)| {
+            json!({"request": request, "began_ms": began_ms, "deleted_after_ms": due_ms})
+        }));
+    }
+    writeln!(out, "],\n\"recorded_content\": {},", json!(recorded))?;
+    writeln!(out, "\"record\": [")?;
     export_record(store, person, &keys, &mut out).await?;
     writeln!(out, "]}}")?;
     Ok(out.flush()?)

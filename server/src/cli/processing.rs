@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use clap::Args;
-use rempart_governance::{AuditEvent, AuditQuery, Policy, Store, now_s};
+use rempart_governance::{AuditEvent, AuditQuery, Policy, Recording, Store, now_s};
 use serde_json::Value;
 
+use super::content::what;
 use super::govern::{say, with_store};
 use super::retention::day;
 use crate::config::DatabaseArgs;
@@ -50,6 +51,8 @@ struct Facts {
     place: String,
     started: Option<AuditEvent>,
     policy: Policy,
+    /// What is recorded of prompts and answers, by project.
+    recorded: Vec<(String, Recording)>,
     people: usize,
     projects: usize,
     keys: usize,
@@ -70,6 +73,12 @@ impl Facts {
             place: place.to_owned(),
             started: last("server.started").await?,
             policy: store.retention().await?,
+            recorded: store
+                .recordings()
+                .await?
+                .into_iter()
+                .filter(|(_, recording)| recording.runs(now_s()))
+                .collect(),
             people: store
                 .people()
                 .await?
@@ -137,6 +146,7 @@ fn text(args: &RecordArgs, facts: &Facts) -> anyhow::Result<String> {
         facts.people, facts.keys, facts.projects
     )?;
     out.push_str(DATA);
+    recorded(&mut out, &facts.recorded)?;
     writeln!(out, "\n## (d) Recipients\n")?;
     writeln!(
         out,
@@ -149,7 +159,7 @@ fn text(args: &RecordArgs, facts: &Facts) -> anyhow::Result<String> {
     writeln!(out, "## (e) Transfers to third countries\n")?;
     writeln!(out, "- {}\n", transfers(facts))?;
     writeln!(out, "## (f) Time limits\n")?;
-    retention_limits(&mut out, &facts.policy)?;
+    retention_limits(&mut out, facts)?;
     writeln!(out, "\n## (g) Security (article 32)\n")?;
     measures(&mut out, facts)?;
     Ok(out)
@@ -157,11 +167,27 @@ fn text(args: &RecordArgs, facts: &Facts) -> anyhow::Result<String> {
 
 const DATA: &str = "\
 - Prompts and answers, with whatever is in them: in memory while a request runs, and for as long as `/v1/responses` keeps one \
-there; never in a database, a file or a log
+there; never in a file or a log, and in the database only as said below
 - Of each request: time, key, project, model, endpoint, numbers of tokens, duration, outcome; whose a key is
 - Address and name of people who have keys, sealed
 - What was done to keys, people, projects, limits and models: time, who, what
 ";
+
+/// What is kept of prompts and answers.
+fn recorded(out: &mut String, recorded: &[(String, Recording)]) -> anyhow::Result<()> {
+    for (project, recording) in recorded {
+        writeln!(
+            out,
+            "- {project}: {}, until {}; sealed for a reader whose key the server does not have",
+            what(recording),
+            day(recording.until)
+        )?;
+    }
+    if recorded.is_empty() {
+        writeln!(out, "- No project has its prompts or answers recorded today")?;
+    }
+    Ok(())
+}
 
 fn transfers(facts: &Facts) -> &'static str {
     match facts.has("zero_egress") {
@@ -179,7 +205,8 @@ fn transfers(facts: &Facts) -> &'static str {
     }
 }
 
-fn retention_limits(out: &mut String, policy: &Policy) -> anyhow::Result<()> {
+fn retention_limits(out: &mut String, facts: &Facts) -> anyhow::Result<()> {
+    let policy = &facts.policy;
     for (what, days) in [
         ("Requests, row by row", policy.usage),
         ("Sums by day, without keys", policy.sums),
@@ -189,7 +216,12 @@ fn retention_limits(out: &mut String, policy: &Policy) -> anyhow::Result<()> {
         let days = days.map_or_else(|| "not deleted".to_owned(), |days| format!("{days} days"));
         writeln!(out, "- {what}: {days}")?;
     }
-    writeln!(out, "- Prompts and answers: not written down (see above)")?;
+    for (project, recording) in &facts.recorded {
+        writeln!(out, "- Prompts and answers of {project}: {} days", recording.days)?;
+    }
+    if facts.recorded.is_empty() {
+        writeln!(out, "- Prompts and answers: not written down (see above)")?;
+    }
     for doubt in policy.doubts() {
         writeln!(out, "- Note: {doubt}")?;
     }

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use rempart_governance::{Deleted, Policy, Store, now_ms};
 
 use super::backup::Bar;
+use super::content;
 use super::govern::{say, with_store};
 use crate::config::DatabaseArgs;
 
@@ -101,15 +102,15 @@ pub(super) fn retention(command: RetentionCommand) -> anyhow::Result<()> {
             let deleted =
                 trimmed.context("what was deleted before stays deleted, and all that is left is whole")?;
             say(&format!(
-                "deleted: {} rows of usage, {} of the audit chain, {} sums, the names of {} people",
-                deleted.usage, deleted.audit, deleted.sums, deleted.people
+                "deleted: {} rows of usage, {} of the audit chain, {} sums, the names of {} people, {} records of content",
+                deleted.usage, deleted.audit, deleted.sums, deleted.people, deleted.content
             ))
         }),
     }
 }
 
 fn rows(deleted: Deleted) -> u64 {
-    deleted.usage + deleted.audit + deleted.sums + deleted.people
+    deleted.usage + deleted.audit + deleted.sums + deleted.people + deleted.content
 }
 
 async fn status(store: &Store) -> anyhow::Result<()> {
@@ -140,7 +141,7 @@ async fn status(store: &Store) -> anyhow::Result<()> {
         let oldest = oldest.map_or_else(|| "none".to_owned(), day);
         say(&format!("{kind:6}  {days:13}  {oldest:10}  {what}"))?;
     }
-    say("prompts and answers are not written down at all")?;
+    content::status(store).await?;
     for doubt in policy.doubts() {
         say(&format!("note: {doubt}"))?;
     }

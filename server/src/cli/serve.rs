@@ -23,6 +23,8 @@ use crate::warm_up;
 /// Serves until a signal, or a fault of the engine, ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.check()?;
+    // A core would hold what is asked and answered, and keys.
+    rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
     let listeners = Listeners::bind(&settings.http)?;
     if settings.http.zero_egress {
         // Before the first thread: what a thread may do is its own.

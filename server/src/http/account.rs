@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Frame, SizeHint};
-use rempart_governance::Standing;
+use rempart_governance::{Recording, Standing};
 
 use super::AppState;
 use super::error::ApiError;
@@ -21,6 +21,7 @@ use crate::metrics::Rejection;
 
 /// When a place may be free again, in seconds.
 const RETRY_AFTER_S: u64 = 1;
+const RECORDED: HeaderName = HeaderName::from_static("x-rempart-recorded");
 const REQUESTS: [&str; 3] = [
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
@@ -59,6 +60,7 @@ pub async fn account(
         }
     };
     request.extensions_mut().insert(meter.clone());
+    let recording = meter.recording();
     let guard = Guard { meter: meter.clone() };
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
@@ -67,10 +69,23 @@ pub async fn account(
         guard.meter.settle(status).await;
     }
     tell_standing(response.headers_mut(), app.access.standing(&caller));
+    if let Some(recording) = recording {
+        let told = HeaderValue::from_static(told(&recording));
+        response.headers_mut().insert(RECORDED, told);
+    }
     if whole {
         return response;
     }
     response.map(|body| Body::new(Accounted { body, status, guard }))
+}
+
+/// What of the request is recorded, for whoever reads the answer.
+fn told(recording: &Recording) -> &'static str {
+    match (recording.reader.is_some(), recording.fingerprints) {
+        (true, true) => "content, fingerprint",
+        (true, false) => "content",
+        (false, _) => "fingerprint",
+    }
 }
 
 /// What is left of limits by the minute, as OpenAI's clients look for it.

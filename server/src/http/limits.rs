@@ -50,6 +50,7 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     let (bytes, held) = tokio::time::timeout(timeout, collect(app, request.into_body(), &caller, limit))
         .await
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))?;
+    meter.asked(&bytes).await?;
     // A body can take its time, in which a key may end.
     app.access
         .recheck(&caller)

@@ -3,11 +3,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{Exceeded, Limited, Limiter, Outcome, Reserved, UsageEvent, now_ms};
+use axum::body::Bytes;
+use rempart_governance::{
+    Error, Exceeded, Limited, Limiter, Outcome, Recording, Reserved, Store, UsageEvent, now_ms, pack,
+};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 
+use super::prompt::prompt;
+use super::recorder::Recorder;
 use super::{Entry, Refused};
+use crate::chat::assemble::Said;
 use crate::http::error::ApiError;
 use crate::metrics::Metrics;
 use crate::prices::Prices;
@@ -25,6 +31,7 @@ struct Metered {
     arrived: Instant,
     metrics: Metrics,
     prices: Prices,
+    store: Store,
     /// `None` once the row is on its way.
     open: Mutex<Option<Open>>,
 }
@@ -32,6 +39,7 @@ struct Metered {
 /// A row that is not complete, and what its request holds until it is.
 pub(super) struct Open {
     pub row: UsageEvent,
+    pub recorder: Option<Recorder>,
     pub place: OwnedPermit<Entry>,
     pub allowance: Allowance,
 }
@@ -103,13 +111,71 @@ pub struct Used {
 }
 
 impl Meter {
-    pub(super) fn new(arrived: Instant, metrics: Metrics, prices: Prices, open: Open) -> Self {
+    pub(super) fn new(arrived: Instant, metrics: Metrics, prices: Prices, store: Store, open: Open) -> Self {
         Self(Some(Arc::new(Metered {
             arrived,
             metrics,
             prices,
+            store,
             open: Mutex::new(Some(open)),
         })))
+    }
+
+    /// What is recorded of the request, if anything is.
+    pub fn recording(&self) -> Option<Arc<Recording>> {
+        let mut recording = None;
+        self.note(|_, open| {
+            recording = open
+                .recorder
+                .as_ref()
+                .map(|recorder| Arc::clone(&recorder.recording));
+        });
+        recording
+    }
+
+    /// Records the body of the request, where it is recorded.
+    ///
+    /// # Errors
+    /// Where that can't be done: then nothing must be answered.
+    pub async fn asked(&self, body: &Bytes) -> Result<(), ApiError> {
+        let (Some(metered), Some(recording)) = (self.0.clone(), self.recording()) else {
+            return Ok(());
+        };
+        let body = body.clone();
+        let work = move || {
+            let asked = if recording.reader.is_some() {
+                pack(&body)
+            } else {
+                Vec::new()
+            };
+            let prompt = recording.fingerprints.then(|| prompt(&body)).flatten();
+            let fingerprint = |prompt: String| {
+                let open = metered.open();
+                let project = open.as_ref().map(|open| open.row.project.clone());
+                metered.store.fingerprint(&project.unwrap_or_default(), &prompt)
+            };
+            let fingerprint = prompt.map(fingerprint).transpose()?;
+            Ok((asked, fingerprint.unwrap_or_default()))
+        };
+        let made: Result<_, Error> = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| ApiError::internal())?;
+        let (asked, fingerprint) = made.map_err(|_| ApiError::not_ready("the request can't be recorded"))?;
+        self.note(|_, open| {
+            if let Some(recorder) = &mut open.recorder {
+                (recorder.asked, recorder.fingerprint) = (asked, fingerprint);
+            }
+        });
+        Ok(())
+    }
+
+    /// Records what a choice says, where that is recorded.
+    pub fn said(&self, choice: usize, said: &[Said], finish_reason: Option<&'static str>) {
+        self.note(|_, open| {
+            if let Some(recorder) = &mut open.recorder {
+                recorder.said(choice, said, finish_reason);
+            }
+        });
     }
 
     /// Notes the model, by the name that answers carry.
@@ -215,6 +281,7 @@ impl Metered {
     fn send(&self, status: Option<u16>, written: Option<oneshot::Sender<()>>) -> bool {
         let Some(Open {
             mut row,
+            recorder,
             place,
             mut allowance,
         }) = self.open().take()
@@ -227,7 +294,11 @@ impl Metered {
         row.cost_nano = self.prices.cost_nano(&row);
         allowance.used = row.input.saturating_add(row.output);
         drop(allowance);
-        place.send(Entry { row, written });
+        place.send(Entry {
+            row,
+            recorder,
+            written,
+        });
         true
     }
 }

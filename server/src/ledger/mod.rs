@@ -5,13 +5,17 @@
 //! that wait as one batch. Where they can't be written no request begins.
 
 mod meter;
+mod prompt;
+mod recorder;
 mod writing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{Exceeded, Limiter, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms};
+use rempart_governance::{
+    Exceeded, Limiter, Principal, Recording, Standing, Store, UsageEvent, UsageWriter, now_ms, now_s,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -19,14 +23,16 @@ use crate::metrics::Metrics;
 use crate::prices::Prices;
 use meter::{Allowance, Open};
 pub use meter::{Expected, Meter, Used};
+use recorder::Recorder;
 use writing::{Writing, sync_often};
 
 /// How long the end of the process waits for the last rows.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
-/// A row on its way, and who waits for it.
+/// A row on its way, what is recorded with it, and who waits for it.
 struct Entry {
     row: UsageEvent,
+    recorder: Option<Recorder>,
     written: Option<oneshot::Sender<()>>,
 }
 
@@ -135,8 +141,10 @@ impl Ledger {
             status: 0,
             outcome: String::new(),
             cost_nano: 0,
+            content: String::new(),
         };
         let open = Open {
+            recorder: self.recorder(principal)?,
             row,
             place,
             allowance,
@@ -145,8 +153,25 @@ impl Ledger {
             arrived,
             self.metrics.clone(),
             self.prices.clone(),
+            self.store.clone(),
             open,
         ))
+    }
+
+    /// What records a request of a principal, where their project has that.
+    fn recorder(&self, principal: &Principal) -> Result<Option<Recorder>, Refused> {
+        let runs = |recording: &&Arc<Recording>| recording.runs(now_s());
+        let Some(recording) = principal.recording.as_ref().filter(runs) else {
+            return Ok(None);
+        };
+        if recording.fingerprints && self.store.secret().is_err() {
+            tracing::error!(
+                project = principal.project,
+                "its requests can't be recorded: the database's secret is not known (`--secret`)"
+            );
+            return Err(Refused::Unrecorded);
+        }
+        Ok(Some(Recorder::new(Arc::clone(recording))))
     }
 
     /// Ends when all rows are written, or can't be; whether they are.

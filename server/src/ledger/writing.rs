@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rempart_governance::{BATCH_ROWS_MAX, Store, UsageWriter};
+use rempart_governance::{BATCH_ROWS_MAX, Content, Store, UsageEvent, UsageWriter};
 use tokio::sync::{Notify, mpsc};
 
 use super::Entry;
+use super::recorder::Recorder;
 use crate::metrics::UsageMetrics;
 
 /// How long after a failure it is tried again.
@@ -51,8 +52,14 @@ impl Writing {
 
     /// Tries until it succeeds.
     async fn write(&mut self, entries: impl Iterator<Item = Entry>) {
-        let (rows, waiters): (Vec<_>, Vec<_>) = entries.map(|entry| (entry.row, entry.written)).unzip();
-        while let Err(error) = noted_if_slow(&self.failing, self.writer.write(&rows)).await {
+        let ((mut rows, recorders), waiters): ((Vec<_>, Vec<_>), Vec<_>) = entries
+            .map(|entry| ((entry.row, entry.recorder), entry.written))
+            .unzip();
+        let mut records = Vec::new();
+        if recorders.iter().any(Option::is_some) {
+            (rows, records) = sealed(rows, recorders).await;
+        }
+        while let Err(error) = noted_if_slow(&self.failing, self.writer.write_with(&rows, &records)).await {
             let error = anyhow::Error::new(error);
             if !self.failing.swap(true, Ordering::Relaxed) {
                 tracing::error!(error = format!("{error:#}"), "{HALT}");
@@ -70,6 +77,32 @@ impl Writing {
             let _ = waiter.send(());
         }
     }
+}
+
+/// Rows with the records of those that have one. To compress and to seal takes time, which the reactor has none of.
+async fn sealed(rows: Vec<UsageEvent>, recorders: Vec<Option<Recorder>>) -> (Vec<UsageEvent>, Vec<Content>) {
+    let seal = move || {
+        let mut records = Vec::new();
+        let mut with_mark = |(mut row, recorder): (UsageEvent, Option<Recorder>)| {
+            match recorder.map(|recorder| recorder.seal(&row)) {
+                None => {}
+                Some(Ok(record)) => {
+                    row.content = record.mark();
+                    records.push(record);
+                }
+                // That its reader's key is one was seen when it was set, and each time it was read.
+                Some(Err(error)) => {
+                    tracing::error!(%error, "a request could not be recorded. This is a bug.")
+                }
+            }
+            row
+        };
+        let rows = rows.into_iter().zip(recorders).map(&mut with_mark).collect();
+        (rows, records)
+    };
+    tokio::task::spawn_blocking(seal)
+        .await
+        .expect("sealing does not panic")
 }
 
 /// Waits for a write. One that takes long, as another process holds the database, lets no further request begin.

@@ -48,6 +48,7 @@ impl Metrics {
             ("audit", told.audit, so_far.audit),
             ("sums", told.sums, so_far.sums),
             ("people", told.people, so_far.people),
+            ("content", told.content, so_far.content),
         ] {
             let series = Series {
                 recorder: &self.recorder,

@@ -169,6 +169,7 @@ impl Store {
         Ok(Directory::new(self.sound_keys().await?, self.rights().await?)
             .with_limits(self.limits().await?)
             .with_weights(self.weights().await?)
+            .with_recordings(self.recordings().await?)
             .with_people(self.insiders().await?))
     }
 }

@@ -3,6 +3,7 @@
 mod accounts;
 mod audit;
 mod backup;
+mod content;
 mod database;
 mod keys;
 mod limits;
@@ -27,6 +28,7 @@ use thiserror::Error;
 
 pub use accounts::ServiceAccount;
 pub use audit::{AuditQuery, Record};
+pub use content::{ContentQuery, Kept};
 pub use database::{Database, Way};
 use database::{Durable, Opened, WAIT};
 pub use keys::NewKeyRequest;
@@ -40,6 +42,7 @@ pub use usage::{UsageSum, UsageWriter};
 
 use crate::actor::{Acting, Actor};
 use crate::audit::Broken;
+use crate::content::BrokenContent;
 use crate::retention::BrokenRetention;
 use crate::role::Role;
 use crate::secret::Secret;
@@ -80,6 +83,8 @@ pub enum Error {
     Audit(#[from] Broken),
     #[error(transparent)]
     Usage(#[from] BrokenUsage),
+    #[error(transparent)]
+    Content(#[from] BrokenContent),
     #[error(transparent)]
     Retention(#[from] BrokenRetention),
     /// It does not hold what this program writes.

@@ -6,8 +6,10 @@ use sqlx::any::AnyArguments;
 use sqlx::query::Query;
 use sqlx::{Any, Transaction};
 
+use super::content::CONTENT;
 use super::usage::Of;
 use super::{Database, Error};
+use crate::content::Content;
 use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
 
 /// Parts that go to a file together: its driver has a thread of its own, and to wake it costs more than a row. (Of more of them the
@@ -40,6 +42,7 @@ pub(super) const ROW: &[&str] = &[
     "status",
     "outcome",
     "cost_nano",
+    "content",
 ];
 pub(super) const SUM: &[&str] = &[
     "hour",
@@ -66,6 +69,7 @@ pub(super) enum Part<'a> {
     /// With its number.
     Row(i64, &'a UsageEvent),
     Sum(Of<'a>, UsageTotal),
+    Content(&'a Content),
 }
 
 type Asked<'q> = Query<'q, Any, AnyArguments>;
@@ -77,6 +81,7 @@ impl Part<'_> {
             Self::Batch(_) => ("usage_batch", BATCH, ""),
             Self::Row(..) => ("usage_event", ROW, ""),
             Self::Sum(..) => ("usage_bucket", SUM, ADDED),
+            Self::Content(_) => ("content", CONTENT, ""),
         };
         let next = from + columns.len();
         let marks: Vec<String> = (from..next).map(|at| format!("${at}")).collect();
@@ -116,7 +121,8 @@ impl Part<'_> {
                 .bind(row.duration_ms)
                 .bind(row.status)
                 .bind(row.outcome.clone())
-                .bind(row.cost_nano),
+                .bind(row.cost_nano)
+                .bind(row.content.clone()),
             Self::Sum((hour, project, key, model, endpoint), sum) => asked
                 .bind(*hour)
                 .bind((*project).to_owned())
@@ -129,6 +135,16 @@ impl Part<'_> {
                 .bind(sum.cached)
                 .bind(sum.output)
                 .bind(sum.cost_nano),
+            Self::Content(record) => asked
+                .bind(record.request.clone())
+                .bind(record.project.clone())
+                .bind(record.key.clone())
+                .bind(record.began_ms)
+                .bind(record.due_ms)
+                .bind(record.fingerprint.clone())
+                .bind(record.sealed.reader.clone())
+                .bind(record.sealed.asked.clone())
+                .bind(record.sealed.answered.clone()),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::content::delete_of_owner;
 use super::keys::{check_name, misleads, revoke};
 use super::projects::{ID_DIGITS, check_grant};
 use super::setting::{insert_setting, setting};
@@ -321,6 +322,7 @@ pub(super) async fn forget(
     actor: &Acting,
     id: &str,
 ) -> Result<(), Error> {
+    delete_of_owner(change, actor, id).await?;
     // What a key is called may name its owner.
     sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
         .bind(id)

@@ -290,13 +290,21 @@ pub(super) async fn living_project(
     change: &mut Transaction<'static, Any>,
     name_or_id: &str,
 ) -> Result<String, Error> {
+    match some_project(change, name_or_id).await? {
+        (id, None) => Ok(id),
+        (_, Some(_)) => Err(Error::Refused(format!("the project {name_or_id} is archived"))),
+    }
+}
+
+/// The identifier of a project, by name or identifier, and when it was archived.
+pub(super) async fn some_project(
+    change: &mut Transaction<'static, Any>,
+    name_or_id: &str,
+) -> Result<(String, Option<i64>), Error> {
     let found = sqlx::query("SELECT id, archived FROM project WHERE name = $1 OR id = $1")
         .bind(name_or_id)
         .fetch_optional(&mut **change)
         .await?;
     let row = found.ok_or_else(|| Error::Missing(format!("there is no project {name_or_id}")))?;
-    if row.try_get::<Option<i64>, _>(1)?.is_some() {
-        return Err(Error::Refused(format!("the project {name_or_id} is archived")));
-    }
-    Ok(row.try_get(0)?)
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }

@@ -11,13 +11,14 @@ use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::parts::{Part, put};
 use super::{Database, Error, Store, now_ms};
+use crate::content::Content;
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
 
 /// Columns of a batch and of a row, in the order in which they are read.
 pub(super) const BATCH: &str =
     "SELECT seq, at_ms, first_row, last_row, digest, previous, hash FROM usage_batch";
 pub(super) const EVENT: &str = "SELECT id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, \
-     duration_ms, status, outcome, cost_nano FROM usage_event";
+     duration_ms, status, outcome, cost_nano, content FROM usage_event";
 const MINUTE_S: i64 = 60;
 /// How long a batch may take before it is tried anew with another connection: a server may be gone without a word.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -68,22 +69,36 @@ impl UsageWriter {
         }
     }
 
-    /// Writes rows as one batch, all of them or none; nothing where the last try had written them after all.
+    /// Writes rows as [`UsageWriter::write_with`] does, without records.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+        self.write_with(rows, &[]).await
+    }
+
+    /// Writes rows as one batch, with the records of some of them, all of it or nothing; nothing where the last try had written them
+    /// after all.
     ///
     /// # Errors
     /// What the database says. The same rows can be tried again.
-    pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+    pub async fn write_with(&mut self, rows: &[UsageEvent], records: &[Content]) -> Result<(), Error> {
         if let Some(last) = self.last.take()
-            && self.try_write(rows, Some(last)).await.is_ok()
+            && self.try_write(rows, records, Some(last)).await.is_ok()
         {
             return Ok(());
         }
         // Another process may have written since.
-        self.try_write(rows, None).await
+        self.try_write(rows, records, None).await
     }
 
     /// Writes rows behind a batch that is known to be the last, or behind the last there is.
-    async fn try_write(&mut self, rows: &[UsageEvent], last: Option<UsageBatch>) -> Result<(), Error> {
+    async fn try_write(
+        &mut self,
+        rows: &[UsageEvent],
+        records: &[Content],
+        last: Option<UsageBatch>,
+    ) -> Result<(), Error> {
         let kept = self.connection.take();
         // Changes would go to the file of that name, and these rows to one that has none.
         self.store.check_file()?;
@@ -91,7 +106,8 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let writing = write(&mut connection, &self.store.database, rows, last, self.in_doubt);
+        let (database, all) = (&self.store.database, (rows, records));
+        let writing = write(&mut connection, database, all, last, self.in_doubt);
         let written = tokio::time::timeout(ANSWER_MAX, writing)
             .await
             .unwrap_or(Err(Error::Silent));
@@ -116,7 +132,7 @@ impl UsageWriter {
 async fn write(
     connection: &mut PoolConnection<Any>,
     database: &Database,
-    rows: &[UsageEvent],
+    (rows, records): (&[UsageEvent], &[Content]),
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
@@ -140,6 +156,7 @@ async fn write(
     let numbers = std::iter::successors(Some(new.first), |seq| Some(seq.saturating_add(1)));
     parts.extend(numbers.zip(rows).map(|(seq, row)| Part::Row(seq, row)));
     parts.extend(sums(rows).into_iter().map(|(of, sum)| Part::Sum(of, sum)));
+    parts.extend(records.iter().map(Part::Content));
     put(&mut change, database, &parts).await?;
     change.commit().await?;
     Ok(Some(new))
@@ -306,6 +323,7 @@ pub(super) fn event(row: &AnyRow) -> Result<UsageEvent, Error> {
         status: row.try_get(11)?,
         outcome: row.try_get(12)?,
         cost_nano: row.try_get(13)?,
+        content: row.try_get(14)?,
     })
 }
 

@@ -71,6 +71,23 @@ impl Place {
         AnyConnection::connect(&url).await.unwrap()
     }
 
+    /// Changes it past the store.
+    pub(crate) async fn run(&self, statement: &str) {
+        let mut raw = self.raw().await;
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut raw);
+        done.await.unwrap();
+        raw.close().await.unwrap();
+    }
+
+    /// One text of it.
+    pub(crate) async fn text(&self, query: &str) -> String {
+        let mut raw = self.raw().await;
+        let row = sqlx::query(sqlx::AssertSqlSafe(query.to_owned())).fetch_one(&mut raw);
+        let text = sqlx::Row::try_get(&row.await.unwrap(), 0).unwrap();
+        raw.close().await.unwrap();
+        text
+    }
+
     /// What is kept, as it is now, in a database of another name, and a connection past the store to it. Nobody may use this one
     /// meanwhile.
     pub(crate) async fn copy(&self, name: &str) -> (Database, AnyConnection) {

@@ -7,6 +7,7 @@ use super::Sought;
 use super::pages::page;
 use crate::audit::{AuditEvent, Broken, GENESIS, verify};
 use crate::checkpoint::End;
+use crate::content::Deletions;
 use crate::retention::{Cut, Told};
 
 /// Rows that are read at one time.
@@ -22,6 +23,9 @@ pub(super) struct Chain {
     pub(super) end: End,
     /// What it tells of deletions.
     pub(super) told: Told,
+    pub(super) deletions: Deletions,
+    /// Whether its beginning is gone.
+    cut: bool,
 }
 
 impl Store {
@@ -37,6 +41,8 @@ impl Store {
             rows: 0,
             end: (0, GENESIS.to_owned()),
             told: Told::new(cut.is_none(), now_ms),
+            deletions: Deletions::default(),
+            cut: cut.is_some(),
         };
         // The first page has what stands before the first row, too, where nothing may.
         let mut rows = read(moment, &self.database, i64::MIN).await?;
@@ -73,6 +79,7 @@ impl Chain {
                 sought.found(&(row.seq, row.hash.clone()));
             }
             self.told.take(row)?;
+            self.deletions.take(row, std::mem::take(&mut self.cut));
         }
         Ok(())
     }

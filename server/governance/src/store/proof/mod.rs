@@ -1,6 +1,7 @@
 //! The proof that what was done and used is what was written: both chains at one moment, from where deletion ended.
 
 mod audit;
+mod content;
 mod pages;
 mod usage;
 
@@ -42,6 +43,8 @@ pub struct Proof {
     pub audit: (i64, End),
     /// Rows of usage, and the last batch, where there is one.
     pub usage: (i64, Option<End>),
+    /// Records of what was asked and answered.
+    pub content: i64,
     /// Whether all that was noted is in them, but what was deleted when its time was over.
     pub contains: bool,
     /// How many notes with a time are of what was deleted so. They are older than what was.
@@ -99,7 +102,9 @@ impl Store {
         let usage = self
             .prove_usage(&mut moment, &trimmed, &chain.told.days, &mut batches)
             .await?;
+        let content = self.prove_content(&mut moment, &chain.deletions, now_ms).await?;
         Ok(Proof {
+            content,
             audit: (chain.rows, chain.end),
             usage,
             contains: sought.missing.is_empty() && batches.missing.is_empty(),

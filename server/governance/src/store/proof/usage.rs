@@ -19,7 +19,7 @@ const PAGE: i64 = 1_000;
 /// Rows that are read at one time, with those of the batch that goes beyond.
 const ROWS: usize = 2_000;
 const COLUMNS: &str = "seq, id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, duration_ms, status, \
-     outcome, cost_nano";
+     outcome, cost_nano, content";
 const SUMS: &str = "SELECT hour, project, api_key, model, endpoint, requests, refused, input, cached, output, cost_nano \
      FROM usage_bucket WHERE api_key <> '' AND (hour, project, api_key, model, endpoint) > ($1, $2, $3, $4, $5) \
      ORDER BY hour, project, api_key, model, endpoint LIMIT $6";
@@ -45,6 +45,7 @@ type Row = (
     i64,
     String,
     i64,
+    String,
 );
 /// What sums of all days are of: project, model and endpoint.
 type What = (String, String, String);
@@ -337,6 +338,7 @@ fn event(row: Row) -> UsageEvent {
         status,
         outcome,
         cost_nano,
+        content,
     ) = row;
     UsageEvent {
         id,
@@ -353,6 +355,7 @@ fn event(row: Row) -> UsageEvent {
         status,
         outcome,
         cost_nano,
+        content,
     }
 }
 

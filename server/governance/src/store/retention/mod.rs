@@ -8,6 +8,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, AnyConnection, Row as _, Transaction};
 
 use super::audit::{self, Record, append_at};
+use super::content::delete_due;
 use super::people::forget;
 use super::usage::{BATCH, batch};
 use super::{Error, Store};
@@ -30,6 +31,7 @@ pub struct Deleted {
     pub audit: u64,
     pub sums: u64,
     pub people: u64,
+    pub content: u64,
 }
 
 /// When the oldest of each kind was written, Unix seconds.
@@ -112,7 +114,7 @@ impl Store {
         let actor = actor.into();
         let (mut deleted, mut failed) = (Deleted::default(), None);
         let end = self.audit_end().await?.0;
-        for kind in [Kind::Sums, Kind::Usage, Kind::Audit, Kind::People] {
+        for kind in [Kind::Content, Kind::Sums, Kind::Usage, Kind::Audit, Kind::People] {
             loop {
                 let gone = match self.step(kind, actor, now_ms, end).await {
                     Ok(Some(gone)) => gone,
@@ -141,6 +143,7 @@ impl Store {
         let policy = policy(&mut change).await?;
         let by = |days| day_before(now_ms, days);
         let gone = match (kind, policy.usage, policy.audit, policy.people) {
+            (Kind::Content, ..) => delete_due(&mut change, &actor, now_ms).await?,
             (Kind::Sums, Some(_), ..) => self.keep_sums(&mut change, &actor, &policy, now_ms).await?,
             (Kind::Usage, Some(days), ..) => {
                 trim_usage(&mut change, &actor, (by(days), days), now_ms).await?
@@ -164,6 +167,8 @@ impl Store {
 /// What goes, in this order: rows only when their sums stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    /// Each record has its own time.
+    Content,
     Sums,
     Usage,
     Audit,
@@ -173,6 +178,7 @@ enum Kind {
 impl Deleted {
     fn of(&mut self, kind: Kind) -> &mut u64 {
         match kind {
+            Kind::Content => &mut self.content,
             Kind::Sums => &mut self.sums,
             Kind::Usage => &mut self.usage,
             Kind::Audit => &mut self.audit,
@@ -193,6 +199,9 @@ async fn trim_usage(
     let Some(last) = last_due(change, &state, sums, before.saturating_mul(1_000)).await? else {
         return Ok(None);
     };
+    let records =
+        "DELETE FROM content WHERE request IN (SELECT id FROM usage_event WHERE seq <= $1 AND content <> '')";
+    delete(change, records, last.last).await?;
     let rows = delete(change, "DELETE FROM usage_event WHERE seq <= $1", last.last).await?;
     // The last of them stays without its rows: the next stands behind it, and its hash proves its number and its time.
     delete(change, "DELETE FROM usage_batch WHERE seq < $1", last.seq).await?;
