@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rempart_engine::{FLOW_WEIGHT_MAX, Flow};
 use rempart_governance::{
-    Database, Denied, Directory, Error, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret, Standing,
-    Store, Subject, is_person, month_began_ms, now_ms, now_s,
+    DAY_S, Database, Denied, Directory, Error, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
+    Standing, Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
 use serde_json::{Map, Value};
 
@@ -30,7 +30,6 @@ pub use shown::Shown;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a look may take: a server may be gone without a word.
 const LOOK_MAX: Duration = Duration::from_secs(10);
-const DAY_S: i64 = 86_400;
 /// The project and the name of the first key of an empty database.
 const FIRST_PROJECT: &str = "default";
 const FIRST_KEY: &str = "first";

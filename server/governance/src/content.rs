@@ -25,6 +25,7 @@ use thiserror::Error as ThisError;
 
 use crate::audit::AuditEvent;
 use crate::key::{from_hex, hex};
+use crate::retention::{DAY_MS, DAY_S};
 use crate::store::Error;
 use crate::usage::hash;
 
@@ -37,7 +38,6 @@ const RESTORED: &str = "database.restored";
 const DAYS_MAX: i64 = 366;
 /// Days for which a project can be recorded before that must be decided anew.
 pub const RECORDING_DAYS_MAX: i64 = 366;
-const DAY_MS: i64 = 86_400_000;
 /// What a text may unfold to: more than any body and answer, and no bomb.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
 /// Binds what is sealed to this use.
@@ -70,7 +70,7 @@ impl Recording {
     /// # Errors
     /// Says which part is wrong.
     pub(crate) fn check(&self, now_s: i64) -> Result<(), String> {
-        let longest = now_s.saturating_add(RECORDING_DAYS_MAX * DAY_MS / 1_000);
+        let longest = now_s.saturating_add(RECORDING_DAYS_MAX * DAY_S);
         if !(1..=DAYS_MAX).contains(&self.days) {
             return Err(format!("records are kept for 1 to {DAYS_MAX} days"));
         }

@@ -27,7 +27,7 @@ pub use kind::KeyKind;
 pub use limit::{
     Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
 };
-pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
+pub use retention::{BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{

@@ -15,8 +15,10 @@ pub(crate) const RUN: &str = "retention.run";
 pub(crate) const UPDATED: &str = "retention.updated";
 /// How far a clock may be ahead of the one that proves.
 pub(crate) const AHEAD_MAX_MS: i64 = 3_600_000;
-pub(crate) const DAY_S: i64 = 86_400;
-pub(crate) const DAY_MS: i64 = 1_000 * DAY_S;
+/// Seconds of a day.
+pub const DAY_S: i64 = 86_400;
+/// Milliseconds of a day.
+pub const DAY_MS: i64 = 1_000 * DAY_S;
 /// Rows are kept for this many days at least: limits by the month are counted from them.
 const DAYS_MIN: i64 = 32;
 /// A hundred years: whoever wants more wants `none`.

@@ -4,13 +4,11 @@
 mod support;
 
 use rempart_governance::{
-    BrokenContent, Content, ContentQuery, Error, NewKeyRequest, Noted, Outcome, ReaderKey, Recording, Role,
-    Sealed, Store, UsageEvent, UsageWriter, now_ms, now_s, pack,
+    BrokenContent, Content, ContentQuery, DAY_MS, Error, NewKeyRequest, Noted, Outcome, ReaderKey, Recording,
+    Role, Sealed, Store, UsageEvent, UsageWriter, now_ms, now_s, pack,
 };
 
 use support::Place;
-
-const DAY_MS: i64 = 86_400_000;
 
 on_both! {
     what_is_recorded_is_opened_by_its_reader_alone

@@ -4,7 +4,7 @@
 mod support;
 
 use rempart_governance::{
-    Checkpoint, Deleted, Error, Note, Noted, Outcome, Policy, Proof, Role, Secret, Store, UsageEvent,
+    Checkpoint, DAY_MS, Deleted, Error, Note, Noted, Outcome, Policy, Proof, Role, Secret, Store, UsageEvent,
     UsageWriter, now_ms,
 };
 use sqlx::Connection as _;
@@ -25,8 +25,6 @@ on_both! {
     a_policy_is_kept_and_recorded
     a_clock_that_was_ahead_or_behind_breaks_nothing
 }
-
-const DAY_MS: i64 = 86_400_000;
 
 fn used(at: i64, began_ms: i64) -> UsageEvent {
     UsageEvent {
@@ -423,8 +421,16 @@ async fn a_policy_is_kept_and_recorded(place: Place) {
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     write(&store, 0, 6).await;
     // Rows and sums at one time.
+    let due = store.due(now_ms() + 50 * DAY_MS).await.unwrap();
     let deleted = trim(&store, 50).await;
     assert_eq!((deleted.usage, deleted.sums), (6, 2));
+    assert_eq!((due.usage, due.audit, due.people), (6, deleted.audit, 0));
+    assert_eq!(
+        store.due(now_ms() + 50 * DAY_MS).await.unwrap(),
+        Deleted::default()
+    );
+    assert_eq!(store.held_until_ms(now_ms()).await.unwrap(), None);
+    assert!(store.newest_ms().await.unwrap().is_some());
     // And longer again: nothing comes back, and nothing breaks.
     store.set_retention("cli:root", &Policy::default()).await.unwrap();
     write(&store, 6, 12).await;
@@ -450,6 +456,7 @@ async fn a_clock_that_was_ahead_or_behind_breaks_nothing(place: Place) {
     for batch in rows.chunks(2) {
         writer.write(batch).await.unwrap();
     }
+    assert_eq!(store.held_until_ms(now).await.unwrap(), Some(now + 400 * DAY_MS));
     let deleted = trim(&store, 190).await;
     assert_eq!(deleted.usage, 4, "the last batch has a row of later");
     prove(&store, &Noted::default()).await.unwrap();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use chrono::{Days, NaiveDate};
 use clap::Subcommand;
-use rempart_governance::{Content, ContentQuery, ReaderKey, Recording, Sealed, Store, now_s};
+use rempart_governance::{Content, ContentQuery, DAY_S, ReaderKey, Recording, Sealed, Store, now_s};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -16,7 +16,6 @@ use super::govern::{say, with_secret, with_store};
 use super::retention::day;
 use crate::config::DatabaseArgs;
 
-const DAY_S: i64 = 86_400;
 /// Records that are read at one time: each can be as large as a request's body.
 const RECORDS: i64 = 20;
 /// Who may read a reader's key: its owner.

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use rempart_governance::{NewKeyRequest, Role, Secret, ServiceAccount, Store, WEIGHT_MAX, now_s};
+use rempart_governance::{DAY_S, NewKeyRequest, Role, Secret, ServiceAccount, Store, WEIGHT_MAX, now_s};
 
 use crate::certificate::ClientCertificate;
 use crate::config::DatabaseArgs;
-
-const DAY_S: i64 = 86_400;
 
 /// Keys.
 #[derive(Debug, Subcommand)]

@@ -2,15 +2,18 @@
 
 use std::str::FromStr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use chrono::DateTime;
 use clap::Subcommand;
-use rempart_governance::{Deleted, Policy, Store, now_ms};
+use rempart_governance::{DAY_S, Deleted, Policy, Store, now_ms};
 
 use super::backup::Bar;
 use super::content;
 use super::govern::{say, with_store};
 use crate::config::DatabaseArgs;
+
+/// Days without a row after which the clock is in doubt.
+const UNUSED_DAYS_MAX: i64 = 32;
 
 /// Retention.
 #[derive(Debug, Subcommand)]
@@ -33,6 +36,12 @@ pub enum RetentionCommand {
     Run {
         #[command(flatten)]
         database: DatabaseArgs,
+        /// Tell how much is due, and delete nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Delete although nothing was recorded for more than 32 days: the clock is right
+        #[arg(long)]
+        unused: bool,
     },
 }
 
@@ -86,14 +95,22 @@ pub(super) fn retention(command: RetentionCommand) -> anyhow::Result<()> {
     match command {
         RetentionCommand::Status { database } => with_store(&database, status),
         RetentionCommand::Set { database, kinds } => with_store(&database, async |store| {
-            let mut policy = store.retention().await?;
-            for setting in kinds {
-                setting.set(&mut policy);
-            }
-            store.set_retention(&database.actor(), &policy).await?;
+            let set = |policy: &mut Policy| kinds.iter().for_each(|kind| kind.set(policy));
+            store.change_retention(&database.actor(), set).await?;
             status(store).await
         }),
-        RetentionCommand::Run { database } => with_store(&database, async |store| {
+        RetentionCommand::Run {
+            database,
+            dry_run: true,
+            ..
+        } => with_store(&database, async |store| {
+            let due = store.due(now_ms()).await?;
+            say(&format!("due: {}", told(due)))
+        }),
+        RetentionCommand::Run { database, unused, .. } => with_store(&database, async |store| {
+            if !unused {
+                check_clock(store).await?;
+            }
             let bar = Bar::new("deleted");
             let trimmed = store
                 .trim(&database.actor(), now_ms(), |so_far| bar.at(rows(so_far)))
@@ -101,12 +118,29 @@ pub(super) fn retention(command: RetentionCommand) -> anyhow::Result<()> {
             drop(bar);
             let deleted =
                 trimmed.context("what was deleted before stays deleted, and all that is left is whole")?;
-            say(&format!(
-                "deleted: {} rows of usage, {} of the audit chain, {} sums, the names of {} people, {} records of content",
-                deleted.usage, deleted.audit, deleted.sums, deleted.people, deleted.content
-            ))
+            say(&format!("deleted: {}", told(deleted)))
         }),
     }
+}
+
+/// Refuses to delete by a clock that may be far ahead: all would be due by it.
+async fn check_clock(store: &Store) -> anyhow::Result<()> {
+    let Some(newest_ms) = store.newest_ms().await? else {
+        return Ok(());
+    };
+    let days = (now_ms() - newest_ms) / (1_000 * DAY_S);
+    ensure!(
+        days <= UNUSED_DAYS_MAX,
+        "by this machine's clock nothing was recorded for {days} days. If the clock is right, say so with --unused"
+    );
+    Ok(())
+}
+
+fn told(rows: Deleted) -> String {
+    format!(
+        "{} rows of usage, {} of the audit chain, {} sums, the names of {} people, {} records of content",
+        rows.usage, rows.audit, rows.sums, rows.people, rows.content
+    )
 }
 
 fn rows(deleted: Deleted) -> u64 {
@@ -144,6 +178,12 @@ async fn status(store: &Store) -> anyhow::Result<()> {
     content::status(store).await?;
     for doubt in policy.doubts() {
         say(&format!("note: {doubt}"))?;
+    }
+    if let Some(until_ms) = store.held_until_ms(now_ms()).await? {
+        say(&format!(
+            "note: a clock that was ahead has written a row of usage of {}, which keeps those behind it until its time",
+            day(until_ms / 1_000)
+        ))?;
     }
     match store.last_deletion().await? {
         Some((seq, at_ms)) => say(&format!(

@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Days, NaiveDate};
 use clap::Subcommand;
-use rempart_governance::now_s;
+use rempart_governance::{DAY_S, now_s};
 
 use super::govern::with_store;
 use crate::config::DatabaseArgs;
 use crate::report::{By, Report};
 
-const DAY_S: i64 = 86_400;
 /// Unless other days are asked for: as many up to today.
 const DAYS: u64 = 30;
 /// Days of one report: two years.

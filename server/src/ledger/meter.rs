@@ -141,7 +141,8 @@ impl Meter {
         let (Some(metered), Some(recording)) = (self.0.clone(), self.recording()) else {
             return Ok(());
         };
-        let body = body.clone();
+        let (body, mut project) = (body.clone(), String::new());
+        self.note(|_, open| project.clone_from(&open.row.project));
         let work = move || {
             let asked = if recording.reader.is_some() {
                 pack(&body)
@@ -149,12 +150,8 @@ impl Meter {
                 Vec::new()
             };
             let prompt = recording.fingerprints.then(|| prompt(&body)).flatten();
-            let fingerprint = |prompt: String| {
-                let open = metered.open();
-                let project = open.as_ref().map(|open| open.row.project.clone());
-                metered.store.fingerprint(&project.unwrap_or_default(), &prompt)
-            };
-            let fingerprint = prompt.map(fingerprint).transpose()?;
+            let fingerprint = prompt.map(|prompt| metered.store.fingerprint(&project, &prompt));
+            let fingerprint = fingerprint.transpose()?;
             Ok((asked, fingerprint.unwrap_or_default()))
         };
         let made: Result<_, Error> = tokio::task::spawn_blocking(work)

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Datelike as _, Months, NaiveDate, NaiveTime};
 
-pub(super) const DAY_MS: i64 = 86_400_000;
+use crate::retention::DAY_MS;
 
 /// Days since 1970.
 pub(super) fn day(now_ms: i64) -> i64 {

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::bucket::MINUTE_MS;
-use super::calendar::{DAY_MS, day, day_ends_ms, month_ends_ms};
+use super::calendar::{day, day_ends_ms, month_ends_ms};
 use super::*;
+use crate::retention::DAY_MS;
 
 /// 31 January 2028, 23:59:50 UTC.
 const NOW_MS: i64 = 1_832_975_990_000;

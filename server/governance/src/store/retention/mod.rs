@@ -14,7 +14,7 @@ use super::usage::{BATCH, batch};
 use super::{Error, Store};
 use crate::actor::{Acting, Actor};
 use crate::retention::{
-    AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, Trimmed, UPDATED, USAGE,
+    AHEAD_MAX_MS, AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, Trimmed, UPDATED, USAGE,
 };
 use crate::usage::UsageBatch;
 pub(super) use sums::{days, digest_of_days};
@@ -59,11 +59,83 @@ impl Store {
     /// # Errors
     /// Where that can't be followed, and what the database says.
     pub async fn set_retention(&self, actor: impl Into<Actor<'_>>, policy: &Policy) -> Result<(), Error> {
-        policy.check().map_err(Error::Refused)?;
+        self.change_retention(actor, |known| *known = *policy).await
+    }
+
+    /// Changes something of it: what somebody else sets at the same time is not undone.
+    ///
+    /// # Errors
+    /// As [`Store::set_retention`].
+    pub async fn change_retention(
+        &self,
+        actor: impl Into<Actor<'_>>,
+        set: impl FnOnce(&mut Policy),
+    ) -> Result<(), Error> {
         let (mut change, actor) = self.begin_as(actor).await?;
-        let text = serde_json::to_string(policy).map_err(|error| Error::Unsound(error.to_string()))?;
+        let mut policy = policy(&mut change).await?;
+        set(&mut policy);
+        policy.check().map_err(Error::Refused)?;
+        let text = serde_json::to_string(&policy).map_err(|error| Error::Unsound(error.to_string()))?;
         audit::append(&mut change, &actor.name, UPDATED, "retention", text).await?;
         Ok(change.commit().await?)
+    }
+
+    /// How much is due at a time, Unix milliseconds, by the policy of now.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn due(&self, now_ms: i64) -> Result<Deleted, Error> {
+        let policy = self.retention().await?;
+        let before = |days: Option<i64>| days.map_or(i64::MIN, |days| day_before(now_ms, days));
+        let [usage, audit, sums, people] =
+            [policy.usage, policy.audit, policy.sums, policy.people].map(before);
+        let row = sqlx::query(
+            "SELECT (SELECT COALESCE(CAST(SUM(last_row - first_row + 1) AS BIGINT), 0) FROM usage_batch WHERE at_ms < $1 \
+             AND EXISTS (SELECT 1 FROM usage_event WHERE usage_event.seq = usage_batch.last_row)), \
+             (SELECT COUNT(*) FROM audit_event WHERE at_ms < $2), (SELECT COUNT(*) FROM usage_bucket WHERE hour < $3), \
+             (SELECT COUNT(*) FROM person WHERE ended < $4), (SELECT COUNT(*) FROM content WHERE due_ms < $5)",
+        )
+        .bind(usage.saturating_mul(1_000))
+        .bind(audit.saturating_mul(1_000))
+        .bind(sums)
+        .bind(people)
+        .bind(now_ms)
+        .fetch_one(&self.reports)
+        .await?;
+        let count = |at: usize| Ok::<_, Error>(u64::try_from(row.try_get::<i64, _>(at)?).unwrap_or(0));
+        Ok(Deleted {
+            usage: count(0)?,
+            // The last of them stays, which proves where the chain begins.
+            audit: count(1)?.saturating_sub(1),
+            sums: count(2)?,
+            people: count(3)?,
+            content: count(4)?,
+        })
+    }
+
+    /// When the newest row of either chain was written, Unix milliseconds.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn newest_ms(&self) -> Result<Option<i64>, Error> {
+        let row =
+            sqlx::query("SELECT (SELECT MAX(at_ms) FROM audit_event), (SELECT MAX(at_ms) FROM usage_batch)")
+                .fetch_one(&self.pool)
+                .await?;
+        let (audit, usage): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(audit.max(usage))
+    }
+
+    /// When the request began, Unix milliseconds, whose row keeps those behind it: a clock that was ahead has written it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn held_until_ms(&self, now_ms: i64) -> Result<Option<i64>, Error> {
+        let row = sqlx::query("SELECT MAX(began_ms) FROM usage_event WHERE began_ms > $1")
+            .bind(now_ms.saturating_add(AHEAD_MAX_MS))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.try_get(0)?)
     }
 
     /// When the oldest of each kind was written.
