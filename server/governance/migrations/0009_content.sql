@@ -9,12 +9,16 @@ CREATE TABLE content (
     -- When it began, and when this is deleted, Unix milliseconds.
     began_ms BIGINT NOT NULL,
     due_ms BIGINT NOT NULL,
+    -- The row of the audit chain that says that it is recorded.
+    announced BIGINT NOT NULL,
     -- A keyed hash of the prompt; empty where none is kept.
     fingerprint TEXT NOT NULL,
     -- Whose key opens the two messages; all empty where it is not kept.
     reader TEXT NOT NULL,
     asked TEXT NOT NULL,
-    answered TEXT NOT NULL
+    answered TEXT NOT NULL,
+    -- Of both messages together.
+    bytes BIGINT NOT NULL
 );
 
 CREATE INDEX content_project ON content (project, began_ms, request);
@@ -22,7 +26,8 @@ CREATE INDEX content_key ON content (api_key);
 CREATE INDEX content_due ON content (due_ms);
 CREATE INDEX content_fingerprint ON content (fingerprint) WHERE fingerprint <> '';
 
--- When the record of a request is due, and its hash, which are in the chain of usage so; empty where there is none.
+-- When the record of a request is due, which row says that it is recorded, and its hash, which are in the chain of usage so; empty
+-- where there is none.
 ALTER TABLE usage_event ADD COLUMN content TEXT NOT NULL DEFAULT '';
 
 CREATE INDEX usage_event_content ON usage_event (seq) WHERE content <> '';

@@ -25,7 +25,7 @@ use thiserror::Error as ThisError;
 
 use crate::audit::AuditEvent;
 use crate::key::{from_hex, hex};
-use crate::retention::{DAY_MS, DAY_S};
+use crate::retention::{AHEAD_MAX_MS, DAY_MS, DAY_S, Policy};
 use crate::store::Error;
 use crate::usage::hash;
 
@@ -85,6 +85,28 @@ impl Recording {
         Ok(())
     }
 
+    /// What keeps it from being kept for as long as it says, where rows of usage and of the audit chain go by a policy.
+    ///
+    /// # Errors
+    /// Says which part is wrong.
+    pub(crate) fn check_kept(&self, policy: &Policy, begun_s: i64) -> Result<(), String> {
+        let longer = |days: Option<i64>, seconds: i64| days.is_some_and(|days| seconds > days * DAY_S);
+        if longer(policy.usage, self.days * DAY_S) {
+            return Err(format!(
+                "records of {} days would go with their rows of usage, which are kept for {} (rempart retention)",
+                self.days,
+                policy.usage.unwrap_or_default()
+            ));
+        }
+        if longer(policy.audit, self.until.saturating_sub(begun_s)) {
+            return Err(format!(
+                "the recording would outlast the row that tells of it, which is kept for {} days (rempart retention)",
+                policy.audit.unwrap_or_default()
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether its reader's key is one.
     pub(crate) fn is_sound(&self) -> bool {
         let sealed = |reader: &String| Sealed::seal(reader, "", &[], &[]).is_ok();
@@ -95,6 +117,15 @@ impl Recording {
     pub fn runs(&self, now_s: i64) -> bool {
         now_s < self.until && (self.reader.is_some() || self.fingerprints)
     }
+}
+
+/// What is recorded of a project, and which row of the audit chain says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    pub row: i64,
+    /// When it was written, Unix milliseconds.
+    pub at_ms: i64,
+    pub recording: Recording,
 }
 
 /// A text, compressed: one member of gzip.
@@ -128,6 +159,8 @@ pub struct Content {
     pub due_ms: i64,
     /// A keyed hash of the prompt; empty where none is kept.
     pub fingerprint: String,
+    /// The row of the audit chain that says that it is recorded.
+    pub announced: i64,
     /// What is sealed; empty where it is not kept.
     pub sealed: Sealed,
 }
@@ -142,7 +175,12 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    /// Seals packed texts of a request.
+    /// Of both messages together.
+    pub(crate) fn bytes(&self) -> i64 {
+        i64::try_from(self.asked.len() + self.answered.len()).unwrap_or(i64::MAX)
+    }
+
+    /// Seals packed texts of a request; nothing stands for a body that was not read.
     ///
     /// # Errors
     /// Where the reader's key is none.
@@ -165,7 +203,7 @@ impl Sealed {
 }
 
 impl Content {
-    /// What its row of usage has of it: when it is due, and its hash.
+    /// What its row of usage has of it: when it is due, which row of the audit chain says that it is recorded, and its hash.
     pub fn mark(&self) -> String {
         let sealed = &self.sealed;
         let texts = [
@@ -175,7 +213,12 @@ impl Content {
             &sealed.asked,
             &sealed.answered,
         ];
-        format!("{}:{}", self.due_ms, hash(texts.into_iter().map(String::as_str)))
+        format!(
+            "{}:{}:{}",
+            self.due_ms,
+            self.announced,
+            hash(texts.into_iter().map(String::as_str))
+        )
     }
 
     /// When a record that began then is due, Unix milliseconds.
@@ -184,9 +227,23 @@ impl Content {
     }
 }
 
-/// When the record of a mark is due, Unix milliseconds.
-pub(crate) fn due_of(mark: &str) -> Option<i64> {
-    mark.split_once(':')?.0.parse().ok()
+/// What a mark says beside the hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Unix milliseconds.
+    pub(crate) due_ms: i64,
+    pub(crate) announced: i64,
+}
+
+impl Mark {
+    pub(crate) fn read(mark: &str) -> Option<Self> {
+        let (due_ms, rest) = mark.split_once(':')?;
+        let (announced, _) = rest.split_once(':')?;
+        Some(Self {
+            due_ms: due_ms.parse().ok()?,
+            announced: announced.parse().ok()?,
+        })
+    }
 }
 
 /// Where records do not hold.
@@ -196,29 +253,97 @@ pub enum BrokenContent {
     Changed(String),
     #[error("the record of the request {0} is missing, and its time has not come")]
     Missing(String),
+    #[error("the request {0} was recorded, and the audit chain does not say that it was to be")]
+    Unannounced(String),
 }
 
-/// What the audit chain tells of records that were deleted before their time.
+/// What the audit chain tells of records: what was to be recorded, and what was deleted before its time.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// The first row, if the chain's beginning was deleted.
+    begin: Option<i64>,
+    /// By row: the project's identifier, what was to be recorded of it, and when another row took its place, Unix milliseconds.
+    announced: BTreeMap<i64, (String, Announced, i64)>,
+    /// The last of these rows, by project.
+    last: BTreeMap<String, i64>,
+    deletions: Deletions,
+}
+
+/// Records that were deleted: those of requests that began before a time, Unix milliseconds.
 #[derive(Debug, Default)]
 pub(crate) struct Deletions {
-    /// Those of requests that began before a time, Unix milliseconds: all, those of a project, and those of a key.
     all_ms: Option<i64>,
     projects: BTreeMap<String, i64>,
     keys: BTreeMap<String, i64>,
 }
 
-impl Deletions {
+impl Told {
     /// Takes the next row of the chain; `begins`: it is the first of a chain whose beginning was deleted.
     pub(crate) fn take(&mut self, row: &AuditEvent, begins: bool) {
-        // A copy of a database has no records, and what was told before the chain's begin nobody can tell.
-        if begins || row.action == RESTORED {
-            self.all_ms = Some(row.at_ms);
+        if begins {
+            self.begin = Some(row.seq);
+            // What was deleted before nobody can tell.
+            self.deletions.all_ms = Some(row.at_ms);
+        }
+        if row.action == RESTORED {
+            // A copy of a database has no records.
+            self.deletions.all_ms = self.deletions.all_ms.max(Some(row.at_ms));
         }
         if row.action == DELETED {
-            self.projects.insert(row.object.clone(), row.at_ms);
-            let detail = serde_json::from_str(&row.detail).unwrap_or_default();
-            let OfKeys { keys } = detail;
-            self.keys.extend(keys.into_iter().map(|key| (key, row.at_ms)));
+            self.deletions.take(&row.object, row.at_ms, &row.detail);
+        }
+        if row.action == SET
+            && let Ok(recording) = serde_json::from_str(&row.detail)
+        {
+            let announced = Announced {
+                row: row.seq,
+                at_ms: row.at_ms,
+                recording,
+            };
+            let before = self.last.insert(row.object.clone(), row.seq);
+            if let Some((.., ended_ms)) = before.and_then(|before| self.announced.get_mut(&before)) {
+                *ended_ms = row.at_ms;
+            }
+            self.announced
+                .insert(row.seq, (row.object.clone(), announced, i64::MAX));
+        }
+    }
+
+    /// Whether a request was to be recorded, for this reader (where its record is still there).
+    pub(crate) fn announced(&self, project: &str, began_ms: i64, mark: Mark, reader: Option<&str>) -> bool {
+        let Some((object, announced, ended_ms)) = self.announced.get(&mark.announced) else {
+            // That row is gone with others; a server takes none from before the chain's beginning.
+            return self
+                .begin
+                .is_some_and(|begin| (1..begin).contains(&mark.announced));
+        };
+        // Who has a project recorded may have another clock than the server.
+        let Announced { at_ms, recording, .. } = announced;
+        let until_ms = recording.until.saturating_mul(1_000);
+        let within = at_ms.saturating_sub(AHEAD_MAX_MS)..until_ms.min(ended_ms.saturating_add(AHEAD_MAX_MS));
+        object == project
+            && within.contains(&began_ms)
+            && mark.due_ms == Content::due(began_ms, recording.days)
+            && reader.is_none_or(|reader| reader == recording.reader.as_deref().unwrap_or_default())
+    }
+
+    /// Whether the record of a request was deleted before its time.
+    pub(crate) fn deleted(&self, project: &str, key: &str, began_ms: i64) -> bool {
+        self.deletions.cover(project, key, began_ms)
+    }
+}
+
+impl Deletions {
+    /// Takes a row that tells of one.
+    pub(crate) fn take(&mut self, object: &str, at_ms: i64, detail: &str) {
+        let OfKeys { keys } = serde_json::from_str(detail).unwrap_or_default();
+        let later = |known: &mut BTreeMap<String, i64>, of: String| {
+            let known = known.entry(of).or_insert(at_ms);
+            *known = at_ms.max(*known);
+        };
+        later(&mut self.projects, object.to_owned());
+        for key in keys {
+            later(&mut self.keys, key);
         }
     }
 
@@ -279,8 +404,9 @@ impl ReaderKey {
         hex(&Kem::sk_to_pk(&self.0).to_bytes())
     }
 
-    /// What was asked and answered in a request, if it was sealed for this reader and is as it was written.
-    pub fn open(&self, request: &str, sealed: &Sealed) -> Option<(Vec<u8>, Vec<u8>)> {
+    /// What was asked and answered in a request, if it was sealed for this reader and is as it was written. Of a request whose body
+    /// was not read nothing was asked.
+    pub fn open(&self, request: &str, sealed: &Sealed) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
         let open = |sealed: &str, part| {
             let sealed = BASE64.decode(sealed).ok()?;
             let (encapsulated, message) = sealed.split_at_checked(KEY_BYTES)?;
@@ -294,9 +420,14 @@ impl ReaderKey {
                 message,
                 &[],
             );
-            unpack(&packed.ok()?).ok()
+            packed.ok()
         };
-        Some((open(&sealed.asked, "asked")?, open(&sealed.answered, "answered")?))
+        let asked = open(&sealed.asked, "asked")?;
+        let answered = unpack(&open(&sealed.answered, "answered")?).ok()?;
+        if asked.is_empty() {
+            return Some((None, answered));
+        }
+        Some((Some(unpack(&asked).ok()?), answered))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::content::Recording;
+use crate::content::Announced;
 use crate::key::{Key, KeyHash, KeyId};
 use crate::kind::KeyKind;
 use crate::limit::{Limits, Subject};
@@ -63,7 +63,7 @@ pub struct Principal {
     /// When what was shown of it ends, Unix seconds.
     pub until: Option<i64>,
     /// What is recorded of the project, if anything ever was.
-    pub recording: Option<Arc<Recording>>,
+    pub recording: Option<Arc<Announced>>,
 }
 
 /// Why a key opens nothing. Strangers are told no more than that it does not.
@@ -89,7 +89,7 @@ pub struct Directory {
     /// By project.
     weights: HashMap<String, u32>,
     /// By project.
-    recordings: HashMap<String, Arc<Recording>>,
+    recordings: HashMap<String, Arc<Announced>>,
     /// By the mark of their address.
     people: HashMap<String, Insider>,
     /// Those of tokens, by person and project.
@@ -154,8 +154,8 @@ impl Directory {
 
     /// With what is recorded of projects.
     #[must_use]
-    pub fn with_recordings(self, recordings: BTreeMap<String, Recording>) -> Self {
-        let of_one = |(project, recording)| (project, Arc::new(recording));
+    pub fn with_recordings(self, recordings: BTreeMap<String, Announced>) -> Self {
+        let of_one = |(project, announced)| (project, Arc::new(announced));
         let recordings = recordings.into_iter().map(of_one).collect();
         Self { recordings, ..self }
     }

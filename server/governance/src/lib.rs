@@ -20,7 +20,9 @@ mod usage;
 pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
 pub use checkpoint::{BadCheckpoint, Checkpoint, End};
-pub use content::{BrokenContent, Content, RECORDING_DAYS_MAX, ReaderKey, Recording, Sealed, pack};
+pub use content::{
+    Announced, BrokenContent, Content, RECORDING_DAYS_MAX, ReaderKey, Recording, Sealed, pack,
+};
 pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;

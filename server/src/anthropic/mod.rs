@@ -13,6 +13,7 @@ use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::format::{self, AskedFormat};
 use crate::openai::json::{self, Object};
 use crate::openai::messages::Message;
+use crate::openai::prompted::Prompted;
 use crate::openai::reasoning::{Effort, Reasoning};
 use crate::openai::shared::{self, Common, Sampling, StreamOptions, TOKENS_MAX};
 
@@ -50,6 +51,12 @@ pub struct MessagesRequest {
     pub chat: ChatRequest,
     /// Whether reasoning is told.
     pub thinking: bool,
+}
+
+impl Prompted for MessagesRequest {
+    fn prompt(&self) -> Option<String> {
+        self.chat.prompt()
+    }
 }
 
 impl MessagesRequest {

@@ -5,12 +5,13 @@ use std::io::{BufRead as _, BufReader, BufWriter, Read as _, Write as _, stdin, 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use chrono::{Days, NaiveDate};
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use rempart_governance::{Content, ContentQuery, DAY_S, ReaderKey, Recording, Sealed, Store, now_s};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::govern::{say, with_secret, with_store};
 use super::retention::day;
@@ -34,7 +35,8 @@ pub enum ContentCommand {
         /// File of the key; there must be none
         file: PathBuf,
     },
-    /// Have what a project asks and is answered recorded, sealed for a reader; or keyed hashes of its prompts
+    /// Have what a project asks and is answered recorded, sealed for a reader; or keyed hashes of its prompts; or both
+    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Record {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -42,10 +44,10 @@ pub enum ContentCommand {
         #[arg(long)]
         project: String,
         /// The public key of who can read it, which `keygen` has printed [default: it is not kept]
-        #[arg(long, value_name = "KEY", required_unless_present = "fingerprints")]
+        #[arg(long, value_name = "KEY", group = "what")]
         reader: Option<String>,
         /// Keep a keyed hash of each prompt, by which `find` tells whether a text was asked
-        #[arg(long)]
+        #[arg(long, group = "what")]
         fingerprints: bool,
         /// Days after which a record is deleted
         #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(i64).range(1..=366))]
@@ -121,6 +123,7 @@ struct Exported {
     key: String,
     began_ms: i64,
     due_ms: i64,
+    announced: i64,
     fingerprint: String,
     reader: String,
     asked: String,
@@ -135,6 +138,7 @@ impl From<Content> for Exported {
             key: content.key,
             began_ms: content.began_ms,
             due_ms: content.due_ms,
+            announced: content.announced,
             fingerprint: content.fingerprint,
             reader: content.sealed.reader,
             asked: content.sealed.asked,
@@ -168,20 +172,9 @@ pub(super) fn content(command: ContentCommand) -> anyhow::Result<()> {
                 with_store(&database, set)
             }
         }
-        ContentCommand::Stop { database, project } => with_store(&database, async |store| {
-            let id = id_of(store, &project).await?;
-            let known = store.recordings().await?.remove(&id);
-            let running = known.filter(|recording| recording.runs(now_s()));
-            let recording = running.with_context(|| format!("nothing of {project} is recorded"))?;
-            let stopped = Recording {
-                until: now_s(),
-                ..recording
-            };
-            store.set_recording(&database.actor(), &id, &stopped).await?;
-            say(&format!(
-                "nothing of {project} is recorded any more; a running server ends within two seconds"
-            ))
-        }),
+        ContentCommand::Stop { database, project } => {
+            with_store(&database, async |store| stop(store, &database, &project).await)
+        }
         ContentCommand::Status { database } => with_store(&database, status),
         ContentCommand::Export {
             database,
@@ -239,6 +232,21 @@ async fn set(
     say("those who use the project have to know: answers tell it in the header x-rempart-recorded")
 }
 
+async fn stop(store: &Store, database: &DatabaseArgs, project: &str) -> anyhow::Result<()> {
+    let id = id_of(store, project).await?;
+    let known = store.recordings().await?.remove(&id);
+    let running = known.filter(|known| known.recording.runs(now_s()));
+    let running = running.with_context(|| format!("nothing of {project} is recorded"))?;
+    let stopped = Recording {
+        until: now_s(),
+        ..running.recording
+    };
+    store.set_recording(&database.actor(), &id, &stopped).await?;
+    say(&format!(
+        "nothing of {project} is recorded any more; a running server ends within two seconds"
+    ))
+}
+
 /// What a recording keeps.
 pub(super) fn what(recording: &Recording) -> String {
     let kept = match (&recording.reader, recording.fingerprints) {
@@ -253,7 +261,8 @@ pub(super) fn what(recording: &Recording) -> String {
 pub(super) async fn status(store: &Store) -> anyhow::Result<()> {
     let (recordings, kept) = (store.recordings().await?, store.kept_content().await?);
     let mut any = false;
-    for (project, recording) in &recordings {
+    for (project, announced) in &recordings {
+        let recording = &announced.recording;
         if recording.runs(now_s()) {
             let reader = recording
                 .reader
@@ -311,47 +320,83 @@ fn open(key: &Path, records: Option<&Path>) -> anyhow::Result<()> {
         .with_context(|| format!("{} holds none that `rempart content keygen` has made", named()))?;
     let mut lines = BufReader::new(input(records)?);
     let mut out = BufWriter::new(stdout().lock());
-    let (mut number, mut closed) = (0_u64, 0_u64);
+    let (mut number, mut closed, mut unkept) = (0_u64, 0_u64, 0_u64);
     loop {
         let mut line = String::new();
-        let read = lines.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)?;
-        if read == 0 {
+        if lines.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)? == 0 {
             break;
         }
         number += 1;
         // What is wrong with it is not told: it may be somebody's.
-        let record: Exported = serde_json::from_str(&line)
-            .map_err(|_| anyhow::anyhow!("line {number} is no exported record"))?;
-        match opened(&key, record) {
+        let record: Exported =
+            serde_json::from_str(&line).map_err(|_| anyhow!("line {number} is no exported record"))?;
+        if record.reader.is_empty() {
+            unkept += 1;
+            continue;
+        }
+        match opened(&key, record)? {
             Some(opened) => writeln!(out, "{opened}")?,
             None => closed += 1,
         }
     }
     out.flush()?;
+    if unkept > 0 {
+        eprintln(&format!("{unkept} of {number} records have fingerprints alone"))?;
+    }
     ensure!(
         closed == 0,
-        "{closed} of {number} records are not sealed for this key, or were changed, or have fingerprints alone"
+        "{closed} of {number} records are not sealed for this key, or were changed"
     );
     Ok(())
 }
 
-/// A record with what was asked, as it was sent, and what was answered.
-fn opened(key: &ReaderKey, record: Exported) -> Option<Value> {
+/// What is told beside what is printed.
+fn eprintln(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stderr().lock(), "{line}")?)
+}
+
+/// A record that is opened, as it is printed.
+#[derive(Serialize)]
+struct Opened {
+    request: String,
+    project: String,
+    key: String,
+    began_ms: i64,
+    /// The body, as it was sent; `null` where it was not read.
+    asked: Option<Box<RawValue>>,
+    answered: Box<RawValue>,
+}
+
+/// A record as one line of JSON, if it opens.
+fn opened(key: &ReaderKey, record: Exported) -> anyhow::Result<Option<String>> {
     let sealed = Sealed {
         reader: record.reader,
         asked: record.asked,
         answered: record.answered,
     };
-    let (asked, answered) = key.open(&record.request, &sealed)?;
-    // A body that is no JSON was refused, but it was asked.
-    let value = |bytes: Vec<u8>| {
-        serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()))
+    let Some((asked, answered)) = key.open(&record.request, &sealed) else {
+        return Ok(None);
     };
-    Some(json!({
-        "request": record.request, "project": record.project, "key": record.key, "began_ms": record.began_ms,
-        "asked": value(asked), "answered": value(answered),
-    }))
+    let opened = Opened {
+        request: record.request,
+        project: record.project,
+        key: record.key,
+        began_ms: record.began_ms,
+        asked: asked.map(|body| raw(&body)).transpose()?,
+        answered: raw(&answered)?,
+    };
+    Ok(Some(serde_json::to_string(&opened)?))
+}
+
+/// JSON as it is, on one line; anything else as a text. (It was refused, but it was asked.)
+fn raw(bytes: &[u8]) -> anyhow::Result<Box<RawValue>> {
+    let text = String::from_utf8_lossy(bytes);
+    // Between its values JSON may have ends of lines; in its texts they are written otherwise.
+    let line = text.replace(['\n', '\r'], " ");
+    if let Ok(value) = RawValue::from_string(line) {
+        return Ok(value);
+    }
+    Ok(RawValue::from_string(serde_json::to_string(&text)?)?)
 }
 
 async fn find(
@@ -361,37 +406,21 @@ async fn find(
     text: Option<&Path>,
 ) -> anyhow::Result<()> {
     let id = id_of(store, project).await?;
-    let mut prompt = String::new();
-    input(text)?
-        .take(PROMPT_BYTES_MAX)
-        .read_to_string(&mut prompt)
-        .context("the text")?;
-    let mut query = ContentQuery {
-        fingerprint: Some(store.fingerprint(&id, &prompt)?),
-        project: id,
-        ..ContentQuery::default()
-    };
+    let (mut prompt, mut text) = (String::new(), input(text)?.take(PROMPT_BYTES_MAX + 1));
+    text.read_to_string(&mut prompt).context("the text")?;
+    ensure!(
+        prompt.len() as u64 <= PROMPT_BYTES_MAX,
+        "the text has more than {PROMPT_BYTES_MAX} bytes: no prompt can have"
+    );
+    // First, as with all that is told of records.
+    let actor = database.actor();
     store
-        .record(
-            &database.actor(),
-            "content.sought",
-            &query.project,
-            "{}".to_owned(),
-        )
+        .record(&actor, "content.sought", &id, "{}".to_owned())
         .await?;
+    let found = store.find_prompt(&id, &prompt).await?;
     say("request                           key       day")?;
-    loop {
-        let page = store.contents(&query, RECORDS).await?;
-        let Some(last) = page.last() else { break };
-        query.behind = Some((last.began_ms, last.request.clone()));
-        for one in &page {
-            say(&format!(
-                "{:32}  {:8}  {}",
-                one.request,
-                one.key,
-                day(one.began_ms / 1_000)
-            ))?;
-        }
+    for (request, key, began_ms) in found {
+        say(&format!("{request:32}  {key:8}  {}", day(began_ms / 1_000)))?;
     }
     Ok(())
 }

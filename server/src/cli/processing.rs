@@ -77,6 +77,7 @@ impl Facts {
                 .recordings()
                 .await?
                 .into_iter()
+                .map(|(project, announced)| (project, announced.recording))
                 .filter(|(_, recording)| recording.runs(now_s()))
                 .collect(),
             people: store

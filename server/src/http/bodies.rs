@@ -1,42 +1,41 @@
 //! The memory that bodies of requests take together. One project can't hold what others need of it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A budget of bytes.
 pub struct Bodies {
-    budget: Semaphore,
+    budget: Arc<Semaphore>,
     /// What each project holds, where there are projects.
     held: Mutex<BTreeMap<String, usize>>,
 }
 
 /// What a body holds of it, until this is dropped.
-pub struct Held<'a> {
-    bodies: &'a Bodies,
+pub struct Held {
+    bodies: Arc<Bodies>,
     project: Option<String>,
     bytes: usize,
-    permit: SemaphorePermit<'a>,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Bodies {
     pub fn new(bytes_max: usize) -> Self {
         Self {
-            budget: Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS)),
+            budget: Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))),
             held: Mutex::new(BTreeMap::new()),
         }
     }
 
     /// The part of a body that begins.
-    pub fn begin(&self, project: Option<&str>) -> Held<'_> {
+    pub fn begin(self: &Arc<Self>, project: Option<&str>) -> Held {
         Held {
-            bodies: self,
+            bodies: Arc::clone(self),
             project: project.map(str::to_owned),
             bytes: 0,
-            permit: self
-                .budget
-                .try_acquire_many(0)
+            permit: Arc::clone(&self.budget)
+                .try_acquire_many_owned(0)
                 .expect("the semaphore is never closed"),
         }
     }
@@ -46,7 +45,7 @@ impl Bodies {
     }
 }
 
-impl Held<'_> {
+impl Held {
     /// Takes so many bytes more, if there are as many for its project.
     pub fn take(&mut self, bytes: usize) -> bool {
         let mut held = self.bodies.held();
@@ -59,7 +58,9 @@ impl Held<'_> {
             }
         }
         let more = u32::try_from(bytes).ok();
-        let Some(more) = more.and_then(|bytes| self.bodies.budget.try_acquire_many(bytes).ok()) else {
+        let Some(more) =
+            more.and_then(|bytes| Arc::clone(&self.bodies.budget).try_acquire_many_owned(bytes).ok())
+        else {
             return false;
         };
         self.permit.merge(more);
@@ -71,7 +72,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
         let Some(project) = &self.project else { return };
         let mut held = self.bodies.held();
@@ -90,8 +91,8 @@ mod tests {
 
     #[test]
     fn a_project_leaves_others_room() {
-        let bodies = Bodies::new(100);
-        let mut all: Vec<Held<'_>> = Vec::new();
+        let bodies = Arc::new(Bodies::new(100));
+        let mut all: Vec<Held> = Vec::new();
         for _ in 0..20 {
             let mut body = bodies.begin(Some("a"));
             if body.take(10) {

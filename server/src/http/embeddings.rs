@@ -22,8 +22,11 @@ pub async fn embeddings(
     let check = move |body: &[u8]| EmbeddingsRequest::parse(body, &state.limits).map(drop);
     let model = generate::encoder_for(&app, &body, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
+    let asked = body.meter.clone();
     let work = move || {
+        asked.asked(&bytes);
         let request = EmbeddingsRequest::parse(&bytes, &state.limits)?;
+        asked.prompted(&request)?;
         let model = model?;
         let dimensions = model.dimensions()?;
         if request.dimensions.is_some_and(|asked| asked > dimensions) {

@@ -15,6 +15,7 @@ use crate::chat::{Prepared, Rules};
 use crate::config::RequestLimits;
 use crate::encoder::EncoderModel;
 use crate::model::Model;
+use crate::openai::prompted::Prompted;
 use crate::registry::Use;
 
 /// A generation that runs, and what it was started with.
@@ -28,7 +29,7 @@ pub(super) struct Started {
 /// what is wrong with the body itself; a body that `check` refuses brings no model back into memory.
 pub(super) async fn model_for(
     app: &App,
-    body: &Received<'_>,
+    body: &Received,
     arrived: Instant,
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<Model>, ApiError> {
@@ -45,7 +46,7 @@ pub(super) async fn model_for(
 /// The encoder that a body asks for, likewise. Whoever reads a body without a name refuses it.
 pub(super) async fn encoder_for(
     app: &App,
-    body: &Received<'_>,
+    body: &Received,
     arrived: Instant,
     check: impl FnOnce(&[u8]) -> Result<(), ApiError> + Send + 'static,
 ) -> Result<Arc<EncoderModel>, ApiError> {
@@ -80,6 +81,7 @@ pub(super) async fn start<R, T, P, F>(
     prepare: F,
 ) -> Result<(Started, T), ApiError>
 where
+    R: Prompted,
     T: Send + 'static,
     P: Fn(&[u8], &RequestLimits) -> Result<R, ApiError> + Clone + Send + 'static,
     F: FnOnce(R, Result<&Model, ApiError>, &RequestLimits) -> Result<(Prepared, T), ApiError>
@@ -92,8 +94,11 @@ where
     let check = move |body: &[u8]| checks(body, &check_limits).map(drop);
     let model = model_for(app, &body, arrived, check).await;
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
+    let asked = body.meter.clone();
     let work = move || {
+        asked.asked(&bytes);
         let request = parse(&bytes, &request_limits)?;
+        asked.prompted(&request)?;
         prepare(
             request,
             prepared_for.as_deref().map_err(Clone::clone),

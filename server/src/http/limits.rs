@@ -21,15 +21,15 @@ use crate::metrics::{Metrics, Rejection};
 const RETRY_AFTER_S: u64 = 1;
 
 /// A body, and the budget that it holds until it is dropped.
-pub struct Received<'a> {
+pub struct Received {
     pub bytes: Bytes,
     pub caller: Caller,
     pub meter: Meter,
-    _held: Held<'a>,
+    _held: Arc<Held>,
 }
 
 /// Reads a JSON body within its limits of size and time.
-pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiError> {
+pub async fn read_json(app: &App, request: Request) -> Result<Received, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::not_json());
     }
@@ -50,7 +50,8 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     let (bytes, held) = tokio::time::timeout(timeout, collect(app, request.into_body(), &caller, limit))
         .await
         .unwrap_or_else(|_| Err(ApiError::body_timeout(timeout.as_secs())))?;
-    meter.asked(&bytes).await?;
+    let held = Arc::new(held);
+    meter.hold(&held);
     // A body can take its time, in which a key may end.
     app.access
         .recheck(&caller)
@@ -63,12 +64,7 @@ pub async fn read_json(app: &App, request: Request) -> Result<Received<'_>, ApiE
     })
 }
 
-async fn collect<'a>(
-    app: &'a App,
-    body: Body,
-    caller: &Caller,
-    limit: usize,
-) -> Result<(Bytes, Held<'a>), ApiError> {
+async fn collect(app: &App, body: Body, caller: &Caller, limit: usize) -> Result<(Bytes, Held), ApiError> {
     let mut bytes = Vec::new();
     let mut held = app.bodies.begin(caller.project());
     let mut frames = body.into_data_stream();

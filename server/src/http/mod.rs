@@ -66,7 +66,7 @@ pub struct App {
     /// Formats wait for their compiler apart from it: no prompt waits for them.
     compilation: Preparation,
     /// Bytes of bodies that may still be read.
-    bodies: Bodies,
+    bodies: Arc<Bodies>,
     /// Turns of requests of administration.
     administration: Semaphore,
     responses: Mutex<ResponseStore>,
@@ -86,7 +86,7 @@ impl App {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
-            bodies: Bodies::new(http.bodies_bytes_max),
+            bodies: Arc::new(Bodies::new(http.bodies_bytes_max)),
             administration: Semaphore::new(administration::TURNS),
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,

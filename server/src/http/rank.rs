@@ -49,8 +49,11 @@ async fn reranked(
     let check = move |body: &[u8]| RerankRequest::parse(body, &state.limits, returns_documents).map(drop);
     let model = generate::encoder_for(app, &body, arrived, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(app));
+    let meter = body.meter.clone();
     let work = move || {
+        meter.asked(&bytes);
         let request = RerankRequest::parse(&bytes, &state.limits, returns_documents)?;
+        meter.prompted(&request)?;
         let model = model?;
         let documents = request.documents.iter().map(String::as_str);
         let pairs: Vec<(&str, &str)> = documents.map(|text| (request.query.as_str(), text)).collect();
@@ -102,8 +105,11 @@ pub async fn score(
     let check = move |body: &[u8]| ScoreRequest::parse(body, &state.limits).map(drop);
     let model = generate::encoder_for(&app, &body, arrived.0, check).await;
     let (bytes, state) = (body.bytes.clone(), Arc::clone(&app));
+    let meter = body.meter.clone();
     let work = move || {
+        meter.asked(&bytes);
         let request = ScoreRequest::parse(&bytes, &state.limits)?;
+        meter.prompted(&request)?;
         let model = model?;
         let pairs = request.pairs();
         let asked = Asked {

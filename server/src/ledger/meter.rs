@@ -3,19 +3,19 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use rempart_governance::{
-    Error, Exceeded, Limited, Limiter, Outcome, Recording, Reserved, Store, UsageEvent, now_ms, pack,
+    Exceeded, Limited, Limiter, Outcome, Recording, Reserved, Store, UsageEvent, now_ms, pack,
 };
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 
-use super::prompt::prompt;
 use super::recorder::Recorder;
 use super::{Entry, Refused};
 use crate::chat::assemble::Said;
+use crate::http::bodies::Held;
 use crate::http::error::ApiError;
 use crate::metrics::Metrics;
+use crate::openai::prompted::Prompted;
 use crate::prices::Prices;
 
 /// How long the end of an answer waits for its row, where the database is slow. The row is written all the same.
@@ -122,57 +122,48 @@ impl Meter {
     }
 
     /// What is recorded of the request, if anything is.
-    pub fn recording(&self) -> Option<Arc<Recording>> {
+    pub fn recording(&self) -> Option<Recording> {
         let mut recording = None;
-        self.note(|_, open| {
-            recording = open
-                .recorder
-                .as_ref()
-                .map(|recorder| Arc::clone(&recorder.recording));
-        });
+        self.record(|recorder| recording = Some(recorder.announced.recording.clone()));
         recording
     }
 
-    /// Records the body of the request, where it is recorded.
+    /// Has what a body holds of memory held until its record is written, where it is recorded.
+    pub fn hold(&self, held: &Arc<Held>) {
+        self.record(|recorder| recorder.held = Some(Arc::clone(held)));
+    }
+
+    /// Records the body of the request, where it is recorded. That takes time: it is for where bodies are read.
+    pub fn asked(&self, body: &[u8]) {
+        if self
+            .recording()
+            .is_some_and(|recording| recording.reader.is_some())
+        {
+            let asked = pack(body);
+            self.record(|recorder| recorder.asked = Some(asked));
+        }
+    }
+
+    /// Records what its prompt is found by, where that is recorded.
     ///
     /// # Errors
     /// Where that can't be done: then nothing must be answered.
-    pub async fn asked(&self, body: &Bytes) -> Result<(), ApiError> {
-        let (Some(metered), Some(recording)) = (self.0.clone(), self.recording()) else {
+    pub fn prompted(&self, request: &impl Prompted) -> Result<(), ApiError> {
+        let wanted = self.recording().is_some_and(|recording| recording.fingerprints);
+        let (Some(metered), Some(prompt)) = (&self.0, wanted.then(|| request.prompt()).flatten()) else {
             return Ok(());
         };
-        let (body, mut project) = (body.clone(), String::new());
+        let mut project = String::new();
         self.note(|_, open| project.clone_from(&open.row.project));
-        let work = move || {
-            let asked = if recording.reader.is_some() {
-                pack(&body)
-            } else {
-                Vec::new()
-            };
-            let prompt = recording.fingerprints.then(|| prompt(&body)).flatten();
-            let fingerprint = prompt.map(|prompt| metered.store.fingerprint(&project, &prompt));
-            let fingerprint = fingerprint.transpose()?;
-            Ok((asked, fingerprint.unwrap_or_default()))
-        };
-        let made: Result<_, Error> = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| ApiError::internal())?;
-        let (asked, fingerprint) = made.map_err(|_| ApiError::not_ready("the request can't be recorded"))?;
-        self.note(|_, open| {
-            if let Some(recorder) = &mut open.recorder {
-                (recorder.asked, recorder.fingerprint) = (asked, fingerprint);
-            }
-        });
+        let fingerprint = metered.store.fingerprint(&project, &prompt);
+        let fingerprint = fingerprint.map_err(|_| ApiError::not_ready("the request can't be recorded"))?;
+        self.record(|recorder| recorder.fingerprint = fingerprint);
         Ok(())
     }
 
     /// Records what a choice says, where that is recorded.
     pub fn said(&self, choice: usize, said: &[Said], finish_reason: Option<&'static str>) {
-        self.note(|_, open| {
-            if let Some(recorder) = &mut open.recorder {
-                recorder.said(choice, said, finish_reason);
-            }
-        });
+        self.record(|recorder| recorder.said(choice, said, finish_reason));
     }
 
     /// Notes the model, by the name that answers carry.
@@ -254,6 +245,14 @@ impl Meter {
         if let Some(metered) = &self.0 {
             metered.send(status, None);
         }
+    }
+
+    fn record(&self, record: impl FnOnce(&mut Recorder)) {
+        self.note(|_, open| {
+            if let Some(recorder) = &mut open.recorder {
+                record(recorder);
+            }
+        });
     }
 
     fn note(&self, note: impl FnOnce(&Metered, &mut Open)) {

@@ -5,16 +5,15 @@
 //! that wait as one batch. Where they can't be written no request begins.
 
 mod meter;
-mod prompt;
 mod recorder;
 mod writing;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rempart_governance::{
-    Exceeded, Limiter, Principal, Recording, Standing, Store, UsageEvent, UsageWriter, now_ms, now_s,
+    Announced, Exceeded, Limiter, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms, now_s,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -41,6 +40,7 @@ pub struct Ledger {
     store: Store,
     entries: mpsc::Sender<Entry>,
     failing: Arc<AtomicBool>,
+    in_hand: Arc<AtomicUsize>,
     prices: Prices,
     limiter: Arc<Mutex<Limiter>>,
     metrics: Metrics,
@@ -69,12 +69,13 @@ impl Ledger {
     ) -> Self {
         let (entries, waiting) = mpsc::channel(requests_max);
         let (failing, unsynced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let closing = Arc::new(Notify::new());
+        let (closing, in_hand) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
         let writing = Writing {
             writer: UsageWriter::new(store.clone()),
             waiting,
             failing: Arc::clone(&failing),
             unsynced: Arc::clone(&unsynced),
+            in_hand: Arc::clone(&in_hand),
             closing: Arc::clone(&closing),
             metrics: metrics.usage(),
         };
@@ -91,6 +92,7 @@ impl Ledger {
             store,
             entries,
             failing,
+            in_hand,
             prices,
             limiter: Arc::new(Mutex::new(limiter)),
             metrics: metrics.clone(),
@@ -160,18 +162,18 @@ impl Ledger {
 
     /// What records a request of a principal, where their project has that.
     fn recorder(&self, principal: &Principal) -> Result<Option<Recorder>, Refused> {
-        let runs = |recording: &&Arc<Recording>| recording.runs(now_s());
-        let Some(recording) = principal.recording.as_ref().filter(runs) else {
+        let runs = |announced: &&Arc<Announced>| announced.recording.runs(now_s());
+        let Some(announced) = principal.recording.as_ref().filter(runs) else {
             return Ok(None);
         };
-        if recording.fingerprints && self.store.secret().is_err() {
+        if announced.recording.fingerprints && self.store.secret().is_err() {
             tracing::error!(
                 project = principal.project,
                 "its requests can't be recorded: the database's secret is not known (`--secret`)"
             );
             return Err(Refused::Unrecorded);
         }
-        Ok(Some(Recorder::new(Arc::clone(recording))))
+        Ok(Some(Recorder::new(Arc::clone(announced))))
     }
 
     /// Ends when all rows are written, or can't be; whether they are.
@@ -181,7 +183,8 @@ impl Ledger {
         let written = tokio::time::timeout(CLOSE_MAX, tasks.join_next()).await;
         let mut whole = matches!(written, Ok(None | Some(Ok(()))));
         if !whole {
-            let rows = self.entries.max_capacity() - self.entries.capacity();
+            let waiting = self.entries.max_capacity() - self.entries.capacity();
+            let rows = waiting + self.in_hand.load(Ordering::Relaxed);
             tracing::error!(rows, "the last rows of usage could not be written");
             // What it holds of the database is given back, so that the process can end.
             tasks.shutdown().await;

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use rempart_governance::{Content, Error, Recording, Sealed, UsageEvent, pack};
+use rempart_governance::{Announced, Content, Error, Sealed, UsageEvent, pack};
 use serde::Serialize;
 
 use crate::chat::assemble::Said;
+use crate::http::bodies::Held;
 
 /// Of a request that runs.
 pub(super) struct Recorder {
-    pub recording: Arc<Recording>,
-    /// Its body, packed; empty until it was read.
-    pub asked: Vec<u8>,
+    pub announced: Arc<Announced>,
+    /// Its body, packed; `None` until it was read.
+    pub asked: Option<Vec<u8>>,
+    /// What that holds of the memory of bodies.
+    pub held: Option<Arc<Held>>,
     /// The keyed hash of its prompt; empty where none is kept, or there is no prompt.
     pub fingerprint: String,
     /// By choice.
@@ -38,10 +41,11 @@ struct Call {
 }
 
 impl Recorder {
-    pub(super) fn new(recording: Arc<Recording>) -> Self {
+    pub(super) fn new(announced: Arc<Announced>) -> Self {
         Self {
-            recording,
-            asked: Vec::new(),
+            announced,
+            asked: None,
+            held: None,
             fingerprint: String::new(),
             answers: Vec::new(),
         }
@@ -49,7 +53,7 @@ impl Recorder {
 
     /// Adds what a choice says.
     pub(super) fn said(&mut self, choice: usize, said: &[Said], finish_reason: Option<&'static str>) {
-        if self.recording.reader.is_none() {
+        if self.announced.recording.reader.is_none() {
             return;
         }
         if self.answers.len() <= choice {
@@ -62,15 +66,29 @@ impl Recorder {
         answer.finish_reason = finish_reason.or(answer.finish_reason);
     }
 
+    /// Bytes that its record will take, about.
+    pub(super) fn bytes(&self) -> usize {
+        let said = self
+            .answers
+            .iter()
+            .map(|answer| answer.content.len() + answer.reasoning.len());
+        self.asked.as_ref().map_or(0, Vec::len) + said.sum::<usize>()
+    }
+
     /// The record of a request with this row, sealed.
     ///
     /// # Errors
     /// Where it can't be sealed for its reader.
-    pub(super) fn seal(self, row: &UsageEvent) -> Result<Content, Error> {
-        let sealed = match &self.recording.reader {
+    pub(super) fn seal(&self, row: &UsageEvent) -> Result<Content, Error> {
+        let sealed = match &self.announced.recording.reader {
             Some(reader) => {
                 let answers = serde_json::to_vec(&self.answers).map_err(std::io::Error::from)?;
-                Sealed::seal(reader, &row.id, &self.asked, &pack(&answers))?
+                Sealed::seal(
+                    reader,
+                    &row.id,
+                    self.asked.as_deref().unwrap_or_default(),
+                    &pack(&answers),
+                )?
             }
             None => Sealed::default(),
         };
@@ -79,8 +97,9 @@ impl Recorder {
             project: row.project.clone(),
             key: row.key.clone(),
             began_ms: row.began_ms,
-            due_ms: Content::due(row.began_ms, self.recording.days),
-            fingerprint: self.fingerprint,
+            due_ms: Content::due(row.began_ms, self.announced.recording.days),
+            announced: self.announced.row,
+            fingerprint: self.fingerprint.clone(),
             sealed,
         })
     }
@@ -107,6 +126,8 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use rempart_governance::Recording;
+
     use super::*;
 
     #[test]
@@ -117,7 +138,12 @@ mod tests {
             days: 1,
             until: i64::MAX,
         };
-        let mut recorder = Recorder::new(Arc::new(recording));
+        let announced = Announced {
+            row: 1,
+            at_ms: 0,
+            recording,
+        };
+        let mut recorder = Recorder::new(Arc::new(announced));
         recorder.said(
             1,
             &[Said::Content("a".to_owned()), Said::Reasoning("r".to_owned())],

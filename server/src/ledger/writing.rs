@@ -1,12 +1,13 @@
 //! The task that writes rows, and what keeps them from a loss of power.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rempart_governance::{BATCH_ROWS_MAX, Content, Store, UsageEvent, UsageWriter};
-use tokio::sync::{Notify, mpsc};
+use rempart_governance::{BATCH_ROWS_MAX, Content, Error, Store, UsageEvent, UsageWriter};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Entry;
 use super::recorder::Recorder;
@@ -20,6 +21,9 @@ const HALT: &str = "usage can't be recorded: no request is taken until it can";
 /// What a loss of power can take of the rows that were written: those of so long.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
+/// Bytes of records that are written at one time, or one record: rows of others wait for no more.
+const RECORDS_BYTES_AT_ONCE: usize = 4 << 20;
+
 pub(super) struct Writing {
     pub writer: UsageWriter,
     pub waiting: mpsc::Receiver<Entry>,
@@ -27,39 +31,79 @@ pub(super) struct Writing {
     pub failing: Arc<AtomicBool>,
     /// Whether rows were written that a loss of power could take.
     pub unsynced: Arc<AtomicBool>,
+    /// Rows that were received and are not written.
+    pub in_hand: Arc<AtomicUsize>,
     pub closing: Arc<Notify>,
     pub metrics: UsageMetrics,
 }
 
+/// Rows that are written at one time, in one order.
+#[derive(Default)]
+struct Batch {
+    rows: Vec<UsageEvent>,
+    /// What their records are made of, where they have one. They hold memory of bodies until all is written.
+    recorders: Vec<Option<Recorder>>,
+    records: Vec<Content>,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
 impl Writing {
-    /// Writes rows until it is told to close, and then those of all requests that have a place.
+    /// Writes rows until it is told to close, and then those of all requests that have a place. Rows with records take longer, and
+    /// let the others go first.
     pub(super) async fn run(mut self) {
-        let mut entries = Vec::new();
+        let (mut received, mut recorded) = (Vec::new(), VecDeque::new());
         loop {
-            let received = tokio::select! {
-                received = self.waiting.recv_many(&mut entries, BATCH_ROWS_MAX) => received,
-                () = self.closing.notified() => {
-                    self.waiting.close();
-                    continue;
+            if recorded.is_empty() {
+                let count = tokio::select! {
+                    count = self.waiting.recv_many(&mut received, BATCH_ROWS_MAX) => count,
+                    () = self.closing.notified() => {
+                        self.waiting.close();
+                        continue;
+                    }
+                };
+                if count == 0 {
+                    return;
                 }
-            };
-            if received == 0 {
-                return;
+            } else {
+                while recorded.len() + received.len() < BATCH_ROWS_MAX
+                    && let Ok(entry) = self.waiting.try_recv()
+                {
+                    received.push(entry);
+                }
             }
-            self.write(entries.drain(..)).await;
+            self.in_hand
+                .store(received.len() + recorded.len(), Ordering::Relaxed);
+            let mut plain = Batch::default();
+            for entry in received.drain(..) {
+                if entry.recorder.is_some() {
+                    recorded.push_back(entry);
+                } else {
+                    plain.push(entry);
+                }
+            }
+            self.write(plain).await;
+            self.write(next_recorded(&mut recorded)).await;
         }
     }
 
     /// Tries until it succeeds.
-    async fn write(&mut self, entries: impl Iterator<Item = Entry>) {
-        let ((mut rows, recorders), waiters): ((Vec<_>, Vec<_>), Vec<_>) = entries
-            .map(|entry| ((entry.row, entry.recorder), entry.written))
-            .unzip();
-        let mut records = Vec::new();
-        if recorders.iter().any(Option::is_some) {
-            (rows, records) = sealed(rows, recorders).await;
+    async fn write(&mut self, mut batch: Batch) {
+        if batch.rows.is_empty() {
+            return;
         }
-        while let Err(error) = noted_if_slow(&self.failing, self.writer.write_with(&rows, &records)).await {
+        loop {
+            let (writer, failing) = (&mut self.writer, &self.failing);
+            let writing = async {
+                let (whole, sealed) = sealed(batch).await;
+                let written = match sealed {
+                    Ok(()) => writer.write_with(&whole.rows, &whole.records).await,
+                    Err(error) => Err(error),
+                };
+                (whole, written)
+            };
+            let (whole, written) = noted_if_slow(failing, writing).await;
+            batch = whole;
+            let Err(error) = written else { break };
             let error = anyhow::Error::new(error);
             if !self.failing.swap(true, Ordering::Relaxed) {
                 tracing::error!(error = format!("{error:#}"), "{HALT}");
@@ -71,34 +115,58 @@ impl Writing {
         if self.failing.swap(false, Ordering::Relaxed) {
             tracing::info!("usage is recorded again");
         }
-        self.metrics.written(rows.len());
-        for waiter in waiters.into_iter().flatten() {
+        self.metrics.written(batch.rows.len());
+        self.in_hand.fetch_sub(batch.rows.len(), Ordering::Relaxed);
+        for waiter in batch.waiters {
             // Whoever waited may have left.
             let _ = waiter.send(());
         }
     }
 }
 
-/// Rows with the records of those that have one. To compress and to seal takes time, which the reactor has none of.
-async fn sealed(rows: Vec<UsageEvent>, recorders: Vec<Option<Recorder>>) -> (Vec<UsageEvent>, Vec<Content>) {
-    let seal = move || {
-        let mut records = Vec::new();
-        let mut with_mark = |(mut row, recorder): (UsageEvent, Option<Recorder>)| {
-            match recorder.map(|recorder| recorder.seal(&row)) {
-                None => {}
-                Some(Ok(record)) => {
-                    row.content = record.mark();
-                    records.push(record);
-                }
-                // That its reader's key is one was seen when it was set, and each time it was read.
-                Some(Err(error)) => {
-                    tracing::error!(%error, "a request could not be recorded. This is a bug.")
-                }
+impl Batch {
+    fn push(&mut self, entry: Entry) {
+        self.rows.push(entry.row);
+        self.recorders.push(entry.recorder);
+        self.waiters.extend(entry.written);
+    }
+
+    /// Makes the records.
+    fn seal(&mut self) -> Result<(), Error> {
+        self.records.clear();
+        for (row, recorder) in self.rows.iter_mut().zip(&self.recorders) {
+            if let Some(recorder) = recorder {
+                let record = recorder.seal(row)?;
+                row.content = record.mark();
+                self.records.push(record);
             }
-            row
-        };
-        let rows = rows.into_iter().zip(recorders).map(&mut with_mark).collect();
-        (rows, records)
+        }
+        Ok(())
+    }
+}
+
+/// The next rows with records that are written at one time.
+fn next_recorded(recorded: &mut VecDeque<Entry>) -> Batch {
+    let (mut batch, mut bytes) = (Batch::default(), 0);
+    while let Some(entry) = recorded.pop_front() {
+        bytes += entry.recorder.as_ref().map_or(0, Recorder::bytes);
+        if bytes > RECORDS_BYTES_AT_ONCE && !batch.rows.is_empty() {
+            recorded.push_front(entry);
+            break;
+        }
+        batch.push(entry);
+    }
+    batch
+}
+
+/// A batch with its records. To compress and to seal takes time, which the reactor has none of.
+async fn sealed(mut batch: Batch) -> (Batch, Result<(), Error>) {
+    if batch.recorders.iter().flatten().count() == batch.records.len() {
+        return (batch, Ok(()));
+    }
+    let seal = move || {
+        let sealed = batch.seal();
+        (batch, sealed)
     };
     tokio::task::spawn_blocking(seal)
         .await

@@ -10,6 +10,7 @@ use crate::openai::json::{self, Object};
 use crate::openai::logprobs::PromptLogprobs;
 use crate::openai::messages::{self, Message};
 use crate::openai::prediction;
+use crate::openai::prompted::Prompted;
 use crate::openai::reasoning::{self, Reasoning};
 use crate::openai::shared::{self, ChunkUsage, Common, TOKENS_MAX, TOP_LOGPROBS_MAX, Usage};
 use crate::openai::tools::{self, Tools};
@@ -57,6 +58,14 @@ pub struct Conversation {
     pub template_kwargs: Map<String, Value>,
     pub tools: Option<Tools>,
     pub reasoning: Reasoning,
+}
+
+impl Prompted for ChatRequest {
+    fn prompt(&self) -> Option<String> {
+        let mut messages = self.conversation.messages.iter().rev();
+        let last = messages.find(|message| message.role == "user");
+        last.map(|message| message.content.clone())
+    }
 }
 
 impl ChatRequest {

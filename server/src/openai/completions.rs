@@ -10,6 +10,7 @@ use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
 use crate::openai::logprobs::PromptLogprobs;
+use crate::openai::prompted::{Prompted, joined};
 use crate::openai::shared::{self, ChunkUsage, Common, TOP_LOGPROBS_MAX, Usage};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -48,6 +49,15 @@ pub struct CompletionRequest {
 pub enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
+}
+
+impl Prompted for CompletionRequest {
+    fn prompt(&self) -> Option<String> {
+        joined(self.prompts.iter().filter_map(|prompt| match prompt {
+            Prompt::Text(text) => Some(text.as_str()),
+            Prompt::Tokens(_) => None,
+        }))
+    }
 }
 
 impl CompletionRequest {

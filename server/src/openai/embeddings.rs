@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::json::{self, Object};
+use crate::openai::prompted::{Prompted, joined};
 use crate::openai::shared::{self, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -47,6 +48,15 @@ pub enum Input {
 pub const ENCODINGS: &[&str] = &["float", "base64"];
 /// The most elements that `dimensions` may ask for; the model's own number is checked later.
 pub const DIMENSIONS_MAX: usize = 1 << 16;
+
+impl Prompted for EmbeddingsRequest {
+    fn prompt(&self) -> Option<String> {
+        joined(self.inputs.iter().filter_map(|input| match input {
+            Input::Text(text) => Some(text.as_str()),
+            Input::Tokens(_) => None,
+        }))
+    }
+}
 
 impl EmbeddingsRequest {
     /// All names that a request may have or that are refused by name; docs/api.md tells what becomes of each.

@@ -12,6 +12,7 @@ pub mod json;
 pub mod logprobs;
 pub mod messages;
 pub mod prediction;
+pub mod prompted;
 pub mod rank;
 pub mod reasoning;
 pub mod responses;

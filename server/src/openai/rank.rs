@@ -8,6 +8,7 @@ use crate::config::RequestLimits;
 use crate::http::error::ApiError;
 use crate::openai::embeddings::EncoderUsage;
 use crate::openai::json::{self, Object};
+use crate::openai::prompted::{Prompted, joined};
 use crate::openai::shared::{TOKENS_MAX, Truncate};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -26,6 +27,12 @@ pub struct RerankRequest {
     pub truncate: Option<Truncate>,
     /// Tokens that each document is cut to.
     pub document_tokens_max: Option<usize>,
+}
+
+impl Prompted for RerankRequest {
+    fn prompt(&self) -> Option<String> {
+        Some(self.query.clone())
+    }
 }
 
 impl RerankRequest {
@@ -73,6 +80,12 @@ pub struct ScoreRequest {
     /// What the client calls them.
     pub names: [&'static str; 2],
     pub truncate: Option<Truncate>,
+}
+
+impl Prompted for ScoreRequest {
+    fn prompt(&self) -> Option<String> {
+        joined(self.first.iter().map(String::as_str))
+    }
 }
 
 impl ScoreRequest {

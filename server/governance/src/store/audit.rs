@@ -189,7 +189,7 @@ fn check_text(text: &str) -> Result<(), Error> {
     Err(Error::Refused(message))
 }
 
-fn event(row: &AnyRow) -> Result<AuditEvent, Error> {
+pub(super) fn event(row: &AnyRow) -> Result<AuditEvent, Error> {
     Ok(AuditEvent {
         seq: row.try_get(0)?,
         at_ms: row.try_get(1)?,

@@ -141,10 +141,12 @@ impl Part<'_> {
                 .bind(record.key.clone())
                 .bind(record.began_ms)
                 .bind(record.due_ms)
+                .bind(record.announced)
                 .bind(record.fingerprint.clone())
                 .bind(record.sealed.reader.clone())
                 .bind(record.sealed.asked.clone())
-                .bind(record.sealed.answered.clone()),
+                .bind(record.sealed.answered.clone())
+                .bind(record.sealed.bytes()),
         }
     }
 }

@@ -280,8 +280,11 @@ impl Store {
     /// # Errors
     /// Where there is no such person, or their role is above the actor's, and what the database says.
     pub async fn erase_person(&self, actor: impl Into<Actor<'_>>, id: &str) -> Result<(), Error> {
-        let person = self.person(id).await?;
-        let id = person.id;
+        let (id, actor) = (self.person(id).await?.id, actor.into());
+        let (mut change, acting) = self.begin_as(actor).await?;
+        check_grant(&acting, some_person(&mut change, &id).await?.0)?;
+        change.rollback().await?;
+        self.delete_most_of_owner(actor, &id).await?;
         let (mut change, actor) = self.begin_as(actor).await?;
         let (role, ended) = some_person(&mut change, &id).await?;
         check_grant(&actor, role)?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
+use super::content::stop;
 use super::keys::{check_name, insert_key, living_keys};
 use super::{Error, NewKeyRequest, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
@@ -147,6 +148,7 @@ impl Store {
         .bind(&id)
         .execute(&mut *change)
         .await?;
+        stop(&mut change, &actor, &id).await?;
         audit::append(&mut change, &actor.name, "project.archived", &id, "{}".to_owned()).await?;
         Ok(change.commit().await?)
     }

@@ -1,5 +1,6 @@
 //! Rows of what was used, written in batches and read in sums.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -9,6 +10,7 @@ use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
+use super::content::deletions;
 use super::parts::{Part, put};
 use super::{Database, Error, Store, now_ms};
 use crate::content::Content;
@@ -149,6 +151,8 @@ async fn write(
         Some(last) => Some(last),
         None => last_batch(&mut change).await?,
     };
+    let (rows, records) = kept(&mut change, rows, records).await?;
+    let (rows, records) = (&*rows, &*records);
     let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
     let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
     let mut parts = vec![Part::Batch(&new)];
@@ -160,6 +164,33 @@ async fn write(
     put(&mut change, database, &parts).await?;
     change.commit().await?;
     Ok(Some(new))
+}
+
+/// Rows, and the records that are kept of them: none of what was deleted while its request ran.
+async fn kept<'a>(
+    change: &mut Transaction<'_, Any>,
+    rows: &'a [UsageEvent],
+    records: &'a [Content],
+) -> Result<(Cow<'a, [UsageEvent]>, Cow<'a, [Content]>), Error> {
+    let Some(since_ms) = records.iter().map(|record| record.began_ms).min() else {
+        return Ok((rows.into(), records.into()));
+    };
+    let deletions = deletions(change, since_ms).await?;
+    let gone = |project: &str, key: &str, began_ms| deletions.cover(project, key, began_ms);
+    if !records
+        .iter()
+        .any(|record| gone(&record.project, &record.key, record.began_ms))
+    {
+        return Ok((rows.into(), records.into()));
+    }
+    let (mut rows, mut records) = (rows.to_vec(), records.to_vec());
+    for row in &mut rows {
+        if gone(&row.project, &row.key, row.began_ms) {
+            row.content.clear();
+        }
+    }
+    records.retain(|record| !gone(&record.project, &record.key, record.began_ms));
+    Ok((rows.into(), records.into()))
 }
 
 async fn last_batch(change: &mut Transaction<'_, Any>) -> Result<Option<UsageBatch>, Error> {

@@ -13,6 +13,7 @@ use crate::openai::chat::{ChatRequest, Conversation};
 use crate::openai::format::{self, AskedFormat, OutputFormat};
 use crate::openai::json::{self, Object};
 use crate::openai::messages::Message;
+use crate::openai::prompted::Prompted;
 use crate::openai::reasoning::{Effort, Reasoning};
 use crate::openai::shared::{self, Common, StreamOptions, TOKENS_MAX, TOP_LOGPROBS_MAX};
 
@@ -78,6 +79,12 @@ pub struct ResponsesRequest {
     pub items: Vec<Box<RawValue>>,
     /// What answers repeat of the request.
     pub echo: Echo,
+}
+
+impl Prompted for ResponsesRequest {
+    fn prompt(&self) -> Option<String> {
+        self.chat.prompt()
+    }
 }
 
 impl ResponsesRequest {

@@ -7,7 +7,7 @@ use super::Sought;
 use super::pages::page;
 use crate::audit::{AuditEvent, Broken, GENESIS, verify};
 use crate::checkpoint::End;
-use crate::content::Deletions;
+use crate::content;
 use crate::retention::{Cut, Told};
 
 /// Rows that are read at one time.
@@ -23,7 +23,8 @@ pub(super) struct Chain {
     pub(super) end: End,
     /// What it tells of deletions.
     pub(super) told: Told,
-    pub(super) deletions: Deletions,
+    /// What it tells of records.
+    pub(super) content: content::Told,
     /// Whether its beginning is gone.
     cut: bool,
 }
@@ -41,7 +42,7 @@ impl Store {
             rows: 0,
             end: (0, GENESIS.to_owned()),
             told: Told::new(cut.is_none(), now_ms),
-            deletions: Deletions::default(),
+            content: content::Told::default(),
             cut: cut.is_some(),
         };
         // The first page has what stands before the first row, too, where nothing may.
@@ -79,7 +80,7 @@ impl Chain {
                 sought.found(&(row.seq, row.hash.clone()));
             }
             self.told.take(row)?;
-            self.deletions.take(row, std::mem::take(&mut self.cut));
+            self.content.take(row, std::mem::take(&mut self.cut));
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use sqlx::{Any, Row as _, Transaction};
 
 use super::super::content::{CONTENT, content};
 use super::super::{Error, Store};
-use crate::content::{BrokenContent, Deletions, due_of};
+use crate::content::{BrokenContent, Mark, Told};
 
-/// Records that are read at one time, and marks of those that are gone.
+/// Records that are read at one time, and marks.
 const RECORDS: i64 = 50;
 const MARKS: i64 = 5_000;
 
@@ -16,11 +16,11 @@ impl Store {
     pub(super) async fn prove_content(
         &self,
         moment: &mut Transaction<'static, Any>,
-        deletions: &Deletions,
+        told: &Told,
         now_ms: i64,
     ) -> Result<i64, Error> {
         let records = check_records(moment).await?;
-        check_missing(moment, deletions, now_ms).await?;
+        check_marks(moment, told, now_ms).await?;
         Ok(records)
     }
 }
@@ -67,15 +67,11 @@ async fn check_records(moment: &mut Transaction<'static, Any>) -> Result<i64, Er
     }
 }
 
-/// Checks that records which are not there were due, or deleted by somebody, as the audit chain tells.
-async fn check_missing(
-    moment: &mut Transaction<'static, Any>,
-    deletions: &Deletions,
-    now_ms: i64,
-) -> Result<(), Error> {
-    let words = "SELECT used.seq, used.id, used.project, used.api_key, used.began_ms, used.content FROM usage_event AS used \
-         WHERE used.content <> '' AND used.seq > $1 AND NOT EXISTS (SELECT 1 FROM content WHERE content.request = used.id) \
-         ORDER BY used.seq LIMIT $2";
+/// Checks that each record was to be made, as the audit chain tells, and that those which are not there were due or deleted.
+async fn check_marks(moment: &mut Transaction<'static, Any>, told: &Told, now_ms: i64) -> Result<(), Error> {
+    let words = "SELECT used.seq, used.id, used.project, used.api_key, used.began_ms, used.content, record.reader \
+         FROM usage_event AS used LEFT JOIN content AS record ON record.request = used.id \
+         WHERE used.content <> '' AND used.seq > $1 ORDER BY used.seq LIMIT $2";
     let mut behind = i64::MIN;
     loop {
         let rows = sqlx::query(words)
@@ -87,8 +83,15 @@ async fn check_missing(
             let (id, project, key): (String, String, String) =
                 (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
             let (began_ms, mark): (i64, String) = (row.try_get(4)?, row.try_get(5)?);
-            let due = due_of(&mark).is_some_and(|due_ms| due_ms < now_ms);
-            if !due && !deletions.cover(&project, &key, began_ms) {
+            let reader: Option<String> = row.try_get(6)?;
+            let Some(mark) = Mark::read(&mark) else {
+                return Err(BrokenContent::Changed(id).into());
+            };
+            if !told.announced(&project, began_ms, mark, reader.as_deref()) {
+                return Err(BrokenContent::Unannounced(id).into());
+            }
+            let gone = mark.due_ms < now_ms || told.deleted(&project, &key, began_ms);
+            if reader.is_none() && !gone {
                 return Err(BrokenContent::Missing(id).into());
             }
             behind = row.try_get(0)?;

@@ -102,7 +102,7 @@ impl Store {
         let usage = self
             .prove_usage(&mut moment, &trimmed, &chain.told.days, &mut batches)
             .await?;
-        let content = self.prove_content(&mut moment, &chain.deletions, now_ms).await?;
+        let content = self.prove_content(&mut moment, &chain.content, now_ms).await?;
         Ok(Proof {
             content,
             audit: (chain.rows, chain.end),

@@ -8,11 +8,12 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, AnyConnection, Row as _, Transaction};
 
 use super::audit::{self, Record, append_at};
-use super::content::delete_due;
+use super::content::{delete_due, delete_of_owner, recordings};
 use super::people::forget;
 use super::usage::{BATCH, batch};
-use super::{Error, Store};
+use super::{Error, Store, now_s};
 use crate::actor::{Acting, Actor};
+use crate::content::Announced;
 use crate::retention::{
     AHEAD_MAX_MS, AUDIT, BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, RUN, Trimmed, UPDATED, USAGE,
 };
@@ -75,6 +76,13 @@ impl Store {
         let mut policy = policy(&mut change).await?;
         set(&mut policy);
         policy.check().map_err(Error::Refused)?;
+        for Announced { at_ms, recording, .. } in recordings(&mut change).await?.values() {
+            if recording.runs(now_s()) {
+                recording
+                    .check_kept(&policy, at_ms / 1_000)
+                    .map_err(Error::Refused)?;
+            }
+        }
         let text = serde_json::to_string(&policy).map_err(|error| Error::Unsound(error.to_string()))?;
         audit::append(&mut change, &actor.name, UPDATED, "retention", text).await?;
         Ok(change.commit().await?)
@@ -332,6 +340,10 @@ async fn forget_one(
         .await?;
     let Some(row) = row else { return Ok(None) };
     let id: String = row.try_get(0)?;
+    if delete_of_owner(change, actor, &id).await? {
+        // Records first, which take longer: others come before the rest.
+        return Ok(Some(0));
+    }
     forget(change, actor, &id).await?;
     Ok(Some(1))
 }
@@ -351,7 +363,7 @@ async fn delete(change: &mut Transaction<'static, Any>, query: &'static str, of:
 }
 
 /// What the chain says of how long what is kept: the last time it was set, or followed.
-async fn policy(connection: &mut AnyConnection) -> Result<Policy, Error> {
+pub(super) async fn policy(connection: &mut AnyConnection) -> Result<Policy, Error> {
     let set = last_of(connection, UPDATED).await?;
     let run = last_of(connection, RUN).await?;
     let policy = match (set, run) {
