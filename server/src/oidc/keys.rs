@@ -1,17 +1,16 @@
 //! The public keys of a login: a set of JSON Web Keys (RFC 7517) within limits, and of it those that can verify a token.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
+use rempart_hub::file;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
-
-use crate::regular_file;
 
 /// Sets of large logins have some ten keys, of up to 3 KiB with their certificates.
 pub const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -101,12 +100,8 @@ impl KeySet {
     /// # Errors
     /// What the system says, and what is wrong with the set.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let mut bytes = Vec::new();
-        let file = regular_file::open(path).map_err(Error::Read)?;
-        file.take(FILE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(Error::Read)?;
-        Self::parse(&bytes)
+        let read = file::read(path, FILE_BYTES_MAX).map_err(Error::Read)?;
+        Self::parse(&read.ok_or(Error::TooLarge)?)
     }
 
     /// Reads a set.
