@@ -56,6 +56,8 @@ pub enum Refusal {
     Token(BadToken),
     /// It is a good token of nobody who is here.
     Stranger,
+    /// The address of the token is this person's, and who it is of at the login is another.
+    OtherSubject(String),
     /// The key is of another project than the one that was asked for, or the token's person is not in that.
     Project(String),
     /// The token's person is in several projects, and has not said which.

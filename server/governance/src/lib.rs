@@ -19,7 +19,7 @@ mod usage;
 pub use actor::Actor;
 pub use audit::{AuditEvent, Broken, verify};
 pub use checkpoint::{BadCheckpoint, Checkpoint, End};
-pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person};
+pub use directory::{Denied, Directory, Holder, Insider, KeyRecord, People, Principal, is_person};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
 pub use limit::{
@@ -29,7 +29,7 @@ pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof,
-    Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
+    AuditQuery, Database, Deleted, Error, LoginSubject, Member, NewKeyRequest, Note, Noted, Oldest, Person,
+    Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};
