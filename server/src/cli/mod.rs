@@ -6,6 +6,7 @@ mod doctor;
 mod govern;
 mod limit;
 mod model;
+mod oidc;
 mod people;
 mod processing;
 mod pull;
@@ -24,6 +25,7 @@ use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use model::ModelCommand;
+use oidc::OidcCommand;
 use people::{GdprCommand, UserCommand};
 use retention::RetentionCommand;
 use usage::UsageCommand;
@@ -47,6 +49,9 @@ pub enum Command {
     /// List, verify and sign models
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Fetch the public keys of the company's login
+    #[command(subcommand)]
+    Oidc(OidcCommand),
     /// Make, list and end keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -96,6 +101,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
         Command::Model(command) => model::model(command),
+        Command::Oidc(command) => oidc::oidc(command),
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
         Command::Limit(command) => limit::limit(command),
