@@ -1,5 +1,6 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
+mod lasting;
 mod loads;
 mod shown;
 
@@ -15,6 +16,7 @@ use rempart_governance::{
     Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 
 use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
@@ -81,6 +83,8 @@ pub struct Keys {
     looks: Store,
     ledger: Ledger,
     seen: RwLock<Seen>,
+    /// The same for who waits for a change.
+    changes: watch::Sender<Arc<Directory>>,
     /// One look at a time: an older one must not take the place of a newer one.
     looking: tokio::sync::Mutex<()>,
     /// How old that may be.
@@ -398,6 +402,7 @@ impl Keys {
             looks: store.apart(),
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,
+            changes: watch::Sender::new(Arc::clone(&seen.directory)),
             seen: RwLock::new(seen),
             looking: tokio::sync::Mutex::default(),
             stale_max: settings.stale_max,
@@ -445,7 +450,10 @@ impl Keys {
         };
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         match fresh {
-            Some(fresh) => *seen = fresh,
+            Some(fresh) => {
+                self.changes.send_replace(Arc::clone(&fresh.directory));
+                *seen = fresh;
+            }
             None => seen.at = at,
         }
         Ok(())
