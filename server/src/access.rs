@@ -1,7 +1,7 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
 mod lasting;
-mod loads;
+mod records;
 mod shown;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +15,6 @@ use rempart_governance::{
     Database, Denied, Directory, Error, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret, Standing,
     Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
-use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::checkpoints::Checkpoints;
@@ -25,7 +24,7 @@ use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
 use crate::oidc::{BadToken, Oidc};
 use crate::retention;
-pub use loads::loads_recorder;
+pub use records::loads_recorder;
 pub use shown::Shown;
 
 /// How often it is looked whether keys have changed, here or in another process.
@@ -314,37 +313,6 @@ impl Access {
     pub fn count_denial(&self, refusal: &Refusal) {
         if let Self::Keys(keys) = self {
             keys.denials.count(refusal);
-        }
-    }
-
-    /// Notes in the audit chain what a caller is about to do.
-    ///
-    /// # Errors
-    /// Where that can't be written: then it must not be done.
-    pub async fn record(&self, caller: &Caller, action: &str, object: &str) -> Result<(), Error> {
-        match self {
-            Self::Open => Ok(()),
-            Self::Keys(keys) => {
-                let detail = "{}".to_owned();
-                keys.store.record(&caller.actor(), action, object, detail).await
-            }
-        }
-    }
-
-    /// Notes that the server itself began or ended, with what is to be known of it.
-    ///
-    /// # Errors
-    /// Where that can't be written.
-    pub async fn record_server(&self, action: &str, mut facts: Map<String, Value>) -> Result<(), Error> {
-        match self {
-            Self::Open => Ok(()),
-            Self::Keys(keys) => {
-                facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
-                let detail = Value::Object(facts).to_string();
-                let recording = keys.store.record("server", action, "server", detail);
-                let recorded = tokio::time::timeout(LOOK_MAX, recording).await;
-                recorded.unwrap_or(Err(Error::Silent))
-            }
         }
     }
 }
