@@ -146,6 +146,36 @@ def test_a_person_comes_and_goes_with_tokens(company):
     assert ANNA not in log
 
 
+def test_an_address_that_goes_to_somebody_else_takes_nothing_along(company):
+    becomes(lambda: chat(company.client()), None)
+    with company.client(company.login.token(sub="another")) as other, pytest.raises(openai.AuthenticationError) as refused:
+        chat(other)
+    assert refused.value.code == "invalid_api_key"
+    with company.client(company.login.token(email="anna.new@example.org")) as renamed:
+        chat(renamed)
+    login = json.loads(company.run("gdpr", "export", ANNA))["person"]["login"]
+    assert (login["issuer"], login["subject"]) == (ISSUER, "f3c1") and login["bound"] > 0
+    company.run("user", "unbind", ANNA)
+    assert "no token has bound" in company.run("user", "unbind", ANNA, fails=True)
+    with company.client(company.login.token(sub="another")) as other:
+        assert becomes(lambda: chat(other), None) < NOTICED_S
+    with company.client() as before:
+        assert becomes(lambda: chat(before), openai.AuthenticationError) < NOTICED_S
+    chain = company.run("audit", "tail")
+    assert chain.count("user.bound") == 2 and chain.count("user.unbound") == 1
+    # Somebody who comes back is nobody at the login, until they show a token.
+    company.run("user", "remove", ANNA)
+    company.run("user", "add", ANNA, "--name", "Anna Example")
+    company.run("user", "join", ANNA, "--project", "sales")
+    with company.client() as back:
+        assert becomes(lambda: chat(back), None) < NOTICED_S
+    copy = company.login.file.with_name("copy.jsonl")
+    company.run("backup", str(copy))
+    assert '"table":"subject"' in copy.read_text() and "f3c1" not in copy.read_text()
+    company.run("gdpr", "erase", ANNA)
+    assert "last: " in company.run("audit", "verify")
+
+
 def test_projects_are_named_as_the_official_client_names_them(company):
     company.run("project", "create", "office")
     with company.client() as client, company.client(project="office") as office:
@@ -181,7 +211,8 @@ def test_what_another_has_signed_opens_nothing(company, tmp_path):
         "token_issuer": company.login.token(iss=f"{ISSUER}2"),
         "token_audience": company.login.token(aud="account"),
         "token_address": company.login.token(email_verified=False),
-        "token_person": company.login.token(email="bob@example.org"),
+        "token_subject": company.login.token(sub="another"),
+        "token_person": company.login.token(email="bob@example.org", sub="bob"),
         "token_algorithm": jwt.encode({"email": ANNA}, public, algorithm="HS256", headers={"kid": "RS256"}),
         "token_malformed": jwt.encode({"email": ANNA}, None, algorithm="none"),
     }

@@ -196,11 +196,17 @@ def test_only_signed_models_are_served(tmp_path, current):
     model = tmp_path / "signed.gguf"
     shutil.copy(models.fetch("smollm2", models.default_directory()), model)
 
-    def refused():
-        with server.Server(model, conftest.LOGS / "unsigned.log", arguments=["--model-key", public]) as running:
+    database = ["--database", str(tmp_path / "rempart.db")]
+
+    def refused(reason):
+        with server.Server(model, conftest.LOGS / "unsigned.log", arguments=["--model-key", public, *database]) as running:
             assert running.process.wait(timeout=60) == 1
+            chain = subprocess.run([server.binary(), "audit", "tail", "--action", "model.refused", *database], capture_output=True,
+                                   text=True, timeout=60, check=True).stdout.splitlines()
+            # In a word: where it lay and what is wrong in it is in the log.
+            assert f'{{"reason":"{reason}"}}' in chain[-1] and "signature" not in chain[-1]
             return running.log.read_text(encoding="utf-8")
-    assert "has no signature" in refused()
+    assert "has no signature" in refused("unsigned")
     told = rempart("sign", model, "--key", private)
     sha256 = re.search("SHA-256 ([0-9a-f]{64})", told)[1]
     with server.Server(model, conftest.LOGS / "signed.log", arguments=["--model-key", public]) as running:
@@ -213,8 +219,8 @@ def test_only_signed_models_are_served(tmp_path, current):
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    assert "is not what was signed" in refused()
+    assert "is not what was signed" in refused("differs")
     other = tmp_path / "other"
     other.mkdir()
     _, public = write_key(other, ec.generate_private_key(ec.SECP256R1()))
-    assert "another key" in refused()
+    assert "another key" in refused("untrusted")

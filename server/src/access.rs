@@ -1,6 +1,7 @@
 //! Who may come in: anyone, or holders of keys that a database knows.
 
-mod loads;
+mod lasting;
+mod records;
 mod shown;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +15,7 @@ use rempart_governance::{
     DAY_S, Database, Denied, Directory, Error, KeyId, Limiter, NewKey, Principal, Role, Scope, Secret,
     Standing, Store, Subject, is_person, month_began_ms, now_ms, now_s,
 };
-use serde_json::{Map, Value};
+use tokio::sync::watch;
 
 use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
@@ -23,7 +24,7 @@ use crate::ledger::{Ledger, Meter, Refused};
 use crate::metrics::Metrics;
 use crate::oidc::{BadToken, Oidc};
 use crate::retention;
-pub use loads::loads_recorder;
+pub use records::loads_recorder;
 pub use shown::Shown;
 
 /// How often it is looked whether keys have changed, here or in another process.
@@ -55,6 +56,8 @@ pub enum Refusal {
     Token(BadToken),
     /// It is a good token of nobody who is here.
     Stranger,
+    /// The address of the token is this person's, and who it is of at the login is another.
+    OtherSubject(String),
     /// The key is of another project than the one that was asked for, or the token's person is not in that.
     Project(String),
     /// The token's person is in several projects, and has not said which.
@@ -78,6 +81,8 @@ pub struct Keys {
     looks: Store,
     ledger: Ledger,
     seen: RwLock<Seen>,
+    /// The same for who waits for a change.
+    changes: watch::Sender<Arc<Directory>>,
     /// One look at a time: an older one must not take the place of a newer one.
     looking: tokio::sync::Mutex<()>,
     /// How old that may be.
@@ -309,37 +314,6 @@ impl Access {
             keys.denials.count(refusal);
         }
     }
-
-    /// Notes in the audit chain what a caller is about to do.
-    ///
-    /// # Errors
-    /// Where that can't be written: then it must not be done.
-    pub async fn record(&self, caller: &Caller, action: &str, object: &str) -> Result<(), Error> {
-        match self {
-            Self::Open => Ok(()),
-            Self::Keys(keys) => {
-                let detail = "{}".to_owned();
-                keys.store.record(&caller.actor(), action, object, detail).await
-            }
-        }
-    }
-
-    /// Notes that the server itself began or ended, with what is to be known of it.
-    ///
-    /// # Errors
-    /// Where that can't be written.
-    pub async fn record_server(&self, action: &str, mut facts: Map<String, Value>) -> Result<(), Error> {
-        match self {
-            Self::Open => Ok(()),
-            Self::Keys(keys) => {
-                facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
-                let detail = Value::Object(facts).to_string();
-                let recording = keys.store.record("server", action, "server", detail);
-                let recorded = tokio::time::timeout(LOOK_MAX, recording).await;
-                recorded.unwrap_or(Err(Error::Silent))
-            }
-        }
-    }
 }
 
 impl Keys {
@@ -395,6 +369,7 @@ impl Keys {
             looks: store.apart(),
             ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
             store,
+            changes: watch::Sender::new(Arc::clone(&seen.directory)),
             seen: RwLock::new(seen),
             looking: tokio::sync::Mutex::default(),
             stale_max: settings.stale_max,
@@ -442,7 +417,10 @@ impl Keys {
         };
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         match fresh {
-            Some(fresh) => *seen = fresh,
+            Some(fresh) => {
+                self.changes.send_replace(Arc::clone(&fresh.directory));
+                *seen = fresh;
+            }
             None => seen.at = at,
         }
         Ok(())

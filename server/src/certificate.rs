@@ -1,11 +1,10 @@
 //! What a client's certificate tells of who shows it: its public key, which a key of the database can be of.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use rempart_governance::KeyHash;
+use rempart_hub::file;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use x509_cert::Certificate;
@@ -42,15 +41,8 @@ impl ClientCertificate {
     /// What the system says, and that there is none in it.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let failed = || format!("--certificate {}", path.display());
-        let mut bytes = Vec::new();
-        let file = File::open(path).with_context(failed)?;
-        let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
-        let length = read.with_context(failed)? as u64;
-        ensure!(
-            length <= FILE_BYTES_MAX,
-            "{}: more than {FILE_BYTES_MAX} bytes",
-            failed()
-        );
+        let read = file::read(path, FILE_BYTES_MAX).with_context(failed)?;
+        let bytes = read.with_context(|| format!("{}: more than {FILE_BYTES_MAX} bytes", failed()))?;
         let der = CertificateDer::from_pem_slice(&bytes).ok();
         der.and_then(|der| Self::of(&der)).with_context(|| {
             format!(

@@ -9,6 +9,7 @@ use rempart_governance::{Error, Record, Store};
 use serde_json::json;
 
 use crate::access::Refusal;
+use crate::oidc::BadToken;
 
 /// How long they are counted before they are recorded.
 const RECORD_EVERY: Duration = Duration::from_mins(1);
@@ -34,6 +35,7 @@ impl Denials {
             Refusal::Role(_, id) => (id.0.as_str(), "role"),
             Refusal::Token(bad) => (UNKNOWN, bad.name()),
             Refusal::Stranger => (UNKNOWN, "token_person"),
+            Refusal::OtherSubject(whose) => (whose.as_str(), BadToken::Subject.name()),
             Refusal::Project(whose) | Refusal::Outside(whose) | Refusal::Projects { person: whose, .. } => {
                 (whose.as_str(), "project")
             }

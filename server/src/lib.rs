@@ -24,7 +24,6 @@ pub mod openapi;
 pub mod prices;
 mod process;
 pub mod registry;
-mod regular_file;
 pub mod report;
 pub mod response_store;
 pub mod retention;

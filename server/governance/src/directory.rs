@@ -1,6 +1,6 @@
 //! All keys at one moment, in memory: whose a key is costs no query, so that a flood of wrong keys costs the database nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -10,7 +10,7 @@ use crate::content::Announced;
 use crate::key::{Key, KeyHash, KeyId};
 use crate::kind::KeyKind;
 use crate::limit::{Limits, Subject};
-use crate::role::Role;
+use crate::role::{Role, Scope};
 
 /// A key as it is kept.
 #[derive(Clone, Debug)]
@@ -38,6 +38,58 @@ pub struct Insider {
     pub id: String,
     /// Identifiers and names of the projects that they are in.
     pub projects: Vec<(String, String)>,
+    /// The mark of who they are at the login, once a token has told.
+    pub subject: Option<String>,
+}
+
+/// People, as tokens of the login find them.
+#[derive(Debug, Default)]
+pub struct People {
+    /// Those who have not left, by the mark of their address.
+    here: HashMap<String, Insider>,
+    /// The address of each subject of the login, by marks.
+    subjects: HashMap<String, String>,
+    /// The addresses of those who left.
+    gone: HashSet<String>,
+}
+
+/// Whom a token is of, by its address and its subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder<'a> {
+    /// Somebody whose token this is.
+    Known(&'a Insider),
+    /// Somebody whose first token it is: it says who they are at the login.
+    Unbound(&'a Insider),
+    /// The address is this person's, and the subject another.
+    Other(&'a Insider),
+    Nobody,
+}
+
+impl People {
+    /// Of those who have not left, with the mark of their address, and of the marks of those who have.
+    pub fn new(here: Vec<(String, Insider)>, gone: HashSet<String>) -> Self {
+        let subject = |(mark, person): &(String, Insider)| Some((person.subject.clone()?, mark.clone()));
+        Self {
+            subjects: here.iter().filter_map(subject).collect(),
+            here: here.into_iter().collect(),
+            gone,
+        }
+    }
+
+    /// Who shows a token of this address and subject, by marks. The subject stays the same for ever, and an address does not: who
+    /// has another by now is found, unless it is or was somebody else's.
+    pub fn holder(&self, address: &str, subject: &str) -> Holder<'_> {
+        let bound = self.subjects.get(subject);
+        match (self.here.get(address), bound) {
+            (Some(person), Some(own)) if own == address => Holder::Known(person),
+            (Some(person), None) if person.subject.is_none() => Holder::Unbound(person),
+            (Some(person), _) => Holder::Other(person),
+            (None, Some(own)) if !self.gone.contains(address) => {
+                self.here.get(own).map_or(Holder::Nobody, Holder::Known)
+            }
+            (None, _) => Holder::Nobody,
+        }
+    }
 }
 
 /// What identifiers of people begin with.
@@ -90,8 +142,7 @@ pub struct Directory {
     weights: HashMap<String, u32>,
     /// By project.
     recordings: HashMap<String, Arc<Announced>>,
-    /// By the mark of their address.
-    people: HashMap<String, Insider>,
+    people: People,
     /// Those of tokens, by person and project.
     tokens: HashMap<(String, String), KeyId>,
     /// Those of certificates, by the hash of the public key in hexadecimal.
@@ -133,7 +184,7 @@ impl Directory {
             limits: BTreeMap::new(),
             weights: HashMap::new(),
             recordings: HashMap::new(),
-            people: HashMap::new(),
+            people: People::default(),
             tokens,
             certificates,
         }
@@ -160,15 +211,15 @@ impl Directory {
         Self { recordings, ..self }
     }
 
-    /// With people who have not left, by the mark of their address.
+    /// With people.
     #[must_use]
-    pub fn with_people(self, people: HashMap<String, Insider>) -> Self {
+    pub fn with_people(self, people: People) -> Self {
         Self { people, ..self }
     }
 
-    /// The person whose address has this mark.
-    pub fn person(&self, mark: &str) -> Option<&Insider> {
-        self.people.get(mark)
+    /// Those whom tokens are of.
+    pub fn people(&self) -> &People {
+        &self.people
     }
 
     /// The key that a person's tokens count as in a project, by identifiers, good or not.
@@ -200,6 +251,12 @@ impl Directory {
             return Err(Denied::Expired);
         }
         Ok(())
+    }
+
+    /// Whether a key is good, and for this, at a time in Unix seconds.
+    pub fn allows(&self, key: &KeyId, scope: Scope, now_s: i64) -> bool {
+        let record = self.keys.get(key);
+        self.check(key, now_s).is_ok() && record.is_some_and(|record| record.role.allows(scope))
     }
 
     /// Whose key this is, at a time in Unix seconds.
@@ -324,6 +381,9 @@ mod tests {
         assert_eq!(at(&old, 99).map(|principal| principal.key), Ok(old.id.clone()));
         assert_eq!(at(&old, 100), Err(Denied::Expired));
         assert_eq!(at(&ended, 0), Err(Denied::Revoked));
+        let allows = |key: &NewKey, scope| directory.allows(&key.id, scope, 99);
+        assert!(allows(&key, Scope::Use) && allows(&old, Scope::Use) && !allows(&ended, Scope::Use));
+        assert!(!allows(&key, Scope::Audit) && !directory.allows(&old.id, Scope::Use, 100));
         assert_eq!(
             at(&other, 100),
             Err(Denied::Unknown),
@@ -331,6 +391,33 @@ mod tests {
         );
         assert_eq!(directory.authenticate("sk-x", 100), Err(Denied::Malformed));
         assert_eq!(at(&NewKey::make().unwrap(), 100), Err(Denied::Unknown));
+    }
+
+    #[test]
+    fn a_subject_is_one_person_and_an_address_may_change() {
+        let person = |id: &str, subject: Option<&str>| Insider {
+            id: id.to_owned(),
+            projects: Vec::new(),
+            subject: subject.map(str::to_owned),
+        };
+        let (anna, bob) = (person("anna", Some("s1")), person("bob", None));
+        let people = People::new(
+            vec![
+                ("anna@".to_owned(), anna.clone()),
+                ("bob@".to_owned(), bob.clone()),
+            ],
+            HashSet::from(["eve@".to_owned()]),
+        );
+        assert_eq!(people.holder("anna@", "s1"), Holder::Known(&anna));
+        assert_eq!(people.holder("bob@", "s2"), Holder::Unbound(&bob));
+        assert_eq!(people.holder("anna.new@", "s1"), Holder::Known(&anna));
+        // Her address was given to another, she was given another's, and one that was.
+        assert_eq!(people.holder("anna@", "s2"), Holder::Other(&anna));
+        assert_eq!(people.holder("bob@", "s1"), Holder::Other(&bob));
+        assert_eq!(people.holder("eve@", "s1"), Holder::Nobody);
+        assert_eq!(people.holder("x@", "s2"), Holder::Nobody);
+        // Neither is found by the other's mark.
+        assert_eq!(people.holder("s1", "anna@"), Holder::Nobody);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use checkpoint::{BadCheckpoint, Checkpoint, End};
 pub use content::{
     Announced, BrokenContent, Content, RECORDING_DAYS_MAX, ReaderKey, Recording, Sealed, pack,
 };
-pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person};
+pub use directory::{Denied, Directory, Holder, Insider, KeyRecord, People, Principal, is_person};
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
 pub use limit::{
@@ -33,8 +33,8 @@ pub use retention::{BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, Trimm
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, ContentQuery, Database, Deleted, Error, Kept, Member, NewKeyRequest, Note, Noted, Oldest,
-    Person, Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms,
-    now_s,
+    AuditQuery, ContentQuery, Database, Deleted, Error, Kept, LoginSubject, Member, NewKeyRequest, Note,
+    Noted, Oldest, Person, Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX,
+    Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -4,14 +4,17 @@
 mod support;
 
 use rempart_governance::{
-    Actor, Denied, Directory, Error, KeyHash, KeyId, KeyKind, NewKeyRequest, Person, Role, Secret, Store,
-    now_s, verify,
+    Actor, Denied, Directory, Error, Holder, KeyHash, KeyId, KeyKind, NewKeyRequest, Person, Role, Secret,
+    Store, now_s, verify,
 };
 
 use support::{Place, key};
 
 on_both! {
     a_token_opens_what_its_person_may
+    who_a_person_is_at_the_login_stays_so
+    who_a_person_was_at_the_login_goes_with_them
+    of_many_first_tokens_one_binds
     one_key_is_made_of_many_first_uses
     a_certificate_is_of_one_key
     a_copy_from_before_there_were_kinds_is_restored
@@ -49,7 +52,9 @@ async fn a_token_opens_what_its_person_may(place: Place) {
     let mark = store.mark_of("anna.example@EXAMPLE.org").unwrap();
     assert!(store.mark_of("anna").is_err());
     let directory = store.directory().await.unwrap();
-    let insider = directory.person(&mark).unwrap();
+    let Holder::Unbound(insider) = directory.people().holder(&mark, "") else {
+        panic!("she is here, and nobody at the login")
+    };
     assert_eq!(
         (&insider.id, insider.projects.as_slice()),
         (&anna.id, &[(project.clone(), "sales".to_owned())][..])
@@ -92,7 +97,8 @@ async fn a_token_opens_what_its_person_may(place: Place) {
             .is_err()
     );
     store.end_person("cli:root", &anna.id).await.unwrap();
-    assert_eq!(store.directory().await.unwrap().person(&mark), None);
+    let gone = store.directory().await.unwrap();
+    assert_eq!(gone.people().holder(&mark, ""), Holder::Nobody);
     store
         .add_person("cli:root", ANNA, "Anna Example", Role::Auditor)
         .await
@@ -104,6 +110,160 @@ async fn a_token_opens_what_its_person_may(place: Place) {
     store.erase_person("cli:root", ANNA).await.unwrap();
     assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
     assert!(store.restore_token_key("cli:root", &key.0).await.is_err());
+}
+
+const ISSUER: &str = "https://login.example.org";
+const SUBJECT: &str = "f3c1d2aa-anna-at-the-login";
+
+/// Whom a token of an address and a subject is of.
+async fn held(store: &Store, email: &str, subject: &str) -> String {
+    let (address, subject) = (
+        store.mark_of(email).unwrap(),
+        store.mark_of_subject(ISSUER, subject).unwrap(),
+    );
+    match store
+        .directory()
+        .await
+        .unwrap()
+        .people()
+        .holder(&address, &subject)
+    {
+        Holder::Known(person) => format!("known {}", person.id),
+        Holder::Unbound(person) => format!("unbound {}", person.id),
+        Holder::Other(person) => format!("other {}", person.id),
+        Holder::Nobody => "nobody".to_owned(),
+    }
+}
+
+async fn who_a_person_is_at_the_login_stays_so(place: Place) {
+    let store = open(&place).await;
+    let (anna, _) = anna(&store, Role::Member).await;
+    let bob = store
+        .add_person("cli:root", "bob@example.org", "Bob", Role::Member)
+        .await
+        .unwrap();
+    assert_eq!(held(&store, ANNA, SUBJECT).await, format!("unbound {}", anna.id));
+    let bind = |person: &str, subject: &'static str| {
+        let (store, person) = (store.clone(), person.to_owned());
+        async move { store.bind_subject("server", &person, (ISSUER, subject)).await }
+    };
+    bind(&anna.id, SUBJECT).await.unwrap();
+    bind(&anna.id, SUBJECT).await.unwrap();
+    assert_eq!(held(&store, ANNA, SUBJECT).await, format!("known {}", anna.id));
+    assert_eq!(held(&store, ANNA, "another").await, format!("other {}", anna.id));
+    assert_eq!(
+        held(&store, "anna.new@example.org", SUBJECT).await,
+        format!("known {}", anna.id)
+    );
+    assert_eq!(
+        held(&store, "bob@example.org", SUBJECT).await,
+        format!("other {}", bob.id)
+    );
+    assert_eq!(held(&store, "eve@example.org", "another").await, "nobody");
+    // Another login may call somebody else the same.
+    assert_ne!(
+        store.mark_of_subject(ISSUER, SUBJECT).unwrap(),
+        store.mark_of_subject("https://another.example", SUBJECT).unwrap()
+    );
+    for (person, subject) in [(&anna.id, "another"), (&bob.id, SUBJECT)] {
+        let refused = bind(person, subject).await;
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    }
+    assert!(matches!(bind("user_x", "another").await, Err(Error::Missing(_))));
+    let login = store.subject_of(&anna.id).await.unwrap().unwrap();
+    assert_eq!((login.issuer.as_str(), login.subject.as_str()), (ISSUER, SUBJECT));
+    // An account that was made again binds anew, once an operator has said so.
+    store.unbind_subject("cli:root", &anna.id).await.unwrap();
+    assert!(matches!(
+        store.unbind_subject("cli:root", &anna.id).await,
+        Err(Error::Missing(_))
+    ));
+    assert_eq!(held(&store, "anna.new@example.org", SUBJECT).await, "nobody");
+    bind(&anna.id, "another").await.unwrap();
+    assert_eq!(held(&store, ANNA, "another").await, format!("known {}", anna.id));
+    let rows = store.audit_events(0).await.unwrap();
+    verify(&rows, None).unwrap();
+    let told = rows
+        .iter()
+        .filter(|row| row.object == anna.id)
+        .map(|row| row.action.as_str());
+    let told: Vec<&str> = told.filter(|action| action.ends_with("bound")).collect();
+    assert_eq!(told, ["user.bound", "user.unbound", "user.bound"]);
+    assert!(
+        rows.iter()
+            .all(|row| !row.detail.contains(SUBJECT) && !row.detail.contains(ISSUER))
+    );
+}
+
+async fn who_a_person_was_at_the_login_goes_with_them(place: Place) {
+    let store = open(&place).await;
+    let (anna, _) = anna(&store, Role::Member).await;
+    let bind = async || {
+        store
+            .bind_subject("server", &anna.id, (ISSUER, SUBJECT))
+            .await
+            .unwrap()
+    };
+    bind().await;
+    // It is in a copy, which opens with the secret alone, and nowhere as it is.
+    let mut copy = Vec::new();
+    store.back_up("cli:root", &mut copy, || {}).await.unwrap();
+    let text = String::from_utf8(copy).unwrap();
+    assert!(!text.contains(SUBJECT) && !text.contains("login.example.org"));
+    let fresh = Place::file();
+    let secret = Secret::open(&place.folder().join("secret")).unwrap();
+    let restored = fresh.open().await;
+    restored
+        .restore("cli:root", text.as_bytes(), || {})
+        .await
+        .unwrap();
+    let restored = restored.with_known_secret(secret).await.unwrap();
+    assert_eq!(held(&restored, ANNA, SUBJECT).await, format!("known {}", anna.id));
+    let login = restored.subject_of(&anna.id).await.unwrap().unwrap();
+    assert_eq!(login.subject, SUBJECT);
+    // Who left is found by neither, nor is somebody by the address of who left; who comes back is bound to nothing.
+    store.end_person("cli:root", &anna.id).await.unwrap();
+    assert!(store.subject_of(&anna.id).await.unwrap().is_none());
+    assert_eq!(held(&store, ANNA, SUBJECT).await, "nobody");
+    let bob = store
+        .add_person("cli:root", "bob@example.org", "Bob", Role::Member)
+        .await
+        .unwrap();
+    store
+        .bind_subject("server", &bob.id, (ISSUER, "bob"))
+        .await
+        .unwrap();
+    assert_eq!(held(&store, ANNA, "bob").await, "nobody");
+    store
+        .add_person("cli:root", ANNA, "Anna", Role::Member)
+        .await
+        .unwrap();
+    assert_eq!(
+        held(&store, ANNA, "another").await,
+        format!("unbound {}", anna.id)
+    );
+    bind().await;
+    store.erase_person("cli:root", &anna.id).await.unwrap();
+    assert!(store.subject_of(&anna.id).await.unwrap().is_none());
+    let mut raw = place.raw().await;
+    let rows = sqlx::query("SELECT person FROM subject")
+        .fetch_all(&mut raw)
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 1, "Bob's alone");
+    // Her address is free for somebody else, whom it finds.
+    assert_eq!(held(&store, ANNA, "bob").await, format!("known {}", bob.id));
+    verify(&store.audit_events(0).await.unwrap(), None).unwrap();
+}
+
+async fn of_many_first_tokens_one_binds(place: Place) {
+    let store = open(&place).await;
+    let (anna, _) = anna(&store, Role::Member).await;
+    let bind = |subject| store.bind_subject("server", &anna.id, (ISSUER, subject));
+    let (one, two, three) = tokio::join!(bind("one"), bind("two"), bind("three"));
+    let bound = [one, two, three].into_iter().filter(Result::is_ok).count();
+    assert_eq!(bound, 1);
+    assert!(store.subject_of(&anna.id).await.unwrap().is_some());
 }
 
 async fn one_key_is_made_of_many_first_uses(place: Place) {

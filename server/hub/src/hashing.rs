@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::digest::{Hasher, Sha256};
+use crate::file;
 use crate::progress::{Action, Event, Progress};
-use crate::signature::regular;
 
 /// Most pieces hashed at once: beyond this a disk is the limit, not the processor.
 const HASHERS_MAX: usize = 8;
@@ -77,7 +77,7 @@ impl Piece {
 
     /// Length and digest of what is there.
     fn hash(&self, on_bytes: impl FnMut(u64)) -> io::Result<(u64, Sha256)> {
-        let mut file = regular(&self.path)?;
+        let mut file = file::open(&self.path)?;
         let mut hasher = Hasher::default();
         match self.stamp {
             None => hasher.read_from(file, on_bytes)?,

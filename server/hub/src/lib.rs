@@ -7,6 +7,7 @@
 //! - [`report`]: what a check found, file by file.
 //! - [`store`]: the folders models live in, and the way from a name to what a loader opens. No network.
 //! - [`pull`](mod@pull): from a hub into the store. The only module of the workspace with an HTTP client for the outside.
+//! - [`file`](mod@file): how files are opened and written that others may have put something else in the place of.
 //! - [`progress`]: what the above report while they work, and its display on a terminal.
 //!
 //! # Pulling
@@ -50,6 +51,7 @@
 
 pub mod catalogue;
 pub mod digest;
+pub mod file;
 mod hashing;
 pub mod manifest;
 pub mod progress;

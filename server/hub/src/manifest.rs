@@ -3,18 +3,18 @@
 //! Nothing here touches a network; `serve` runs [`Manifest::verify`] at every load.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
+use crate::file;
 use crate::hashing::{Piece, hash};
 use crate::progress::Progress;
 use crate::reference::check_file;
-use crate::report::{Difference, How, Report, root};
+use crate::report::{Difference, How, Report, in_brief, root};
 
 /// The manifest's own name, in the model's folder.
 pub const FILE_NAME: &str = "rempart-manifest.json";
@@ -95,8 +95,8 @@ impl Manifest {
     /// [`Error::Invalid`] or [`Error::Version`] when there is one that cannot be trusted, [`Error::Io`].
     pub fn load(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE_NAME);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let read = match file::read(&path, MANIFEST_BYTES_MAX) {
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Io { path, source }),
         };
@@ -104,17 +104,8 @@ impl Manifest {
             path: path.clone(),
             reason,
         };
-        let mut text = Vec::new();
-        file.take(MANIFEST_BYTES_MAX + 1)
-            .read_to_end(&mut text)
-            .map_err(|source| Error::Io {
-                path: path.clone(),
-                source,
-            })?;
-        if text.len() as u64 > MANIFEST_BYTES_MAX {
-            return Err(invalid(format!("it is longer than {MANIFEST_BYTES_MAX} bytes")));
-        }
-        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))?;
+        let text = read.ok_or_else(|| invalid(format!("it is longer than {MANIFEST_BYTES_MAX} bytes")))?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| invalid(in_brief(&e)))?;
         let version = value.get("version").and_then(serde_json::Value::as_u64);
         let version = version
             .and_then(|v| u32::try_from(v).ok())
@@ -122,7 +113,7 @@ impl Manifest {
         if version != VERSION {
             return Err(Error::Version { path, found: version });
         }
-        let manifest: Self = serde_json::from_value(value).map_err(|e| invalid(e.to_string()))?;
+        let manifest: Self = serde_json::from_value(value).map_err(|e| invalid(in_brief(&e)))?;
         manifest.check().map_err(invalid)?;
         Ok(Some(manifest))
     }
@@ -137,21 +128,9 @@ impl Manifest {
             path: path.clone(),
             reason,
         })?;
-        let temporary = dir.join(format!(".{FILE_NAME}.{}", process::id()));
         let mut text = serde_json::to_vec_pretty(self).expect("strings and numbers always serialize");
         text.push(b'\n');
-        let written = (|| {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(dir)?.sync_all()
-        })();
-        written.map_err(|source| {
-            // The error that matters is the first one.
-            drop(fs::remove_file(&temporary));
-            Error::Io { path, source }
-        })
+        file::write(&path, &text, None).map_err(|source| Error::Io { path, source })
     }
 
     /// Compares every file of the folder with the manifest: its presence, its size, its SHA-256, and that no other file

@@ -103,6 +103,16 @@ pub fn root<'a>(files: impl IntoIterator<Item = (&'a str, Sha256)>) -> Sha256 {
     hasher.finish()
 }
 
+/// Characters of what a reader says of a text.
+const SAID_CHARS_MAX: usize = 200;
+
+/// What a reader of a file says of it, in brief: it quotes what it has read, however long that is.
+pub(crate) fn in_brief(error: &impl fmt::Display) -> String {
+    let said = error.to_string();
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    said.chars().take(SAID_CHARS_MAX).map(plain).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

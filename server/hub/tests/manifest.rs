@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use rempart_hub::digest::Sha256;
 use rempart_hub::manifest::{Error, FILE_NAME, Manifest};
 use rempart_hub::progress::{Event, Silent};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 fn model() -> (TempDir, Manifest) {
@@ -175,6 +176,30 @@ fn manifests_that_cannot_be_trusted_are_invalid() {
         Manifest::load(dir.path()).unwrap_err(),
         Error::Version { found: 2, .. }
     ));
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_manifest_is_not_waited_for() {
+    let (dir, manifest) = model();
+    let place = dir.path().join(FILE_NAME);
+    let _none = fs::remove_file(&place);
+    mknodat(CWD, &place, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let refused = Manifest::load(dir.path()).unwrap_err().to_string();
+    assert!(refused.ends_with("it is no regular file"), "{refused}");
+    // A new manifest takes its place, and a long text is quoted in brief.
+    manifest.save(dir.path()).unwrap();
+    assert_eq!(Manifest::load(dir.path()).unwrap(), Some(manifest));
+    fs::write(
+        &place,
+        format!(r#"{{"version": 1, "files": "{}"}}"#, "x\\n".repeat(100_000)),
+    )
+    .unwrap();
+    let refused = Manifest::load(dir.path()).unwrap_err().to_string();
+    assert!(
+        refused.len() < 1_000 && !refused.contains('\n'),
+        "{}",
+        refused.len()
+    );
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use rempart_governance::{Denied, Directory, Error, Insider, Key, KeyId, Principal, now_s};
+use rempart_governance::{Denied, Directory, Error, Holder, Insider, Key, KeyId, Principal, now_s};
 
 use super::{Keys, LOOK_MAX, Refusal};
 use crate::certificate::ClientCertificate;
-use crate::oidc::Oidc;
+use crate::oidc::{Oidc, Whose};
 
 /// What a request shows of who makes it, as it is in its head.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +49,14 @@ impl Keys {
         token: &str,
         project: Option<&str>,
     ) -> Result<Principal, Refusal> {
-        let (mark, until) = oidc.mark(token).map_err(Refusal::Token)?;
-        let person = directory.person(&mark).ok_or(Refusal::Stranger)?;
+        let (whose, until) = oidc.whose(token).map_err(Refusal::Token)?;
+        let directory = self.bound(directory, oidc, &whose).await?;
+        let person = match directory.people().holder(&whose.address, &whose.subject) {
+            Holder::Known(person) => person,
+            Holder::Other(person) => return Err(Refusal::OtherSubject(person.id.clone())),
+            // They have left since that was last looked at, or were bound to nobody any more.
+            Holder::Unbound(_) | Holder::Nobody => return Err(Refusal::Stranger),
+        };
         let project = one_project(person, project)?;
         let opened = |directory: &Directory, key: &KeyId| {
             let refused = |denied| Refusal::Key(denied, Some(key.clone()));
@@ -60,19 +66,48 @@ impl Keys {
         if let Some(key) = directory.token_key(&person.id, project) {
             return opened(&directory, key);
         }
-        let first = tokio::time::timeout(LOOK_MAX, Box::pin(self.first_use(&person.id, project)));
-        match first.await.unwrap_or(Err(Error::Silent)) {
-            Ok(()) => {}
-            // They have left since that was last looked at.
-            Err(Error::Missing(_) | Error::Refused(_)) => return Err(Refusal::Stranger),
-            Err(error) => {
-                tracing::error!(%error, "the key of somebody's tokens can't be made");
-                return Err(Refusal::Unknowable);
-            }
-        }
-        let directory = self.directory().ok_or(Refusal::Unknowable)?;
+        let first = Box::pin(self.first_use(&person.id, project));
+        let directory = self.written(first).await?;
         let key = directory.token_key(&person.id, project);
         opened(&directory, key.ok_or(Refusal::Stranger)?)
+    }
+
+    /// Who there is, once the person of a token is who that says: their first one binds them.
+    async fn bound(
+        &self,
+        directory: Arc<Directory>,
+        oidc: &Oidc,
+        whose: &Whose,
+    ) -> Result<Arc<Directory>, Refusal> {
+        let Holder::Unbound(person) = directory.people().holder(&whose.address, &whose.subject) else {
+            return Ok(directory);
+        };
+        let bind = Box::pin(async {
+            let _turn = self.first_uses.lock().await;
+            match oidc.bind(&person.id, whose).await {
+                // Another token was faster: whose they are now is seen next.
+                Err(Error::Refused(_)) | Ok(()) => self.refresh().await,
+                Err(error) => Err(error),
+            }
+        });
+        self.written(bind).await
+    }
+
+    /// Who there is after something was written of who shows a token.
+    async fn written(
+        &self,
+        write: impl Future<Output = Result<(), Error>>,
+    ) -> Result<Arc<Directory>, Refusal> {
+        let written = tokio::time::timeout(LOOK_MAX, write).await;
+        match written.unwrap_or(Err(Error::Silent)) {
+            Ok(()) => self.directory().ok_or(Refusal::Unknowable),
+            // They have left since that was last looked at.
+            Err(Error::Missing(_) | Error::Refused(_)) => Err(Refusal::Stranger),
+            Err(error) => {
+                tracing::error!(%error, "what somebody's first token says can't be recorded");
+                Err(Refusal::Unknowable)
+            }
+        }
     }
 
     /// Makes the key that a person's tokens count as in a project.

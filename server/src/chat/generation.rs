@@ -16,7 +16,6 @@ use crate::ledger::{Meter, Used};
 use crate::model::Model;
 use crate::openai::logprobs::{self, PromptLogprobs};
 use crate::openai::shared::{CompletionTokensDetails, Usage};
-use crate::shutdown::{Phase, Shutdown};
 
 /// What happened to one choice.
 #[derive(Debug)]
@@ -46,14 +45,17 @@ pub struct Generation {
     open: usize,
     completion_tokens: usize,
     predicted: Predicted,
-    /// Resolves when the process no longer waits for answers.
-    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Resolves with why the answer must not go on.
+    cut: Cut,
     /// The engine ends a request at its deadline; this is for an engine that does not move.
     overdue: Pin<Box<Sleep>>,
     arrived: Instant,
     meter: Meter,
     span: Span,
 }
+
+/// What waits for a reason to end an answer, whatever its engine does.
+pub type Cut = Pin<Box<dyn Future<Output = ApiError> + Send>>;
 
 /// How long after its deadline a request is given up on without the engine's word.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -83,7 +85,7 @@ impl Generation {
         model: Arc<Model>,
         prepared: Prepared,
         timing: Timing,
-        shutdown: &Shutdown,
+        cut: Cut,
         meter: Meter,
     ) -> Result<Self, ApiError> {
         let Prepared {
@@ -133,7 +135,7 @@ impl Generation {
             open,
             completion_tokens: 0,
             predicted: Predicted::default(),
-            closing: Box::pin(shutdown.reached(Phase::Closing)),
+            cut,
             overdue: Box::pin(sleep_until((timing.deadline + OVERDUE).into())),
             arrived,
             meter,
@@ -191,9 +193,11 @@ impl Generation {
     async fn next_update(&mut self) -> Result<Option<Update>, ApiError> {
         while self.open > 0 {
             let event = tokio::select! {
-                event = self.stream.next() => event,
-                () = &mut self.closing => return Err(ApiError::draining()),
+                // An answer that is read slowly has events waiting all the time.
+                biased;
+                why = &mut self.cut => return Err(why),
                 () = &mut self.overdue => return Err(ApiError::deadline()),
+                event = self.stream.next() => event,
             };
             let Some(event) = event else {
                 return Err(if self.model.engine.is_closed() {

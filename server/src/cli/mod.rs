@@ -7,6 +7,7 @@ mod doctor;
 mod govern;
 mod limit;
 mod model;
+mod oidc;
 mod people;
 mod processing;
 mod pull;
@@ -26,6 +27,7 @@ use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
 use limit::LimitCommand;
 use model::ModelCommand;
+use oidc::OidcCommand;
 use people::{GdprCommand, UserCommand};
 use retention::RetentionCommand;
 use usage::UsageCommand;
@@ -49,6 +51,9 @@ pub enum Command {
     /// List, verify and sign models
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Fetch the public keys of the company's login
+    #[command(subcommand)]
+    Oidc(OidcCommand),
     /// Make, list and end keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -101,6 +106,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
         Command::Model(command) => model::model(command),
+        Command::Oidc(command) => oidc::oidc(command),
         Command::Key(command) => govern::key(command),
         Command::Project(command) => govern::project(command),
         Command::Limit(command) => limit::limit(command),

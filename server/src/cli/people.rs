@@ -68,6 +68,13 @@ pub enum UserCommand {
         /// Their address or identifier
         whom: String,
     },
+    /// Have a person's next good token say anew who they are at the login: their account there was made again
+    Unbind {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Their address or identifier
+        whom: String,
+    },
     /// Have a person leave the company: all of their keys end. Who they were is known until they are erased
     Remove {
         #[command(flatten)]
@@ -153,11 +160,14 @@ pub(super) fn user(command: UserCommand) -> anyhow::Result<()> {
             whom,
         } => with_store(&database, async |store| {
             let id = store.person(&whom).await?.id;
-            let all = store.projects().await?;
-            let known = all.iter().find(|one| one.name == project || one.id == project);
-            let project = known.map_or(project.as_str(), |project| &project.id);
-            store.remove_member(&database.actor(), project, &id).await?;
+            let project = project_id(store, project).await?;
+            store.remove_member(&database.actor(), &project, &id).await?;
             say(&format!("{id} is no longer in the project"))
+        }),
+        UserCommand::Unbind { database, whom } => with_store(&database, async |store| {
+            let id = store.person(&whom).await?.id;
+            store.unbind_subject(&database.actor(), &id).await?;
+            say(&format!("{id} is bound by their next good token"))
         }),
         UserCommand::Remove { database, whom } => with_store(&database, async |store| {
             let id = store.person(&whom).await?.id;
@@ -165,6 +175,13 @@ pub(super) fn user(command: UserCommand) -> anyhow::Result<()> {
             say(&format!("{id} has left, and all of their keys have ended"))
         }),
     }
+}
+
+/// The identifier of a project that is named by that or by its name.
+async fn project_id(store: &Store, named: String) -> anyhow::Result<String> {
+    let all = store.projects().await?;
+    let known = all.into_iter().find(|one| one.name == named || one.id == named);
+    Ok(known.map_or(named, |project| project.id))
 }
 
 fn told(person: &Person) -> String {
@@ -201,9 +218,14 @@ pub(super) fn gdpr(command: GdprCommand) -> anyhow::Result<()> {
 async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let named = person.named.as_ref();
+    let login = store
+        .subject_of(&person.id)
+        .await?
+        .map(|login| json!({"issuer": login.issuer, "subject": login.subject, "bound": login.bound}));
     let about = json!({
         "id": person.id, "email": named.map(|named| &named.email), "name": named.map(|named| &named.name),
         "role": person.role.name(), "added": person.created, "left": person.ended,
+        "login": login,
     });
     writeln!(out, "{{\"person\": {about},")?;
     let mut projects = Vec::new();

@@ -170,7 +170,7 @@ const DATA: &str = "\
 - Prompts and answers, with whatever is in them: in memory while a request runs, and for as long as `/v1/responses` keeps one \
 there; never in a file or a log, and in the database only as said below
 - Of each request: time, key, project, model, endpoint, numbers of tokens, duration, outcome; whose a key is
-- Address and name of people who have keys, sealed
+- Address and name of people who have keys, and who they are at the login, sealed
 - What was done to keys, people, projects, limits and models: time, who, what
 ";
 

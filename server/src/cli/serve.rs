@@ -15,7 +15,7 @@ use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
 use crate::prices::Prices;
-use crate::registry::First;
+use crate::registry::{Attempt, First, Refused, reason};
 use crate::served_model::Loader;
 use crate::shutdown::{Phase, Shutdown};
 use crate::warm_up;
@@ -176,6 +176,14 @@ async fn open_access(settings: &GovernanceSettings, metrics: &Metrics) -> anyhow
 /// Loads the models, proves that they work, and watches their engines until the end.
 async fn supervise(settings: Settings, app: &AppState) -> anyhow::Result<()> {
     let result = load_and_watch(settings, app).await;
+    if let Err(error) = &result
+        && let Some(refused) = error.downcast_ref::<Refused>()
+    {
+        let load = Attempt::Refused(reason(error));
+        if let Err(error) = app.registry.record(&refused.model, load).await {
+            tracing::error!("{error:#}");
+        }
+    }
     // Whatever the reason, the accept loop ends with this.
     app.shutdown.advance(if result.is_ok() {
         Phase::Draining
@@ -196,15 +204,16 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
         loaded = loading => loaded.context("loading the models panicked")??,
         () = app.shutdown.reached(Phase::Draining) => return Ok(()),
     };
-    for first in &models {
-        tokio::select! {
-            warmed = warm_up::warm_up(&first.loaded.served) => warmed?,
+    for First { names, loaded, .. } in &models {
+        let warmed = tokio::select! {
+            warmed = warm_up::warm_up(&loaded.served) => warmed,
             () = app.shutdown.reached(Phase::Draining) => return Ok(()),
-        }
+        };
+        warmed.map_err(Refused::of(first_of(names)))?;
     }
     for First { names, loaded, .. } in &models {
-        let name = names.first().map_or("", String::as_str);
-        app.registry.record(name, &loaded.proof).await?;
+        let load = Attempt::Loaded(loaded.proof.clone());
+        app.registry.record(first_of(names), load).await?;
     }
     warn_of_prices(&prices, &models);
     app.registry.open(models, Some(Box::new(loader)));
@@ -214,6 +223,10 @@ async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()
     }
     app.shutdown.reached(Phase::Closing).await;
     Ok(())
+}
+
+fn first_of(names: &[String]) -> &str {
+    names.first().map_or("", String::as_str)
 }
 
 /// A model that is misspelt would cost nothing for ever.

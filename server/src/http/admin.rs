@@ -9,6 +9,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
@@ -83,7 +84,11 @@ async fn reload(
 async fn recorded(app: &AppState, caller: &Caller, action: &str, name: Name) -> Result<String, ApiError> {
     let name = checked(app, name)?;
     app.registry.resolve(&name).await?;
-    app.access.record(caller, action, &name).await.map_err(|error| {
+    // Of one that is in memory, which it is: another may be there by its name before and after.
+    let sha256 = app.registry.sha256_of(&name);
+    let detail = sha256.map_or_else(|| json!({}), |sha256| json!({"sha256": sha256.to_string()}));
+    let recorded = app.access.record(caller, action, &name, detail).await;
+    recorded.map_err(|error| {
         tracing::error!(%error, "the audit chain can't be written");
         ApiError::not_ready("what is done can't be recorded")
     })?;

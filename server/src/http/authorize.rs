@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::{App, AppState};
 use crate::access::{Caller, Refusal, Shown};
 use crate::certificate::ClientCertificate;
+use crate::oidc::BadToken;
 
 /// Where Anthropic's clients put the key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -227,6 +228,7 @@ fn reason(refusal: &Refusal) -> &'static str {
         Refusal::Role(..) => "role",
         Refusal::Token(bad) => bad.name(),
         Refusal::Stranger => "token_person",
+        Refusal::OtherSubject(_) => BadToken::Subject.name(),
         Refusal::Project(_) | Refusal::Projects { .. } | Refusal::Outside(_) => "project",
         Refusal::Unknowable => "unavailable",
     }
@@ -242,6 +244,7 @@ fn note(refusal: &Refusal) {
         }
         // Anyone can send as many as they like.
         Refusal::Token(bad) => tracing::debug!(why = %bad, "a token was refused"),
+        Refusal::OtherSubject(whose) => tracing::warn!(whose, "a token of their address is somebody else's"),
         Refusal::Stranger => tracing::debug!("a token of nobody who is here was refused"),
         Refusal::NoKey | Refusal::Key(_, None) | Refusal::Unknowable => {}
     }
@@ -259,7 +262,9 @@ fn error(refusal: &Refusal) -> ApiError {
     match refusal {
         Refusal::NoKey => ApiError::no_key(),
         // Why a key is none is for its owner to ask an operator.
-        Refusal::Key(..) | Refusal::Token(_) | Refusal::Stranger => ApiError::wrong_key(),
+        Refusal::Key(..) | Refusal::Token(_) | Refusal::Stranger | Refusal::OtherSubject(_) => {
+            ApiError::wrong_key()
+        }
         Refusal::Role(role, _) => ApiError::not_permitted(role.name()),
         Refusal::Project(_) => ApiError::other_project(),
         Refusal::Projects { projects, .. } => ApiError::which_project(projects),

@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::openapi::code;
+
 /// When a client may ask again for a model that is not loaded, in seconds.
 const UNLOADED_RETRY_AFTER_S: u64 = 10;
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -58,6 +60,7 @@ struct ErrorObject<'a> {
     #[serde(rename = "type")]
     kind: Kind,
     param: Option<&'a str>,
+    #[schema(schema_with = code)]
     code: Option<&'a str>,
 }
 

@@ -10,13 +10,15 @@ use serde_json::value::RawValue;
 use super::error::ApiError;
 use super::limits::Received;
 use super::{App, limits};
-use crate::chat::generation::Generation;
+use crate::access::Caller;
+use crate::chat::generation::{Cut, Generation};
 use crate::chat::{Prepared, Rules};
 use crate::config::RequestLimits;
 use crate::encoder::EncoderModel;
 use crate::model::Model;
 use crate::openai::prompted::Prompted;
 use crate::registry::Use;
+use crate::shutdown::Phase;
 
 /// A generation that runs, and what it was started with.
 pub(super) struct Started {
@@ -115,6 +117,7 @@ where
         }
     }
     let meter = body.meter.clone();
+    let cut = cut(app, &body.caller);
     drop(body);
     let model = model?;
     meter.model(model.id());
@@ -122,11 +125,22 @@ where
     app.follow_format(&model, &mut prepared, deadline).await?;
     let rules = prepared.rules.clone();
     let (answering, timing) = (Arc::clone(&model), app.timing(arrived));
-    let generation = Generation::start(answering, prepared, timing, &app.shutdown, meter).await?;
+    let generation = Generation::start(answering, prepared, timing, cut, meter).await?;
     let started = Started {
         model,
         generation,
         rules,
     };
     Ok((started, kept))
+}
+
+/// What ends an answer early: the process ends, or what its caller has shown does.
+fn cut(app: &App, caller: &Caller) -> Cut {
+    let (closing, ended) = (app.shutdown.reached(Phase::Closing), app.access.ended(caller));
+    Box::pin(async {
+        tokio::select! {
+            () = closing => ApiError::draining(),
+            () = ended => ApiError::key_ended(),
+        }
+    })
 }

@@ -1,33 +1,29 @@
 //! The public keys of a login: a set of JSON Web Keys (RFC 7517) within limits, and of it those that can verify a token.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
+use rempart_hub::file;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::regular_file;
+use super::signature::KeyType;
 
 /// Sets of large logins have some ten keys, of up to 3 KiB with their certificates.
 pub const FILE_BYTES_MAX: u64 = 256 << 10;
 pub const KEYS_MAX: usize = 64;
+/// Keys of one identifier: a login may have one of each kind, or the next one beside the one before.
+pub const SAME_ID_MAX: usize = 4;
+/// Of the identifier of a key.
+const ID_CHARS_TOLD: usize = 100;
 /// What ring verifies with.
 const RSA_BITS_MIN: usize = 2048;
 const RSA_BITS_MAX: usize = 8192;
-
-const RSA: &[Algorithm] = &[
-    Algorithm::RS256,
-    Algorithm::RS384,
-    Algorithm::RS512,
-    Algorithm::PS256,
-    Algorithm::PS384,
-    Algorithm::PS512,
-];
 
 /// Why there are no keys. Never quotes what was read.
 #[derive(Debug, Error)]
@@ -40,6 +36,10 @@ pub enum Error {
     NoSet,
     #[error("more than {KEYS_MAX} keys")]
     TooMany,
+    #[error(
+        "more than {SAME_ID_MAX} of its keys have one `kid`: each signature of that would be tried with all of them"
+    )]
+    SameId,
     #[error(
         "key {0} in it has a private or symmetric part: only the public keys that the login publishes belong there"
     )]
@@ -101,12 +101,8 @@ impl KeySet {
     /// # Errors
     /// What the system says, and what is wrong with the set.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let mut bytes = Vec::new();
-        let file = regular_file::open(path).map_err(Error::Read)?;
-        file.take(FILE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(Error::Read)?;
-        Self::parse(&bytes)
+        let read = file::read(path, FILE_BYTES_MAX).map_err(Error::Read)?;
+        Self::parse(&read.ok_or(Error::TooLarge)?)
     }
 
     /// Reads a set.
@@ -133,8 +129,31 @@ impl KeySet {
         if keys.is_empty() {
             return Err(Error::NoneUsable);
         }
+        let same = |key: &PublicKey| keys.iter().filter(|other| other.id == key.id).count();
+        if keys.iter().any(|key| key.id.is_some() && same(key) > SAME_ID_MAX) {
+            return Err(Error::SameId);
+        }
         let ignored = all - keys.len();
         Ok(Self { keys, ignored })
+    }
+
+    /// Identifiers and algorithms of those that can verify, one line each.
+    pub fn told(&self) -> impl Iterator<Item = String> + '_ {
+        self.keys.iter().map(|key| {
+            let id: String = key
+                .id
+                .as_deref()
+                .unwrap_or("(no kid)")
+                .chars()
+                .take(ID_CHARS_TOLD)
+                .collect();
+            let algorithms: Vec<String> = key
+                .algorithms
+                .iter()
+                .map(|algorithm| format!("{algorithm:?}"))
+                .collect();
+            format!("{}  {}", id.escape_debug(), algorithms.join(", "))
+        })
     }
 
     /// How many can verify.
@@ -142,14 +161,20 @@ impl KeySet {
         self.keys.len()
     }
 
-    /// The key of this identifier that may sign by this algorithm. A token that names none is of the only one there is.
-    pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let mut fitting = self.keys.iter().filter(|key| key.algorithms.contains(&algorithm));
-        match id {
-            Some(id) => fitting.find(|key| key.id.as_deref() == Some(id)),
-            None => fitting.next().filter(|_| self.keys.len() == 1),
-        }
-        .map(|key| &key.key)
+    /// The keys of this identifier that may sign by this algorithm, at most [`SAME_ID_MAX`]. A token that names none is of the only
+    /// one there is.
+    pub(super) fn fitting(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> impl Iterator<Item = &DecodingKey> {
+        let named = move |key: &&PublicKey| match id {
+            Some(id) => key.id.as_deref() == Some(id),
+            None => self.keys.len() == 1,
+        };
+        let fitting = self.keys.iter().filter(named);
+        let fitting = fitting.filter(move |key| key.algorithms.contains(&algorithm));
+        fitting.map(|key| &key.key)
     }
 }
 
@@ -170,18 +195,19 @@ fn public_key(written: Value) -> Option<PublicKey> {
         let sound = x.len() == length && y.len() == length;
         sound.then(|| DecodingKey::from_ec_der(&[&[4], x.as_slice(), &y].concat()))
     };
-    let (may, key): (&[Algorithm], _) = match (written.kty.as_str(), written.crv.as_deref()) {
-        ("RSA", None) => (RSA, rsa(&bytes(&written.n)?, &bytes(&written.e)?)?),
-        ("EC", Some("P-256")) => (&[Algorithm::ES256], point(32)?),
-        ("EC", Some("P-384")) => (&[Algorithm::ES384], point(48)?),
+    let (kind, key) = match (written.kty.as_str(), written.crv.as_deref()) {
+        ("RSA", None) => (KeyType::Rsa, rsa(&bytes(&written.n)?, &bytes(&written.e)?)?),
+        ("EC", Some("P-256")) => (KeyType::P256, point(32)?),
+        ("EC", Some("P-384")) => (KeyType::P384, point(48)?),
         ("OKP", Some("Ed25519")) => {
             let x = bytes(&written.x).filter(|x| x.len() == 32)?;
-            (&[Algorithm::EdDSA], DecodingKey::from_ed_der(&x))
+            (KeyType::Ed25519, DecodingKey::from_ed_der(&x))
         }
         _ => return None,
     };
+    let may = kind.algorithms();
     let algorithms = match &written.alg {
-        None => may.to_vec(),
+        None => may,
         Some(name) => {
             let named = name.parse().ok().filter(|named| may.contains(named))?;
             vec![named]

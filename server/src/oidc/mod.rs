@@ -7,16 +7,17 @@ mod signature;
 mod token;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rempart_governance::{Store, now_s};
+use rempart_governance::{Error, Store, now_s};
 use ring::digest::{SHA256, digest};
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
-pub use keys::{Error as KeysError, FILE_BYTES_MAX, KEYS_MAX, KeySet};
+pub use keys::{Error as KeysError, FILE_BYTES_MAX, KEYS_MAX, KeySet, SAME_ID_MAX};
 pub use token::{BadToken, Expected, TOKEN_BYTES_MAX, Verified, verify};
 
 use crate::config::OidcSettings;
@@ -29,7 +30,7 @@ const KNOWN_MAX: usize = 4096;
 const KEYS: &str = "--oidc-keys";
 
 /// Why tokens can't be verified.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 #[error("{KEYS} {file}: {why}", file = file.display())]
 pub struct Unusable {
     file: PathBuf,
@@ -59,10 +60,30 @@ struct State {
 }
 
 struct Known {
-    mark: String,
+    whose: Arc<Whose>,
     /// Unix seconds.
     expires: i64,
     used: u64,
+}
+
+/// Whom a good token is of.
+#[derive(Debug)]
+pub struct Whose {
+    /// The mark of their address.
+    pub address: String,
+    /// The mark of who they are at the login.
+    pub subject: String,
+    /// The same for who keeps it, sealed.
+    plain: Plain,
+}
+
+/// Never printed.
+struct Plain(String);
+
+impl fmt::Debug for Plain {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Plain")
+    }
 }
 
 /// What tells a file from itself when it has changed, and from another that has taken its name.
@@ -101,11 +122,11 @@ impl Oidc {
         })
     }
 
-    /// The mark of the address of whom a token is of, and until when it is good, Unix seconds.
+    /// Whom a token is of, and until when it is good, Unix seconds.
     ///
     /// # Errors
     /// Why it is not good.
-    pub fn mark(&self, token: &str) -> Result<(String, i64), BadToken> {
+    pub fn whose(&self, token: &str) -> Result<(Arc<Whose>, i64), BadToken> {
         let (now, hash) = (now_s(), hash(token));
         let leeway = i64::try_from(self.expected.leeway_s).unwrap_or(i64::MAX);
         let keys = {
@@ -118,19 +139,35 @@ impl Oidc {
                     return Err(BadToken::Expired);
                 }
                 known.used = clock;
-                return Ok((known.mark.clone(), known.expires.saturating_add(leeway)));
+                return Ok((Arc::clone(&known.whose), known.expires.saturating_add(leeway)));
             }
             Arc::clone(&state.keys)
         };
         let verified = verify(token, &keys, &self.expected, now)?;
-        let mark = self.store.mark_of(&verified.address);
-        let mark = mark.map_err(|_| BadToken::Address)?;
+        let address = self.store.mark_of(&verified.address);
+        let subject = self
+            .store
+            .mark_of_subject(&self.expected.issuer, &verified.subject);
+        let whose = Arc::new(Whose {
+            address: address.map_err(|_| BadToken::Address)?,
+            subject: subject.map_err(|_| BadToken::Subject)?,
+            plain: Plain(verified.subject),
+        });
         let mut state = self.state();
         // Keys that were read meanwhile have not verified it.
         if Arc::ptr_eq(&keys, &state.keys) {
-            state.remember(hash, mark.clone(), verified.expires);
+            state.remember(hash, Arc::clone(&whose), verified.expires);
         }
-        Ok((mark, verified.expires.saturating_add(leeway)))
+        Ok((whose, verified.expires.saturating_add(leeway)))
+    }
+
+    /// Has a person be from then on who shows a token of theirs.
+    ///
+    /// # Errors
+    /// As [`Store::bind_subject`].
+    pub async fn bind(&self, person: &str, whose: &Whose) -> Result<(), Error> {
+        let subject = (self.expected.issuer.as_str(), whose.plain.0.as_str());
+        self.store.bind_subject("server", person, subject).await
     }
 
     /// Reads the keys again. If they can't be used, those before go on. Blocks while it does.
@@ -182,7 +219,7 @@ impl Oidc {
 
 impl State {
     /// Remembers a token, in the place of the one that was not used for the longest where there are too many.
-    fn remember(&mut self, hash: [u8; 32], mark: String, expires: i64) {
+    fn remember(&mut self, hash: [u8; 32], whose: Arc<Whose>, expires: i64) {
         if self.known.len() >= KNOWN_MAX {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.used);
             if let Some(oldest) = oldest.map(|(hash, _)| *hash) {
@@ -190,7 +227,7 @@ impl State {
             }
         }
         let used = self.clock;
-        self.known.insert(hash, Known { mark, expires, used });
+        self.known.insert(hash, Known { whose, expires, used });
     }
 }
 

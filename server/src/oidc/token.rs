@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jsonwebtoken::errors::{Error, ErrorKind};
-use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header};
+use jsonwebtoken::{Header, TokenData, Validation, decode, decode_header};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use thiserror::Error as ThisError;
@@ -16,20 +16,10 @@ use super::signature;
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
 /// Claims of a token.
 const CLAIMS_MAX: usize = 256;
-/// What is signed by anything else was not signed by a login: never `none`, and never what a public key would be the secret of.
-const ALGORITHMS: [Algorithm; 9] = [
-    Algorithm::RS256,
-    Algorithm::RS384,
-    Algorithm::RS512,
-    Algorithm::PS256,
-    Algorithm::PS384,
-    Algorithm::PS512,
-    Algorithm::ES256,
-    Algorithm::ES384,
-    Algorithm::EdDSA,
-];
 /// What a token may say that it is: others, such as those of a logout, are signed by the same keys.
 const TYPES: [&str; 4] = ["jwt", "at+jwt", "application/jwt", "application/at+jwt"];
+/// Of who somebody is at the login (`OpenID` Connect Core 1.0, section 2).
+const SUBJECT_BYTES_MAX: usize = 255;
 const EMAIL_VERIFIED: &str = "email_verified";
 /// The claim of which that tells.
 const EMAIL: &str = "email";
@@ -68,10 +58,12 @@ pub enum BadToken {
     Early,
     #[error("it has no address, or one that is not verified")]
     Address,
+    #[error("it does not say who its address is at the login")]
+    Subject,
 }
 
 impl BadToken {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::Algorithm,
         Self::Key,
@@ -81,6 +73,7 @@ impl BadToken {
         Self::Expired,
         Self::Early,
         Self::Address,
+        Self::Subject,
     ];
 
     /// For metrics and the record.
@@ -95,6 +88,7 @@ impl BadToken {
             Self::Expired => "token_expired",
             Self::Early => "token_early",
             Self::Address => "token_address",
+            Self::Subject => "token_subject",
         }
     }
 }
@@ -102,6 +96,8 @@ impl BadToken {
 /// Who a good token is of, and until when, Unix seconds.
 pub struct Verified {
     pub address: String,
+    /// Who that is at the login, for ever.
+    pub subject: String,
     pub expires: i64,
 }
 
@@ -147,9 +143,6 @@ pub fn verify(token: &str, keys: &KeySet, expected: &Expected, now_s: i64) -> Re
     }
     let header = decode_header(token).map_err(|_| BadToken::Malformed)?;
     check_header(&header)?;
-    // By its name alone: what a token brings of keys, or says of where they are, is its sender's.
-    let key = keys.find(header.kid.as_deref(), header.alg);
-    let key = key.ok_or(BadToken::Key)?;
     let mut validation = Validation::new(header.alg);
     validation.set_required_spec_claims(&["exp", "iss", "aud"]);
     validation.set_issuer(&[&expected.issuer]);
@@ -157,14 +150,24 @@ pub fn verify(token: &str, keys: &KeySet, expected: &Expected, now_s: i64) -> Re
     validation.validate_nbf = true;
     validation.leeway = expected.leeway_s;
     signature::install();
-    let Claims(claims) = decode(token, key, &validation)
-        .map_err(|error| why(&error))?
-        .claims;
+    // By its name alone: what a token brings of keys, or says of where they are, is its sender's.
+    let mut verdict = Err(BadToken::Key);
+    for key in keys.fitting(header.kid.as_deref(), header.alg) {
+        verdict = decode(token, key, &validation).map_err(|error| why(&error));
+        // Another key of this name may have signed it.
+        if !matches!(verdict, Err(BadToken::Signature)) {
+            break;
+        }
+    }
+    let TokenData {
+        claims: Claims(claims),
+        ..
+    } = verdict?;
     check_claims(&claims, expected, now_s)
 }
 
 fn check_header(header: &Header) -> Result<(), BadToken> {
-    if !ALGORITHMS.contains(&header.alg) {
+    if !signature::is_taken(header.alg) {
         return Err(BadToken::Algorithm);
     }
     let named = header.typ.as_deref().map(str::to_ascii_lowercase);
@@ -202,8 +205,11 @@ fn check_claims(
             None | Some(_) => false,
         };
     let address = claims.get(&expected.address_claim).and_then(Value::as_str);
+    let subject = claims.get("sub").and_then(Value::as_str);
+    let subject = subject.filter(|subject| (1..=SUBJECT_BYTES_MAX).contains(&subject.len()));
     Ok(Verified {
         address: address.filter(|_| verified).ok_or(BadToken::Address)?.to_owned(),
+        subject: subject.ok_or(BadToken::Subject)?.to_owned(),
         expires: seconds("exp").flatten().ok_or(BadToken::Expired)?,
     })
 }

@@ -2,7 +2,7 @@
 
 use utoipa::openapi::{ComponentsBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, Tag};
 
-use super::operations::{Call, Shape, error, paths_of};
+use super::operations::{Call, NO_KEY, Shape, error, paths_of};
 use super::schema::any_object;
 use super::{add, license, with_keys};
 use crate::http::admin::Snapshots;
@@ -15,11 +15,11 @@ const TAG: &str = "Models";
 const NAME: &str = "A name that the list has or, to load it, the folder of a model in the store.";
 
 const ERRORS: &[(u16, &str)] = &[
-    (400, "The request is at fault."),
     (
-        401,
-        "There is no key, or none that is good, where the server asks for one.",
+        400,
+        "The request is at fault. `project_required`: the token's person is in several projects, and `OpenAI-Project` names none.",
     ),
+    (401, NO_KEY),
     (
         403,
         "The key's role may not do this, the `Host` header names a host that this server does not answer for, or an `Origin` header shows that the request \
@@ -53,7 +53,7 @@ pub fn admin_document() -> OpenApi {
     let errors = ERRORS
         .iter()
         .map(|(status, what)| error(Shape::OpenAi, *status, what));
-    let components = with_keys(ComponentsBuilder::new())
+    let components = with_keys(ComponentsBuilder::new(), false)
         .schemas_from_iter(answers)
         .responses_from_iter(errors);
     OpenApiBuilder::new()

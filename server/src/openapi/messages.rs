@@ -191,7 +191,7 @@ fn error() -> AnySchema {
         .required("type", string())
         .required("message", string())
         .required("param", or_null(string()))
-        .required("code", or_null(string()));
+        .required("code", super::code());
     Fields::open()
         .required("type", word(&["error"]))
         .required("error", error.build())

@@ -3,6 +3,7 @@
 
 mod admin;
 mod administration;
+mod codes;
 mod encoders;
 mod generate;
 mod messages;
@@ -30,6 +31,7 @@ use crate::openai::rank::{Reranked, Scores};
 use crate::openai::tokenize::{Detokenized, Tokenized};
 use crate::openai::usage::UsagePage;
 pub use admin::admin_document;
+pub(crate) use codes::code;
 use schema::AnySchema;
 
 const ABOUT: &str = "What this server takes and gives, with the limits that it was started with. Requests that have a field \
@@ -77,7 +79,7 @@ fn components(limits: &RequestLimits) -> Components {
         ("RerankV2Request", encoders::rerank(limits, false)),
         ("ScoreRequest", encoders::score(limits)),
     ];
-    with_keys(ComponentsBuilder::new())
+    with_keys(ComponentsBuilder::new(), true)
         .schemas_from_iter(answers())
         .schemas_from_iter(requests)
         .schemas_from_iter(parts::all(limits))
@@ -88,10 +90,11 @@ fn components(limits: &RequestLimits) -> Components {
         .build()
 }
 
-/// The ways to send a key.
-fn with_keys(components: ComponentsBuilder) -> ComponentsBuilder {
+/// The ways to send a key, and a client's certificate where there is TLS.
+fn with_keys(components: ComponentsBuilder, tls: bool) -> ComponentsBuilder {
     operations::security_schemes()
         .into_iter()
+        .filter(|(name, _)| tls || *name != operations::CERTIFICATE_SCHEME)
         .fold(components, |components, (name, scheme)| {
             components.security_scheme(name, scheme)
         })

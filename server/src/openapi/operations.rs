@@ -17,19 +17,20 @@ use crate::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 
+pub(super) const NO_KEY: &str = "There is no key, or none that is good, where the server asks for one; or `OpenAI-Project` names a project that \
+    it is not of (`mismatched_project`); or it has ended while an answer was made (`key_ended`, also within a stream).";
+
 /// What errors mean, by their status. All have the same body.
 const ERRORS: &[(u16, &str)] = &[
     (
         400,
-        "The request is at fault: `param` says where, and `message` what the limit is.",
+        "The request is at fault: `param` says where, and `message` what the limit is. `project_required`: the token's person is in \
+         several projects, and `OpenAI-Project` names none.",
     ),
-    (
-        401,
-        "There is no key, or none that is good, where the server asks for one.",
-    ),
+    (401, NO_KEY),
     (
         403,
-        "The key's role may not do this, or the `Host` header names a host that this server does not answer for.",
+        "The key's role may not do this, the token's person is in no project (`no_project`), or the `Host` header names a host that this server does not answer for.",
     ),
     (
         404,
@@ -41,6 +42,7 @@ const ERRORS: &[(u16, &str)] = &[
         415,
         "The body is not sent as `application/json`, or is compressed.",
     ),
+    (429, "A limit of the key, its person or its project is reached."),
     (431, "The head is larger than this server reads."),
     (500, "The server is at fault."),
     (
@@ -50,18 +52,31 @@ const ERRORS: &[(u16, &str)] = &[
     (504, "The request took longer than this server lets it."),
 ];
 
-/// The names of the ways to send a key.
-const SECURITY_SCHEMES: [&str; 2] = ["bearer", "x-api-key"];
+/// Seconds of the longest month.
+const MONTH_S: i64 = 31 * 86_400;
+/// The names of the ways to say who makes a request.
+const SECURITY_SCHEMES: [&str; 3] = ["bearer", "x-api-key", CERTIFICATE_SCHEME];
+pub(super) const CERTIFICATE_SCHEME: &str = "certificate";
+const CERTIFICATE: &str = "A client's certificate that a key was made for, where the server asks for certificates; without a key beside it.";
+/// Which of the projects that its person is in a request is of.
+const PROJECT: &str = "A project, by identifier or name. It must be the key's own; of tokens of a login it chooses one of the projects that \
+    the person is in.";
 
-/// How a key is sent.
+/// How a key is sent. Tokens of the company's login go where keys do.
 pub(super) fn security_schemes() -> Vec<(&'static str, SecurityScheme)> {
-    let [bearer, header] = SECURITY_SCHEMES;
+    let [bearer, header, certificate] = SECURITY_SCHEMES;
+    let mutual_tls = SecurityScheme::MutualTls {
+        description: Some(CERTIFICATE.to_owned()),
+        deprecated: None,
+        extensions: None,
+    };
     vec![
         (bearer, SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer))),
         (
             header,
             SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(header))),
         ),
+        (certificate, mutual_tls),
     ]
 }
 
@@ -101,9 +116,13 @@ pub(super) fn errors() -> Vec<(String, Response)> {
 pub(super) fn error(shape: Shape, status: u16, what: &str) -> (String, Response) {
     let content = Content::new(Some(named(shape.schema())));
     let mut response = ResponseBuilder::new().description(what).content(JSON, content);
-    if status == 503 {
-        // Of all queues, those of encoders may ask for the longest wait.
-        let longest = i64::try_from(RETRY_AFTER_MAX_S).unwrap_or(i64::MAX);
+    // Of all queues, those of encoders may ask for the longest wait; limits of a month may ask for all of it, or for none.
+    let longest = match status {
+        429 => Some(MONTH_S),
+        503 => Some(i64::try_from(RETRY_AFTER_MAX_S).unwrap_or(i64::MAX)),
+        _ => None,
+    };
+    if let Some(longest) = longest {
         let seconds = HeaderBuilder::new()
             .schema(Some(integer(&(1..=longest))))
             .description(Some("Seconds after which to try again."));
@@ -111,6 +130,9 @@ pub(super) fn error(shape: Shape, status: u16, what: &str) -> (String, Response)
     }
     (shape.response(status), response.build())
 }
+
+/// What limits hold for.
+const METERED: [&str; 2] = ["Text", "Vectors and ranks"];
 
 /// One way to call the server.
 pub(super) struct Call {
@@ -152,18 +174,30 @@ impl Call {
         call.fails(&[400, 403, 431, 500]).asks_for_a_key()
     }
 
-    /// A key, in either header, is needed where the server has a database of them.
+    /// A key, in either header, or a certificate is needed where the server has a database of them.
     fn asks_for_a_key(mut self) -> Self {
         let own = |route: &str| route.replace("{*", "{") == self.path;
         let needs = NEEDS.iter().chain(ADMIN_NEEDS).find(|(route, _)| own(route));
         if needs.is_none_or(|(_, need)| *need == Need::Nothing) {
             return self;
         }
-        for scheme in SECURITY_SCHEMES {
+        // Administration has no TLS.
+        let ways = if self.path.starts_with("/admin/") {
+            2
+        } else {
+            SECURITY_SCHEMES.len()
+        };
+        for scheme in SECURITY_SCHEMES.into_iter().take(ways) {
             let requirement = SecurityRequirement::new(scheme, Vec::<String>::new());
             self.operation = self.operation.security(requirement);
         }
         self.operation = self.operation.security(SecurityRequirement::default());
+        let project = ParameterBuilder::new()
+            .name("OpenAI-Project")
+            .parameter_in(ParameterIn::Header)
+            .description(Some(PROJECT))
+            .schema(Some(string()));
+        self.operation = self.operation.parameter(project.build());
         self.fails(&[401, 503])
     }
 
@@ -177,6 +211,9 @@ impl Call {
             .required(Some(Required::True))
             .content(JSON, content);
         let mut call = Self::new(HttpMethod::Post, path, tag, summary).fails(&[404, 408, 413, 415, 503, 504]);
+        if METERED.contains(&tag) {
+            call = call.fails(&[429]);
+        }
         call.operation = call.operation.request_body(Some(body.build()));
         call
     }

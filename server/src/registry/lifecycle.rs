@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures::FutureExt as _;
 
-use super::{Loaded, Registry, Served, Snapshot, State, Then, Used, Wanted};
+use super::{Attempt, Loaded, Registry, Served, Snapshot, State, Then, Used, Wanted, reason};
 use crate::access::Caller;
 use crate::http::error::ApiError;
 use crate::warm_up;
@@ -124,11 +124,11 @@ impl Registry {
         };
         let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.context("looking at the files panicked").flatten();
-        checked.map_err(|error| {
-            let error = format!("{error:#}");
-            tracing::error!(error, "a model was not loaded again");
-            ApiError::load_failed(&error)
-        })
+        let Err(error) = checked else { return Ok(()) };
+        self.record_refusal(id, &error, false).await;
+        let error = format!("{error:#}");
+        tracing::error!(error, "a model was not loaded again");
+        Err(ApiError::load_failed(&error))
     }
 
     /// Unloads models that nobody has used for so long, for as long as it runs.
@@ -263,6 +263,9 @@ impl Registry {
         let (wanted, began) = (self.wanted(id), Instant::now());
         let model = wanted.names[0].clone();
         let result = self.try_load(wanted).await;
+        if let Err(error) = &result {
+            self.record_refusal(id, error, idle).await;
+        }
         let seconds = began.elapsed().as_secs_f64();
         let mut served = None;
         {
@@ -288,6 +291,33 @@ impl Registry {
             self.watch(id, &served);
         }
         self.changed();
+    }
+
+    /// Records what became of a load, where that is asked for.
+    ///
+    /// # Errors
+    /// Where it can't be recorded: the model must not serve then.
+    pub async fn record(&self, name: &str, load: Attempt) -> anyhow::Result<()> {
+        match self.0.recorder.get() {
+            Some(recorder) => recorder(name.to_owned(), load).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Notes where it lasts that a model was not loaded. Requests that want one back again and again are one row for each reason.
+    async fn record_refusal(&self, id: usize, error: &anyhow::Error, idle: bool) {
+        let reason = reason(error);
+        let name = {
+            let entry = &mut self.lock()[id];
+            if entry.refused.replace(reason) == Some(reason) && idle {
+                return;
+            }
+            entry.id().to_owned()
+        };
+        if let Err(error) = self.record(&name, Attempt::Refused(reason)).await {
+            let error = format!("{error:#}");
+            tracing::error!(error, "the audit chain can't be written");
+        }
     }
 
     fn wanted(&self, id: usize) -> Wanted {
@@ -322,7 +352,7 @@ impl Registry {
             }
         };
         let ready = match warm_up::warm_up(&loaded.served).await {
-            Ok(()) => self.record(&name, &loaded.proof).await,
+            Ok(()) => self.record(&name, Attempt::Loaded(loaded.proof.clone())).await,
             Err(error) => Err(error),
         };
         match ready {

@@ -4,6 +4,7 @@
 //! that is unloaded ends with its last request.
 
 mod lifecycle;
+mod refusal;
 mod served;
 mod snapshot;
 
@@ -21,7 +22,8 @@ use crate::http::error::ApiError;
 use crate::http::models::unix_now;
 use crate::metrics::{LifecycleMetrics, Metrics, Rejection};
 use crate::model::Model;
-pub use served::{About, Kind, Proof, Recorder, Served};
+pub use refusal::{Refused, reason};
+pub use served::{About, Attempt, Kind, Proof, Recorder, Served};
 pub use snapshot::Snapshot;
 
 /// A model that could not be loaded when a request wanted it is not tried again for so long.
@@ -111,6 +113,8 @@ struct Entry {
     about: Option<About>,
     /// Who has signed what was loaded last.
     signer: Option<String>,
+    /// Why it was not loaded, as the audit chain has it, since it was last.
+    refused: Option<&'static str>,
     bytes: u64,
     planned: u64,
     used: Option<Used>,
@@ -187,17 +191,6 @@ impl Registry {
     /// Has every load recorded from now on. Called once.
     pub fn record_loads(&self, recorder: Recorder) {
         let _only_once = self.0.recorder.set(recorder);
-    }
-
-    /// Records a load, where that is asked for.
-    ///
-    /// # Errors
-    /// Where it can't be recorded: the model must not serve then.
-    pub async fn record(&self, name: &str, proof: &Proof) -> anyhow::Result<()> {
-        match self.0.recorder.get() {
-            Some(recorder) => recorder(name.to_owned(), proof.clone()).await,
-            None => Ok(()),
-        }
     }
 
     /// Puts the models of the command line into service, and `loader` to work for those that come later. Called once.
@@ -386,6 +379,7 @@ impl Registry {
             state: State::Unloaded { idle: false },
             about: None,
             signer: None,
+            refused: None,
             bytes: 0,
             planned: 0,
             used: None,
@@ -460,6 +454,7 @@ impl Entry {
             ..loaded.served.about()
         });
         self.signer.clone_from(&loaded.proof.signer);
+        self.refused = None;
         self.bytes = loaded.bytes;
         self.planned = loaded.planned;
         self.used = Some(Used::now());

@@ -53,8 +53,16 @@ pub struct Proof {
     pub signer: Option<String>,
 }
 
-/// Notes where it lasts that a model of this name was loaded. What can't be noted is not served.
-pub type Recorder = Box<dyn Fn(String, Proof) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
+/// What became of the loading of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    Loaded(Proof),
+    /// Why it was not, see [`reason`](super::reason).
+    Refused(&'static str),
+}
+
+/// Notes where it lasts what became of the loading of a model of this name. What can't be noted is not served.
+pub type Recorder = Box<dyn Fn(String, Attempt) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
 impl Kind {
     /// What an encoder of this task is.

@@ -1,5 +1,6 @@
 //! What an operator is told of a model.
 
+use rempart_hub::digest::Sha256;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -31,6 +32,16 @@ pub struct Snapshot {
 }
 
 impl Registry {
+    /// The SHA-256 that names the files of a model that is in memory, where that is known.
+    pub fn sha256_of(&self, name: &str) -> Option<Sha256> {
+        let entries = self.lock();
+        let entry = entries.iter().find(|entry| entry.has(name))?;
+        match &entry.state {
+            State::Ready(loaded) => loaded.proof.sha256,
+            _ => None,
+        }
+    }
+
     /// All models that are known, in the order in which they became so.
     pub fn snapshots(&self) -> Vec<Snapshot> {
         self.lock().iter().map(Entry::snapshot).collect()

@@ -19,7 +19,7 @@ use rempart_models::{Embedder, LoadedEncoder, ModelFiles};
 
 use crate::config::{Device, Settings};
 use crate::metrics::Metrics;
-use crate::registry::{First, Load, Loaded, Wanted};
+use crate::registry::{First, Load, Loaded, Refused, Wanted};
 use crate::turns::Turns;
 use generator::Plan;
 pub use generator::ServedModel;
@@ -99,9 +99,10 @@ impl Loader {
     pub fn load_first(&self) -> anyhow::Result<Vec<First>> {
         let (mut encoders, mut generators) = (Vec::new(), Vec::new());
         for source in &self.settings.model.models {
-            let found = self.find_proven(source)?;
+            let found = self.find_proven(source);
+            let found = found.map_err(|error| Refused::of(&self.name_of(source))(error))?;
             let source = source.clone();
-            match open_files(&found.model.path)? {
+            match open_files(&found.model.path).map_err(Refused::of(&found.model.name))? {
                 Files::Encoder(files) => encoders.push(OpenedEncoder { source, found, files }),
                 Files::Generator(files) => generators.push(Opened {
                     source,
@@ -142,13 +143,15 @@ impl Loader {
         let mut plans = Vec::new();
         for (opened, available) in generators.iter().zip(available) {
             let plan = generator::plan(&opened.files, &self.settings, &self.device, available);
-            plans.push(plan.with_context(|| opened.found.model.name.clone())?);
+            let plan = plan.with_context(|| opened.found.model.name.clone());
+            plans.push(plan.map_err(Refused::of(&opened.found.model.name))?);
         }
         let mut beside = Vec::new();
         for (opened, plan) in encoders.into_iter().zip(encoder_plans) {
             let OpenedEncoder { source, found, files } = opened;
             let names = vec![found.model.name.clone()];
-            let loaded = self.load_encoder(&found, &names, &files, &plan)?;
+            let loaded = self.load_encoder(&found, &names, &files, &plan);
+            let loaded = loaded.map_err(Refused::of(&found.model.name))?;
             beside.push(First {
                 source,
                 names,
@@ -163,7 +166,8 @@ impl Loader {
                 found,
                 files,
             } = opened;
-            let loaded = self.load_generator(&found, &names, &files, plan)?;
+            let loaded = self.load_generator(&found, &names, &files, plan);
+            let loaded = loaded.map_err(Refused::of(&found.model.name))?;
             all.push(First {
                 source,
                 names,
@@ -196,7 +200,8 @@ impl Loader {
         let plan = |opened: &OpenedEncoder| {
             let share = opened.files.is_decoder().then(|| shares.next()).flatten();
             let plan = opened.files.plan(&self.settings.model, share.unwrap_or(0));
-            plan.with_context(|| opened.found.model.name.clone())
+            let plan = plan.with_context(|| opened.found.model.name.clone());
+            plan.map_err(Refused::of(&opened.found.model.name))
         };
         encoders.iter().map(plan).collect()
     }
@@ -285,6 +290,12 @@ impl Loader {
             return Ok(plan);
         }
         generator::plan(files, &self.settings, &self.device, available)
+    }
+
+    /// What a model is called, as far as it is found.
+    fn name_of(&self, source: &str) -> String {
+        let found = store::resolve(&self.settings.model.store, source);
+        found.map_or_else(|_| source.to_owned(), |found| found.name)
     }
 
     fn find_proven(&self, source: &str) -> anyhow::Result<Proven> {

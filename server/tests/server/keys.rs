@@ -1,6 +1,7 @@
 //! A server that asks for keys: who gets in, and what one finds out about another.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderValue, Method};
@@ -304,6 +305,37 @@ async fn where_keys_can_no_longer_be_read_nobody_gets_in() {
 }
 
 #[tokio::test]
+async fn a_model_that_is_refused_is_in_the_chain() {
+    let governed = governed(&[]).await;
+    let operate = async |path: &str| {
+        let path = format!("/admin/models/{path}");
+        let asked = request(Some(governed.first.reveal()), Method::POST, &path, None);
+        read(&governed.server.admin, asked).await.status.as_u16()
+    };
+    assert_eq!(operate("damaged/load").await, 422);
+    assert_eq!(operate("damaged/load").await, 422);
+    assert_eq!(operate("stored/load").await, 200);
+    governed
+        .server
+        .controls
+        .files_damaged
+        .store(true, Ordering::Relaxed);
+    assert_eq!(operate("stored/reload").await, 422);
+    let rows = governed.store.audit_events(0).await.unwrap();
+    let refused = rows.iter().filter(|row| row.action == "model.refused");
+    let refused: Vec<_> = refused
+        .map(|row| (row.actor.as_str(), row.object.as_str(), row.detail.as_str()))
+        .collect();
+    let row = |model| ("server", model, r#"{"reason":"failed"}"#);
+    assert_eq!(
+        refused,
+        [row("damaged"), row("damaged"), row("stored")],
+        "each that was asked for"
+    );
+    verify(&rows, None).unwrap();
+}
+
+#[tokio::test]
 async fn what_an_operator_does_is_recorded_or_not_done() {
     let governed = governed(&[]).await;
     let operate = async |verb: &str| {
@@ -328,6 +360,11 @@ async fn what_an_operator_does_is_recorded_or_not_done() {
         .map(|row| row.action.as_str())
         .collect();
     assert_eq!(done, ["model.load", "model.reload", "model.unload"]);
+    // Which one it was that is unloaded, or given up for another; what is loaded is told when it is there.
+    let digest = json!({"sha256": Sha256::of(STORED.as_bytes())});
+    let told = rows.iter().filter(|row| row.actor == actor);
+    let told: Vec<Value> = told.map(|row| row.detail.parse().unwrap()).collect();
+    assert_eq!(told, [json!({}), digest.clone(), digest]);
     let loaded = rows
         .iter()
         .filter(|row| row.actor == "server" && row.action == "model.loaded");

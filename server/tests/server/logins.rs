@@ -1,8 +1,10 @@
 //! What whoever shows a token of the login may do, and until when.
 
 use axum::http::{HeaderMap, HeaderValue, Method};
+use http_body_util::BodyExt as _;
 use rempart_governance::{KeyKind, Person, Project, Role, Secret, now_s};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use super::support::issuer::{AUDIENCE, ISSUER, Signer, set};
 use super::support::{Answer, Governed, chat_body, governed, read, request};
@@ -138,6 +140,112 @@ async fn who_shows_a_token_is_somebody_until_they_leave() {
     let gone = here.ask(&token, None).await;
     assert_eq!(gone.body, ended.body, "nobody is told why");
     assert_eq!(gone.headers["www-authenticate"], "Bearer");
+}
+
+#[tokio::test]
+async fn who_somebody_is_at_the_login_outlasts_their_address() {
+    let here = LoggedIn::begin(Role::Member).await;
+    let store = &here.governed.store;
+    let of = |email: &str, subject: &str| here.token(json!({"email": email, "sub": subject}));
+    let ask = async |email: &str, subject: &str| here.ask(&of(email, subject), None).await.status.as_u16();
+    // Of tokens that come at one time one binds.
+    let (one, two) = (of("anna@example.org", "one"), of("anna@example.org", "one"));
+    let (one, two) = tokio::join!(here.ask(&one, None), here.ask(&two, None));
+    assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200));
+    let login = store.subject_of(&here.anna.id).await.unwrap().unwrap();
+    assert_eq!((login.issuer.as_str(), login.subject.as_str()), (ISSUER, "one"));
+    // Whoever else is given her address by the login is not she.
+    let other = here.ask(&of("anna@example.org", "two"), None).await;
+    assert_eq!(told(&other), (401, "invalid_api_key".to_owned()));
+    here.governed
+        .metric_becomes("rempart_access_denied_total{reason=\"token_subject\"}", 1.0)
+        .await;
+    // She is, under another address, unless that is or was somebody else's.
+    assert_eq!(ask("anna.new@example.org", "one").await, 200);
+    let bob = store
+        .add_person("test", "bob@example.org", "Bob", Role::Member)
+        .await
+        .unwrap();
+    here.governed.look().await;
+    assert_eq!(ask("bob@example.org", "one").await, 401);
+    store.end_person("test", &bob.id).await.unwrap();
+    here.governed.look().await;
+    assert_eq!(ask("bob@example.org", "one").await, 401);
+    assert_eq!(
+        store
+            .subject_of(&bob.id)
+            .await
+            .unwrap()
+            .map(|login| login.subject),
+        None
+    );
+    // An account that was made again is hers once an operator has said so.
+    store.unbind_subject("test", &here.anna.id).await.unwrap();
+    here.governed.look().await;
+    assert_eq!(ask("anna@example.org", "two").await, 200);
+    assert_eq!(ask("anna@example.org", "one").await, 401);
+    assert_eq!(here.token_keys().await.len(), 1);
+    assert!(here.governed.server.app.access.close().await);
+    let rows = store.audit_events(0).await.unwrap();
+    let denied = rows
+        .iter()
+        .find(|row| row.action == "login.failed" && row.object == here.anna.id);
+    assert!(denied.unwrap().detail.contains("token_subject"));
+    let bound = rows
+        .iter()
+        .filter(|row| row.action == "user.bound" && row.actor == "server");
+    assert_eq!(bound.count(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token_and_with_what_its_person_may() {
+    let here = LoggedIn::begin(Role::Member).await;
+    let (store, controls) = (&here.governed.store, &here.governed.server.controls);
+    let whole = here.token(json!({}));
+    assert_eq!(here.ask(&whole, None).await.status, 200);
+    let begin = async |token: &str| {
+        controls.close();
+        let body = Some(chat_body(json!({"stream": true})));
+        let asked = request(Some(token), Method::POST, "/v1/chat/completions", body);
+        let answer = here.governed.server.router.clone().oneshot(asked).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        controls.held().await;
+        answer.into_body()
+    };
+    let brief = begin(&here.token(json!({"exp": now_s() - LEEWAY_S + 3}))).await;
+    let text = brief.collect().await.unwrap().to_bytes();
+    assert!(
+        String::from_utf8_lossy(&text).contains("key_ended"),
+        "by its own time"
+    );
+    // Before the gate is closed again, what it held must be through.
+    let pass = async || {
+        controls.open();
+        let through = here.governed.chat(&here.governed.first, json!({})).await;
+        assert_eq!(through.status, 200);
+    };
+    pass().await;
+    for change in ["role", "leave"] {
+        let running = begin(&whole).await;
+        match change {
+            "role" => store
+                .set_person_role("test", &here.anna.id, Role::Auditor)
+                .await
+                .unwrap(),
+            _ => store.end_person("test", &here.anna.id).await.unwrap(),
+        }
+        here.governed.look().await;
+        let text = running.collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&text).contains("key_ended"), "{change}");
+        pass().await;
+        if change == "role" {
+            store
+                .set_person_role("test", &here.anna.id, Role::Member)
+                .await
+                .unwrap();
+            here.governed.look().await;
+        }
+    }
 }
 
 #[tokio::test]

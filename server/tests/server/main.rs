@@ -17,6 +17,7 @@ mod engine;
 mod errors;
 mod formats;
 mod keys;
+mod lasting;
 mod lifecycle;
 mod limits;
 mod logins;

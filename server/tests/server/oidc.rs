@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use rempart::oidc::{
-    BadToken, Expected, FILE_BYTES_MAX, KEYS_MAX, KeySet, KeysError, TOKEN_BYTES_MAX, verify,
+    BadToken, Expected, FILE_BYTES_MAX, KEYS_MAX, KeySet, KeysError, SAME_ID_MAX, TOKEN_BYTES_MAX, verify,
 };
 use rempart_governance::now_s;
 use serde_json::{Value, json};
@@ -88,6 +88,7 @@ fn claims_are_those_of_this_server_now() {
         json!({"nbf": null, "iat": null}),
         json!({"exp": now - LEEWAY_S + 5}),
         json!({"exp": now as f64 + 30.5}),
+        json!({"sub": "s".repeat(255)}),
         json!({"nbf": now + LEEWAY_S - 5, "iat": now + LEEWAY_S - 5}),
     ] {
         assert!(with(good.clone()).is_ok(), "{good}");
@@ -121,6 +122,10 @@ fn claims_are_those_of_this_server_now() {
         (json!({"email_verified": "false"}), BadToken::Address),
         (json!({"email_verified": 1}), BadToken::Address),
         (json!({"email_verified": null}), BadToken::Address),
+        (json!({"sub": null}), BadToken::Subject),
+        (json!({"sub": ""}), BadToken::Subject),
+        (json!({"sub": 7}), BadToken::Subject),
+        (json!({"sub": "s".repeat(256)}), BadToken::Subject),
     ];
     for (claims, why) in bad {
         assert_eq!(with(claims.clone()), Err(why), "{claims}");
@@ -341,9 +346,45 @@ fn of_a_set_only_keys_that_verify_are_used() {
 }
 
 #[test]
+fn of_keys_with_one_name_each_that_fits_is_tried() {
+    let (keys, _) = all_keys();
+    let others = [Signer::p256(), Signer::p256()];
+    let jwk = |key: &Signer| key.jwk("k");
+    let mut all: Vec<Value> = others.iter().map(jwk).collect();
+    all.push(keys[1].0.jwk("k"));
+    all.push(keys[3].0.jwk("k"));
+    let set_of = |all: &[Value]| KeySet::parse(&set(all));
+    let same = set_of(&all).unwrap();
+    for key in others.iter().chain([&keys[1].0]) {
+        assert!(verdict(&key.token("ES256", "k", json!({})), &same).is_ok());
+    }
+    // The first that fits is not the only one, a stranger's fits none, and what is signed well may say something bad.
+    assert!(verdict(&keys[3].0.token("EdDSA", "k", json!({})), &same).is_ok());
+    let stranger = Signer::p256().token("ES256", "k", json!({}));
+    assert_eq!(verdict(&stranger, &same), Err(BadToken::Signature));
+    let late = keys[1].0.token("ES256", "k", json!({"exp": 1}));
+    assert_eq!(verdict(&late, &same), Err(BadToken::Expired));
+    assert_eq!(
+        verdict(&keys[0].0.token("RS256", "k", json!({})), &same),
+        Err(BadToken::Key)
+    );
+    // Each costs a signature.
+    assert_eq!(all.len(), SAME_ID_MAX);
+    all.push(Signer::p256().jwk("k"));
+    assert!(matches!(set_of(&all), Err(KeysError::SameId)));
+}
+
+#[test]
 fn a_set_is_a_set_within_limits() {
     let key = Signer::ed().jwk("k");
-    let some = |count: usize| set(&vec![key.clone(); count]);
+    let some = |count: usize| {
+        let named = |at| {
+            let mut key = key.clone();
+            key["kid"] = json!(format!("k{at}"));
+            key
+        };
+        set(&(0..count).map(named).collect::<Vec<Value>>())
+    };
     assert!(KeySet::parse(&some(KEYS_MAX)).is_ok());
     for count in [KEYS_MAX + 1, 2_000] {
         assert!(matches!(KeySet::parse(&some(count)), Err(KeysError::TooMany)));

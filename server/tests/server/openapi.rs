@@ -7,7 +7,7 @@ use rempart::http::observe::ROUTES;
 use serde_json::{Value, json};
 
 use super::api::{base, page};
-use super::support::{Answer, SCRIPT, TestServer, merged, post_request};
+use super::support::{Answer, SCRIPT, TestServer, merged, post_request, read, request};
 
 /// Codes of errors that say that a value is beyond its limits.
 const BEYOND: &[&str] = &[
@@ -189,6 +189,54 @@ async fn every_route_is_described_and_answers() {
 }
 
 #[tokio::test]
+async fn who_makes_a_request_is_described() {
+    let server = TestServer::start(&[]).await;
+    let document = document(&server).await;
+    let schemes = &document["components"]["securitySchemes"];
+    assert_eq!(schemes["certificate"]["type"], "mutualTLS");
+    for (path, open) in [
+        ("/v1/chat/completions", false),
+        ("/v1/models", false),
+        ("/livez", true),
+    ] {
+        let operations = document["paths"][path].as_object().unwrap();
+        for operation in operations.values() {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let mut names = parameters.map(|parameter| (&parameter["in"], &parameter["name"]));
+            assert_eq!(
+                names.any(|one| one == (&json!("header"), &json!("OpenAI-Project"))),
+                !open,
+                "{path}"
+            );
+            let ways = operation["security"].as_array().map_or(0, Vec::len);
+            assert_eq!(
+                ways,
+                if open { 0 } else { 4 },
+                "{path}: three, or none without a database"
+            );
+        }
+    }
+    let chat = &document["paths"]["/v1/chat/completions"]["post"]["responses"];
+    assert!(chat["429"].is_object() && document["paths"]["/tokenize"]["post"]["responses"]["429"].is_null());
+    let codes = &document["components"]["schemas"]["ErrorObject"]["properties"]["code"];
+    for code in [
+        "project_required",
+        "no_project",
+        "mismatched_project",
+        "key_ended",
+    ] {
+        assert!(
+            codes["enum"].as_array().unwrap().contains(&json!(code)),
+            "{codes}"
+        );
+    }
+    assert_eq!(codes["type"], json!(["string", "null"]));
+    let theirs =
+        &document["components"]["schemas"]["AnthropicError"]["properties"]["error"]["properties"]["code"];
+    assert_eq!(theirs, codes);
+}
+
+#[tokio::test]
 async fn the_document_has_what_the_page_has() {
     let server = TestServer::saying(None, SCRIPT, &[]).await;
     let document = document(&server).await;
@@ -344,7 +392,7 @@ async fn keys_are_described() {
         for (method, operation) in operations {
             let described = operation["security"].as_array().map_or(0, Vec::len);
             let keyed = *need != Need::Nothing;
-            assert_eq!(described, if keyed { 3 } else { 0 }, "{method} {route}");
+            assert_eq!(described, if keyed { 4 } else { 0 }, "{method} {route}");
             assert_eq!(
                 operation["responses"].get("401").is_some(),
                 keyed,
@@ -355,6 +403,16 @@ async fn keys_are_described() {
     let schemes = document["components"]["securitySchemes"].as_object().unwrap();
     assert_eq!(schemes["bearer"], json!({"type": "http", "scheme": "bearer"}));
     assert_eq!(schemes["x-api-key"]["name"], "x-api-key");
+    // Administration has no TLS, and so nobody's certificate.
+    let admin = read(
+        &server.admin,
+        request(None, axum::http::Method::GET, "/openapi.json", None),
+    )
+    .await
+    .json();
+    assert!(admin["components"]["securitySchemes"]["certificate"].is_null());
+    let ways = &admin["paths"]["/admin/models/{name}/load"]["post"]["security"];
+    assert_eq!(*ways, json!([{"bearer": []}, {"x-api-key": []}, {}]));
 }
 
 /// Keys of JSON objects are text, whatever they are made of: a schema must not say otherwise.

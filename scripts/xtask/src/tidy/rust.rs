@@ -9,9 +9,9 @@ const MMAP: &str = "models/src/weights/mapping.rs";
 const MMAP_UNSAFE: usize = 2;
 const CUDA_PLACES: &[&str] = &["kernels/", "server/src/runner.rs"];
 const HUB: &str = "server/hub/";
-const HUB_CLIENT: &str = "server/hub/src/pull";
-/// Only the command that a person types may fetch.
-const PULL_COMMAND: &str = "server/src/cli/pull.rs";
+const HUB_CLIENT: &str = "server/hub/src/pull/";
+/// Only commands that a person or a timer starts may fetch, and no code that serves: a command's module is used by `cli` alone.
+const FETCHING: [&str; 2] = ["server/src/cli/pull.rs", "server/src/cli/oidc.rs"];
 
 pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
     for file in tree.rust() {
@@ -66,14 +66,14 @@ fn http_client(file: &File, source: &Source, findings: &mut Vec<Finding>) {
     for package in ["hf_hub", "reqwest", "ureq"] {
         for at in words(&source.code, package) {
             let message =
-                format!("`{package}` can reach the network: only {HUB_CLIENT}* may name it (docs/adr/0006)");
+                format!("`{package}` can reach the network: only {HUB_CLIENT} may name it (docs/adr/0006)");
             findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
         }
     }
 }
 
 fn pull(file: &File, source: &Source, findings: &mut Vec<Finding>) {
-    if file.path.starts_with(HUB) || file.path == PULL_COMMAND {
+    if file.path.starts_with(HUB) || FETCHING.contains(&file.path.as_str()) {
         return;
     }
     for at in words(&source.code, "rempart_hub") {
@@ -82,7 +82,8 @@ fn pull(file: &File, source: &Source, findings: &mut Vec<Finding>) {
             words(path, "pull").next().is_some() || path.contains('*') || words(path, "as").next().is_some();
         if reaches_client {
             let message = format!(
-                "`rempart_hub::pull` is the only way out to the network: {PULL_COMMAND} alone may use it"
+                "`rempart_hub::pull` is the only way out to the network: only {} may use it",
+                FETCHING.join(" and ")
             );
             findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
         }
@@ -184,10 +185,14 @@ mod tests {
             found(check, &[("server/src/a.rs", "let a = reqwest::get(b);")]),
             ["server/src/a.rs:1: egress"]
         );
+        assert_eq!(
+            found(check, &[("server/hub/src/pulling.rs", text)]),
+            ["server/hub/src/pulling.rs:1: egress"]
+        );
     }
 
     #[test]
-    fn only_the_pull_command_pulls() {
+    fn only_the_commands_that_fetch_reach_the_client() {
         for text in [
             "use rempart_hub::pull;",
             "use rempart_hub::{manifest, pull::Options};",
@@ -196,12 +201,20 @@ mod tests {
             "use rempart_hub as hub;",
             "fn f() { rempart_hub::pull::run(); }",
         ] {
-            assert!(found(check, &[(PULL_COMMAND, text)]).is_empty(), "{text}");
-            assert_eq!(
-                found(check, &[("server/src/http/mod.rs", text)]),
-                ["server/src/http/mod.rs:1: egress"],
-                "{text}"
-            );
+            for command in FETCHING {
+                assert!(found(check, &[(command, text)]).is_empty(), "{text}");
+            }
+            for serving in [
+                "server/src/http/mod.rs",
+                "server/src/oidc/mod.rs",
+                "server/src/cli/serve.rs",
+            ] {
+                assert_eq!(
+                    found(check, &[(serving, text)]),
+                    [format!("{serving}:1: egress")],
+                    "{text}"
+                );
+            }
         }
         let text = "use rempart_hub::manifest::Manifest;\nfn pull() { rempart_hub::catalogue::find(pull) }\n";
         assert!(found(check, &[("server/src/cli/serve.rs", text)]).is_empty());

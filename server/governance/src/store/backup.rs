@@ -32,6 +32,7 @@ const TABLES: &[(&str, &[&str], &str)] = &[
         &["id", "mark", "sealed", "role", "created", "ended"],
         "id",
     ),
+    ("subject", &["mark", "person", "sealed", "created"], "mark"),
     ("member", &["person", "project", "created"], "person, project"),
     (
         "service_account",

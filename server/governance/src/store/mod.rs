@@ -14,6 +14,7 @@ mod projects;
 mod proof;
 mod retention;
 mod setting;
+mod subjects;
 mod tokens;
 mod usage;
 
@@ -38,6 +39,7 @@ pub use people::Person;
 pub use projects::Project;
 pub use proof::{Note, Noted, Proof};
 pub use retention::{Deleted, Oldest};
+pub use subjects::LoginSubject;
 pub use usage::{UsageSum, UsageWriter};
 
 use crate::actor::{Acting, Actor};

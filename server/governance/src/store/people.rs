@@ -11,6 +11,7 @@ use super::content::delete_of_owner;
 use super::keys::{check_name, misleads, revoke};
 use super::projects::{ID_DIGITS, check_grant};
 use super::setting::{insert_setting, setting};
+use super::subjects::unbind;
 use super::tokens::follow_role;
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
@@ -307,6 +308,8 @@ fn check_role(role: Role) -> Result<(), Error> {
 
 async fn leave(change: &mut Transaction<'static, Any>, actor: &Acting, id: &str) -> Result<(), Error> {
     revoke(change, actor, "owner", id, &|_| true).await?;
+    // Who comes back may have another account at the login by then.
+    unbind(change, actor, id).await?;
     sqlx::query("DELETE FROM member WHERE person = $1")
         .bind(id)
         .execute(&mut **change)
@@ -328,6 +331,10 @@ pub(super) async fn forget(
     delete_of_owner(change, actor, id).await?;
     // What a key is called may name its owner.
     sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
+        .bind(id)
+        .execute(&mut **change)
+        .await?;
+    sqlx::query("DELETE FROM subject WHERE person = $1")
         .bind(id)
         .execute(&mut **change)
         .await?;

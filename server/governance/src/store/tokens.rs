@@ -1,16 +1,13 @@
 //! Keys without a text of their own: those of people who show a token of the company's login, and of clients' certificates.
 
-use std::collections::{BTreeMap, HashMap};
-
 use sqlx::{Any, Row as _, Transaction};
 
 use super::keys::insert_row;
 use super::members::check_owner;
-use super::people::{address, living_person};
+use super::people::living_person;
 use super::projects::check_grant;
 use super::{Error, NewKeyRequest, Store, audit};
 use crate::actor::{Acting, Actor};
-use crate::directory::Insider;
 use crate::key::{KeyHash, KeyId};
 use crate::kind::KeyKind;
 use crate::role::Role;
@@ -19,42 +16,6 @@ use crate::role::Role;
 const NAME: &str = "token";
 
 impl Store {
-    /// What finds the person of an address, without telling it.
-    ///
-    /// # Errors
-    /// Where it is no address, or the secret is not known.
-    pub fn mark_of(&self, email: &str) -> Result<String, Error> {
-        Ok(self.secret()?.mark(&address(email)?))
-    }
-
-    /// Everybody who has not left, by the mark of their address, with the projects that they are in.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub(super) async fn insiders(&self) -> Result<HashMap<String, Insider>, Error> {
-        let mut projects: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-        let rows = sqlx::query(
-            "SELECT m.person, p.id, p.name FROM member m JOIN project p ON p.id = m.project \
-             WHERE p.archived IS NULL ORDER BY m.created, p.id",
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        for row in &rows {
-            let project = (row.try_get(1)?, row.try_get(2)?);
-            projects.entry(row.try_get(0)?).or_default().push(project);
-        }
-        let rows = sqlx::query("SELECT mark, id FROM person WHERE ended IS NULL")
-            .fetch_all(&self.pool)
-            .await?;
-        let mut insiders = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let id: String = row.try_get(1)?;
-            let projects = projects.remove(&id).unwrap_or_default();
-            insiders.insert(row.try_get(0)?, Insider { id, projects });
-        }
-        Ok(insiders)
-    }
-
     /// Makes the key that a person's tokens count as in a project, by identifiers, unless there is one: good or not, it stays as
     /// it is.
     ///

@@ -376,7 +376,7 @@ fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
     url.join(address).ok()
 }
 
-const USER_AGENT: &str = concat!("rempart/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("rempart/", env!("CARGO_PKG_VERSION"));
 
 /// Checks the address of a hub. Plain HTTP is for a mirror without secrets or for this machine.
 fn check_endpoint(endpoint: &str, with_token: bool) -> Result<Url, Error> {
@@ -406,7 +406,7 @@ fn check_endpoint(endpoint: &str, with_token: bool) -> Result<Url, Error> {
     Ok(url)
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost"
         || host

@@ -1,4 +1,5 @@
-//! `rempart pull`: a model from a hub into the store, every byte checked. The only module with a network.
+//! `rempart pull`: a model from a hub into the store, every byte checked. The only module with a network; in it, [`login`]
+//! fetches the public keys of a company's login.
 //!
 //! hf-hub speaks to the hub (listing, addresses, tokens, ranges, xet storage). Resuming, checking and installing are
 //! done here, because hf-hub 1.0 begins an interrupted file again and verifies nothing. Everything comes as arguments:
@@ -10,6 +11,7 @@ mod download;
 mod error;
 mod hub;
 mod install;
+pub mod login;
 mod select;
 
 use std::path::{Path, PathBuf};
@@ -122,16 +124,20 @@ pub struct Pulled {
 /// See [`Error`]. After an interruption or an error the bytes that came stay in the cache, and the next pull goes on
 /// from there; bytes that fail their check are deleted. The store never holds an incomplete model.
 pub fn pull(request: &PullRequest, progress: &dyn Progress) -> Result<Pulled, Error> {
+    alone(|| Box::pin(run(request, progress))).map_err(Error::Internal)?
+}
+
+/// Runs what waits for a network to its end. On a thread of its own: a runtime may be neither entered nor dropped within another.
+fn alone<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> Result<T, &'static str> {
     let blocking = || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build();
-        let runtime = runtime.map_err(|_| Error::Internal("no runtime could be started"))?;
-        runtime.block_on(Box::pin(run(request, progress)))
+        let runtime = runtime.map_err(|_| "no runtime could be started")?;
+        Ok(runtime.block_on(work()))
     };
-    // A thread of its own: a runtime may be neither entered nor dropped within another.
-    thread::scope(|scope| scope.spawn(blocking).join()).map_err(|_| Error::Internal("the pull panicked"))?
+    thread::scope(|scope| scope.spawn(blocking).join()).map_err(|_| "it panicked")?
 }
 
 async fn run(request: &PullRequest, progress: &dyn Progress) -> Result<Pulled, Error> {

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::keys::{PrivateKey, PublicKey};
 use super::statement::Statement;
 use super::{Signer, Trust, read_bounded};
+use crate::report::in_brief;
 
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
@@ -107,8 +108,12 @@ impl Bundle {
         })
     }
 
-    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let wire: Wire = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    /// Reads the text of a signature.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let wire: Wire = serde_json::from_slice(text).map_err(|error| in_brief(&error))?;
         if wire.media_type != MEDIA_TYPE {
             return Err(format!("it is not of type {MEDIA_TYPE}"));
         }

@@ -1,10 +1,8 @@
 //! The files of a model on disk, against what was signed: which there are, what they contain, and that they stay so.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -364,28 +362,4 @@ fn strange(path: &Path) -> Error {
         path: path.to_owned(),
         reason: "neither a file nor a folder of its own: links to folders are not followed",
     }
-}
-
-/// Writes a file, whole or not at all.
-pub(super) fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}", process::id()));
-    let written = (|| {
-        // Nothing that somebody has put there is written to.
-        let mut file = File::create_new(&temporary)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|source: io::Error| {
-        // The error that matters is the first one.
-        drop(fs::remove_file(&temporary));
-        let path = path.to_owned();
-        Error::Io { path, source }
-    })
 }

@@ -13,14 +13,11 @@ mod keys;
 mod statement;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
 use crate::digest::Sha256;
+use crate::file;
 use crate::progress::Progress;
 use crate::report::Report;
 pub use bundle::Bundle;
@@ -191,7 +188,11 @@ impl Signed {
             return Err(Error::OverOther { path });
         }
         let statement = folder::describe(self, progress)?;
-        folder::write(&self.signature, &bundle::sign(&statement, key, chain)?)?;
+        let text = bundle::sign(&statement, key, chain)?;
+        file::write(&self.signature, &text, None).map_err(|source| Error::Io {
+            path: self.signature.clone(),
+            source,
+        })?;
         Ok(statement)
     }
 }
@@ -219,27 +220,13 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Opens a regular file; to open a pipe would wait for whoever writes into it.
-pub(crate) fn regular(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() {
-        return Ok(file);
-    }
-    Err(io::Error::other("it is no regular file"))
-}
-
 fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let io = |source| Error::Io {
+    let read = file::read(path, limit).map_err(|source| Error::Io {
         path: path.to_owned(),
         source,
-    };
-    let mut text = Vec::new();
-    let file = regular(path).map_err(io)?;
-    file.take(limit + 1).read_to_end(&mut text).map_err(io)?;
-    if text.len() as u64 > limit {
-        let path = path.to_owned();
-        return Err(Error::TooLarge { path, limit });
-    }
-    Ok(text)
+    })?;
+    read.ok_or_else(|| Error::TooLarge {
+        path: path.to_owned(),
+        limit,
+    })
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{FILES_MAX, PATH_BYTES_MAX};
 use crate::digest::Sha256;
 use crate::manifest;
+use crate::report::in_brief;
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE: &str = "https://model_signing/signature/v1.0";
@@ -116,8 +117,12 @@ impl Statement {
     }
 
     /// Reads a statement, and checks that it is consistent.
-    pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
-        let kind: Kind = serde_json::from_slice(json).map_err(|e| format!("its payload: {e}"))?;
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
+        let kind: Kind =
+            serde_json::from_slice(json).map_err(|e| format!("its payload: {}", in_brief(&e)))?;
         if kind.kind != STATEMENT {
             return Err(format!("its payload is not of type {STATEMENT}"));
         }
@@ -131,7 +136,8 @@ impl Statement {
             }
             _ => return Err(format!("its payload has no predicate of type {PREDICATE}")),
         }
-        let wire: Wire = serde_json::from_slice(json).map_err(|e| format!("its payload: {e}"))?;
+        let wire: Wire =
+            serde_json::from_slice(json).map_err(|e| format!("its payload: {}", in_brief(&e)))?;
         let [subject] = wire.subject.as_slice() else {
             return Err("it has not one subject".into());
         };

@@ -34,6 +34,13 @@ impl ApiError {
         )
     }
 
+    /// 401: its key has ended while the answer was made.
+    pub fn key_ended() -> Self {
+        let message = "What was shown for this answer is not valid any more: the key or token has ended, or its person or project has; the answer is not whole";
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(status, Kind::InvalidRequestError, Some("key_ended"), message)
+    }
+
     /// 401: the project that it names is not its key's, as OpenAI answers, or not its person's.
     pub fn other_project() -> Self {
         let message = "The header `OpenAI-Project` names a project that this key is not of, or this person is not in: leave it out, or use a key of that project";

@@ -1,11 +1,12 @@
 //! The files of TLS: read within a limit, and checked so far that what is wrong is said before a client meets it.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rempart_hub::file;
 use thiserror::Error;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::CryptoProvider;
@@ -18,7 +19,6 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
 use crate::config::TlsSettings;
-use crate::regular_file;
 
 /// Chains and lists of authorities are some KiB; a path to something else should not fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -128,18 +128,13 @@ fn content(option: &'static str, path: &Path) -> Result<(Vec<u8>, u32), Error> {
         file: path.to_owned(),
         why,
     };
-    let file = regular_file::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(Error::TooLarge {
-            option,
-            file: path.to_owned(),
-        });
-    }
+    let open = file::open(path).map_err(failed)?;
+    let mode = open.metadata().map_err(failed)?.permissions().mode() & 0o7777;
+    let read = file::read_from(open, FILE_BYTES_MAX).map_err(failed)?;
+    let bytes = read.ok_or_else(|| Error::TooLarge {
+        option,
+        file: path.to_owned(),
+    })?;
     Ok((bytes, mode))
 }
 
