@@ -23,13 +23,15 @@ pub use directory::{Denied, Directory, Insider, KeyRecord, Principal, is_person}
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
 pub use limit::{
-    Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
+    Ask, Counter, Exceeded, Grant, LEASE_MS, LIMIT_MAX, Lessee, Limited, Limiter, Limits, Metric, Reserved,
+    Short, Standing, Subject, TICK_MS, month_began_ms,
 };
 pub use retention::{BrokenRetention, Cut, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, Database, Deleted, Error, Member, NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof,
-    Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
+    ASKS_MAX, AuditQuery, Counts, Database, Deleted, Error, Leases, Member, NewKeyRequest, Note, Noted,
+    Oldest, Person, Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX, Way,
+    now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

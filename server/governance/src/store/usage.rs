@@ -9,6 +9,7 @@ use sqlx::any::AnyRow;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
+use super::leases::{self, Counts};
 use super::parts::{Part, put};
 use super::{Database, Error, Store, now_ms};
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
@@ -73,17 +74,29 @@ impl UsageWriter {
     /// # Errors
     /// What the database says. The same rows can be tried again.
     pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+        self.write_counted(rows, &Counts::new()).await
+    }
+
+    /// The same, and counts their tokens in the same change where several servers count together.
+    ///
+    /// # Errors
+    /// As [`UsageWriter::write`].
+    pub async fn write_counted(&mut self, rows: &[UsageEvent], counts: &Counts) -> Result<(), Error> {
         if let Some(last) = self.last.take()
-            && self.try_write(rows, Some(last)).await.is_ok()
+            && self.try_write((rows, counts), Some(last)).await.is_ok()
         {
             return Ok(());
         }
         // Another process may have written since.
-        self.try_write(rows, None).await
+        self.try_write((rows, counts), None).await
     }
 
     /// Writes rows behind a batch that is known to be the last, or behind the last there is.
-    async fn try_write(&mut self, rows: &[UsageEvent], last: Option<UsageBatch>) -> Result<(), Error> {
+    async fn try_write(
+        &mut self,
+        rows: (&[UsageEvent], &Counts),
+        last: Option<UsageBatch>,
+    ) -> Result<(), Error> {
         let kept = self.connection.take();
         // Changes would go to the file of that name, and these rows to one that has none.
         self.store.check_file()?;
@@ -116,7 +129,7 @@ impl UsageWriter {
 async fn write(
     connection: &mut PoolConnection<Any>,
     database: &Database,
-    rows: &[UsageEvent],
+    (rows, counts): (&[UsageEvent], &Counts),
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
@@ -141,6 +154,7 @@ async fn write(
     parts.extend(numbers.zip(rows).map(|(seq, row)| Part::Row(seq, row)));
     parts.extend(sums(rows).into_iter().map(|(of, sum)| Part::Sum(of, sum)));
     put(&mut change, database, &parts).await?;
+    leases::count(&mut change, counts).await?;
     change.commit().await?;
     Ok(Some(new))
 }
