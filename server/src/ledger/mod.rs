@@ -4,19 +4,23 @@
 //! room; the row is written when the answer is complete, and the last of the answer waits for that. One task writes all rows
 //! that wait as one batch. Where they can't be written no request begins.
 
+mod counting;
+mod leasing;
 mod meter;
 mod writing;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{Exceeded, Limiter, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms};
+use rempart_governance::{Exceeded, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
 use crate::prices::Prices;
+pub use counting::Limiting;
+use counting::{Charge, Counting};
 use meter::{Allowance, Open};
 pub use meter::{Expected, Meter, Used};
 use writing::{Writing, sync_often};
@@ -27,6 +31,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// A row on its way, and who waits for it.
 struct Entry {
     row: UsageEvent,
+    charge: Option<Charge>,
     written: Option<oneshot::Sender<()>>,
 }
 
@@ -36,7 +41,7 @@ pub struct Ledger {
     entries: mpsc::Sender<Entry>,
     failing: Arc<AtomicBool>,
     prices: Prices,
-    limiter: Arc<Mutex<Limiter>>,
+    counting: Counting,
     metrics: Metrics,
     closing: Arc<Notify>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -58,7 +63,7 @@ impl Ledger {
         store: Store,
         requests_max: usize,
         prices: Prices,
-        limiter: Limiter,
+        limiting: Limiting,
         metrics: &Metrics,
     ) -> Self {
         let (entries, waiting) = mpsc::channel(requests_max);
@@ -70,23 +75,25 @@ impl Ledger {
             failing: Arc::clone(&failing),
             unsynced: Arc::clone(&unsynced),
             closing: Arc::clone(&closing),
+            counting: limiting.counting(),
             metrics: metrics.usage(),
         };
         let mut tasks = JoinSet::new();
         let syncing = sync_often(store.clone(), unsynced);
-        tasks.spawn(async move {
+        let counting = limiting.counting();
+        tasks.spawn(limiting.keep_while(async move {
             // Syncing ends with the writing.
             tokio::select! {
                 () = writing.run() => {}
                 () = syncing => {}
             }
-        });
+        }));
         Self {
             store,
             entries,
             failing,
             prices,
-            limiter: Arc::new(Mutex::new(limiter)),
+            counting,
             metrics: metrics.clone(),
             closing,
             tasks: tokio::sync::Mutex::new(tasks),
@@ -101,15 +108,19 @@ impl Ledger {
 
     /// What is left to a principal of requests and of tokens a minute, where there are such limits.
     pub fn standing(&self, principal: &Principal) -> [Option<Standing>; 2] {
-        let limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.standing(&principal.limited, now_ms())
+        self.counting.standing(&principal.limited)
     }
 
     /// The meter of a request that begins.
     ///
     /// # Errors
     /// Why it must not begin.
-    pub fn begin(&self, principal: &Principal, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
+    pub async fn begin(
+        &self,
+        principal: &Principal,
+        endpoint: &str,
+        arrived: Instant,
+    ) -> Result<Meter, Refused> {
         if self.is_failing() {
             return Err(Refused::Unrecorded);
         }
@@ -118,7 +129,8 @@ impl Ledger {
             .clone()
             .try_reserve_owned()
             .map_err(|_| Refused::Full)?;
-        let allowance = Allowance::begin(Arc::clone(&self.limiter), Arc::clone(&principal.limited))?;
+        let limited = Arc::clone(&principal.limited);
+        let allowance = Allowance::begin(self.counting.clone(), limited).await?;
         let waited = i64::try_from(arrived.elapsed().as_millis()).unwrap_or(0);
         let row = UsageEvent {
             id: uuid::Uuid::new_v4().simple().to_string(),

@@ -9,6 +9,7 @@ use rempart_governance::{BATCH_ROWS_MAX, Store, UsageWriter};
 use tokio::sync::{Notify, mpsc};
 
 use super::Entry;
+use super::counting::{Counting, counts};
 use crate::metrics::UsageMetrics;
 
 /// How long after a failure it is tried again.
@@ -27,6 +28,7 @@ pub(super) struct Writing {
     /// Whether rows were written that a loss of power could take.
     pub unsynced: Arc<AtomicBool>,
     pub closing: Arc<Notify>,
+    pub counting: Counting,
     pub metrics: UsageMetrics,
 }
 
@@ -51,8 +53,14 @@ impl Writing {
 
     /// Tries until it succeeds.
     async fn write(&mut self, entries: impl Iterator<Item = Entry>) {
-        let (rows, waiters): (Vec<_>, Vec<_>) = entries.map(|entry| (entry.row, entry.written)).unzip();
-        while let Err(error) = noted_if_slow(&self.failing, self.writer.write(&rows)).await {
+        let (mut rows, mut charges, mut waiters) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in entries {
+            rows.push(entry.row);
+            charges.extend(entry.charge);
+            waiters.extend(entry.written);
+        }
+        let counts = counts(charges.iter());
+        while let Err(error) = noted_if_slow(&self.failing, self.writer.write_counted(&rows, &counts)).await {
             let error = anyhow::Error::new(error);
             if !self.failing.swap(true, Ordering::Relaxed) {
                 tracing::error!(error = format!("{error:#}"), "{HALT}");
@@ -65,7 +73,10 @@ impl Writing {
             tracing::info!("usage is recorded again");
         }
         self.metrics.written(rows.len());
-        for waiter in waiters.into_iter().flatten() {
+        for charge in &charges {
+            self.counting.written(charge);
+        }
+        for waiter in waiters {
             // Whoever waited may have left.
             let _ = waiter.send(());
         }

@@ -156,7 +156,9 @@ impl Lessee {
             Metric::RequestsPerMinute | Metric::Parallel => None,
         }) {
             let lease = self.leases.entry(want.counter.clone()).or_default();
-            lease.limit = want.limit;
+            if lease.limit == 0 {
+                lease.limit = want.limit;
+            }
             let unused = want.units.saturating_sub(used);
             if want.counter.is_bucket() {
                 lease.settled = lease.settled.saturating_add(unused);

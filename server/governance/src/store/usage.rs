@@ -10,7 +10,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::leases::{self, Counts};
-use super::parts::{Part, put};
+use super::parts::{Part, put, put_at_once};
 use super::{Database, Error, Store, now_ms};
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
 
@@ -133,6 +133,12 @@ async fn write(
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
+    if let Some(last) = last.as_ref().filter(|_| !in_doubt) {
+        let new = behind(Some(last), rows);
+        if put_at_once(connection, database, &parts(&new, rows)).await? {
+            return Ok(Some(new));
+        }
+    }
     let mut change = connection.begin_with(database.begin()).await?;
     if let Some(lock) = database.lock_usage() {
         sqlx::query(lock).fetch_one(&mut *change).await?;
@@ -146,17 +152,25 @@ async fn write(
         Some(last) => Some(last),
         None => last_batch(&mut change).await?,
     };
-    let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
-    let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
-    let mut parts = vec![Part::Batch(&new)];
+    let new = behind(last.as_ref(), rows);
+    put(&mut change, database, &parts(&new, rows)).await?;
+    leases::count(&mut change, counts).await?;
+    change.commit().await?;
+    Ok(Some(new))
+}
+
+fn behind(last: Option<&UsageBatch>, rows: &[UsageEvent]) -> UsageBatch {
+    let at_ms = last.map_or(0, |last| last.at_ms).max(now_ms());
+    UsageBatch::behind(last, at_ms, rows)
+}
+
+fn parts<'a>(new: &'a UsageBatch, rows: &'a [UsageEvent]) -> Vec<Part<'a>> {
+    let mut parts = vec![Part::Batch(new)];
     // Whatever somebody has written there as the last number.
     let numbers = std::iter::successors(Some(new.first), |seq| Some(seq.saturating_add(1)));
     parts.extend(numbers.zip(rows).map(|(seq, row)| Part::Row(seq, row)));
     parts.extend(sums(rows).into_iter().map(|(of, sum)| Part::Sum(of, sum)));
-    put(&mut change, database, &parts).await?;
-    leases::count(&mut change, counts).await?;
-    change.commit().await?;
-    Ok(Some(new))
+    parts
 }
 
 async fn last_batch(change: &mut Transaction<'_, Any>) -> Result<Option<UsageBatch>, Error> {
