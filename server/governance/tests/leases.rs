@@ -150,8 +150,38 @@ async fn a_day_is_counted_by_its_rows() {
     two.give_back().await.unwrap();
     let (grants, _) = one.lend(&asks(&[700], 0)).await.unwrap();
     assert!(grants.iter().all(|grant| grant.granted == 700), "{grants:?}");
-    let days = "SELECT COUNT(*) FROM limit_count";
-    let days: i64 = sqlx::query(days).fetch_one(&mut raw).await.unwrap().get(0);
-    assert_eq!(days, 4);
+    raw.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_long_over_is_not_kept() {
+    let place = Place::server();
+    let mut leases = Leases::new(place.open().await).unwrap();
+    let mut raw = place.raw().await;
+    for old in [
+        "'tokens-per-day', 9, 5",
+        "'parallel', 0, 0",
+        "'tokens-per-minute', 0, -5",
+    ] {
+        let words = format!(
+            "INSERT INTO limit_count (subject, id, metric, span, value, at_ms) VALUES ('user', 'u', {old}, 0)"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(words))
+            .execute(&mut raw)
+            .await
+            .unwrap();
+    }
+    let subject = Subject::Key("k".to_owned());
+    leases
+        .lend(&[ask(&subject, Metric::Parallel, 3, vec![1])])
+        .await
+        .unwrap();
+    let kept = sqlx::query("SELECT metric FROM limit_count ORDER BY metric")
+        .fetch_all(&mut raw)
+        .await
+        .unwrap();
+    let kept: Vec<String> = kept.iter().map(|row| row.get(0)).collect();
+    // What is owed is not forgotten.
+    assert_eq!(kept, ["parallel", "tokens-per-minute"]);
     raw.close().await.unwrap();
 }

@@ -191,7 +191,7 @@ impl Server {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Begin(i64),
     /// So many that end at once, and ask whenever something lacks.

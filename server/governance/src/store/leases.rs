@@ -9,11 +9,12 @@ use sqlx::query::Query;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::{Error, Store};
-use crate::limit::{Ask, Counter, Grant, LEASE_MS, Pool, Subject};
+use crate::limit::{Ask, Counter, Grant, LEASE_MS, Metric, Pool, Subject};
 
 /// Counters of one statement.
 pub const ASKS_MAX: usize = 128;
-/// How long what counts no day and no month is kept that nobody asks for.
+/// How long what counts no day and no month is kept that nobody asks for: a bucket is full again long before, and places are counted by
+/// their leases.
 const UNUSED_MS: i64 = 86_400_000;
 /// Whoever waited for a lock is to see what was counted meanwhile.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -318,23 +319,36 @@ async fn make(
             .bind(pool.value)
             .bind(pool.at_ms);
         asked.execute(&mut *change).await?;
-        // Those of the day or month before may still be used: requests run.
-        sqlx::query("DELETE FROM limit_count WHERE metric = $1 AND span > 0 AND span < $2")
-            .bind(counter.metric.name())
-            .bind(counter.span.saturating_sub(1))
-            .execute(&mut *change)
+    }
+    clean(&mut change, now_ms).await?;
+    Ok(change.commit().await?)
+}
+
+/// Takes away what nobody counts any more, unless somebody has it locked: to wait for them could be to wait for each other.
+async fn clean(change: &mut Transaction<'_, Any>, now_ms: i64) -> Result<(), Error> {
+    let old = |metric: Metric| {
+        // Requests may run that began in the one before.
+        let span = Counter::at(&Subject::Key(String::new()), metric, now_ms).span - 1;
+        format!("metric = '{}' AND span < {span}", metric.name())
+    };
+    let unused = format!(
+        "{} OR {} OR span = 0 AND value >= 0 AND at_ms < {}",
+        old(Metric::TokensPerDay),
+        old(Metric::TokensPerMonth),
+        now_ms.saturating_sub(UNUSED_MS)
+    );
+    for (table, ended) in [
+        ("limit_count", unused),
+        ("limit_lease", format!("until_ms <= {now_ms}")),
+    ] {
+        let words = format!(
+            "DELETE FROM {table} WHERE ctid IN (SELECT ctid FROM {table} WHERE {ended} FOR UPDATE SKIP LOCKED)"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(words))
+            .execute(&mut **change)
             .await?;
     }
-    // A bucket is full again long before.
-    sqlx::query("DELETE FROM limit_count WHERE span = 0 AND at_ms < $1")
-        .bind(now_ms.saturating_sub(UNUSED_MS))
-        .execute(&mut *change)
-        .await?;
-    sqlx::query("DELETE FROM limit_lease WHERE until_ms <= $1")
-        .bind(now_ms)
-        .execute(&mut *change)
-        .await?;
-    Ok(change.commit().await?)
+    Ok(())
 }
 
 /// Tokens of rows of requests that began from one time on and before another, Unix seconds.
