@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 from lib.postgres import Cluster
-from lib.server import binary
+from lib.server import binary, free_port
 
 # Clients of each server.
 CLIENTS = 4
@@ -158,3 +158,16 @@ def test_without_the_database_nothing_is_granted_and_it_recovers(pair):
         except openai.APIStatusError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def test_a_second_server_on_a_file_does_not_start(own_server, tmp_path):
+    running = own_server("smollm2", "alone.log", ["--database", str(tmp_path / "rempart.db")])
+    own = running.command.index("--bind") + 1
+    command = [*running.command[:own], f"127.0.0.1:{free_port()}", *running.command[own + 1:]]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0 and "another server serves from" in second.stderr + second.stdout
+    running.process.kill()
+    running.process.wait()
+    # Nobody has it any more, although the file is there that was locked.
+    third = own_server("smollm2", "alone-again.log", ["--database", str(tmp_path / "rempart.db")])
+    assert third.process.poll() is None
