@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::checkpoints::Checkpoints;
 use crate::config::GovernanceSettings;
 use crate::denials::Denials;
-use crate::ledger::{Ledger, Meter, Refused};
+use crate::ledger::{Ledger, Limiting, Meter, Refused};
 use crate::metrics::Metrics;
 use crate::oidc::{BadToken, Oidc};
 use crate::retention;
@@ -248,9 +248,11 @@ impl Access {
     ///
     /// # Errors
     /// Why it must not begin.
-    pub fn meter(&self, caller: &Caller, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
+    pub async fn meter(&self, caller: &Caller, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
         match (self, caller) {
-            (Self::Keys(keys), Caller::Holder(principal)) => keys.ledger.begin(principal, endpoint, arrived),
+            (Self::Keys(keys), Caller::Holder(principal)) => {
+                keys.ledger.begin(principal, endpoint, arrived).await
+            }
             _ => Ok(Meter::default()),
         }
     }
@@ -343,7 +345,11 @@ impl Keys {
         }
         let currency = store.currency().await?;
         let currency = currency.unwrap_or_else(|| settings.currency.clone());
-        let limiter = used_so_far(&store).await?;
+        let limiting = if store.is_shared() {
+            Limiting::shared(&store, metrics).await?
+        } else {
+            Limiting::alone(used_so_far(&store).await?)
+        };
         let (requests_max, prices) = (settings.usage_requests_max, settings.prices.clone());
         let checkpoints = match &settings.checkpoints {
             Some(kept) => Some(Checkpoints::open(store.clone(), kept.clone(), metrics).await?),
@@ -367,7 +373,7 @@ impl Keys {
             oidc,
             first_uses: tokio::sync::Mutex::default(),
             looks: store.apart(),
-            ledger: Ledger::start(store.clone(), requests_max, prices, limiter, metrics),
+            ledger: Ledger::start(store.clone(), requests_max, prices, limiting, metrics),
             store,
             changes: watch::Sender::new(Arc::clone(&seen.directory)),
             seen: RwLock::new(seen),

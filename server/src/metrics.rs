@@ -22,7 +22,7 @@ pub use encoder::EncoderMetrics;
 pub use lifecycle::LifecycleMetrics;
 pub use rejection::Rejection;
 pub use tls::TlsMetrics;
-pub use usage::UsageMetrics;
+pub use usage::{LeaseMetrics, UsageMetrics};
 
 /// vLLM's buckets for what a client waits for before the first token, in seconds.
 const FIRST_TOKEN_S: &[f64] = &[

@@ -27,14 +27,15 @@ pub use directory::{Denied, Directory, Holder, Insider, KeyRecord, People, Princ
 pub use key::{Key, KeyHash, KeyId, NewKey};
 pub use kind::KeyKind;
 pub use limit::{
-    Exceeded, LIMIT_MAX, Limited, Limiter, Limits, Metric, Reserved, Standing, Subject, month_began_ms,
+    Ask, Counter, Exceeded, Grant, LEASE_MS, LIMIT_MAX, Lessee, Limited, Limiter, Limits, Metric, Reserved,
+    Short, Standing, Subject, TICK_MS, month_began_ms,
 };
 pub use retention::{BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, Trimmed};
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    AuditQuery, ContentQuery, Database, Deleted, Error, Kept, LoginSubject, Member, NewKeyRequest, Note,
-    Noted, Oldest, Person, Project, Proof, Record, ServiceAccount, Store, UsageSum, UsageWriter, WEIGHT_MAX,
-    Way, now_ms, now_s,
+    ASKS_MAX, AuditQuery, ContentQuery, Counts, Database, Deleted, Error, Kept, Leases, LoginSubject, Member,
+    NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof, Record, ServiceAccount, Store, Usage,
+    UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

@@ -4,8 +4,8 @@
 mod support;
 
 use rempart_governance::{
-    BrokenContent, Content, ContentQuery, DAY_MS, DAY_S, Error, NewKeyRequest, Noted, Outcome, Policy,
-    ReaderKey, Recording, Role, Sealed, Store, UsageEvent, UsageWriter, now_ms, now_s, pack,
+    BrokenContent, Content, ContentQuery, Counts, DAY_MS, DAY_S, Error, NewKeyRequest, Noted, Outcome,
+    Policy, ReaderKey, Recording, Role, Sealed, Store, Usage, UsageEvent, UsageWriter, now_ms, now_s, pack,
 };
 
 use support::Place;
@@ -81,8 +81,14 @@ impl Recorded {
 
 async fn write(store: &Store, some: Vec<(UsageEvent, Content)>) {
     let (rows, records): (Vec<_>, Vec<_>) = some.into_iter().unzip();
+    let (rows, records, counts) = (&*rows, &*records, &Counts::new());
     let mut writer = UsageWriter::new(store.clone());
-    writer.write_with(&rows, &records).await.unwrap();
+    let usage = Usage {
+        rows,
+        records,
+        counts,
+    };
+    writer.write_all(usage).await.unwrap();
 }
 
 async fn proven(store: &Store) -> Result<i64, Error> {

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use rempart_governance::Database;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -82,6 +83,10 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
     let listen = tokio::net::TcpListener::from_std;
     let listener = listen(listeners.clients)?;
     let admin = listeners.admin.map(listen).transpose()?;
+    let database = settings.governance.database.as_ref();
+    let claimed = database.map(Database::claim).transpose();
+    // Until the end: another server that counts limits by itself would grant them once more.
+    let _claimed = claimed.context("--database")?;
     let access = open_access(&settings.governance, &metrics).await?;
     access.record_server("server.started", facts(&settings)).await?;
     if settings.http.zero_egress {

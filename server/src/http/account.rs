@@ -42,7 +42,7 @@ pub async fn account(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let meter = match app.access.meter(&caller, route.as_str(), arrived.0) {
+    let meter = match app.access.meter(&caller, route.as_str(), arrived.0).await {
         Ok(meter) => meter,
         Err(Refused::Unrecorded) => {
             app.metrics.reject(Rejection::Usage);

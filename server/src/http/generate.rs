@@ -121,7 +121,7 @@ where
     drop(body);
     let model = model?;
     meter.model(model.id());
-    meter.reserve(prepared.tokens)?;
+    meter.reserve(prepared.tokens).await?;
     app.follow_format(&model, &mut prepared, deadline).await?;
     let rules = prepared.rules.clone();
     let (answering, timing) = (Arc::clone(&model), app.timing(arrived));

@@ -3,18 +3,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rempart_governance::{
-    Exceeded, Limited, Limiter, Outcome, Recording, Reserved, Store, UsageEvent, now_ms, pack,
-};
+use rempart_governance::{Limited, Outcome, Recording, Reserved, Store, UsageEvent, pack};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 
+use super::counting::{Charge, Counting};
 use super::recorder::Recorder;
 use super::{Entry, Refused};
 use crate::chat::assemble::Said;
 use crate::http::bodies::Held;
 use crate::http::error::ApiError;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Rejection};
 use crate::openai::prompted::Prompted;
 use crate::prices::Prices;
 
@@ -46,7 +45,7 @@ pub(super) struct Open {
 
 /// A request's part of what its key and its project may use, until it is dropped.
 pub(super) struct Allowance {
-    limiter: Arc<Mutex<Limiter>>,
+    counting: Counting,
     limited: Arc<Limited>,
     reserved: Reserved,
     /// Tokens, of which only those are known that are settled.
@@ -54,44 +53,32 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    pub(super) fn begin(limiter: Arc<Mutex<Limiter>>, limited: Arc<Limited>) -> Result<Self, Refused> {
-        let now = now_ms();
-        lock(&limiter).begin(&limited, now).map_err(Refused::Over)?;
+    pub(super) async fn begin(counting: Counting, limited: Arc<Limited>) -> Result<Self, Refused> {
+        let at_ms = counting.begin(&limited).await?;
         let reserved = Reserved {
-            at_ms: now,
+            at_ms,
             ..Reserved::default()
         };
         Ok(Self {
-            limiter,
+            counting,
             limited,
             reserved,
             used: 0,
         })
     }
 
-    fn reserve(&mut self, tokens: Expected) -> Result<(), Exceeded> {
-        let number = |tokens| i64::try_from(tokens).unwrap_or(i64::MAX);
-        let wanted = Reserved {
-            at_ms: now_ms(),
-            expected: number(tokens.expected),
-            most: number(tokens.most),
-        };
-        lock(&self.limiter).reserve(&self.limited, wanted)?;
-        self.reserved = wanted;
-        Ok(())
+    /// Ends it with what was used, which its row counts for.
+    fn end(mut self, used: i64) -> Option<Charge> {
+        self.used = used;
+        self.counting.charge(&self.limited, self.reserved, used)
     }
 }
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        let mut limiter = lock(&self.limiter);
-        limiter.settle(&self.limited, self.reserved, now_ms(), self.used);
-        limiter.end(&self.limited);
+        self.counting.settle(&self.limited, self.reserved, self.used);
+        self.counting.end(&self.limited);
     }
-}
-
-fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
-    limiter.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tokens that a request is expected to use, and the most that it may.
@@ -99,6 +86,18 @@ fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
 pub struct Expected {
     pub expected: usize,
     pub most: usize,
+}
+
+impl Expected {
+    /// As they are reserved at a time, Unix milliseconds.
+    pub(super) fn at(self, at_ms: i64) -> Reserved {
+        let number = |tokens| i64::try_from(tokens).unwrap_or(i64::MAX);
+        Reserved {
+            at_ms,
+            expected: number(self.expected),
+            most: number(self.most),
+        }
+    }
 }
 
 /// Tokens of a request.
@@ -197,7 +196,8 @@ impl Meter {
         self.reserve(Expected {
             expected: tokens,
             most: tokens,
-        })?;
+        })
+        .await?;
         self.used(used(tokens));
         let made = computing.await;
         if made.is_err() {
@@ -216,16 +216,27 @@ impl Meter {
     /// Reserves tokens, as many as the request may use.
     ///
     /// # Errors
-    /// The limit that they are over.
-    pub fn reserve(&self, tokens: Expected) -> Result<(), ApiError> {
-        let mut reserved = Ok(());
-        self.note(|metered, open| {
-            reserved = open.allowance.reserve(tokens).map_err(|exceeded| {
-                metered.metrics.limited(exceeded.metric.name());
-                ApiError::over_limit(&exceeded)
-            });
+    /// The limit that they are over, and where the database can't tell.
+    pub async fn reserve(&self, tokens: Expected) -> Result<(), ApiError> {
+        let mut begun = None;
+        self.note(|_, open| {
+            let allowance = &open.allowance;
+            begun = Some((allowance.counting.clone(), Arc::clone(&allowance.limited)));
         });
-        reserved
+        let (Some(metered), Some((counting, limited))) = (&self.0, begun) else {
+            return Ok(());
+        };
+        let reserved = match counting.reserve(&limited, tokens).await {
+            Ok(reserved) => reserved,
+            Err(refused) => return Err(metered.refusal(&refused)),
+        };
+        let mut kept = false;
+        self.note(|_, open| (open.allowance.reserved, kept) = (reserved, true));
+        if !kept {
+            // It has ended meanwhile.
+            counting.settle(&limited, reserved, 0);
+        }
+        Ok(())
     }
 
     /// Sends the row of an answer of this status on its way, and waits until it is written.
@@ -273,13 +284,26 @@ impl Metered {
         i64::try_from(self.arrived.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
+    fn refusal(&self, refused: &Refused) -> ApiError {
+        match refused {
+            Refused::Over(exceeded) => {
+                self.metrics.limited(exceeded.metric.name());
+                ApiError::over_limit(exceeded)
+            }
+            Refused::Full | Refused::Unrecorded => {
+                self.metrics.reject(Rejection::Usage);
+                ApiError::not_ready("limits can't be counted")
+            }
+        }
+    }
+
     /// Whether there was anything to send.
     fn send(&self, status: Option<u16>, written: Option<oneshot::Sender<()>>) -> bool {
         let Some(Open {
             mut row,
             recorder,
             place,
-            mut allowance,
+            allowance,
         }) = self.open().take()
         else {
             return false;
@@ -288,10 +312,10 @@ impl Metered {
         row.status = i64::from(status.unwrap_or(CLIENT_CLOSED));
         outcome(status, row.input > 0).name().clone_into(&mut row.outcome);
         row.cost_nano = self.prices.cost_nano(&row);
-        allowance.used = row.input.saturating_add(row.output);
-        drop(allowance);
+        let charge = allowance.end(row.input.saturating_add(row.output));
         place.send(Entry {
             row,
+            charge,
             recorder,
             written,
         });

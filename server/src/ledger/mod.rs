@@ -4,22 +4,26 @@
 //! room; the row is written when the answer is complete, and the last of the answer waits for that. One task writes all rows
 //! that wait as one batch. Where they can't be written no request begins.
 
+mod counting;
+mod leasing;
 mod meter;
 mod recorder;
 mod writing;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rempart_governance::{
-    Announced, Exceeded, Limiter, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms, now_s,
+    Announced, Exceeded, Principal, Standing, Store, UsageEvent, UsageWriter, now_ms, now_s,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
 use crate::prices::Prices;
+pub use counting::Limiting;
+use counting::{Charge, Counting};
 use meter::{Allowance, Open};
 pub use meter::{Expected, Meter, Used};
 use recorder::Recorder;
@@ -31,6 +35,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// A row on its way, what is recorded with it, and who waits for it.
 struct Entry {
     row: UsageEvent,
+    charge: Option<Charge>,
     recorder: Option<Recorder>,
     written: Option<oneshot::Sender<()>>,
 }
@@ -42,7 +47,7 @@ pub struct Ledger {
     failing: Arc<AtomicBool>,
     in_hand: Arc<AtomicUsize>,
     prices: Prices,
-    limiter: Arc<Mutex<Limiter>>,
+    counting: Counting,
     metrics: Metrics,
     closing: Arc<Notify>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -64,7 +69,7 @@ impl Ledger {
         store: Store,
         requests_max: usize,
         prices: Prices,
-        limiter: Limiter,
+        limiting: Limiting,
         metrics: &Metrics,
     ) -> Self {
         let (entries, waiting) = mpsc::channel(requests_max);
@@ -77,24 +82,26 @@ impl Ledger {
             unsynced: Arc::clone(&unsynced),
             in_hand: Arc::clone(&in_hand),
             closing: Arc::clone(&closing),
+            counting: limiting.counting(),
             metrics: metrics.usage(),
         };
         let mut tasks = JoinSet::new();
         let syncing = sync_often(store.clone(), unsynced);
-        tasks.spawn(async move {
+        let counting = limiting.counting();
+        tasks.spawn(limiting.keep_while(async move {
             // Syncing ends with the writing.
             tokio::select! {
                 () = writing.run() => {}
                 () = syncing => {}
             }
-        });
+        }));
         Self {
             store,
             entries,
             failing,
             in_hand,
             prices,
-            limiter: Arc::new(Mutex::new(limiter)),
+            counting,
             metrics: metrics.clone(),
             closing,
             tasks: tokio::sync::Mutex::new(tasks),
@@ -109,15 +116,19 @@ impl Ledger {
 
     /// What is left to a principal of requests and of tokens a minute, where there are such limits.
     pub fn standing(&self, principal: &Principal) -> [Option<Standing>; 2] {
-        let limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.standing(&principal.limited, now_ms())
+        self.counting.standing(&principal.limited)
     }
 
     /// The meter of a request that begins.
     ///
     /// # Errors
     /// Why it must not begin.
-    pub fn begin(&self, principal: &Principal, endpoint: &str, arrived: Instant) -> Result<Meter, Refused> {
+    pub async fn begin(
+        &self,
+        principal: &Principal,
+        endpoint: &str,
+        arrived: Instant,
+    ) -> Result<Meter, Refused> {
         if self.is_failing() {
             return Err(Refused::Unrecorded);
         }
@@ -126,7 +137,8 @@ impl Ledger {
             .clone()
             .try_reserve_owned()
             .map_err(|_| Refused::Full)?;
-        let allowance = Allowance::begin(Arc::clone(&self.limiter), Arc::clone(&principal.limited))?;
+        let limited = Arc::clone(&principal.limited);
+        let allowance = Allowance::begin(self.counting.clone(), limited).await?;
         let waited = i64::try_from(arrived.elapsed().as_millis()).unwrap_or(0);
         let row = UsageEvent {
             id: uuid::Uuid::new_v4().simple().to_string(),

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rempart_governance::{BATCH_ROWS_MAX, Content, Error, Store, UsageEvent, UsageWriter};
+use rempart_governance::{BATCH_ROWS_MAX, Content, Error, Store, Usage, UsageEvent, UsageWriter};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Entry;
+use super::counting::{Charge, Counting, counts};
 use super::recorder::Recorder;
 use crate::metrics::UsageMetrics;
 
@@ -34,6 +35,7 @@ pub(super) struct Writing {
     /// Rows that were received and are not written.
     pub in_hand: Arc<AtomicUsize>,
     pub closing: Arc<Notify>,
+    pub counting: Counting,
     pub metrics: UsageMetrics,
 }
 
@@ -44,6 +46,7 @@ struct Batch {
     /// What their records are made of, where they have one. They hold memory of bodies until all is written.
     recorders: Vec<Option<Recorder>>,
     records: Vec<Content>,
+    charges: Vec<Charge>,
     waiters: Vec<oneshot::Sender<()>>,
 }
 
@@ -91,12 +94,22 @@ impl Writing {
         if batch.rows.is_empty() {
             return;
         }
+        let counts = counts(batch.charges.iter());
         loop {
             let (writer, failing) = (&mut self.writer, &self.failing);
             let writing = async {
                 let (whole, sealed) = sealed(batch).await;
+                let (rows, records, counts) = (&*whole.rows, &*whole.records, &counts);
                 let written = match sealed {
-                    Ok(()) => writer.write_with(&whole.rows, &whole.records).await,
+                    Ok(()) => {
+                        writer
+                            .write_all(Usage {
+                                rows,
+                                records,
+                                counts,
+                            })
+                            .await
+                    }
                     Err(error) => Err(error),
                 };
                 (whole, written)
@@ -117,6 +130,9 @@ impl Writing {
         }
         self.metrics.written(batch.rows.len());
         self.in_hand.fetch_sub(batch.rows.len(), Ordering::Relaxed);
+        for charge in &batch.charges {
+            self.counting.written(charge);
+        }
         for waiter in batch.waiters {
             // Whoever waited may have left.
             let _ = waiter.send(());
@@ -128,6 +144,7 @@ impl Batch {
     fn push(&mut self, entry: Entry) {
         self.rows.push(entry.row);
         self.recorders.push(entry.recorder);
+        self.charges.extend(entry.charge);
         self.waiters.extend(entry.written);
     }
 

@@ -10,6 +10,13 @@ pub struct UsageMetrics {
     failures: Counter,
 }
 
+/// What is known of the leases of limits.
+pub struct LeaseMetrics {
+    asks: Counter,
+    failures: Counter,
+    waits: Counter,
+}
+
 impl Metrics {
     /// A request was over a limit of this name.
     pub fn limited(&self, limit: &'static str) {
@@ -31,6 +38,38 @@ impl Metrics {
             rows: series.counter("rempart_usage_rows_total"),
             failures: series.counter("rempart_usage_write_failures_total"),
         }
+    }
+}
+
+impl Metrics {
+    /// The metrics of what this server leases of limits.
+    pub fn leases(&self) -> LeaseMetrics {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        LeaseMetrics {
+            asks: series.counter("rempart_lease_asks_total"),
+            failures: series.counter("rempart_lease_failures_total"),
+            waits: series.counter("rempart_lease_waits_total"),
+        }
+    }
+}
+
+impl LeaseMetrics {
+    /// The database was asked, and has answered.
+    pub fn asked(&self) {
+        self.asks.increment(1);
+    }
+
+    /// It was asked and has not.
+    pub fn failed(&self) {
+        self.failures.increment(1);
+    }
+
+    /// A request waits for the database, as not enough is leased.
+    pub fn waits(&self) {
+        self.waits.increment(1);
     }
 }
 

@@ -30,6 +30,15 @@ pub fn month_began_ms(now_ms: i64) -> i64 {
     midnight_ms(first_of_month(now_ms))
 }
 
+/// When a month began, by its number since year 0.
+pub(super) fn month_began_at(month: i64) -> i64 {
+    let year = i32::try_from(month.div_euclid(12)).unwrap_or(i32::MAX);
+    let first = u32::try_from(month.rem_euclid(12) + 1)
+        .ok()
+        .and_then(|month| NaiveDate::from_ymd_opt(year, month, 1));
+    midnight_ms(first.unwrap_or(NaiveDate::MAX))
+}
+
 pub(super) fn month_ends_ms(now_ms: i64) -> i64 {
     let next = first_of_month(now_ms).checked_add_months(Months::new(1));
     midnight_ms(next.unwrap_or(NaiveDate::MAX))

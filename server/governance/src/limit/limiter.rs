@@ -7,7 +7,7 @@ use super::calendar::{day, day_ends_ms, month, month_ends_ms};
 use super::{Exceeded, Limited, Limits, Metric, Reserved, Standing, Subject};
 
 /// When one of the requests that run may have ended, for all that anybody knows.
-const PARALLEL_RETRY_MS: i64 = 1_000;
+pub(super) const PARALLEL_RETRY_MS: i64 = 1_000;
 
 /// What everyone has used of their limits.
 #[derive(Debug, Default)]

@@ -3,16 +3,24 @@
 //! Requests and tokens of a minute are buckets that fill evenly, so that a minute's worth can be used at once and then as fast as
 //! it comes back; tokens of a day and of a month are counted by the calendar of UTC. Tokens are reserved when a request begins, and
 //! settled when it has ended. What was used of a minute beyond the reservation is owed: it has to come back first.
+//!
+//! One process alone counts with a [`Limiter`]. Of several on one database each is a [`Lessee`], which spends what it was granted of a
+//! [`Pool`] and knows of no other.
 
 mod bucket;
 mod calendar;
+mod lessee;
 mod limiter;
+mod pool;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use calendar::month_began_ms;
+pub use lessee::{LEASE_MS, Lessee, Short, TICK_MS};
 pub use limiter::Limiter;
+pub(crate) use pool::Pool;
+pub use pool::{Ask, Counter, Grant};
 
 /// The most that a limit can be: far above any use, and low enough that no product of it overflows.
 pub const LIMIT_MAX: i64 = 1_000_000_000_000;
@@ -151,5 +159,7 @@ pub struct Standing {
     pub reset_ms: i64,
 }
 
+#[cfg(test)]
+mod leases_tests;
 #[cfg(test)]
 mod tests;

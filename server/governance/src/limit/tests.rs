@@ -131,6 +131,20 @@ fn days_and_months_are_those_of_the_calendar() {
         NOW_MS + 10_000 + 29 * DAY_MS,
         "2028 is a leap year"
     );
+    for at_ms in [
+        NOW_MS,
+        NOW_MS + 10_000,
+        NOW_MS - 31 * DAY_MS,
+        NOW_MS + 335 * DAY_MS,
+    ] {
+        let subject = Subject::Key("k".to_owned());
+        let of = |metric| Counter::at(&subject, metric, at_ms).time_ms();
+        let month = (month_began_ms(at_ms), month_ends_ms(at_ms));
+        assert_eq!(of(Metric::TokensPerMonth), Some(month));
+        let day = (day_ends_ms(at_ms) - DAY_MS, day_ends_ms(at_ms));
+        assert_eq!(of(Metric::TokensPerDay), Some(day));
+        assert_eq!(of(Metric::Parallel), None);
+    }
 }
 
 /// A clock that is ahead, or behind, for a moment.

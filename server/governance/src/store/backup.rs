@@ -22,7 +22,8 @@ const ROWS_AT_ONCE: usize = 50;
 /// Bytes of a line: a row of the audit chain has one text that can be long.
 const LINE_BYTES_MAX: u64 = 4 << 20;
 
-/// All tables but the migrations' own and `content`, whose records would outlive their time in copies; those first that others refer to, each with its columns and the ones it is ordered by. A column
+/// All tables but the migrations' own, those of leases, which last for seconds, and `content`, whose records would outlive their time
+/// in copies: those first that others refer to, each with its columns and the ones it is ordered by. A column
 /// that comes later has a default and stands behind the others: copies that were made before have the first ones.
 const TABLES: &[(&str, &[&str], &str)] = &[
     ("project", &["id", "name", "created", "archived", "weight"], "id"),

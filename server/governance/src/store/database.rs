@@ -1,7 +1,7 @@
 //! Which database: an SQLite file, or a PostgreSQL server, and what each is told in words of its own.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -17,6 +17,8 @@ pub(super) const WAIT: Duration = Duration::from_secs(5);
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// Who may read the file: its owner.
 const MODE: u32 = 0o600;
+/// Behind the name of a file: what is locked while a server serves from it.
+const SERVING: &str = ".serving";
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 const URL: &str = "postgres://USER@HOST:PORT/DATABASE, with what is special in it written as %HH";
 /// What may stand behind a `?`: the driver tells others in its log, with their values.
@@ -62,6 +64,34 @@ pub enum Way {
 }
 
 impl Database {
+    /// Lets no other process serve from a file until what this returns is dropped: each counts limits by itself. (Servers of one
+    /// PostgreSQL database count together.)
+    ///
+    /// # Errors
+    /// Where another one does, and what the system says.
+    pub fn claim(&self) -> Result<Option<File>, Error> {
+        let Self::File(path) = self else {
+            return Ok(None);
+        };
+        // By whatever links it was reached. A lock of the file itself is for migrations.
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let mut name = path.clone().into_os_string();
+        name.push(SERVING);
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(MODE)
+            .open(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Err(Error::Refused(format!(
+                "another server serves from {}: several share a PostgreSQL database, where they count limits together",
+                path.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        }
+    }
+
     /// How it is reached; `None` where it is a file.
     pub fn way(&self) -> Option<Way> {
         let Self::Server(url) = self else {
@@ -297,6 +327,22 @@ mod tests {
     fn every_character_of_a_path_means_itself() {
         let url = url_of(&PathBuf::from("/a b/ü%41?x#y:1.db")).unwrap();
         assert_eq!(url, "sqlite:///a%20b/%C3%BC%2541%3Fx%23y%3A1.db?mode=rw");
+    }
+
+    #[test]
+    fn one_server_at_a_time_serves_from_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, link] = ["a.db", "b.db"].map(|name| folder.path().join(name));
+        std::fs::write(&path, "").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let claim = |path: &Path| Database::File(path.to_owned()).claim();
+        let first = claim(&path).unwrap();
+        for other in [&path, &link] {
+            let refused = claim(other).unwrap_err().to_string();
+            assert!(refused.starts_with("another server serves from"), "{refused}");
+        }
+        drop(first);
+        assert!(claim(&link).unwrap().is_some());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod backup;
 mod content;
 mod database;
 mod keys;
+mod leases;
 mod limits;
 mod members;
 mod parts;
@@ -33,6 +34,7 @@ pub use content::{ContentQuery, Kept};
 pub use database::{Database, Way};
 use database::{Durable, Opened, WAIT};
 pub use keys::NewKeyRequest;
+pub use leases::{ASKS_MAX, Counts, Leases};
 pub use limits::WEIGHT_MAX;
 pub use members::Member;
 pub use people::Person;
@@ -40,7 +42,7 @@ pub use projects::Project;
 pub use proof::{Note, Noted, Proof};
 pub use retention::{Deleted, Oldest};
 pub use subjects::LoginSubject;
-pub use usage::{UsageSum, UsageWriter};
+pub use usage::{Usage, UsageSum, UsageWriter};
 
 use crate::actor::{Acting, Actor};
 use crate::audit::Broken;
@@ -103,6 +105,8 @@ pub struct Store {
     changes: AnyPool,
     /// For what is used, so that no change waits for it.
     usage: AnyPool,
+    /// For what servers lease of limits, so that no request waits for anything else.
+    leases: AnyPool,
     /// For long reads, so that what must be read often does not wait for them.
     reports: AnyPool,
     /// For what must be read in time, whatever else is read: see [`Store::apart`].
@@ -162,6 +166,7 @@ impl Store {
             changes,
             usage: pool_of_one_use(database.settings(Durable::AtEverySync))
                 .connect_lazy_with(options.clone()),
+            leases: pool_of(1, whole()).connect_lazy_with(options.clone()),
             reports: pool_of(1, whole()).connect_lazy_with(options.clone()),
             looks: pool_of(1, whole()).connect_lazy_with(options),
             database: Arc::new(database),
@@ -221,6 +226,11 @@ impl Store {
         Ok(migrated?)
     }
 
+    /// Whether others than one process at a time may serve from it: then what they use is counted there.
+    pub fn is_shared(&self) -> bool {
+        matches!(*self.database, Database::Server(_))
+    }
+
     /// Whether the file that was opened is still the one of its name.
     ///
     /// # Errors
@@ -231,7 +241,14 @@ impl Store {
 
     /// Ends all connections, but those to a server that does not answer; the last process to do so leaves one file.
     pub async fn close(&self) {
-        let pools = [&self.changes, &self.usage, &self.reports, &self.looks, &self.pool];
+        let pools = [
+            &self.changes,
+            &self.usage,
+            &self.leases,
+            &self.reports,
+            &self.looks,
+            &self.pool,
+        ];
         for pool in pools {
             // Whoever waited longer for a server that is gone would wait for ever.
             let _ = tokio::time::timeout(WAIT, pool.close()).await;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sqlx::any::AnyArguments;
 use sqlx::query::Query;
-use sqlx::{Any, Transaction};
+use sqlx::{Any, AnyConnection, Transaction};
 
 use super::content::CONTENT;
 use super::usage::Of;
@@ -151,25 +151,53 @@ impl Part<'_> {
     }
 }
 
+/// Adds the words and values of parts that go together.
+fn together<'q>(parts: &[Part<'_>], begin: &str, end: &str) -> Asked<'q> {
+    let (mut words, mut next) = (begin.to_owned(), 1);
+    for part in parts {
+        next = part.put(&mut words, next);
+        words.push(';');
+    }
+    words.push_str(end);
+    let asked = sqlx::query(sqlx::AssertSqlSafe(words));
+    parts.iter().fold(asked, |asked, part| part.bind(asked))
+}
+
+/// Writes few parts to a file as a change of their own, with its begin and its end in one go: the driver's thread is woken once, and
+/// not three times. Whether it did, or the parts are too many.
+///
+/// # Errors
+/// What the database says; then none of it is written, unless the connection is lost.
+pub(super) async fn put_at_once(
+    connection: &mut AnyConnection,
+    database: &Database,
+    parts: &[Part<'_>],
+) -> Result<bool, Error> {
+    if !matches!(database, Database::File(_)) || parts.len() > TOGETHER_MAX {
+        return Ok(false);
+    }
+    let begin = format!("{};", database.begin());
+    let written = together(parts, &begin, "COMMIT").execute(&mut *connection).await;
+    if let Err(error) = written {
+        // The driver knows of no change that it could take back. Where none has begun, this fails.
+        let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
+        return Err(error.into());
+    }
+    Ok(true)
+}
+
 /// Writes parts, in their order.
 pub(super) async fn put(
     change: &mut Transaction<'_, Any>,
     database: &Database,
     parts: &[Part<'_>],
 ) -> Result<(), Error> {
-    let together = match database {
+    let at_once = match database {
         Database::File(_) if parts.len() <= TOGETHER_MAX => parts.len(),
         Database::File(_) | Database::Server(_) => 1,
     };
-    for some in parts.chunks(together.max(1)) {
-        let (mut words, mut next) = (String::new(), 1);
-        for part in some {
-            next = part.put(&mut words, next);
-            words.push(';');
-        }
-        let asked = sqlx::query(sqlx::AssertSqlSafe(words));
-        let asked = some.iter().fold(asked, |asked, part| part.bind(asked));
-        asked.execute(&mut **change).await?;
+    for some in parts.chunks(at_once.max(1)) {
+        together(some, "", "").execute(&mut **change).await?;
     }
     Ok(())
 }

@@ -11,7 +11,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::content::deletions;
-use super::parts::{Part, put};
+use super::leases::{self, Counts};
+use super::parts::{Part, put, put_at_once};
 use super::{Database, Error, Store, now_ms};
 use crate::content::Content;
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
@@ -58,6 +59,16 @@ pub struct UsageSum {
     pub total: UsageTotal,
 }
 
+/// What is written at one time.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage<'a> {
+    pub rows: &'a [UsageEvent],
+    /// What was asked and answered in some of them; each row has the mark of its record.
+    pub records: &'a [Content],
+    /// What the rows count for, where several servers count together.
+    pub counts: &'a Counts,
+}
+
 /// What requests of one sum have in common.
 pub(super) type Of<'a> = (i64, &'a str, &'a str, &'a str, &'a str);
 
@@ -71,36 +82,36 @@ impl UsageWriter {
         }
     }
 
-    /// Writes rows as [`UsageWriter::write_with`] does, without records.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
-        self.write_with(rows, &[]).await
-    }
-
-    /// Writes rows as one batch, with the records of some of them, all of it or nothing; nothing where the last try had written them
-    /// after all.
+    /// Writes rows as one batch, all of them or none; nothing where the last try had written them after all.
     ///
     /// # Errors
     /// What the database says. The same rows can be tried again.
-    pub async fn write_with(&mut self, rows: &[UsageEvent], records: &[Content]) -> Result<(), Error> {
+    pub async fn write(&mut self, rows: &[UsageEvent]) -> Result<(), Error> {
+        let (records, counts) = (&[], &Counts::new());
+        let usage = Usage {
+            rows,
+            records,
+            counts,
+        };
+        self.write_all(usage).await
+    }
+
+    /// The same with records of some of them; and counts their tokens in the same change where several servers count together.
+    ///
+    /// # Errors
+    /// As [`UsageWriter::write`].
+    pub async fn write_all(&mut self, usage: Usage<'_>) -> Result<(), Error> {
         if let Some(last) = self.last.take()
-            && self.try_write(rows, records, Some(last)).await.is_ok()
+            && self.try_write(usage, Some(last)).await.is_ok()
         {
             return Ok(());
         }
         // Another process may have written since.
-        self.try_write(rows, records, None).await
+        self.try_write(usage, None).await
     }
 
     /// Writes rows behind a batch that is known to be the last, or behind the last there is.
-    async fn try_write(
-        &mut self,
-        rows: &[UsageEvent],
-        records: &[Content],
-        last: Option<UsageBatch>,
-    ) -> Result<(), Error> {
+    async fn try_write(&mut self, usage: Usage<'_>, last: Option<UsageBatch>) -> Result<(), Error> {
         let kept = self.connection.take();
         // Changes would go to the file of that name, and these rows to one that has none.
         self.store.check_file()?;
@@ -108,8 +119,7 @@ impl UsageWriter {
             Some(connection) => connection,
             None => self.store.usage.acquire().await?,
         };
-        let (database, all) = (&self.store.database, (rows, records));
-        let writing = write(&mut connection, database, all, last, self.in_doubt);
+        let writing = write(&mut connection, &self.store.database, usage, last, self.in_doubt);
         let written = tokio::time::timeout(ANSWER_MAX, writing)
             .await
             .unwrap_or(Err(Error::Silent));
@@ -134,15 +144,22 @@ impl UsageWriter {
 async fn write(
     connection: &mut PoolConnection<Any>,
     database: &Database,
-    (rows, records): (&[UsageEvent], &[Content]),
+    usage: Usage<'_>,
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
+    // Of records it is looked whether they were deleted meanwhile.
+    if let Some(last) = last.as_ref().filter(|_| !in_doubt && usage.records.is_empty()) {
+        let new = behind(Some(last), usage.rows);
+        if put_at_once(connection, database, &parts(&new, usage.rows, &[])).await? {
+            return Ok(Some(new));
+        }
+    }
     let mut change = connection.begin_with(database.begin()).await?;
     if let Some(lock) = database.lock_usage() {
         sqlx::query(lock).fetch_one(&mut *change).await?;
     }
-    if in_doubt && is_known(&mut change, rows).await? {
+    if in_doubt && is_known(&mut change, usage.rows).await? {
         // At once: the connection is kept, and would keep the lock.
         change.rollback().await?;
         return Ok(None);
@@ -151,26 +168,33 @@ async fn write(
         Some(last) => Some(last),
         None => last_batch(&mut change).await?,
     };
-    let (rows, records) = kept(&mut change, rows, records).await?;
-    let (rows, records) = (&*rows, &*records);
-    let at_ms = last.as_ref().map_or(0, |last| last.at_ms).max(now_ms());
-    let new = UsageBatch::behind(last.as_ref(), at_ms, rows);
-    let mut parts = vec![Part::Batch(&new)];
+    let (rows, records) = kept(&mut change, usage).await?;
+    let new = behind(last.as_ref(), &rows);
+    put(&mut change, database, &parts(&new, &rows, &records)).await?;
+    leases::count(&mut change, usage.counts).await?;
+    change.commit().await?;
+    Ok(Some(new))
+}
+
+fn behind(last: Option<&UsageBatch>, rows: &[UsageEvent]) -> UsageBatch {
+    let at_ms = last.map_or(0, |last| last.at_ms).max(now_ms());
+    UsageBatch::behind(last, at_ms, rows)
+}
+
+fn parts<'a>(new: &'a UsageBatch, rows: &'a [UsageEvent], records: &'a [Content]) -> Vec<Part<'a>> {
+    let mut parts = vec![Part::Batch(new)];
     // Whatever somebody has written there as the last number.
     let numbers = std::iter::successors(Some(new.first), |seq| Some(seq.saturating_add(1)));
     parts.extend(numbers.zip(rows).map(|(seq, row)| Part::Row(seq, row)));
     parts.extend(sums(rows).into_iter().map(|(of, sum)| Part::Sum(of, sum)));
     parts.extend(records.iter().map(Part::Content));
-    put(&mut change, database, &parts).await?;
-    change.commit().await?;
-    Ok(Some(new))
+    parts
 }
 
 /// Rows, and the records that are kept of them: none of what was deleted while its request ran.
 async fn kept<'a>(
     change: &mut Transaction<'_, Any>,
-    rows: &'a [UsageEvent],
-    records: &'a [Content],
+    Usage { rows, records, .. }: Usage<'a>,
 ) -> Result<(Cow<'a, [UsageEvent]>, Cow<'a, [Content]>), Error> {
     let Some(since_ms) = records.iter().map(|record| record.began_ms).min() else {
         return Ok((rows.into(), records.into()));

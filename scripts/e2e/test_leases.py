@@ -1,0 +1,173 @@
+"""Limits that two servers on one PostgreSQL database keep in total."""
+import concurrent.futures
+import contextlib
+import re
+import subprocess
+import time
+
+import openai
+import pytest
+from lib.postgres import Cluster
+from lib.server import binary, free_port
+
+# Clients of each server.
+CLIENTS = 4
+
+
+def rempart(*arguments):
+    done = subprocess.run([binary(), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Pair:
+    """Two servers, their database, and keys that have limits."""
+
+    def __init__(self, own_server, cluster):
+        self.cluster, self.place = cluster, ["--database", cluster.url]
+        arguments = [*self.place, "--served-model-name", "m", "--sequences-max", "16"]
+        self.servers = [own_server("smollm2", f"lease-{at}.log", arguments) for at in range(2)]
+        self.first = re.search(r"^sk-rempart-\S+$", self.servers[0].log.read_text(), re.MULTILINE)[0]
+
+    def limited(self, *limits):
+        key = rempart("key", "create", *self.place, "limited").strip()
+        rempart("limit", "set", *self.place, "--key", key.split("-")[2], *limits)
+        time.sleep(2.5)
+        return key
+
+    def client(self, at, key):
+        return openai.OpenAI(base_url=f"{self.servers[at].root}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def tokens(self, key):
+        query = f"SELECT COALESCE(SUM(input + output), 0) FROM usage_event WHERE api_key = '{key.split('-')[2]}'"
+        return int(self.cluster.rows(query)[0][0])
+
+
+@pytest.fixture
+def pair(own_server):
+    with Cluster() as cluster:
+        yield Pair(own_server, cluster)
+
+
+def chat(client, **options):
+    question = [{"role": "user", "content": "Hi"}]
+    return client.chat.completions.create(model="m", messages=question, **({"max_tokens": 1} | options))
+
+
+def hammer(pair, key, who, seconds):
+    """Asks all of these servers for so long; the tokens of each answer, in the order of their servers."""
+    end = time.monotonic() + seconds
+
+    def ask(at):
+        client, got = pair.client(at, key), []
+        while time.monotonic() < end:
+            try:
+                got.append(chat(client).usage.total_tokens)
+            except openai.RateLimitError as error:
+                assert error.code == "rate_limit_exceeded"
+                time.sleep(0.02)
+        return got
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS * len(who)) as pool:
+        asked = [(at, pool.submit(ask, at)) for at in who for _ in range(CLIENTS)]
+        return [sum((one.result() for of, one in asked if of == at), []) for at in who]
+
+
+def test_requests_of_a_minute_are_counted_together(pair):
+    for who in ((0, 1), (1,)):
+        key = pair.limited("requests-per-minute=60")
+        began = time.monotonic()
+        got = hammer(pair, key, who, 6)
+        took, answers = time.monotonic() - began, sum(map(len, got))
+        print(f"servers {who}: {[len(one) for one in got]} answers in {took:.1f} s")
+        # A minute's worth, and one for each second that came back. One server that is asked alone gets all of it.
+        assert 60 <= answers <= 60 + took + 1
+    key = pair.limited("requests-per-minute=1")
+    assert sum(map(len, hammer(pair, key, (0, 1), 3))) == 1
+
+
+def test_tokens_of_a_day_are_counted_together_and_outlive_a_server(pair):
+    key = pair.limited("tokens-per-day=3000", "tokens-per-month=100000")
+    one = chat(pair.client(0, pair.first)).usage.total_tokens
+    before = sum(hammer(pair, key, (0, 1), 1), [])
+    # What these may use is held: with them nearly nothing is left.
+    held = [chat(pair.client(0, key), stream=True, max_tokens=900, extra_body={"ignore_eos": True}) for _ in range(2)]
+    pair.servers[0].process.kill()
+    died = time.monotonic()
+    during = sum(hammer(pair, key, (1,), 2), [])
+    assert pair.tokens(key) <= 3000 - 2 * 900
+    after = sum(hammer(pair, key, (1,), 10), [])
+    for stream in held:
+        with contextlib.suppress(Exception):
+            stream.close()
+    used = pair.tokens(key)
+    print(f"{used} of 3000 tokens, {one} each; {len(before)} answers before the death, {len(during)} within 2 s of it, "
+          f"{len(after)} within {time.monotonic() - died:.0f} s")
+    # Those that died have used nothing, as they have no row.
+    assert len(after) > 20 and 3000 - one < used <= 3000 and used >= sum(before + during + after)
+    with pytest.raises(openai.RateLimitError) as caught:
+        chat(pair.client(1, key))
+    assert "tokens per day" in str(caught.value)
+    assert int(caught.value.response.headers["retry-after"]) > 1 or time.gmtime().tm_hour == 23
+
+
+def test_places_are_counted_together_and_come_back_from_a_dead_server(pair):
+    key = pair.limited("parallel=4")
+
+    def open_all(who):
+        """As many long answers as are let in, those of each server in turn."""
+        streams = [[] for _ in pair.servers]
+        for at in who * 4:
+            with contextlib.suppress(openai.RateLimitError):
+                stream = chat(pair.client(at, key), stream=True, max_tokens=1500, extra_body={"ignore_eos": True})
+                next(iter(stream))
+                streams[at].append(stream)
+        return streams
+    streams = open_all([0, 1])
+    assert [len(one) for one in streams] == [2, 2]
+    for stream in streams[1]:
+        stream.close()
+    pair.servers[0].process.kill()
+    began, most = time.monotonic(), 0
+    while most < 4:
+        assert time.monotonic() - began < 10
+        time.sleep(0.5)
+        streams = open_all([1])
+        most = len(streams[1])
+        for stream in streams[1]:
+            stream.close()
+    print(f"all places were back after {time.monotonic() - began:.1f} s")
+
+
+def test_without_the_database_nothing_is_granted_and_it_recovers(pair):
+    key = pair.limited("requests-per-minute=600")
+    client = pair.client(0, key)
+    assert chat(client).choices
+    pair.cluster.halt(True)
+    try:
+        with pytest.raises(openai.APIStatusError) as caught:
+            for _ in range(600):
+                chat(client)
+        assert caught.value.status_code == 503
+    finally:
+        pair.cluster.halt(False)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert chat(client).choices
+            break
+        except openai.APIStatusError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_second_server_on_a_file_does_not_start(own_server, tmp_path):
+    running = own_server("smollm2", "alone.log", ["--database", str(tmp_path / "rempart.db")])
+    own = running.command.index("--bind") + 1
+    command = [*running.command[:own], f"127.0.0.1:{free_port()}", *running.command[own + 1:]]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0 and "another server serves from" in second.stderr + second.stdout
+    running.process.kill()
+    running.process.wait()
+    # Nobody has it any more, although the file is there that was locked.
+    third = own_server("smollm2", "alone-again.log", ["--database", str(tmp_path / "rempart.db")])
+    assert third.process.poll() is None
