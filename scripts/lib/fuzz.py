@@ -3,6 +3,7 @@
 Each target starts from seeds written here and from what it found earlier (.cache/fuzz/corpus), and runs for a time. An input
 that ends it is a finding: its file is named, it is mended, and it becomes a seed.
 """
+import base64
 import dataclasses
 import json
 import os
@@ -104,6 +105,13 @@ def template_seeds(repo):
     return [joined(json.loads(line)["source"].encode(), body) for line in lines for body in bodies]
 
 
+def signature_seeds(repo):
+    """Signatures of the reference implementation, of all kinds, and the lists of files in them."""
+    files = sorted((repo / "server" / "hub" / "tests" / "fixtures" / "signatures").glob("*.sig"))
+    texts = [file.read_bytes() for file in files]
+    return [b"b" + text for text in texts] + [b"s" + base64.b64decode(json.loads(text)["dsseEnvelope"]["payload"]) for text in texts]
+
+
 def targets(repo):
     requests = [endpoint.encode() + as_json(body) for endpoint, bodies in REQUESTS.items() for body in bodies]
     formats = [joined(as_json(body), bytes(range(7, 167, 5))) for body in FORMATS]
@@ -113,6 +121,7 @@ def targets(repo):
         Target("request", requests, ("-max_len=4096",)),
         Target("format", formats, ("-max_len=1024", "-len_control=0", *forgiving)),
         Target("answer", [answer.encode() for answer in ANSWERS], ("-max_len=1024",)),
+        Target("signature", signature_seeds(repo), ("-max_len=8192",)),
         Target("template", template_seeds(repo), ("-max_len=32768",)),
     ]
 

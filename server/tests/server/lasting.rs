@@ -29,7 +29,7 @@ fn streams() -> [(&'static str, Value, Value); 4] {
         ),
         (
             "/v1/messages",
-            chat_body(merged(stream.clone(), json!({"max_tokens": 5}))),
+            chat_body(merged(stream, json!({"max_tokens": 5}))),
             json!({"type": "error", "error": {"code": code, "type": "authentication_error"}}),
         ),
         (
@@ -66,8 +66,8 @@ async fn last_event(body: axum::body::Body) -> Value {
         .to_bytes();
     assert!(began.elapsed() < NOTICED);
     let text = String::from_utf8(bytes.to_vec()).unwrap();
-    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    serde_json::from_str(data.last().unwrap()).unwrap()
+    let mut data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    serde_json::from_str(data.next_back().unwrap()).unwrap()
 }
 
 #[tokio::test]

@@ -79,7 +79,7 @@ const MEMBERS: &[Member] = &[
     Member {
         name: "rempart-fuzz",
         folder: "server/fuzz",
-        dependencies: &["rempart", "rempart-text"],
+        dependencies: &["rempart", "rempart-hub", "rempart-text"],
         dev_dependencies: &[],
     },
     Member {
