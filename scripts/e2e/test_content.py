@@ -1,11 +1,14 @@
 """What a project has recorded of what it asks and is answered: who can read it, who is told, and what proves it."""
 import base64
+import contextlib
 import gzip
 import json
 import re
 import sqlite3
 import subprocess
 import time
+import urllib.error
+import urllib.request
 
 import openai
 import pytest
@@ -91,6 +94,23 @@ def test_what_is_recorded_is_read_by_its_reader_alone(governed, tmp_path):
     with pytest.raises(AssertionError, match="are not sealed for this key"):
         opened(database, other)
     assert re.search(r"^\d+ records of what was asked", run("audit", "verify", "--database", database), re.MULTILINE)
+
+
+def test_a_body_is_given_out_as_it_came(governed, tmp_path):
+    server, database, client = governed
+    key = begin(database, tmp_path)
+    until(client, "content")
+    headers = {"Authorization": f"Bearer {client.api_key}"}
+    # Of names that come twice both are there, and a body that was not read is none.
+    twice = '{"model": "m",\n "prompt": "x", "max_tokens": 1, "metadata": {"a": "first", "a": "second"}}'
+    for kind in ("application/json", "text/plain"):
+        request = urllib.request.Request(f"{server.root}/v1/completions", twice.encode(), headers | {"Content-Type": kind})
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=30).close()
+    sealed = run("content", "export", "--database", database, "--project", "default")
+    lines = run("content", "open", "--key", key, told=sealed).splitlines()
+    assert f'"asked":{twice.replace(chr(10), " ")},"answered":' in lines[-2]
+    assert json.loads(lines[-1])["asked"] is None
 
 
 def test_records_are_opened_by_any_implementation_of_the_standard(governed, tmp_path):
