@@ -25,7 +25,7 @@ use thiserror::Error as ThisError;
 
 use crate::audit::AuditEvent;
 use crate::key::{from_hex, hex};
-use crate::retention::{AHEAD_MAX_MS, DAY_MS, DAY_S, Policy};
+use crate::retention::{AHEAD_MAX_MS, DAY_MS, DAY_S, Policy, RUN, Trimmed};
 use crate::store::Error;
 use crate::usage::hash;
 
@@ -40,6 +40,8 @@ const DAYS_MAX: i64 = 366;
 pub const RECORDING_DAYS_MAX: i64 = 366;
 /// What a text may unfold to: more than any body and answer, and no bomb.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
+/// Of a reader's key, as much as its marks have.
+const SHORT_CHARS: usize = 16;
 /// Binds what is sealed to this use.
 const INFO: &str = "rempart content 1";
 /// What a reader's file begins with.
@@ -203,7 +205,7 @@ impl Sealed {
 }
 
 impl Content {
-    /// What its row of usage has of it: when it is due, which row of the audit chain says that it is recorded, and its hash.
+    /// What its row of usage has of it: when it is due, which row of the audit chain says that it is recorded, for whom, and its hash.
     pub fn mark(&self) -> String {
         let sealed = &self.sealed;
         let texts = [
@@ -227,21 +229,28 @@ impl Content {
     }
 }
 
+/// What a mark has of a reader's key.
+fn short(reader: &str) -> &str {
+    reader.get(..SHORT_CHARS).unwrap_or_default()
+}
+
 /// What a mark says beside the hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct Mark<'a> {
     /// Unix milliseconds.
     pub(crate) due_ms: i64,
     pub(crate) announced: i64,
+    /// The beginning of the reader's key; empty where nothing is sealed.
+    reader: &'a str,
 }
 
-impl Mark {
-    pub(crate) fn read(mark: &str) -> Option<Self> {
-        let (due_ms, rest) = mark.split_once(':')?;
-        let (announced, _) = rest.split_once(':')?;
+impl<'a> Mark<'a> {
+    pub(crate) fn read(mark: &'a str) -> Option<Self> {
+        let mut parts = mark.split(':');
         Some(Self {
-            due_ms: due_ms.parse().ok()?,
-            announced: announced.parse().ok()?,
+            due_ms: parts.next()?.parse().ok()?,
+            announced: parts.next()?.parse().ok()?,
+            reader: parts.next()?,
         })
     }
 }
@@ -260,8 +269,8 @@ pub enum BrokenContent {
 /// What the audit chain tells of records: what was to be recorded, and what was deleted before its time.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    /// The first row, if the chain's beginning was deleted.
-    begin: Option<i64>,
+    /// Where the chain began once its beginning was deleted, each time, and when that was, Unix milliseconds.
+    begins: Vec<(i64, i64)>,
     /// By row: the project's identifier, what was to be recorded of it, and when another row took its place, Unix milliseconds.
     announced: BTreeMap<i64, (String, Announced, i64)>,
     /// The last of these rows, by project.
@@ -280,8 +289,12 @@ pub(crate) struct Deletions {
 impl Told {
     /// Takes the next row of the chain; `begins`: it is the first of a chain whose beginning was deleted.
     pub(crate) fn take(&mut self, row: &AuditEvent, begins: bool) {
+        if row.action == RUN
+            && let Ok(Trimmed { audit: Some(cut), .. }) = Trimmed::read(row.seq, &row.detail)
+        {
+            self.begins.push((cut.seq, row.at_ms));
+        }
         if begins {
-            self.begin = Some(row.seq);
             // What was deleted before nobody can tell.
             self.deletions.all_ms = Some(row.at_ms);
         }
@@ -309,13 +322,13 @@ impl Told {
         }
     }
 
-    /// Whether a request was to be recorded, for this reader (where its record is still there).
-    pub(crate) fn announced(&self, project: &str, began_ms: i64, mark: Mark, reader: Option<&str>) -> bool {
+    /// Whether a request was to be recorded so.
+    pub(crate) fn announced(&self, project: &str, began_ms: i64, mark: Mark<'_>) -> bool {
         let Some((object, announced, ended_ms)) = self.announced.get(&mark.announced) else {
-            // That row is gone with others; a server takes none from before the chain's beginning.
-            return self
-                .begin
-                .is_some_and(|begin| (1..begin).contains(&mark.announced));
+            // That row is gone with others: its recording ended before they went.
+            let gone = |(begin, _): &&(i64, i64)| (1..*begin).contains(&mark.announced);
+            let by = self.begins.iter().find(gone);
+            return by.is_some_and(|(_, at_ms)| began_ms <= at_ms.saturating_add(AHEAD_MAX_MS));
         };
         // Who has a project recorded may have another clock than the server.
         let Announced { at_ms, recording, .. } = announced;
@@ -324,7 +337,7 @@ impl Told {
         object == project
             && within.contains(&began_ms)
             && mark.due_ms == Content::due(began_ms, recording.days)
-            && reader.is_none_or(|reader| reader == recording.reader.as_deref().unwrap_or_default())
+            && mark.reader == short(recording.reader.as_deref().unwrap_or_default())
     }
 
     /// Whether the record of a request was deleted before its time.
@@ -434,5 +447,57 @@ impl ReaderKey {
 impl fmt::Debug for ReaderKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("ReaderKey")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retention::Cut;
+
+    fn row(seq: i64, at_ms: i64, action: &str, detail: String) -> AuditEvent {
+        AuditEvent {
+            seq,
+            at_ms,
+            actor: "x".to_owned(),
+            action: action.to_owned(),
+            object: "proj_a".to_owned(),
+            detail,
+            previous: String::new(),
+            hash: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_gone_has_announced_no_request_that_came_later() {
+        let cut = |seq| {
+            let audit = Some(Cut {
+                seq,
+                hash: String::new(),
+                at_ms: 0,
+                days: 32,
+            });
+            let trimmed = Trimmed {
+                audit,
+                ..Trimmed::default()
+            };
+            trimmed.detail()
+        };
+        let (first, second) = (100 * DAY_MS, 200 * DAY_MS);
+        let mut told = Told::default();
+        told.take(&row(8, 0, "x", "{}".to_owned()), true);
+        told.take(&row(20, first, RUN, cut(6)), false);
+        told.take(&row(30, second, RUN, cut(8)), false);
+        let announced = |row: i64, began_ms| {
+            let mark = format!("9:{row}::h");
+            told.announced("proj_a", began_ms, Mark::read(&mark).unwrap())
+        };
+        assert!(announced(5, first) && announced(7, second));
+        assert!(!announced(5, first + DAY_MS) && !announced(7, second + DAY_MS));
+        assert!(!announced(0, first) && !announced(8, first) && !announced(9, first));
+        // And none of a chain that is whole.
+        let told = Told::default();
+        assert!(!told.announced("proj_a", 0, Mark::read("9:1::h").unwrap()));
+        assert_eq!(Mark::read("9:x::h"), None);
     }
 }

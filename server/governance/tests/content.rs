@@ -264,6 +264,7 @@ async fn nothing_is_recorded_that_the_chain_does_not_tell(place: Place) {
     assert_eq!(proven(&store).await.unwrap(), 1);
     // Written by a server that was told otherwise for a while: each in a copy, as it stays in the chain of usage.
     let (row, reader) = (a.row, ReaderKey::make().unwrap());
+    store.close().await;
     for (at, wrong) in [
         "another row",
         "another project's",
@@ -300,6 +301,7 @@ async fn nothing_is_recorded_that_the_chain_does_not_tell(place: Place) {
         copy.close().await;
     }
     a.row = row;
+    let store = place.open().await;
     // What took its place is what holds.
     let other = Recording {
         reader: Some(b.reader.public()),

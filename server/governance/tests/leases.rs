@@ -6,7 +6,8 @@ mod support;
 use std::time::Duration;
 
 use rempart_governance::{
-    Ask, Counter, Counts, Leases, Metric, Outcome, Role, Store, Subject, UsageEvent, UsageWriter, now_ms,
+    Ask, Counter, Counts, Leases, Metric, Outcome, Role, Store, Subject, Usage, UsageEvent, UsageWriter,
+    now_ms,
 };
 use sqlx::{Connection as _, Row as _};
 
@@ -22,6 +23,15 @@ fn ask(subject: &Subject, metric: Metric, limit: i64, needs: Vec<i64>) -> Ask {
         settled: 0,
         needs,
         more: 0,
+    }
+}
+
+/// Rows, and what they count for.
+fn usage<'a>(rows: &'a [UsageEvent], counts: &'a Counts) -> Usage<'a> {
+    Usage {
+        rows,
+        records: &[],
+        counts,
     }
 }
 
@@ -125,12 +135,15 @@ async fn a_day_is_counted_by_its_rows() {
     // A row counts in the change that writes it; until its server says so it counts twice, and never less.
     let counts: Counts = asks(&[], 0).into_iter().map(|ask| (ask.counter, 200)).collect();
     writer
-        .write_counted(&[row(1, &project, &key, 200)], &counts)
+        .write_all(usage(&[row(1, &project, &key, 200)], &counts))
         .await
         .unwrap();
     assert!(
         writer
-            .write_counted(&[row(2, &project, &key, 7), row(1, &project, &key, 7)], &counts)
+            .write_all(usage(
+                &[row(2, &project, &key, 7), row(1, &project, &key, 7)],
+                &counts
+            ))
             .await
             .is_err()
     );

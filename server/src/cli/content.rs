@@ -391,10 +391,9 @@ fn opened(key: &ReaderKey, record: Exported) -> anyhow::Result<Option<String>> {
 /// JSON as it is, on one line; anything else as a text. (It was refused, but it was asked.)
 fn raw(bytes: &[u8]) -> anyhow::Result<Box<RawValue>> {
     let text = String::from_utf8_lossy(bytes);
-    // Between its values JSON may have ends of lines; in its texts they are written otherwise.
-    let line = text.replace(['\n', '\r'], " ");
-    if let Ok(value) = RawValue::from_string(line) {
-        return Ok(value);
+    if let Ok(value) = RawValue::from_string(text.to_string()) {
+        // Between its values JSON may have ends of lines; in its texts they are written otherwise.
+        return Ok(RawValue::from_string(value.get().replace(['\n', '\r'], " "))?);
     }
     Ok(RawValue::from_string(serde_json::to_string(&text)?)?)
 }

@@ -92,6 +92,8 @@ struct Written {
 #[derive(Deserialize)]
 struct Private {
     d: Option<IgnoredAny>,
+    p: Option<IgnoredAny>,
+    q: Option<IgnoredAny>,
     k: Option<IgnoredAny>,
 }
 
@@ -121,7 +123,11 @@ impl KeySet {
         let mut keys = Vec::new();
         for (at, written) in set.keys.into_iter().enumerate() {
             let private = Private::deserialize(&written);
-            if private.is_ok_and(|private| private.d.is_some() || private.k.is_some()) {
+            let has = |private: Private| {
+                let parts = [private.d, private.p, private.q, private.k];
+                parts.iter().any(Option::is_some)
+            };
+            if private.is_ok_and(has) {
                 return Err(Error::Private(at + 1));
             }
             keys.extend(public_key(written));

@@ -45,6 +45,8 @@ struct Lease {
     known: i64,
     unsure: bool,
     returned: i64,
+    /// What all servers have above a limit that was lowered: so much of what comes free is nobody's.
+    excess: i64,
     settled: i64,
     needs: Vec<i64>,
     /// What was spent, and the most that was held, in this span between two ticks and in the one before.
@@ -164,7 +166,7 @@ impl Lessee {
                 lease.settled = lease.settled.saturating_add(unused);
             } else {
                 lease.hold(-unused);
-                lease.free = lease.free.saturating_add(unused.max(0));
+                lease.free_up(unused);
             }
         }
     }
@@ -186,7 +188,7 @@ impl Lessee {
         for want in wants(limited, 0, |metric| (metric == Metric::Parallel).then_some(1)) {
             if let Some(lease) = self.leases.get_mut(&want.counter) {
                 lease.hold(-1);
-                lease.free += 1;
+                lease.free_up(1);
             }
         }
     }
@@ -216,6 +218,9 @@ impl Lessee {
             lease.ends_ms = at_ms + LEASE_MS;
             lease.known = ask.free.saturating_add(ask.held).saturating_add(grant.granted);
             lease.unsure = false;
+            if ask.limit == lease.limit {
+                lease.excess = grant.excess;
+            }
             lease.left = (grant.left, at_ms);
             lease.more_from_ms = at_ms + MORE_EVERY_MS;
             lease.denied = grant.denied.map(|denied| (denied, at_ms));
@@ -251,9 +256,21 @@ impl Lease {
         if now_ms >= self.ends_ms {
             self.free = 0;
         }
+        if limit < self.limit {
+            // What it has was leased of more; until it is told otherwise, none of what requests hold comes free.
+            self.returned = self.returned.saturating_add(self.free);
+            (self.free, self.excess) = (0, self.held);
+        }
         if self.limit != limit {
             (self.limit, self.denied) = (limit, None);
         }
+    }
+
+    /// Has again what a request held.
+    fn free_up(&mut self, units: i64) {
+        let nobodys = units.clamp(0, self.excess.max(0));
+        self.excess -= nobodys;
+        self.free = self.free.saturating_add(units.max(0) - nobodys);
     }
 
     fn hold(&mut self, units: i64) {
@@ -264,7 +281,9 @@ impl Lease {
     /// Why something is not to be had, as far as that is known.
     fn exceeded(&self, want: &Want, now_ms: i64) -> Option<Exceeded> {
         let (denied, at_ms) = self.denied?;
-        let known = now_ms.saturating_sub(at_ms) < denied.wait_ms.unwrap_or(DENIED_MS).min(DENIED_MS);
+        // A clock that was set back makes nothing known for longer.
+        let fresh = 0..denied.wait_ms.unwrap_or(DENIED_MS).min(DENIED_MS);
+        let known = fresh.contains(&now_ms.saturating_sub(at_ms));
         let more = want.units >= denied.need && want.units > self.free && want.limit == self.limit;
         let wait_ms = denied.wait_ms.unwrap_or(DENIED_MS) - (now_ms - at_ms);
         (known && more).then(|| want.over((want.units <= want.limit).then_some(wait_ms.max(1))))
@@ -281,7 +300,10 @@ impl Lease {
 
     fn is_idle(&self, counter: &Counter, now_ms: i64) -> bool {
         let nothing = self.free <= 0 && self.held == 0 && self.returned == 0 && self.settled == 0;
-        let denied = self.denied.is_some_and(|(_, at_ms)| now_ms - at_ms < DENIED_MS);
+        let fresh = 0..DENIED_MS;
+        let denied = self
+            .denied
+            .is_some_and(|(_, at_ms)| fresh.contains(&(now_ms - at_ms)));
         nothing
             && self.needs.is_empty()
             && self.known == 0

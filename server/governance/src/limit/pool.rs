@@ -92,6 +92,8 @@ pub struct Grant {
     pub granted: i64,
     /// What is left to others, and to the next ask.
     pub left: i64,
+    /// What is used and leased above the limit, as that was lowered.
+    pub excess: i64,
     pub denied: Option<Denied>,
 }
 
@@ -152,8 +154,14 @@ impl Pool {
             need: if left <= 0 { 1 } else { need },
             wait_ms: self.wait_ms(ask, need, now_ms),
         });
+        let excess = if ask.counter.is_bucket() {
+            0
+        } else {
+            left.saturating_neg().max(0)
+        };
         Grant {
             granted,
+            excess,
             left: left.max(0),
             denied,
         }

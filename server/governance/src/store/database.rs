@@ -74,7 +74,9 @@ impl Database {
             return Ok(None);
         };
         // By whatever links it was reached. A lock of the file itself is for migrations.
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let made = OpenOptions::new().append(true).create(true).mode(MODE).open(path);
+        drop(made?);
+        let path = std::fs::canonicalize(path)?;
         let mut name = path.clone().into_os_string();
         name.push(SERVING);
         let file = OpenOptions::new()
@@ -343,6 +345,11 @@ mod tests {
         }
         drop(first);
         assert!(claim(&link).unwrap().is_some());
+        // Also by a link to a file that is to be made.
+        let [new, link] = ["c.db", "d.db"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink(&new, &link).unwrap();
+        let first = claim(&link).unwrap();
+        assert!(claim(&new).is_err() && first.is_some());
     }
 
     #[test]

@@ -242,7 +242,8 @@ fn named(row: &AnyRow) -> Result<Name, Error> {
     Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
 }
 
-/// What is counted, of those counters that are there; nobody else counts there before the change ends. All lock in one order.
+/// What is counted, of those counters that are there; nobody else counts there before the change ends. All lock in one order, and so
+/// once in a change.
 async fn locked(
     change: &mut Transaction<'_, Any>,
     counters: &[&Counter],
@@ -378,12 +379,13 @@ async fn used(
 
 /// Counts tokens of rows that are written in the same change, where somebody counts them.
 pub(super) async fn count(change: &mut Transaction<'_, Any>, counts: &Counts) -> Result<(), Error> {
+    let counters: Vec<&Counter> = counts.keys().collect();
+    // All in one statement, which has an order of its own: of two, the second could wait for who waits for the first.
+    if counters.is_empty() || locked(change, &counters).await?.is_empty() {
+        return Ok(());
+    }
     let all: Vec<(&Counter, &i64)> = counts.iter().collect();
     for some in all.chunks(ASKS_MAX) {
-        let counters: Vec<&Counter> = some.iter().map(|(counter, _)| *counter).collect();
-        if locked(change, &counters).await?.is_empty() {
-            continue;
-        }
         let words = format!(
             "UPDATE limit_count AS c SET value = c.value + v.tokens FROM (VALUES {}) \
              AS v (subject, id, metric, span, tokens) WHERE {SAME}",

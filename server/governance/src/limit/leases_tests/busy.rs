@@ -134,3 +134,44 @@ fn what_a_dead_server_had_comes_back() {
     assert_eq!(rest, 60);
     assert_eq!(hammer(&mut world, &[1], 200, 10), rest);
 }
+
+/// Whoever lowers a limit has it kept at once, also where requests come without a pause.
+#[test]
+fn a_limit_that_is_lowered_holds_for_those_that_are_busy() {
+    for servers in [&[0][..], &[0, 7_000]] {
+        let mut world = World::new(servers);
+        world.limited = limited(&[(Metric::Parallel, 8)]);
+        let mut running = vec![0; servers.len()];
+        for at in 0..4_000 {
+            if at == 1_000 {
+                world.limited = limited(&[(Metric::Parallel, 2)]);
+            }
+            let who = at % servers.len();
+            let server = &mut world.servers[who];
+            let now_ms = server.shared_ms(world.now_ms);
+            // One ends, and the next comes at once.
+            if running[who] > 0 && at % 7 != 0 {
+                server.lessee.end(&world.limited);
+                running[who] -= 1;
+            }
+            for _ in 0..3 {
+                match server.lessee.begin(&world.limited, now_ms) {
+                    Ok(()) => running[who] += 1,
+                    Err(Short::Over(_)) => break,
+                    Err(Short::Asked) => server.exchange(&mut world.shared, world.now_ms, false),
+                }
+            }
+            world.now_ms += 2;
+            if at % 250 == 0 {
+                for server in &mut world.servers {
+                    server.exchange(&mut world.shared, world.now_ms, true);
+                }
+            }
+            let all: usize = running.iter().sum();
+            assert!(all <= 8, "{at}: {all}");
+            // What ran when it was lowered may end first.
+            assert!(all <= 2 || at < 1_500, "{at}: {all} of 2");
+        }
+        assert!(running.iter().sum::<usize>() > 0);
+    }
+}

@@ -69,7 +69,7 @@ async fn check_records(moment: &mut Transaction<'static, Any>) -> Result<i64, Er
 
 /// Checks that each record was to be made, as the audit chain tells, and that those which are not there were due or deleted.
 async fn check_marks(moment: &mut Transaction<'static, Any>, told: &Told, now_ms: i64) -> Result<(), Error> {
-    let words = "SELECT used.seq, used.id, used.project, used.api_key, used.began_ms, used.content, record.reader \
+    let words = "SELECT used.seq, used.id, used.project, used.api_key, used.began_ms, used.content, record.request \
          FROM usage_event AS used LEFT JOIN content AS record ON record.request = used.id \
          WHERE used.content <> '' AND used.seq > $1 ORDER BY used.seq LIMIT $2";
     let mut behind = i64::MIN;
@@ -83,15 +83,15 @@ async fn check_marks(moment: &mut Transaction<'static, Any>, told: &Told, now_ms
             let (id, project, key): (String, String, String) =
                 (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
             let (began_ms, mark): (i64, String) = (row.try_get(4)?, row.try_get(5)?);
-            let reader: Option<String> = row.try_get(6)?;
+            let record: Option<String> = row.try_get(6)?;
             let Some(mark) = Mark::read(&mark) else {
                 return Err(BrokenContent::Changed(id).into());
             };
-            if !told.announced(&project, began_ms, mark, reader.as_deref()) {
+            if !told.announced(&project, began_ms, mark) {
                 return Err(BrokenContent::Unannounced(id).into());
             }
             let gone = mark.due_ms < now_ms || told.deleted(&project, &key, began_ms);
-            if reader.is_none() && !gone {
+            if record.is_none() && !gone {
                 return Err(BrokenContent::Missing(id).into());
             }
             behind = row.try_get(0)?;

@@ -60,7 +60,8 @@ impl Store {
     /// # Errors
     /// Where that can't be followed, and what the database says.
     pub async fn set_retention(&self, actor: impl Into<Actor<'_>>, policy: &Policy) -> Result<(), Error> {
-        self.change_retention(actor, |known| *known = *policy).await
+        let (change, actor) = self.begin_as(actor).await?;
+        set_policy(change, &actor, policy).await
     }
 
     /// Changes something of it: what somebody else sets at the same time is not undone.
@@ -75,17 +76,7 @@ impl Store {
         let (mut change, actor) = self.begin_as(actor).await?;
         let mut policy = policy(&mut change).await?;
         set(&mut policy);
-        policy.check().map_err(Error::Refused)?;
-        for Announced { at_ms, recording, .. } in recordings(&mut change).await?.values() {
-            if recording.runs(now_s()) {
-                recording
-                    .check_kept(&policy, at_ms / 1_000)
-                    .map_err(Error::Refused)?;
-            }
-        }
-        let text = serde_json::to_string(&policy).map_err(|error| Error::Unsound(error.to_string()))?;
-        audit::append(&mut change, &actor.name, UPDATED, "retention", text).await?;
-        Ok(change.commit().await?)
+        set_policy(change, &actor, &policy).await
     }
 
     /// How much is due at a time, Unix milliseconds, by the policy of now.
@@ -242,6 +233,25 @@ impl Store {
         }
         Ok(gone)
     }
+}
+
+/// Sets how long what is kept is kept, unless something is recorded for longer.
+async fn set_policy(
+    mut change: Transaction<'static, Any>,
+    actor: &Acting,
+    policy: &Policy,
+) -> Result<(), Error> {
+    policy.check().map_err(Error::Refused)?;
+    for Announced { at_ms, recording, .. } in recordings(&mut change).await?.values() {
+        if recording.runs(now_s()) {
+            recording
+                .check_kept(policy, at_ms / 1_000)
+                .map_err(Error::Refused)?;
+        }
+    }
+    let text = serde_json::to_string(policy).map_err(|error| Error::Unsound(error.to_string()))?;
+    audit::append(&mut change, &actor.name, UPDATED, "retention", text).await?;
+    Ok(change.commit().await?)
 }
 
 /// What goes, in this order: rows only when their sums stay.
