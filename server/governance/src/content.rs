@@ -216,9 +216,10 @@ impl Content {
             &sealed.answered,
         ];
         format!(
-            "{}:{}:{}",
+            "{}:{}:{}:{}",
             self.due_ms,
             self.announced,
+            short(&sealed.reader),
             hash(texts.into_iter().map(String::as_str))
         )
     }

@@ -42,19 +42,18 @@ struct Shared {
 
 impl Shared {
     fn lend(&mut self, server: usize, asks: &[Ask], now_ms: i64) -> Vec<Grant> {
-        self.leases.retain(|_, (_, until)| *until > now_ms);
         let lend = |ask: &Ask| {
             let mut pool = Pool::new(ask.counter.metric, ask.limit, 0, now_ms);
             if let Some((value, at_ms)) = self.counts.get(&ask.counter) {
                 (pool.value, pool.at_ms) = (*value, *at_ms);
             }
-            for ((counter, whose), (held, _)) in &self.leases {
-                if *counter == ask.counter && *whose == server {
-                    pool.own = *held;
-                } else if *counter == ask.counter {
-                    pool.others += held;
+            for ((counter, whose), (held, until_ms)) in &self.leases {
+                if *counter == ask.counter {
+                    pool.add(*whose == server, *held, *until_ms, now_ms);
                 }
             }
+            self.leases
+                .retain(|(counter, _), (_, until)| *counter != ask.counter || *until > now_ms);
             let grant = pool.lend(ask, now_ms);
             self.counts.insert(ask.counter.clone(), (pool.value, pool.at_ms));
             let lease = (pool.own, now_ms + LEASE_MS);

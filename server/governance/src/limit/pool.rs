@@ -65,6 +65,8 @@ pub(crate) struct Pool {
     /// What the server has that asks, and what the others have, of leases that have not ended.
     pub own: i64,
     pub others: i64,
+    /// What leases had that have ended since it was that much, and when the last of them did.
+    pub ended: (i64, i64),
 }
 
 /// What a server tells and asks of a counter.
@@ -119,6 +121,19 @@ impl Pool {
             at_ms: now_ms,
             own: 0,
             others: 0,
+            ended: (0, 0),
+        }
+    }
+
+    /// Adds a lease of a server, the one that asks or another, which ends at a time, or has ended.
+    pub(crate) fn add(&mut self, is_own: bool, held: i64, until_ms: i64, now_ms: i64) {
+        let (ended, last_ms) = self.ended;
+        if until_ms <= now_ms {
+            self.ended = (ended.saturating_add(held), last_ms.max(until_ms));
+        } else if is_own {
+            self.own = self.own.saturating_add(held);
+        } else {
+            self.others = self.others.saturating_add(held);
         }
     }
 
@@ -170,10 +185,19 @@ impl Pool {
     /// What came back since, and what the server tells of what it had.
     fn come_back(&mut self, ask: &Ask, now_ms: i64) {
         let parts = |units: i64| units.saturating_mul(MINUTE_MS);
-        let elapsed = now_ms.saturating_sub(self.at_ms).max(0);
         // What was spent since the last ask is taken for leased until now: else it would come back for a time before.
         let leased = self.others.saturating_add(self.own);
-        let back = self.value.saturating_add(elapsed.saturating_mul(ask.limit));
+        let (ended, last_ms) = self.ended;
+        let mut back = self.value;
+        let mut from_ms = self.at_ms;
+        if last_ms > from_ms {
+            // So was what leases had that have ended, until then.
+            back = back.saturating_add((last_ms - from_ms).saturating_mul(ask.limit));
+            back = back.min(parts(ask.limit.saturating_sub(leased).saturating_sub(ended)));
+            from_ms = last_ms;
+        }
+        let elapsed = now_ms.saturating_sub(from_ms).max(0);
+        back = back.saturating_add(elapsed.saturating_mul(ask.limit));
         // Where the limit was made less, what was more is gone.
         self.value = back.min(parts(ask.limit.saturating_sub(leased)));
         // A lease that has ended gives nothing back a second time, and what the server still keeps of it is taken anew.

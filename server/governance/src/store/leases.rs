@@ -153,14 +153,10 @@ async fn lend(
             at_ms,
             own: 0,
             others: 0,
+            ended: (0, 0),
         };
-        for (whose, held) in leases.get(&name(&ask.counter)).into_iter().flatten() {
-            let sum = if whose == server {
-                &mut pool.own
-            } else {
-                &mut pool.others
-            };
-            *sum = sum.saturating_add(*held);
+        for (whose, held, until_ms) in leases.get(&name(&ask.counter)).into_iter().flatten() {
+            pool.add(whose == server, *held, *until_ms, now_ms);
         }
         let before = pool;
         grants.push(pool.lend(ask, now_ms));
@@ -260,12 +256,12 @@ async fn locked(
     rows.iter().map(count).collect()
 }
 
-/// What servers have of counters, of leases that have not ended, and the time. It is read behind the lock: nothing that was counted
+/// What servers have of counters, until when, and the time. It is read behind the lock: nothing that was counted
 /// there is newer.
 async fn leased(
     change: &mut Transaction<'_, Any>,
     counters: &[&Counter],
-) -> Result<(BTreeMap<Name, Vec<(String, i64)>>, i64), Error> {
+) -> Result<(BTreeMap<Name, Vec<(String, i64, i64)>>, i64), Error> {
     let words = format!(
         "SELECT {COLUMNS}, c.server, c.held, c.until_ms FROM limit_lease AS c \
          JOIN (VALUES {}) AS v (subject, id, metric, span) ON {SAME} \
@@ -282,11 +278,9 @@ async fn leased(
     }
     let clock = all.iter().find(|((kind, ..), _)| kind.is_empty());
     let now_ms = clock.map_or(0, |(_, (.., now_ms))| *now_ms);
-    let mut leases: BTreeMap<Name, Vec<(String, i64)>> = BTreeMap::new();
-    for (name, (server, held, until_ms)) in all {
-        if !server.is_empty() && until_ms > now_ms {
-            leases.entry(name).or_default().push((server, held));
-        }
+    let mut leases: BTreeMap<Name, Vec<(String, i64, i64)>> = BTreeMap::new();
+    for (name, lease) in all.into_iter().filter(|(_, (server, ..))| !server.is_empty()) {
+        leases.entry(name).or_default().push(lease);
     }
     Ok((leases, now_ms))
 }
@@ -341,7 +335,11 @@ async fn clean(change: &mut Transaction<'_, Any>, now_ms: i64) -> Result<(), Err
     );
     for (table, ended) in [
         ("limit_count", unused),
-        ("limit_lease", format!("until_ms <= {now_ms}")),
+        // By then all is back, whenever it was leased.
+        (
+            "limit_lease",
+            format!("until_ms <= {}", now_ms.saturating_sub(UNUSED_MS)),
+        ),
     ] {
         let words = format!(
             "DELETE FROM {table} WHERE ctid IN (SELECT ctid FROM {table} WHERE {ended} FOR UPDATE SKIP LOCKED)"
