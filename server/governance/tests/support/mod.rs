@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 mod postgres;
+pub(crate) mod recorded;
 
 use std::path::{Path, PathBuf};
 
