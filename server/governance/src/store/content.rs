@@ -215,7 +215,7 @@ impl Store {
     pub(super) async fn delete_most_of_owner(&self, actor: Actor<'_>, owner: &str) -> Result<(), Error> {
         loop {
             let (mut change, actor) = self.begin_as(actor).await?;
-            let left = delete_of_owner(&mut change, &actor, owner).await?;
+            let left = delete_of_owner(&mut change, &actor, owner, false).await?;
             change.commit().await?;
             if !left {
                 return Ok(());
@@ -333,11 +333,13 @@ pub(super) async fn delete_due(
     Ok(Some(records))
 }
 
-/// Deletes some records of somebody's keys; whether there may be more. Of requests of theirs that run no record is kept.
+/// Deletes some records of somebody's keys; whether there may be more. A row tells of them or, where it is to, that there are none: of
+/// requests of theirs that run no record is kept then.
 pub(super) async fn delete_of_owner(
     change: &mut Transaction<'static, Any>,
     actor: &Acting,
     owner: &str,
+    told: bool,
 ) -> Result<bool, Error> {
     let recorded = sqlx::query("SELECT seq FROM audit_event WHERE action = $1 LIMIT 1")
         .bind(SET)
@@ -354,8 +356,10 @@ pub(super) async fn delete_of_owner(
     let own = "api_key IN (SELECT id FROM api_key WHERE owner = $1)";
     let some = some_of(change, own, owner).await?;
     let records = delete(change, &some).await?;
-    let detail = json!({"records": records, "keys": keys}).to_string();
-    audit::append(change, &actor.name, DELETED, owner, detail).await?;
+    if records > 0 || told && !keys.is_empty() {
+        let detail = json!({"records": records, "keys": keys}).to_string();
+        audit::append(change, &actor.name, DELETED, owner, detail).await?;
+    }
     Ok(records > 0)
 }
 

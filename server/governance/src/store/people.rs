@@ -328,7 +328,7 @@ pub(super) async fn forget(
     actor: &Acting,
     id: &str,
 ) -> Result<(), Error> {
-    delete_of_owner(change, actor, id).await?;
+    delete_of_owner(change, actor, id, true).await?;
     // What a key is called may name its owner.
     sqlx::query("UPDATE api_key SET name = 'erased' WHERE owner = $1")
         .bind(id)

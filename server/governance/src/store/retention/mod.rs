@@ -350,7 +350,7 @@ async fn forget_one(
         .await?;
     let Some(row) = row else { return Ok(None) };
     let id: String = row.try_get(0)?;
-    if delete_of_owner(change, actor, &id).await? {
+    if delete_of_owner(change, actor, &id, false).await? {
         // Records first, which take longer: others come before the rest.
         return Ok(Some(0));
     }
