@@ -1,14 +1,13 @@
 //! Records of what was asked and answered: what is recorded, and what is read and deleted of it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
 
 use super::projects::{living_project, some_project};
-use super::retention::{last_run, policy};
+use super::retention::{PAUSE, last_run, policy};
 use super::{Error, Store, audit, now_s};
 use crate::actor::{Acting, Actor};
 use crate::audit::AuditEvent;
@@ -31,8 +30,6 @@ pub(super) const CONTENT: &[&str] = &[
 /// Records, and their bytes, that are deleted at one time: others wait for as long as that takes.
 const RECORDS_AT_ONCE: i64 = 500;
 const BYTES_AT_ONCE: i64 = 8 << 20;
-/// After each time, so that others come before the next.
-const PAUSE: Duration = Duration::from_millis(20);
 /// Requests of a prompt that are told.
 const FOUND_MAX: i64 = 10_000;
 /// What a deletion is of whose time had come.

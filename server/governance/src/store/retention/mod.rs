@@ -23,7 +23,7 @@ pub(super) use sums::{days, digest_of_days};
 /// Rows that are deleted at one time: others wait for as long as that takes.
 const ROWS_AT_ONCE: i64 = 5_000;
 /// After each time, so that others come before the next.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// How much was deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
