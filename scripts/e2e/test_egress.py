@@ -106,7 +106,7 @@ def test_it_serves_as_before(confined, place):
     pieces = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4, stream=True)
     assert list(pieces)[-1].choices[0].finish_reason
     answer = client.chat.completions.create(
-        model=model, messages=MESSAGES, max_tokens=64,
+        model=model, messages=MESSAGES, max_tokens=256, temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}})
     assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "blue")
     assert running.administer("encoder", "load") == 200
