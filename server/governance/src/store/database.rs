@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::Error;
+use super::{Error, parts};
 
 /// How long a lock of another process is waited for.
 pub(super) const WAIT: Duration = Duration::from_secs(5);
@@ -147,6 +147,15 @@ impl Database {
                  SET idle_in_transaction_session_timeout = {silent}"
             ),
         }
+    }
+
+    /// What a connection is told that rows of usage are written by.
+    pub(super) fn settings_of_usage(&self) -> String {
+        let mut settings = self.settings(Durable::AtEverySync);
+        if matches!(self, Self::File(_)) {
+            settings.push_str(&parts::one_row_view());
+        }
+        settings
     }
 
     /// Begins a change.

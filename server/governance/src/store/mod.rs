@@ -164,8 +164,7 @@ impl Store {
         let store = Self {
             pool,
             changes,
-            usage: pool_of_one_use(database.settings(Durable::AtEverySync))
-                .connect_lazy_with(options.clone()),
+            usage: pool_of_one_use(database.settings_of_usage()).connect_lazy_with(options.clone()),
             leases: pool_of(1, whole()).connect_lazy_with(options.clone()),
             reports: pool_of(1, whole()).connect_lazy_with(options.clone()),
             looks: pool_of(1, whole()).connect_lazy_with(options),

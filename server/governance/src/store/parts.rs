@@ -1,6 +1,7 @@
 //! What a batch of usage is written as: statements, each by itself or some of them together.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use sqlx::any::AnyArguments;
 use sqlx::query::Query;
@@ -163,8 +164,50 @@ fn together<'q>(parts: &[Part<'_>], begin: &str, end: &str) -> Asked<'q> {
     parts.iter().fold(asked, |asked, part| part.bind(asked))
 }
 
-/// Writes few parts to a file as a change of their own, with its begin and its end in one go: the driver's thread is woken once, and
-/// not three times. Whether it did, or the parts are too many.
+/// What a connection to a file is told, so that a batch of one row is one statement: a view without rows, whose columns are those of
+/// the three tables, and what an insertion into it does. It is the connection's own, and so no part of the file.
+pub(super) fn one_row_view() -> String {
+    let columns = one_row_columns();
+    let nothing = vec!["NULL"; columns.len()].join(", ");
+    let mut words = format!(
+        "; PRAGMA temp_store = MEMORY; CREATE TEMP VIEW one_row ({}) AS SELECT {nothing} WHERE FALSE; \
+         CREATE TEMP TRIGGER one_row_written INSTEAD OF INSERT ON one_row BEGIN ",
+        columns.join(", ")
+    );
+    for (table, of_table, end) in ONE_ROW {
+        let values: Vec<String> = of_table
+            .iter()
+            .map(|column| format!("NEW.{table}_{column}"))
+            .collect();
+        let (names, values) = (of_table.join(", "), values.join(", "));
+        // What is written into memory can't fail.
+        let _ = write!(words, "INSERT INTO {table} ({names}) VALUES ({values}){end}; ");
+    }
+    words + "END"
+}
+
+/// The tables of a batch of one row.
+const ONE_ROW: [(&str, &[&str], &str); 3] = [
+    ("usage_batch", BATCH, ""),
+    ("usage_event", ROW, ""),
+    ("usage_bucket", SUM, ADDED),
+];
+
+static ONE_ROW_WRITTEN: LazyLock<String> = LazyLock::new(|| {
+    let marks: Vec<String> = (1..=one_row_columns().len()).map(|at| format!("${at}")).collect();
+    format!("INSERT INTO one_row VALUES ({})", marks.join(", "))
+});
+
+fn one_row_columns() -> Vec<String> {
+    let of = |(table, columns, _): &(&str, &[&str], &str)| {
+        let named: Vec<String> = columns.iter().map(|column| format!("{table}_{column}")).collect();
+        named
+    };
+    ONE_ROW.iter().flat_map(of).collect()
+}
+
+/// Writes few parts to a file as a change of their own, with its begin and its end in one go, or as one statement where it is one
+/// row: each statement wakes whoever waits for it. Whether it did, or the parts are too many. The connection is one for usage.
 ///
 /// # Errors
 /// What the database says; then none of it is written, unless the connection is lost.
@@ -175,6 +218,12 @@ pub(super) async fn put_at_once(
 ) -> Result<bool, Error> {
     if !matches!(database, Database::File(_)) || parts.len() > TOGETHER_MAX {
         return Ok(false);
+    }
+    if let [Part::Batch(_), Part::Row(..), Part::Sum(..)] = parts {
+        let asked = sqlx::query(ONE_ROW_WRITTEN.as_str());
+        let asked = parts.iter().fold(asked, |asked, part| part.bind(asked));
+        asked.execute(&mut *connection).await?;
+        return Ok(true);
     }
     let begin = format!("{};", database.begin());
     let written = together(parts, &begin, "COMMIT").execute(&mut *connection).await;
