@@ -23,6 +23,7 @@ mod matrix;
 pub mod op;
 mod packed;
 pub mod pool;
+pub mod roof;
 mod weight;
 
 #[cfg(feature = "cuda")]

@@ -17,6 +17,7 @@ mod modernbert;
 mod plan;
 mod qwen2;
 mod qwen3;
+pub mod speed;
 mod steps;
 pub mod weights;
 
@@ -27,7 +28,7 @@ pub use encoder::{
 pub use error::{Error, Result};
 pub use kv_cache::KvCache;
 pub use load::{LoadOptions, ModelFiles, TextSource};
-pub use plan::{MemoryPlan, PlanRequest};
+pub use plan::{CONTEXT_AUTO_MIN, MemoryPlan, PlanRequest};
 pub use rempart_kernels::{KvDtype, Precision, op::AttentionRow};
 pub use steps::Steps;
 

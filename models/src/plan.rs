@@ -10,6 +10,9 @@ const KV_PARTS: u64 = 2;
 /// Most that an automatic plan gives to keys and values, unless one full context needs more.
 const KV_AUTO_MAX: u64 = 2 << 30;
 
+/// Shortest context that an automatic plan falls back to before it gives up, tokens.
+pub const CONTEXT_AUTO_MIN: usize = 1024;
+
 /// What the plan must provide for.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanRequest {
@@ -95,6 +98,23 @@ impl MemoryPlan {
             )));
         }
         Ok(plan)
+    }
+
+    /// As [`MemoryPlan::new`], with the context length that it is for. Where the context may be `shorter`, it is halved until the
+    /// plan fits, down to [`CONTEXT_AUTO_MIN`] tokens.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn within(config: &ModelConfig, mut request: PlanRequest, shorter: bool) -> Result<(Self, usize)> {
+        loop {
+            match Self::new(config, &request) {
+                Ok(plan) => return Ok((plan, request.context_length)),
+                Err(_) if shorter && request.context_length > CONTEXT_AUTO_MIN => {
+                    request.context_length = (request.context_length / 2).max(CONTEXT_AUTO_MIN);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// All parts together, bytes.

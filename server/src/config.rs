@@ -3,6 +3,7 @@
 
 mod admin;
 mod choices;
+mod compute;
 mod governance;
 mod hosts;
 mod oidc;
@@ -22,6 +23,7 @@ use thiserror::Error;
 
 pub use admin::{AdminArgs, AdminSettings};
 pub use choices::{Activations, Device, KvDtype, LogFormat, LogLevel};
+pub use compute::{ComputeArgs, ComputeSettings};
 pub use governance::{DatabaseArgs, GovernanceArgs, GovernanceSettings, currency, place_of};
 pub use hosts::AllowedHosts;
 pub use oidc::{OidcArgs, OidcSettings};
@@ -96,7 +98,7 @@ pub enum Error {
 /// no sum or product made of them overflows.
 const MEMORY_MIB_MAX: usize = 1 << 24;
 const THREADS_MAX: usize = 4096;
-const STEP_TOKENS_LIMIT: usize = 1 << 20;
+pub(crate) const STEP_TOKENS_LIMIT: usize = 1 << 20;
 const QUEUE_REQUESTS_LIMIT: usize = 1 << 16;
 const CONNECTIONS_LIMIT: usize = 1 << 20;
 
@@ -141,33 +143,8 @@ pub struct ServeArgs {
         help_heading = "Model"
     )]
     pub served_model_name: Vec<String>,
-    /// Where the model runs
-    #[arg(
-        long,
-        env = "REMPART_DEVICE",
-        value_enum,
-        default_value = "auto",
-        help_heading = "Model"
-    )]
-    pub device: Device,
-    /// Threads that compute [default: the physical cores]
-    #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
-    pub threads: Option<NonZeroUsize>,
-    /// How layers with integer weights round their activations: to 8 bits, or to 16, which is slower and more exact
-    #[arg(
-        long,
-        env = "REMPART_ACTIVATIONS",
-        value_enum,
-        default_value = "int8",
-        help_heading = "Model"
-    )]
-    pub activations: Activations,
-    /// How keys and values are held: rounded to 8 or 16 bits, or as computed [default: int8 on the CPU, bf16 on CUDA]
-    #[arg(long, env = "REMPART_KV_DTYPE", help_heading = "Model")]
-    pub kv_dtype: Option<KvDtype>,
-    /// Kernels of one instruction set, to look for a fault in another [default: the best this processor runs]
-    #[arg(long, env = "REMPART_KERNELS", help_heading = "Model")]
-    pub kernels: Option<String>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Tokens of prompt and answer together [default: what the model was trained for, as far as memory allows]
     #[arg(long, env = "REMPART_CONTEXT_LENGTH", help_heading = "Model")]
     pub context_length: Option<NonZeroUsize>,
@@ -309,12 +286,7 @@ pub struct ModelSettings {
     pub store: PathBuf,
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
-    pub device: Device,
-    pub threads: Option<usize>,
-    pub activations: Activations,
-    /// What the device is best at, unless asked for.
-    pub kv_dtype: Option<KvDtype>,
-    pub kernels: Option<String>,
+    pub compute: ComputeSettings,
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,
     pub kv_cache_bytes: Option<u64>,
@@ -374,16 +346,11 @@ impl ServeArgs {
             let mib = mib.map(|mib| at_most(option, mib, MEMORY_MIB_MAX)).transpose()?;
             Ok(mib.map(|mib| (mib as u64) << 20))
         };
-        let threads = self.threads.map(|n| at_most("--threads", n, THREADS_MAX));
         let model = ModelSettings {
             models: self.models,
             store: self.store.path(),
             served_names: self.served_model_name,
-            device: self.device,
-            threads: threads.transpose()?,
-            activations: self.activations,
-            kv_dtype: self.kv_dtype,
-            kernels: self.kernels,
+            compute: self.compute.check()?,
             context_length: self.context_length.map(NonZeroUsize::get),
             memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
             kv_cache_bytes: mib("--kv-cache-mib", self.kv_cache_mib)?,

@@ -9,8 +9,6 @@
     reason = "the shares of the roof are what it is run for"
 )]
 
-mod roof;
-
 use std::{hint::black_box, time::Duration};
 
 use bytes::Bytes;
@@ -18,9 +16,10 @@ use candle_core::{Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rempart_kernels::{
     Activations, AttentionOptions, AttentionRow, Format, KvCache, KvDtype, Matrix, Packed, Weight, cpu,
-    linear, paged_attention, pool, write_kv,
+    linear, paged_attention, pool,
+    roof::{Memory, Roof, fastest, in_turns},
+    write_kv,
 };
-use roof::{Memory, Roof, fastest, in_turns};
 
 /// Weights whose scales are ordinary numbers, as subnormal ones would be slow.
 fn weights(format: Format, rows: usize, cols: usize) -> Matrix {

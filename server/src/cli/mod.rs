@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod bench;
 mod content;
 mod doctor;
 mod govern;
@@ -9,6 +10,7 @@ mod limit;
 mod model;
 mod oidc;
 mod people;
+mod plan;
 mod processing;
 mod pull;
 mod retention;
@@ -22,6 +24,7 @@ use crate::grammar::check;
 use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
+use bench::BenchCommand;
 use content::ContentCommand;
 use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
@@ -29,6 +32,7 @@ use limit::LimitCommand;
 use model::ModelCommand;
 use oidc::OidcCommand;
 use people::{GdprCommand, UserCommand};
+use plan::PlanArgs;
 use retention::RetentionCommand;
 use usage::UsageCommand;
 
@@ -48,6 +52,11 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model, or go on with an interrupted fetch; every byte is checked
     Pull(Box<PullArgs>),
+    /// What a model needs of a device, and how fast it will be there
+    Plan(Box<PlanArgs>),
+    /// Measure how fast it is
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// List, verify and sign models
     #[command(subcommand)]
     Model(ModelCommand),
@@ -105,6 +114,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
+        Command::Plan(args) => plan::run(*args),
+        Command::Bench(command) => bench::bench(command),
         Command::Model(command) => model::model(command),
         Command::Oidc(command) => oidc::oidc(command),
         Command::Key(command) => govern::key(command),

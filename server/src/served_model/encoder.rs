@@ -6,10 +6,10 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use rempart_hub::store::ModelPath;
 use rempart_models::weights::Checkpoint;
-use rempart_models::{Embedder, EncoderOptions, LoadedEncoder};
+use rempart_models::{CONTEXT_AUTO_MIN, Embedder, EncoderOptions, LoadedEncoder};
 use rempart_text::Tokenizer;
 
-use super::{CONTEXT_AUTO_MIN, created, loading_bar, text};
+use super::{created, loading_bar, text};
 use crate::config::{EngineSettings, KvDtype, ModelSettings};
 use crate::encoder::EncoderModel;
 use crate::encoder_thread::{self, EncoderLimits};
@@ -127,7 +127,7 @@ impl Files {
 
 /// Rounded keys and values are good for text, but blur what tells vectors apart: only to bf16, and where that is asked for.
 fn kv_dtype(settings: &ModelSettings) -> rempart_models::KvDtype {
-    match settings.kv_dtype {
+    match settings.compute.kv_dtype {
         Some(KvDtype::Bf16) => rempart_models::KvDtype::Bf16,
         Some(KvDtype::F32 | KvDtype::Int8) | None => rempart_models::KvDtype::F32,
     }

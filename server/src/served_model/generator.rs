@@ -13,9 +13,9 @@ use rempart_kernels::cpu;
 use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use super::{CONTEXT_AUTO_MIN, created, loading_bar, text};
+use super::{created, loading_bar, text};
 use crate::chat::template::Chat;
-use crate::config::{Activations, EngineSettings, KvDtype, ModelSettings, Settings};
+use crate::config::{ComputeSettings, EngineSettings, ModelSettings, Settings};
 use crate::engine_thread::{self, Pace};
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
@@ -69,7 +69,7 @@ pub(super) fn load(
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
     let (model, (tokenizer, chat_template)) =
-        read(files, settings.model.activations, device).with_context(loading)?;
+        read(files, &settings.model.compute, device).with_context(loading)?;
     let Plan {
         memory: plan,
         context_length,
@@ -87,7 +87,7 @@ pub(super) fn load(
     let mut eos_tokens = [files.config.eos_tokens.clone(), tokenizer.end_tokens()].concat();
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
-    let kv_dtype = kv_dtype(settings, device);
+    let kv_dtype = settings.model.compute.kv_dtype_on(device.is_cpu());
     let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype, device)?;
     Ok(ServedModel {
         tokenizer,
@@ -106,7 +106,7 @@ pub(super) fn load(
 /// model, on one core.
 fn read(
     files: &ModelFiles,
-    activations: Activations,
+    compute: &ComputeSettings,
     device: &Device,
 ) -> anyhow::Result<(Box<dyn Weights>, text::Text)> {
     thread::scope(|scope| {
@@ -114,21 +114,18 @@ fn read(
         let text = builder
             .spawn_scoped(scope, || text::build(files))
             .context("the system refuses a thread for the tokenizer")?;
-        let model = weights(files, activations, device);
+        let model = weights(files, compute, device);
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((model?, text?))
     })
 }
 
-fn weights(
+/// The model itself.
+pub(super) fn weights(
     files: &ModelFiles,
-    activations: Activations,
+    compute: &ComputeSettings,
     device: &Device,
 ) -> rempart_models::Result<Box<dyn Weights>> {
-    let activations = match activations {
-        Activations::Int8 => rempart_kernels::Activations::Int8,
-        Activations::Int16 => rempart_kernels::Activations::Int16,
-    };
     let bar = loading_bar();
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
@@ -137,7 +134,7 @@ fn weights(
     let model = files.load(&LoadOptions {
         device: device.clone(),
         progress: Some(&progress),
-        activations,
+        activations: compute.rounding(),
     });
     bar.finish_and_clear();
     model
@@ -160,42 +157,23 @@ pub(super) fn plan(
         bail!("--context-length {asked} is more than the model was made for, {trained}");
     }
     let engine = &settings.engine;
-    let mut request = PlanRequest {
+    let request = PlanRequest {
         available,
         weights: files.checkpoint.loaded_bytes(),
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
         logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
-        kv_dtype: kv_dtype(settings, device),
+        kv_dtype: settings.model.compute.kv_dtype_on(device.is_cpu()),
         kv: kv_cache_bytes,
         dedicated: !device.is_cpu(),
     };
-    loop {
-        match MemoryPlan::new(&files.config, &request) {
-            Ok(memory) => {
-                let context_length = request.context_length;
-                return Ok(Plan {
-                    memory,
-                    context_length,
-                    trained,
-                });
-            }
-            Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {
-                request.context_length = (request.context_length / 2).max(CONTEXT_AUTO_MIN);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn kv_dtype(settings: &Settings, device: &Device) -> rempart_models::KvDtype {
-    match settings.model.kv_dtype {
-        None if device.is_cpu() => rempart_models::KvDtype::Int8,
-        Some(KvDtype::Int8) => rempart_models::KvDtype::Int8,
-        Some(KvDtype::Bf16) | None => rempart_models::KvDtype::Bf16,
-        Some(KvDtype::F32) => rempart_models::KvDtype::F32,
-    }
+    let (memory, context_length) = MemoryPlan::within(&files.config, request, context_length.is_none())?;
+    Ok(Plan {
+        memory,
+        context_length,
+        trained,
+    })
 }
 
 fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usize) -> EngineConfig {

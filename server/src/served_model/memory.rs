@@ -8,7 +8,10 @@ const SHARE_PERCENT: u64 = 90;
 
 /// 90 % of what is free: of a card its own memory, of the CPU the machine's available memory, or what the control group leaves
 /// if that is less. Bytes.
-pub(super) fn available(device: &Device) -> anyhow::Result<u64> {
+///
+/// # Errors
+/// Where the system does not tell.
+pub fn available(device: &Device) -> anyhow::Result<u64> {
     if let Some(free) = rempart_kernels::free_memory(device)? {
         return Ok(free / 100 * SHARE_PERCENT);
     }

@@ -1,5 +1,6 @@
 //! From settings to models that can be served: find, verify, plan memory, load, start.
 
+mod bare;
 mod encoder;
 mod generator;
 mod memory;
@@ -21,12 +22,11 @@ use crate::config::{Device, Settings};
 use crate::metrics::Metrics;
 use crate::registry::{First, Load, Loaded, Refused, Wanted};
 use crate::turns::Turns;
+pub use bare::{bare, prepare};
 use generator::Plan;
 pub use generator::ServedModel;
+pub use memory::available;
 use proof::Proven;
-
-/// Shortest context that an automatic plan falls back to before it gives up, tokens.
-const CONTEXT_AUTO_MIN: usize = 1024;
 
 /// Loads models, at start and later, under one plan of memory.
 pub struct Loader {
@@ -70,13 +70,7 @@ impl Loader {
     /// Says which setting can't work here.
     pub fn new(settings: Settings, metrics: Metrics) -> anyhow::Result<Self> {
         let trust = proof::trust(&settings.model.trust)?;
-        let device = open(settings.model.device)?;
-        let threads = settings
-            .model
-            .threads
-            .unwrap_or_else(rempart_kernels::pool::default_threads);
-        rempart_kernels::pool::init(threads);
-        choose_kernels(settings.model.kernels.as_deref())?;
+        let device = prepare(&settings.model.compute)?;
         let memory = match settings.model.memory_max_bytes {
             Some(max) => max,
             None => memory::available(&device)?,

@@ -13,13 +13,15 @@ fn help() {
     let mut command = Cli::command();
     insta::assert_snapshot!("help", command.render_help());
     command.build();
-    for name in ["serve", "pull", "key", "project", "audit", "doctor"] {
+    for name in ["serve", "pull", "plan", "key", "project", "audit", "doctor"] {
         let help = command.find_subcommand_mut(name).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}"), help);
     }
-    let oidc = command.find_subcommand_mut("oidc").unwrap();
-    let fetch = oidc.find_subcommand_mut("fetch").unwrap();
-    insta::assert_snapshot!("help_oidc_fetch", fetch.render_help());
+    for (name, below) in [("oidc", "fetch"), ("bench", "engine")] {
+        let command = command.find_subcommand_mut(name).unwrap();
+        let help = command.find_subcommand_mut(below).unwrap().render_help();
+        insta::assert_snapshot!(format!("help_{name}_{below}"), help);
+    }
 }
 
 #[test]

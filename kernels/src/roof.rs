@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rempart_kernels::{cpu::Peak, pool};
+use crate::{cpu::Peak, pool};
 
 /// Words of the memory that is read.
 const MEMORY_WORDS: usize = 128 << 20;
@@ -16,18 +16,18 @@ const TURNS: usize = 1 << 21;
 const PARTS: usize = 8;
 
 /// What bounds every kernel.
-pub(crate) struct Roof {
+pub struct Roof {
     /// Read from memory, per second.
-    pub(crate) bytes: f64,
+    pub bytes: f64,
     /// Multiplied and added, per second.
-    pub(crate) products: f64,
+    pub products: f64,
     /// The instruction that makes most of them.
-    pub(crate) instruction: &'static str,
+    pub instruction: &'static str,
 }
 
 impl Roof {
     /// Measures both, in a second or two.
-    pub(crate) fn measure() -> Self {
+    pub fn measure() -> Self {
         let (peak, memory) = (Peak::best(), Memory::new());
         let products = pool::threads() * TURNS * peak.products;
         let seconds = fastest(5, || pool::run(pool::threads(), |_| peak.run(TURNS)));
@@ -40,7 +40,7 @@ impl Roof {
 }
 
 /// The shortest of some runs, in seconds: what the work takes where nothing disturbs it.
-pub(crate) fn fastest(runs: usize, mut work: impl FnMut()) -> f64 {
+pub fn fastest(runs: usize, mut work: impl FnMut()) -> f64 {
     let time = |work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
@@ -54,9 +54,14 @@ pub(crate) fn fastest(runs: usize, mut work: impl FnMut()) -> f64 {
         .as_secs_f64()
 }
 
+/// The median of some runs, in seconds.
+pub fn median(runs: usize, mut work: impl FnMut()) -> f64 {
+    in_turns(runs, &mut work, || ()).0
+}
+
 /// The medians of as many runs of two works in turns, in seconds: what compares them where the machine's speed changes
 /// within seconds.
-pub(crate) fn in_turns(runs: usize, mut first: impl FnMut(), mut second: impl FnMut()) -> (f64, f64) {
+pub fn in_turns(runs: usize, mut first: impl FnMut(), mut second: impl FnMut()) -> (f64, f64) {
     let (first, second): (Vec<_>, Vec<_>) = (0..runs)
         .map(|_| (fastest(1, &mut first), fastest(1, &mut second)))
         .unzip();
@@ -68,21 +73,21 @@ pub(crate) fn in_turns(runs: usize, mut first: impl FnMut(), mut second: impl Fn
 }
 
 /// A gigabyte, which no cache holds.
-pub(crate) struct Memory(Vec<u64>);
+pub struct Memory(Vec<u64>);
 
 impl Memory {
     /// Takes it.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self((0..MEMORY_WORDS as u64).collect())
     }
 
     /// Its size.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         size_of_val(self.0.as_slice())
     }
 
     /// Reads it on all threads.
-    pub(crate) fn read(&self) {
+    pub fn read(&self) {
         let parts = pool::threads() * PARTS;
         let part = self.0.len().div_ceil(parts);
         pool::run(parts, |i| {

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""What `rempart plan` predicts of this machine, beside what `rempart bench engine` measures there, in turns.
+
+    python3 benches/plan.py MODEL... [--turns 3]
+
+For each model the medians of both and their ratio: prompts of 512 tokens, and 1, 8 and 32 answers behind about 600. Nothing else
+should run. Standard library only.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO / "scripts"))
+from lib.server import binary  # noqa: E402
+
+PROMPT = 512
+
+
+def told(*arguments):
+    done = subprocess.run([binary(), *arguments, "--json"], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def turn(model, rates):
+    """Adds one prediction and one measurement of each rate."""
+    measured = told("bench", "engine", model, "--prompt-tokens", str(PROMPT))
+    prompts = [result["prompt_tokens_per_s"] for result in measured["results"]]
+    rates.setdefault("prompt", ([], []))[1].append(statistics.median(prompts))
+    context = statistics.median(result["context_tokens"] for result in measured["results"])
+    planned = told("plan", model, "--answer-context", str(context))
+    for prompt in planned["prompts"]:
+        if prompt["tokens"] == PROMPT:
+            rates["prompt"][0].append(prompt["tokens_per_s"])
+    answers = {answer["batch"]: answer["tokens_per_s"] for answer in planned["answers"]}
+    for result in measured["results"]:
+        predicted, got = rates.setdefault(f"{result['batch']} answers", ([], []))
+        predicted.append(answers[result["batch"]])
+        got.append(result["answer_tokens_per_s"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    for model in arguments.models:
+        rates = {}
+        for _ in range(arguments.turns):
+            turn(model, rates)
+        print(pathlib.Path(model).name)
+        for name, (predicted, got) in rates.items():
+            predicted, got = statistics.median(predicted), statistics.median(got)
+            print(f"  {name:12} predicted {predicted:8.1f}, measured {got:8.1f} tokens/s: {100 * (predicted / got - 1):+.0f} %")
+
+
+if __name__ == "__main__":
+    main()

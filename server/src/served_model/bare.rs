@@ -1,0 +1,41 @@
+//! A model without its text: what computes, to be measured.
+
+use anyhow::Context as _;
+use candle_core::Device;
+use rempart_engine::EngineConfig;
+use rempart_models::{KvCache, ModelFiles, Steps};
+
+use super::generator;
+use crate::config::ComputeSettings;
+use crate::runner::CandleRunner;
+
+/// Prepares the device, the pool of threads and the kernels that were asked for.
+///
+/// # Errors
+/// Says which setting can't work here.
+pub fn prepare(compute: &ComputeSettings) -> anyhow::Result<Device> {
+    let device = super::open(compute.device)?;
+    let threads = compute
+        .threads
+        .unwrap_or_else(rempart_kernels::pool::default_threads);
+    rempart_kernels::pool::init(threads);
+    super::choose_kernels(compute.kernels.as_deref())?;
+    Ok(device)
+}
+
+/// Loads the model, with keys and values for the blocks of `config`.
+///
+/// # Errors
+/// When a file is malformed, or the keys and values find no memory.
+pub fn bare(
+    compute: &ComputeSettings,
+    files: &ModelFiles,
+    device: &Device,
+    config: &EngineConfig,
+) -> anyhow::Result<CandleRunner> {
+    let model = generator::weights(files, compute, device)
+        .with_context(|| format!("loading {}", files.checkpoint.path().display()))?;
+    let dtype = compute.kv_dtype_on(device.is_cpu());
+    let kv = KvCache::new(&files.config, config.blocks, config.block_size, dtype, device)?;
+    Ok(CandleRunner::new(Steps::new(model, kv, &files.config, device)))
+}
