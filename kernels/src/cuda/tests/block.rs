@@ -85,13 +85,9 @@ fn gated<M: Machine>(machine: &M, seed: u64) {
 fn rotated<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let (n, heads, d) = (1 + rng.below(4), 1 + rng.below(3), 2 * (1 + rng.below(70)));
-    let (width, interleaved) = (heads * d, rng.below(2) == 0);
-    let style = if interleaved {
-        RopeStyle::Interleaved
-    } else {
-        RopeStyle::Halves
-    };
-    let stride = width + rng.below(3);
+    let width = heads * d;
+    let (interleaved, stride) = (rng.below(2) == 0, width + rng.below(3));
+    let style = [RopeStyle::Halves, RopeStyle::Interleaved][usize::from(interleaved)];
     let x = rng.floats(n * stride);
     let positions: Vec<u32> = (0..n).map(|_| rng.below(3000) as u32).collect();
     let inv_freq: Vec<f32> = (0..d / 2)
