@@ -379,8 +379,8 @@ template <int D, bool CAPPED> DEVICE void attend_many(const AttentionArgs& a) {
 #define ATTENTION(D)                                                                              \
   KERNEL(attend_few_##D, AttentionArgs, 128) { attend_few<D, false>(a); }                         \
   KERNEL(attend_few_capped_##D, AttentionArgs, 128) { attend_few<D, true>(a); }                   \
-  KERNEL(attend_many_##D, AttentionArgs, 128, D > 64 ? 1 : 3) { attend_many<D, false>(a); }       \
-  KERNEL(attend_many_capped_##D, AttentionArgs, 128, D > 64 ? 1 : 3) { attend_many<D, true>(a); } \
+  KERNEL(attend_many_##D, AttentionArgs, 128) { attend_many<D, false>(a); }       \
+  KERNEL(attend_many_capped_##D, AttentionArgs, 128) { attend_many<D, true>(a); } \
   KERNEL(attend_merge_##D, AttentionArgs, 128) { attend_merge<D>(a); }
 
 // Tests may compile fewer.
