@@ -29,7 +29,7 @@ fn device() -> Result<(), Box<dyn Error>> {
     };
     let out = Path::new(&env::var("OUT_DIR")?).join("kernels.fatbin");
     let status = Command::new(&nvcc)
-        .args(["-fatbin", "-std=c++17", "-O3", "-fmad=false"])
+        .args(include_str!("cuda/nvcc.flags").split_whitespace())
         .arg(format!(
             "-gencode=arch=compute_{capability},code=[sm_{capability},compute_{capability}]"
         ))

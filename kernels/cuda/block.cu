@@ -1,4 +1,6 @@
-// What a transformer block does between its products, in f32. All are bound by memory: bytes read and written over bandwidth.
+// What a transformer block does between its products, in f32. All are bound by memory, with a few operations a number: the times
+// said are bytes read and written over the bandwidth of an H100 SXM (3.35 TB/s) and of an L40S (864 GB/s), here and elsewhere,
+// and operations over 989 and 362 T/s in bf16, 1,979 and 733 T/s in whole numbers of 8 bits. They are predictions.
 #include "gpu.cuh"
 
 struct NormArgs {
@@ -10,7 +12,8 @@ struct NormArgs {
   float eps;
 };
 
-// 12 n d bytes with a residual, 8 n d without.
+// 12 n d bytes with a residual, 8 n d without: the second look at x finds it in a cache. 512 rows of 4096 with a residual: 25 MB,
+// so 7.5 us on an H100 and 29 on an L40S.
 KERNEL(rms_norm, NormArgs, 256) {
   auto scratch = static_cast<float*>(shared());
   uint64_t row = uint64_t(blockIdx.x) * a.d;
@@ -39,7 +42,7 @@ DEVICE float activate(float x, uint32_t activation) {
   }
 }
 
-// 12 n d bytes.
+// 12 n d bytes. 512 rows of 14336: 88 MB, so 26 us on an H100 and 102 on an L40S.
 KERNEL(gate, GateArgs, 256) {
   uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= a.len) return;
@@ -60,7 +63,7 @@ struct RopeArgs {
   uint32_t interleaved;  // pairs (2 i, 2 i + 1) instead of (i, i + d / 2)
 };
 
-// A warp a head; 8 n heads d bytes.
+// A warp a head; 8 n heads d bytes. 512 rows of 32 heads of 128: 17 MB, so 5 us on an H100 and 19 on an L40S.
 KERNEL(rope, RopeArgs, 256) {
   uint64_t number = uint64_t(blockIdx.x) * (blockDim.x / 32) + warp();
   if (number >= uint64_t(a.n) * a.heads) return;
@@ -97,7 +100,8 @@ struct WriteArgs {
   uint32_t pad;
 };
 
-// Keys and values in bf16 where attention.cu reads them; a block a token, 12 kv_heads d bytes.
+// Keys and values in bf16 where attention.cu reads them; a block a token, 12 kv_heads d bytes. 512 tokens with 8 heads of 128:
+// 6.3 MB, so 1.9 us on an H100 and 7.3 on an L40S.
 KERNEL(write_kv, WriteArgs, 256) {
   uint32_t slot = a.slots[blockIdx.x], block = slot / a.block_size, offset = slot % a.block_size;
   for (uint32_t i = threadIdx.x; i < a.kv_heads * a.d; i += blockDim.x) {

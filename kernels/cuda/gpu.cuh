@@ -27,6 +27,16 @@ DEVICE float from_f16(uint16_t bits) {
   return x;
 }
 
+// The number itself, of which the compiler knows nothing: what is computed of it is not kept in registers from one turn of a loop
+// to the next.
+DEVICE uint32_t opaque(uint32_t x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
+// No load of what follows is moved before this.
+DEVICE void loads_end() { asm volatile("" ::: "memory"); }
+
 // 2^x, within two units in the last place; 0 for -infinity.
 DEVICE float exp2_fast(float x) {
   float y;
@@ -65,6 +75,16 @@ DEVICE void copies_end_group() { asm volatile("cp.async.commit_group;"); }
 // Waits until at most N groups of copies are under way.
 template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
 
+#endif
+
+// Generations before 9.0, and those since 10.0, have registers for less of what a compiler would do ahead. On the host the second
+// are tested where YOUNG says so.
+#ifdef __CUDA_ARCH__
+constexpr bool kOld = __CUDA_ARCH__ < 900, kYoung = __CUDA_ARCH__ >= 1000;
+#elif defined(YOUNG)
+constexpr bool kOld = false, kYoung = true;
+#else
+constexpr bool kOld = false, kYoung = false;
 #endif
 
 DEVICE uint32_t bits_of(float x) {

@@ -143,6 +143,27 @@ template <class F> DEVICE RowScales<F> row_scales(const Record<F>& record, uint3
   return rows;
 }
 
+// As above from memory, and no more of the record than it takes.
+template <class F> DEVICE RowScales<F> read_row_scales(const uint8_t* record, uint32_t part) {
+  if constexpr (F::factor_bytes == 0) {
+    return row_scales<F>(load_record<F>(record), part);
+  } else {
+    RowScales<F> rows;
+    for (uint32_t i = 0; i < 2; ++i) {
+      uint32_t row = lane() / 4 * 2 + i;
+      const uint8_t* factors = record + kPanel * F::head_bytes + row * F::factor_bytes + part * F::halves;
+      float scale = from_f16(load<uint16_t>(record + row * F::head_bytes)), min = 0;
+      if (F::has_min) min = from_f16(load<uint16_t>(record + row * F::head_bytes + 2));
+      for (uint32_t half = 0; half < F::halves; ++half) {
+        uint8_t byte = factors[half];
+        rows.scale[i][half] = __fmul_rn(scale, F::scales == Signed ? float(int8_t(byte)) : float(byte));
+        rows.min[i][half] = F::has_min ? __fmul_rn(-min, float(factors[F::factor_bytes / 2 + half])) : 0;
+      }
+    }
+    return rows;
+  }
+}
+
 // Row `row` of a panel, weight `i`: the number that the file's format defines.
 template <class F> DEVICE float weight_at(const uint8_t* codes, const uint8_t* records, uint32_t row, uint32_t i) {
   const uint8_t* group = codes + uint64_t(i / kGroup) * F::group_bytes;

@@ -1,8 +1,8 @@
 // Activations as whole numbers of 8 bits, as integer weights meet them: the numbers of `cpu::operand`, normalised before
 // where asked for.
 //
-// Bytes: reads 4 n k, writes 1.5 n k. Of few rows each has several blocks, which all sum its squares: then the start of a kernel
-// is what bounds it, some 4 us on an H200.
+// Reads 4 n k bytes and writes 1.5 n k. 512 rows of 4096: 12 MB, so 3.4 us on an H100 and 13 on an L40S. Of few rows each has
+// several blocks, which all sum its squares: then the start of a kernel is what bounds it, some 4 us on an H200.
 #include "gpu.cuh"
 
 struct RoundArgs {

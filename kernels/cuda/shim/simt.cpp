@@ -1,154 +1,215 @@
-// The scheduler of fibers behind simt.h, and the entry that tests call.
+// The scheduler of fibers behind simt.h, and the entries that tests call.
 #include "simt.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fiber.h"
+#include "mma.h"
 
 namespace simt {
 
-thread_local Fiber* current = nullptr;
 thread_local Index block_index, thread_index, block_size, grid_size;
-thread_local std::vector<char> shared_bytes;
+thread_local void* shared_memory = nullptr;
 
 namespace {
 
+constexpr uint32_t kWarp = 32, kThreadsMax = 1024;
+
 struct Copy {
   void* to;
+  uint32_t group;
   unsigned char bytes[16];
 };
 
 struct Thread {
   Fiber fiber;
-  uint32_t exchanges = 0;
-  // Groups of copies under way, the last of them still open.
-  std::vector<std::vector<Copy>> copies = std::vector<std::vector<Copy>>(1);
+  // Where it waits, with what.
+  Op op = Op::End;
+  int line = 0;
+  void* operands = nullptr;
+  // Copies under way, and the number of the group that is open.
+  std::vector<Copy> copies;
+  uint32_t group = 0;
 };
 
-thread_local ucontext_t scheduler;
-thread_local std::vector<Thread> threads;
-thread_local std::vector<Exchange> exchanges;
-thread_local const std::function<void()>* body = nullptr;
+// Orders in which threads run: 0 forwards and 1 backwards, each warp as far as it gets, others at random.
+class Order {
+ public:
+  explicit Order(uint32_t kind) : kind_(kind), random_(kind * 0x9E3779B97F4A7C15ull + 1) {}
 
-Thread& self() { return threads[current->index]; }
-
-void give_way() { swapcontext(&current->context, &scheduler); }
-
-void enter() {
-  (*body)();
-  current->state = State::Done;
-  give_way();
-}
-
-void start(uint32_t index) {
-  Thread& thread = threads[index];
-  thread.exchanges = 0;
-  thread.copies.assign(1, {});
-  Fiber& fiber = thread.fiber;
-  fiber.index = index;
-  fiber.state = State::Ready;
-  if (!fiber.stack) fiber.stack = static_cast<char*>(std::aligned_alloc(64, kStack));
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter, 0);
-}
-
-// Lets the lanes of each warp go on that have all come to the same place; whether any may.
-bool release_warps(uint32_t count) {
-  bool any = false;
-  for (uint32_t first = 0; first < count; first += 32) {
-    uint32_t end = std::min(count, first + 32), waiting = 0, live = 0;
-    for (uint32_t i = first; i < end; ++i) {
-      live += threads[i].fiber.state != State::Done;
-      waiting += threads[i].fiber.state == State::AtWarp;
-    }
-    if (waiting == 0) continue;
-    if (waiting != live) continue;
-    for (uint32_t i = first; i < end; ++i)
-      if (threads[i].fiber.state == State::AtWarp) threads[i].fiber.state = State::Ready;
-    any = true;
+  // One of the warps that may go on.
+  uint32_t warp(uint32_t runnable) {
+    if (kind_ == 0) return uint32_t(__builtin_ctz(runnable));
+    if (kind_ == 1) return 31 - uint32_t(__builtin_clz(runnable));
+    uint32_t skip = next() % uint32_t(__builtin_popcount(runnable));
+    for (; skip > 0; --skip) runnable &= runnable - 1;
+    return uint32_t(__builtin_ctz(runnable));
   }
-  return any;
-}
 
-// The order in which ready threads run: 0 forwards, 1 backwards, others a random one that changes with each round.
-void shuffle(std::vector<uint32_t>& order, uint32_t kind, uint64_t& random) {
-  if (kind < 2) return;
-  for (size_t i = order.size() - 1; i > 0; --i) {
-    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-    std::swap(order[i], order[random % (i + 1)]);
+  // Begins a round; `lane` then gives every lane once.
+  void start_round() {
+    if (kind_ < 2) return;
+    step_ = next() | 1, first_ = next();
   }
+  uint32_t lane(uint32_t i) const { return kind_ == 0 ? i : kind_ == 1 ? kWarp - 1 - i : (i * step_ + first_) % kWarp; }
+
+  // Whether copies arrive at once rather than when they are waited for.
+  bool copies_early() const { return kind_ % 2 == 1; }
+
+ private:
+  uint32_t next() {
+    random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
+    return uint32_t(random_ >> 32);
+  }
+
+  uint32_t kind_, step_ = 1, first_ = 0;
+  uint64_t random_;
+};
+
+[[noreturn]] void fail(const char* what, int line = 0) {
+  std::fprintf(stderr, "simt: %s (block %u, %u, %u, thread %u, line %d)\n", what, block_index.x, block_index.y, block_index.z,
+               thread_index.x, line);
+  std::abort();
 }
 
-void run_block(uint32_t count, uint32_t kind) {
-  std::vector<uint32_t> order(count);
-  for (uint32_t i = 0; i < count; ++i) order[i] = kind == 1 ? count - 1 - i : i;
-  uint64_t random = kind * 0x9E3779B97F4A7C15ull + 1;
+// Dynamic shared memory of a block, poisoned before each, with guards behind it. AddressSanitizer has its own.
+class SharedMemory {
+ public:
+  explicit SharedMemory(uint32_t bytes) : bytes_(bytes) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, bytes + kGuard + 1) != 0) fail("no memory");
+    memory_.reset(static_cast<unsigned char*>(memory));
+    shared_memory = memory;
+  }
+
+  // Bytes that are numbers in no floating type, so that what was not written shows.
+  void poison() { std::memset(memory_.get(), 0xff, bytes_ + kGuard); }
+  void check() const {
+    for (uint32_t i = 0; i < kGuard; ++i)
+      if (memory_[bytes_ + i] != 0xff) fail("a write behind shared memory");
+  }
+  bool holds(const void* at, uint32_t bytes) const {
+    auto offset = static_cast<const unsigned char*>(at) - memory_.get();
+    return offset >= 0 && offset + int64_t(bytes) <= int64_t(bytes_);
+  }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* memory) const { std::free(memory); }
+  };
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr uint32_t kGuard = 0;
+#else
+  static constexpr uint32_t kGuard = 256;
+#endif
+  uint32_t bytes_;
+  std::unique_ptr<unsigned char[], Free> memory_;
+};
+
+// What runs at present, on this thread of the host.
+thread_local std::vector<std::unique_ptr<Thread>> threads;
+thread_local Thread* current = nullptr;
+thread_local const Kernel* kernel = nullptr;
+thread_local const void* arguments = nullptr;
+thread_local const SharedMemory* memory = nullptr;
+thread_local bool copies_early = false;
+
+// The life of a thread, once for each block.
+void live() {
   for (;;) {
-    shuffle(order, kind, random);
-    bool ran = false;
-    for (uint32_t i : order) {
-      if (threads[i].fiber.state != State::Ready) continue;
-      current = &threads[i].fiber;
-      thread_index = Index{i, 0, 0};
-      swapcontext(&scheduler, &current->context);
-      ran = true;
+    kernel->call(arguments);
+    meet(Op::End, nullptr, 0);
+  }
+}
+
+// Runs the lanes of a warp up to where they wait next, which is the same place for all; does there what warps do.
+Op run_warp(uint32_t warp, Order& order) {
+  order.start_round();
+  for (uint32_t i = 0; i < kWarp; ++i) {
+    thread_index.x = warp * kWarp + order.lane(i);
+    current = threads[thread_index.x].get();
+    current->fiber.resume();
+  }
+  const Thread& first = *threads[warp * kWarp];
+  void* operands[kWarp];
+  for (uint32_t lane = 0; lane < kWarp; ++lane) {
+    const Thread& thread = *threads[warp * kWarp + lane];
+    thread_index.x = warp * kWarp + lane;
+    if (thread.op != first.op || thread.line != first.line) fail("lanes of a warp wait at different places", thread.line);
+    operands[lane] = thread.operands;
+  }
+  switch (first.op) {
+    case Op::Shuffle: shuffle(operands); break;
+    case Op::Mma8x32: multiply_int8<32>(operands); break;
+    case Op::Mma8x16: multiply_int8<16>(operands); break;
+    case Op::MmaBf16: multiply_bf16(operands); break;
+    case Op::Sync:
+    case Op::Barrier:
+    case Op::End: break;
+  }
+  return first.op;
+}
+
+void run_block(uint32_t warps, Order& order) {
+  // Warps that may go on, that wait at the barrier, and that have ended.
+  uint32_t all = warps == 32 ? ~0u : (1u << warps) - 1, runnable = all, waiting = 0, ended = 0;
+  int line = 0;
+  while (ended != all) {
+    if (runnable == 0) {
+      if (ended != 0) fail("warps wait at a barrier that others never reach", line);
+      runnable = waiting, waiting = 0;
     }
-    ran |= release_warps(count);
-    uint32_t done = 0, at_block = 0;
-    for (uint32_t i = 0; i < count; ++i) {
-      done += threads[i].fiber.state == State::Done;
-      at_block += threads[i].fiber.state == State::AtBlock;
+    uint32_t warp = order.warp(runnable);
+    Op op = run_warp(warp, order);
+    if (op == Op::End) {
+      for (uint32_t lane = 0; lane < kWarp; ++lane)
+        if (!threads[warp * kWarp + lane]->copies.empty()) fail("a thread ended before its copies");
+      ended |= 1u << warp, runnable &= ~(1u << warp);
     }
-    if (done == count) return;
-    if (at_block == count) {
-      for (uint32_t i = 0; i < count; ++i) threads[i].fiber.state = State::Ready;
-      ran = true;
+    if (op == Op::Barrier) {
+      int here = threads[warp * kWarp]->line;
+      if (waiting != 0 && here != line) fail("warps wait at different barriers", here);
+      line = here, waiting |= 1u << warp, runnable &= ~(1u << warp);
     }
-    if (!ran) fail("threads wait at different barriers");
   }
 }
 
 }  // namespace
 
-void fail(const char* what) {
-  std::fprintf(stderr, "simt: %s (block %u, %u, %u)\n", what, block_index.x, block_index.y, block_index.z);
-  std::abort();
-}
-
-void wait_block() {
-  current->state = State::AtBlock;
-  give_way();
-}
-
-void wait_warp() {
-  current->state = State::AtWarp;
-  give_way();
-}
-
-unsigned char (*exchange(const void* mine, size_t bytes))[64] {
-  if (bytes > 64) fail("an exchange of more than 64 bytes");
-  auto& slots = exchanges[current->index / 32].slots[self().exchanges++ % 2];
-  std::memcpy(slots[current->index % 32], mine, bytes);
-  wait_warp();
-  return slots;
+void meet(Op op, void* operands, int line) {
+  current->op = op, current->line = line, current->operands = operands;
+  current->fiber.give_way();
 }
 
 }  // namespace simt
 
 void copy_16(void* to, const void* from, bool real) {
-  simt::Copy copy = {to, {}};
+  using namespace simt;
+  if (!memory->holds(to, 16)) fail("a copy to what is not shared memory");
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    fail("a copy of 16 bytes between addresses that are no multiples of 16");
+  Copy copy = {to, current->group, {}};
   if (real) std::memcpy(copy.bytes, from, 16);
-  simt::self().copies.back().push_back(copy);
+  if (copies_early) std::memcpy(to, copy.bytes, 16);
+  else current->copies.push_back(copy);
 }
 
-void copies_end_group() { simt::self().copies.emplace_back(); }
+void copies_end_group() { ++simt::current->group; }
 
-void copies_wait_for(int groups) {
-  auto& all = simt::self().copies;
-  // The last one is still open.
-  while (all.size() > size_t(groups) + 1) {
-    for (auto& copy : all.front()) std::memcpy(copy.to, copy.bytes, 16);
-    all.erase(all.begin());
+void copies_wait_for(uint32_t groups) {
+  using namespace simt;
+  std::vector<Copy> later;
+  for (const Copy& copy : current->copies) {
+    if (copy.group + groups < current->group) std::memcpy(copy.to, copy.bytes, 16);
+    else later.push_back(copy);
   }
+  current->copies.swap(later);
 }
 
 // Runs a kernel to its end. Not 0 where there is none of this name, or where it cannot be started so.
@@ -157,22 +218,34 @@ extern "C" int simt_launch(const char* name, const uint32_t* grid, uint32_t bloc
   using namespace simt;
   auto found = kernels().find(name);
   if (found == kernels().end() || found->second.args_bytes != args_bytes) return 1;
-  if (block == 0 || block % 32 != 0 || block > found->second.threads_max) return 2;
-  const Kernel& kernel = found->second;
-  std::function<void()> call = [&] { kernel.call(args); };
-  body = &call;
+  if (block == 0 || block % kWarp != 0 || block > found->second.threads_max || block > kThreadsMax) return 2;
+  kernel = &found->second;
+  arguments = args;
   block_size = Index{block, 1, 1};
   grid_size = Index{grid[0], grid[1], grid[2]};
-  if (threads.size() < block) threads.resize(block);
-  exchanges.resize(block / 32);
+  while (threads.size() < block) threads.push_back(std::make_unique<Thread>());
+  for (uint32_t i = 0; i < block; ++i) threads[i]->fiber.start(live);
+  SharedMemory own(shared);
+  memory = &own;
+  Order turns(order);
+  copies_early = turns.copies_early();
   for (uint32_t z = 0; z < grid[2]; ++z)
     for (uint32_t y = 0; y < grid[1]; ++y)
       for (uint32_t x = 0; x < grid[0]; ++x) {
         block_index = Index{x, y, z};
-        // Numbers that are none, so that what was not written shows.
-        shared_bytes.assign(shared + 16, char(0xff));
-        for (uint32_t i = 0; i < block; ++i) start(i);
-        run_block(block, order);
+        own.poison();
+        run_block(block / kWarp, turns);
+        own.check();
       }
   return 0;
+}
+
+// The name of kernel `number`, and the most threads that a block of it may have; null behind the last.
+extern "C" const char* simt_kernel(size_t number, uint32_t* threads_max) {
+  for (const auto& [name, kernel] : simt::kernels()) {
+    if (number-- > 0) continue;
+    *threads_max = kernel.threads_max;
+    return name.c_str();
+  }
+  return nullptr;
 }

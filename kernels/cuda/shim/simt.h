@@ -1,20 +1,17 @@
 // Runs kernels on the host, for tests: a fiber for each thread of a block, blocks one after the other.
 //
-// Shared memory is poisoned, every block starts with fresh fibers, and the order in which threads run between barriers is
-// the test's choice: what a barrier is missing for shows as a wrong result in one of the orders. Threads that wait at
-// different barriers end the test.
+// Threads run until they wait for others, and who runs next is the test's choice: what a barrier is missing for shows as a
+// wrong result in one of the orders. Shared memory is poisoned, as is what stands behind it; lanes of a warp that wait at
+// different places, and barriers that some threads never reach, end the test. Copies in the background arrive as early or as
+// late as they may.
 #pragma once
-#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
+#include <initializer_list>
 #include <map>
 #include <string>
-#include <vector>
-#include <ucontext.h>
 
 #define DEVICE inline
 #define KERNEL(name, Args, ...)                                                                              \
@@ -46,40 +43,27 @@ struct Registered {
   }
 };
 
-enum class State { Ready, AtBlock, AtWarp, Done };
-
-constexpr size_t kStack = 128 << 10;
-
-struct Fiber {
-  ucontext_t context;
-  void* saved = nullptr;
-  char* stack = nullptr;
-  uint32_t index = 0;
-  State state = State::Ready;
-};
-
-// What the lanes of a warp hand to each other: two sets, used in turn, so that a fast lane does not overwrite what a slow one
-// still reads.
-struct Exchange {
-  alignas(16) unsigned char slots[2][32][64];
-};
-
-extern thread_local Fiber* current;
 extern thread_local Index block_index, thread_index, block_size, grid_size;
-extern thread_local std::vector<char> shared_bytes;
+extern thread_local void* shared_memory;
 
-[[noreturn]] void fail(const char* what);
-// Gives way until all threads of the block, or all lanes of the warp, have come here.
-void wait_block();
-void wait_warp();
-// The slots of the warp, once every lane has filled its own.
-unsigned char (*exchange(const void* mine, size_t bytes))[64];
+// What threads do together. All but the last two are a warp's.
+enum class Op { Sync, Shuffle, Mma8x32, Mma8x16, MmaBf16, Barrier, End };
 
-template <class T> T lane_of(unsigned char (*slots)[64], uint32_t lane) {
-  T x;
-  std::memcpy(&x, slots[lane], sizeof(T));
-  return x;
-}
+// Gives way until all threads concerned are at this line. `operands` are the lane's, in which it finds its results.
+void meet(Op op, void* operands, int line);
+
+struct Shuffle {
+  uint32_t value, mask;
+};
+// Fragments of one lane, as the PTX ISA lays them out.
+struct MmaInt8 {
+  uint32_t a[4], b[2];
+  int32_t d[4];
+};
+struct MmaBf16 {
+  uint32_t a[4], b[2];
+  float d[4];
+};
 
 }  // namespace simt
 
@@ -88,91 +72,51 @@ template <class T> T lane_of(unsigned char (*slots)[64], uint32_t lane) {
 #define blockDim simt::block_size
 #define gridDim simt::grid_size
 
-inline void* shared() {
-  auto at = reinterpret_cast<uintptr_t>(simt::shared_bytes.data());
-  return reinterpret_cast<void*>((at + 15) & ~uintptr_t(15));
-}
-inline void sync_block() { simt::wait_block(); }
-inline void sync_warp() { simt::wait_warp(); }
-template <class T> T shuffle_xor(T x, int mask) {
-  auto slots = simt::exchange(&x, sizeof(T));
-  return simt::lane_of<T>(slots, (threadIdx.x % 32) ^ mask);
+inline void* shared() { return simt::shared_memory; }
+inline void sync_block(int line = __builtin_LINE()) { simt::meet(simt::Op::Barrier, nullptr, line); }
+inline void sync_warp(int line = __builtin_LINE()) { simt::meet(simt::Op::Sync, nullptr, line); }
+template <class T> T shuffle_xor(T x, int mask, int line = __builtin_LINE()) {
+  static_assert(sizeof(T) == 4, "a lane hands on one word");
+  simt::Shuffle mine = {0, uint32_t(mask)};
+  std::memcpy(&mine.value, &x, 4);
+  simt::meet(simt::Op::Shuffle, &mine, line);
+  std::memcpy(&x, &mine.value, 4);
+  return x;
 }
 
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline void loads_end() {}
+inline uint32_t opaque(uint32_t x) { return x; }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline float from_f16(uint16_t bits) {
-  int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float x = exponent == 0    ? std::ldexp(float(fraction), -24)
+  uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float x = exponent == 0    ? float(fraction) * 0x1p-24f
             : exponent == 31 ? (fraction ? NAN : INFINITY)
-                             : std::ldexp(float(fraction | 1024), exponent - 25);
+                             : float(fraction | 1024) * 0x1p-25f * float(uint32_t(1) << exponent);
   return bits >> 15 ? -x : x;
 }
 
-namespace simt {
-inline int8_t byte(uint32_t word, int i) { return int8_t(word >> (8 * i)); }
-inline float half(uint32_t word, int i) {
-  uint32_t bits = (i ? word >> 16 : word & 0xffff) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
+inline void mma_16_8_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t c,
+                        int line = __builtin_LINE()) {
+  simt::MmaInt8 mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c, c, c, c}};
+  simt::meet(simt::Op::Mma8x32, &mine, line);
+  std::memcpy(d, mine.d, sizeof d);
 }
-// Fragments of one lane.
-struct Fragments {
-  uint32_t a[4], b[2];
-};
-}  // namespace simt
-
-// Row and column of element `i` of a lane's results.
-#define SIMT_ROW (threadIdx.x % 32 / 4 + (i >= 2 ? 8 : 0))
-#define SIMT_COLUMN (threadIdx.x % 4 * 2 + (i & 1))
-
-inline void mma_16_8_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t c) {
-  simt::Fragments mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  auto slots = simt::exchange(&mine, sizeof mine);
-  for (int i = 0; i < 4; ++i) {
-    uint32_t row = SIMT_ROW, column = SIMT_COLUMN;
-    d[i] = c;
-    for (uint32_t k = 0; k < 32; ++k) {
-      auto x = simt::lane_of<simt::Fragments>(slots, row % 8 * 4 + k % 16 / 4);
-      auto y = simt::lane_of<simt::Fragments>(slots, column * 4 + k % 16 / 4);
-      d[i] += simt::byte(x.a[row / 8 + k / 16 * 2], k % 4) * simt::byte(y.b[k / 16], k % 4);
-    }
-  }
+inline void mma_16_8_16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, int32_t c, int line = __builtin_LINE()) {
+  simt::MmaInt8 mine = {{a0, a1, 0, 0}, {b, 0}, {c, c, c, c}};
+  simt::meet(simt::Op::Mma8x16, &mine, line);
+  std::memcpy(d, mine.d, sizeof d);
 }
-inline void mma_16_8_16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, int32_t c) {
-  simt::Fragments mine = {{a0, a1, 0, 0}, {b, 0}};
-  auto slots = simt::exchange(&mine, sizeof mine);
-  for (int i = 0; i < 4; ++i) {
-    uint32_t row = SIMT_ROW, column = SIMT_COLUMN;
-    d[i] = c;
-    for (uint32_t k = 0; k < 16; ++k) {
-      auto x = simt::lane_of<simt::Fragments>(slots, row % 8 * 4 + k / 4);
-      auto y = simt::lane_of<simt::Fragments>(slots, column * 4 + k / 4);
-      d[i] += simt::byte(x.a[row / 8], k % 4) * simt::byte(y.b[0], k % 4);
-    }
-  }
-}
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  simt::Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  auto slots = simt::exchange(&mine, sizeof mine);
-  for (int i = 0; i < 4; ++i) {
-    uint32_t row = SIMT_ROW, column = SIMT_COLUMN;
-    double sum = d[i];
-    for (uint32_t k = 0; k < 16; ++k) {
-      auto x = simt::lane_of<simt::Fragments>(slots, row % 8 * 4 + k % 8 / 2);
-      auto y = simt::lane_of<simt::Fragments>(slots, column * 4 + k % 8 / 2);
-      sum += double(simt::half(x.a[row / 8 + k / 8 * 2], k % 2)) * simt::half(y.b[k / 8], k % 2);
-    }
-    d[i] = float(sum);
-  }
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE()) {
+  simt::MmaBf16 mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
+  simt::meet(simt::Op::MmaBf16, &mine, line);
+  std::memcpy(d, mine.d, sizeof d);
 }
 
-// Copies arrive when they are waited for and no sooner, as they may on a device.
 void copy_16(void* to, const void* from, bool real);
 void copies_end_group();
-void copies_wait_for(int groups);
+void copies_wait_for(uint32_t groups);
 template <int N> void copies_wait() { copies_wait_for(N); }

@@ -158,6 +158,16 @@ pub(crate) fn products(
     addends: Address,
     out: Address,
 ) -> Vec<Launch<ProductArgs>> {
+    products_in(shape, x, factors, (addends, out))
+}
+
+/// [`products`] in the shape that `choose` gives for a number of rows of activations and of panels.
+pub(crate) fn products_in(
+    choose: impl Fn(usize, usize) -> Shape,
+    x: &Rounded,
+    factors: &[Factor],
+    (addends, out): (Address, Address),
+) -> Vec<Launch<ProductArgs>> {
     let width: usize = factors.iter().map(|factor| factor.rows).sum();
     let mut column = 0;
     let runs = factors.chunk_by(|a, b| a.format == b.format);
@@ -192,7 +202,7 @@ pub(crate) fn products(
             width: count(width),
             strand: count(strand(groups)),
         };
-        launches.push(product(run[0].format, panels, args));
+        launches.push(product(choose(x.n, panels), run[0].format, panels, args));
     }
     launches
 }
@@ -203,8 +213,8 @@ fn strand(groups: usize) -> usize {
 }
 
 /// How a product is cut into blocks.
-#[derive(Debug, Clone, Copy)]
-enum Shape {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
     /// So many tiles of activations and panels, a warp for each strand.
     Few { tiles: usize, panels: usize },
     /// [`MANY_PANELS`], and two warps of so many tiles.
@@ -212,7 +222,7 @@ enum Shape {
 }
 
 /// What is fastest for `n` rows of activations, as measured on an H200.
-fn shape(n: usize, panels: usize) -> Shape {
+pub(crate) fn shape(n: usize, panels: usize) -> Shape {
     let blocks = |tiles: usize| panels.div_ceil(MANY_PANELS) * n.div_ceil(MANY_WARPS * TILE * tiles);
     let few = |tiles, panels| Shape::Few { tiles, panels };
     match n {
@@ -225,9 +235,9 @@ fn shape(n: usize, panels: usize) -> Shape {
     }
 }
 
-fn product(format: Format, panels: usize, args: ProductArgs) -> Launch<ProductArgs> {
+fn product(shape: Shape, format: Format, panels: usize, args: ProductArgs) -> Launch<ProductArgs> {
     let (n, format) = (args.n as usize, name(format));
-    let (kernel, grid, block, shared) = match shape(n, panels) {
+    let (kernel, grid, block, shared) = match shape {
         Shape::Few { tiles, panels: each } => {
             let strands = (args.groups as usize).div_ceil(args.strand as usize);
             let grid = [panels.div_ceil(each), n.div_ceil(tiles * TILE)];

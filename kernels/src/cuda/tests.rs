@@ -6,7 +6,8 @@
     clippy::many_single_char_names,
     clippy::needless_range_loop,
     clippy::unwrap_used,
-    reason = "a test fails by panicking, and names shapes and indices as papers do"
+    non_snake_case,
+    reason = "a test fails by panicking, names shapes and indices as papers do, and is named as its kernel is"
 )]
 
 mod attention;
@@ -15,30 +16,81 @@ mod block;
 mod common;
 mod machine;
 mod packed;
+mod round;
 
-/// Random shapes for each test.
+/// Random shapes for each kernel.
 const CASES: u64 = 200;
 
-/// A test of `$case(machine, seed)` on the host and, with the feature, on a card.
+/// Fewer of them where the environment says so: to find faults that were planted, few are enough.
+fn cases() -> u64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests are told in the environment how long to try"
+    )]
+    let wanted = std::env::var("REMPART_KERNEL_CASES");
+    wanted.map_or(CASES, |cases| cases.parse().unwrap())
+}
+
+/// For each kernel a test on the host and, with the feature, on a card: `case(machine, seed)` starts it and looks at what it
+/// made.
+macro_rules! kernels {
+    ($($kernel:ident: $case:expr;)*) => {
+        pub(super) const KERNELS: &[&str] = &[$(stringify!($kernel)),*];
+
+        mod host {
+            use super::*;
+            $(#[test]
+            fn $kernel() {
+                super::super::machine::prove_on_host(stringify!($kernel), $case);
+            })*
+        }
+
+        #[cfg(feature = "cuda")]
+        mod card {
+            use super::*;
+            $(#[test]
+            fn $kernel() {
+                super::super::machine::prove_on_card($case);
+            })*
+        }
+    };
+}
+use kernels;
+
+/// A test of `$case(machine, seed)` that holds for several kernels at once, as above; on the host each case has one order.
 macro_rules! on_every_machine {
     ($($case:ident),*) => {
         $(mod $case {
             #[test]
             fn host() {
-                for seed in 0..super::super::CASES {
-                    super::$case(&super::super::machine::Host { order: seed as u32 % 4 }, seed);
+                for seed in 0..super::super::cases() {
+                    super::$case(&super::super::machine::Host::in_order(seed as u32 % 4), seed);
                 }
             }
 
             #[cfg(feature = "cuda")]
             #[test]
             fn card() {
-                let card = super::super::machine::Card::first();
-                for seed in 0..super::super::CASES {
-                    super::$case(&card, seed);
-                }
+                super::super::machine::prove_on_card(super::$case);
             }
         })*
     };
 }
 use on_every_machine;
+
+/// What is compiled is tested, and nothing else.
+#[test]
+fn every_kernel_has_a_test() {
+    let mut tested: Vec<String> = [attention::KERNELS, block::KERNELS, round::KERNELS]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .chain(packed::kernels())
+        .collect();
+    tested.sort();
+    let compiled: Vec<String> = rempart_simt::kernels()
+        .into_iter()
+        .map(|kernel| kernel.name)
+        .collect();
+    assert_eq!(tested, compiled);
+}

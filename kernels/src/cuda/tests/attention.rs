@@ -3,15 +3,61 @@
 use half::bf16;
 
 use super::common::Rng;
-use super::machine::{Machine, assert_close};
-use super::on_every_machine;
+use super::machine::{Machine, assert_close, assert_near};
+use super::{kernels, on_every_machine};
 use crate::Heads;
-use crate::cuda::attention::{Arrays, HEAD_DIMS, Plan, Tensors, attention};
+use crate::cuda::attention::{Arrays, HEAD_DIMS, Plan, SPLIT, Tensors, attention};
 use crate::op::{AttentionOptions, AttentionRow};
 
-on_every_machine!(agrees, tokens_alone);
+kernels! {
+    attend_few_64: |machine, seed| agrees(machine, seed, FEW, 64, None);
+    attend_few_128: |machine, seed| agrees(machine, seed, FEW, 128, None);
+    attend_few_256: |machine, seed| agrees(machine, seed, FEW, 256, None);
+    attend_few_capped_64: |machine, seed| agrees(machine, seed, FEW, 64, CAP);
+    attend_few_capped_128: |machine, seed| agrees(machine, seed, FEW, 128, CAP);
+    attend_few_capped_256: |machine, seed| agrees(machine, seed, FEW, 256, CAP);
+    attend_many_64: |machine, seed| agrees(machine, seed, MANY, 64, None);
+    attend_many_128: |machine, seed| agrees(machine, seed, MANY, 128, None);
+    attend_many_256: |machine, seed| agrees(machine, seed, MANY, 256, None);
+    attend_many_capped_64: |machine, seed| agrees(machine, seed, MANY, 64, CAP);
+    attend_many_capped_128: |machine, seed| agrees(machine, seed, MANY, 128, CAP);
+    attend_many_capped_256: |machine, seed| agrees(machine, seed, MANY, 256, CAP);
+    attend_merge_64: |machine, seed| agrees(machine, seed, LONG, 64, None);
+    attend_merge_128: |machine, seed| agrees(machine, seed, LONG, 128, None);
+    attend_merge_256: |machine, seed| agrees(machine, seed, LONG, 256, None);
+}
+on_every_machine!(tokens_alone);
 
-const BLOCKS: usize = 40;
+const BLOCKS: usize = 64;
+const CAP: Option<f32> = Some(5.0);
+
+/// Sequences of a batch: tokens of the first one, of the others, and what a context has besides.
+struct Sequences {
+    first: &'static [usize],
+    others: &'static [usize],
+    before_max: usize,
+    heads_max: usize,
+}
+
+const FEW: Sequences = Sequences {
+    first: &[1, 1, 1, 2, 5],
+    others: &[1, 1, 2, 5, 20],
+    before_max: 200,
+    heads_max: 4,
+};
+/// At least 64 rows of queries, with two heads to a key.
+const MANY: Sequences = Sequences {
+    first: &[32, 33, 40],
+    others: &[1, 2, 5],
+    before_max: 150,
+    heads_max: 3,
+};
+const LONG: Sequences = Sequences {
+    first: &[1],
+    others: &[1, 3],
+    before_max: 320,
+    heads_max: 4,
+};
 
 /// A cache of ordinary numbers, and poison in the slots that no context reaches.
 struct Cache {
@@ -24,10 +70,12 @@ struct Cache {
 impl Cache {
     fn random(rng: &mut Rng, heads: Heads) -> Self {
         let len = BLOCKS * heads.block_size * heads.kv_heads * heads.d;
-        let mut numbers = || {
-            rng.floats(len)
+        let mut numbers = || -> Vec<f32> {
+            let bytes = rng.bytes(len);
+            // Multiples of 2^-6 below 2: exact in bf16.
+            bytes
                 .into_iter()
-                .map(|x| bf16::from_f32(x).to_f32())
+                .map(|byte| f32::from(byte.cast_signed()) / 64.0)
                 .collect()
         };
         Self {
@@ -72,7 +120,7 @@ fn compute<M: Machine>(
     q: &[f32],
     rows: &[AttentionRow],
     options: &AttentionOptions,
-) -> Vec<f32> {
+) -> M::Buffer {
     let heads = &cache.heads;
     let mut written = vec![false; BLOCKS * heads.block_size];
     for row in rows {
@@ -105,118 +153,145 @@ fn compute<M: Machine>(
             machine.launch(&launch);
         }
     }
-    machine.download(&out)
+    out
 }
 
 /// Random rows over blocks of their own, behind one another among the tokens.
-fn rows(rng: &mut Rng, heads: &Heads) -> (Vec<AttentionRow>, usize) {
+fn rows(rng: &mut Rng, heads: &Heads, of: &Sequences) -> (Vec<AttentionRow>, usize) {
     let (mut rows, mut n) = (Vec::new(), 0);
     let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
     for i in 0..free.len() {
         let other = i + rng.below(free.len() - i);
         free.swap(i, other);
     }
-    for _ in 0..=rng.below(3) {
-        let tokens = [1, 1, 2, 5, 20, 33][rng.below(6)];
-        let context = (tokens + rng.below(200)).min(12 * heads.block_size);
-        let tokens = tokens.min(context);
-        let block_table = free.split_off(free.len() - context.div_ceil(heads.block_size));
+    for number in 0..=rng.below(3) {
+        let tokens = if number == 0 { of.first } else { of.others };
+        let tokens = tokens[rng.below(tokens.len())];
+        let context = tokens + rng.below(of.before_max);
+        let needed = context.div_ceil(heads.block_size);
+        if needed > free.len() {
+            break;
+        }
         rows.push(AttentionRow {
             tokens: n..n + tokens,
             context_len: context,
-            block_table,
+            block_table: free.split_off(free.len() - needed),
         });
         n += tokens;
     }
     (rows, n)
 }
 
-fn shape(rng: &mut Rng) -> (Heads, AttentionOptions) {
+fn shape(rng: &mut Rng, of: &Sequences, d: usize, softcap: Option<f32>) -> (Heads, AttentionOptions) {
     let kv_heads = 1 + rng.below(2);
+    let group_min = if of.first[0] > 5 { 2 } else { 1 };
     let heads = Heads {
-        heads: kv_heads * (1 + rng.below(4)),
+        heads: kv_heads * (group_min + rng.below(of.heads_max - group_min + 1)),
         kv_heads,
-        d: HEAD_DIMS[rng.below(HEAD_DIMS.len())],
+        d,
         block_size: 16 * (1 + rng.below(2)),
     };
+    // Sharp at times, so that a chunk's largest score is far above the last one's.
+    let sharp = if rng.below(2) == 0 { 4.0 } else { 1.0 };
     let options = AttentionOptions {
-        scale: 1.0 / (heads.d as f32).sqrt(),
+        scale: sharp / (d as f32).sqrt(),
         window: (rng.below(3) == 0).then(|| 1 + rng.below(200)),
-        softcap: (rng.below(4) == 0).then_some(5.0),
+        softcap,
     };
     (heads, options)
 }
 
-fn agrees<M: Machine>(machine: &M, seed: u64) {
+/// The query `q` of a head over the positions that it sees: softmax over the scores, in f64. As the kernels do, weights are
+/// rounded to bf16 relative to the largest score of their split until the end of their chunk.
+fn attended(
+    cache: &Cache,
+    (row, position, kv_head): (&AttentionRow, usize, usize),
+    q: &[f32],
+    options: &AttentionOptions,
+) -> Vec<f64> {
+    let Heads { kv_heads, d, .. } = cache.heads;
+    let from = options
+        .window
+        .map_or(0, |window| (position + 1).saturating_sub(window));
+    let place = |position| (cache.slot(row, position) * kv_heads + kv_head) * d;
+    let q: Vec<f64> = q.iter().map(|q| f64::from(bf16::from_f32(*q).to_f32())).collect();
+    let score = |position: usize| {
+        let products = q.iter().zip(&cache.k[place(position)..]);
+        let score = products.map(|(q, k)| q * f64::from(*k)).sum::<f64>() * f64::from(options.scale);
+        options
+            .softcap
+            .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+    };
+    let scores: Vec<f64> = (from..=position).map(score).collect();
+    let most = |scores: &[f64]| scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (largest, chunk) = (most(&scores), if d > 128 { 32 } else { 64 });
+    let (mut out, mut sum, mut so_far) = (vec![0.0; d], 0.0, 0.0);
+    for at in from..=position {
+        let score = scores[at - from];
+        if at == from || at % chunk == 0 {
+            let (begin, end) = (at / SPLIT * SPLIT, (at / chunk + 1) * chunk);
+            so_far = most(&scores[begin.max(from) - from..end.min(position + 1) - from]);
+        }
+        let weight = bf16::from_f64((score - so_far).exp()).to_f64() * (so_far - largest).exp();
+        sum += (score - largest).exp();
+        for (out, v) in out.iter_mut().zip(&cache.v[place(at)..]) {
+            *out += weight * f64::from(*v);
+        }
+    }
+    out.iter_mut().for_each(|out| *out /= sum);
+    out
+}
+
+fn agrees<M: Machine>(machine: &M, seed: u64, of: Sequences, d: usize, softcap: Option<f32>) {
     let rng = &mut Rng(seed);
-    let (heads, options) = shape(rng);
+    let (heads, options) = shape(rng, &of, d, softcap);
     let cache = Cache::random(rng, heads);
-    let (rows, n) = rows(rng, &heads);
-    let q: Vec<f32> = rng.floats(n * heads.heads * heads.d);
-    let actual = compute(machine, &cache, &q, &rows, &options);
-    let (d, group) = (heads.d, heads.heads / heads.kv_heads);
-    let mut expected = vec![0.0; q.len()];
+    let (rows, n) = rows(rng, &heads, &of);
+    let q: Vec<f32> = rng.floats(n * heads.heads * d);
+    let [out] = machine.in_every_order(|| [compute(machine, &cache, &q, &rows, &options)]);
+    let actual: Vec<f32> = machine.download(&out);
+    let group = heads.heads / heads.kv_heads;
+    let mut expected = Vec::with_capacity(q.len());
     for row in &rows {
         for (i, token) in row.tokens.clone().enumerate() {
             let position = row.context_len - row.tokens.len() + i;
-            let from = options
-                .window
-                .map_or(0, |window| (position + 1).saturating_sub(window));
             for head in 0..heads.heads {
-                let at = (token * heads.heads + head) * d;
-                let place = |position| (cache.slot(row, position) * heads.kv_heads + head / group) * d;
-                let score = |key: usize| {
-                    let products = q[at..at + d].iter().zip(&cache.k[place(key)..]);
-                    let product: f64 = products
-                        .map(|(q, k)| f64::from(bf16::from_f32(*q).to_f32()) * f64::from(*k))
-                        .sum();
-                    let score = product * f64::from(options.scale);
-                    options
-                        .softcap
-                        .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
-                };
-                let scores: Vec<f64> = (from..=position).map(score).collect();
-                let largest = scores.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for (key, weight) in (from..=position).zip(&weights) {
-                    for i in 0..d {
-                        expected[at + i] += weight / sum * f64::from(cache.v[place(key) + i]);
-                    }
-                }
+                let q = &q[(token * heads.heads + head) * d..][..d];
+                expected.extend(attended(&cache, (row, position, head / group), q, &options));
             }
         }
     }
-    // Weights are rounded to bf16: 2^-9 of each.
-    assert_close(
-        &actual,
-        &expected,
-        4e-3,
-        &format!("{heads:?} {options:?} {rows:?}"),
-    );
+    let what = format!("{heads:?} {options:?} {rows:?}");
+    assert_near(&actual, &expected, 1e-3, &what);
+    // Where a weight is halfway between two numbers in bf16, either is right: 2^-8 of it.
+    assert_close(&actual, &expected, 4e-3, &what);
 }
 
 /// A token's result is the same bits alone and inside a chunk, whichever kernel computes it.
 fn tokens_alone<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
-    let (heads, options) = shape(rng);
+    let (of, d) = (
+        if rng.below(2) == 0 { FEW } else { MANY },
+        HEAD_DIMS[rng.below(3)],
+    );
+    let softcap = (rng.below(4) == 0).then_some(5.0);
+    let (heads, options) = shape(rng, &of, d, softcap);
     let cache = Cache::random(rng, heads);
-    let (rows, n) = rows(rng, &heads);
+    let (rows, n) = rows(rng, &heads, &of);
     let width = heads.heads * heads.d;
     let q: Vec<f32> = rng.floats(n * width);
-    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let all = compute(machine, &cache, &q, &rows, &options);
+    let compute = |q: &[f32], rows: &[AttentionRow]| {
+        let out = compute(machine, &cache, q, rows, &options);
+        machine.download::<u32>(&out)
+    };
+    let all = compute(&q, &rows);
     for row in &rows {
         let last = row.tokens.end - 1;
         let alone = AttentionRow {
             tokens: 0..1,
             ..row.clone()
         };
-        let one = compute(machine, &cache, &q[last * width..][..width], &[alone], &options);
-        assert_eq!(
-            bits(&all[last * width..][..width]),
-            bits(&one),
-            "{heads:?} {row:?}"
-        );
+        let one = compute(&q[last * width..][..width], &[alone]);
+        assert_eq!(all[last * width..][..width], one, "{heads:?} {row:?}");
     }
 }

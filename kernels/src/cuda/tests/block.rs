@@ -3,14 +3,19 @@
 use half::bf16;
 
 use super::common::Rng;
+use super::kernels;
 use super::machine::{Machine, assert_close};
-use super::on_every_machine;
 use crate::cpu::scalar::activated;
 use crate::cuda::Address;
 use crate::cuda::block::{self, NormArgs, RopeArgs, WriteArgs};
 use crate::op::{Activation, RopeStyle};
 
-on_every_machine!(rms_norm, gate, rope, write_kv);
+kernels! {
+    rms_norm: |machine, seed| norm(machine, seed);
+    gate: |machine, seed| gated(machine, seed);
+    rope: |machine, seed| rotated(machine, seed);
+    write_kv: |machine, seed| written(machine, seed);
+}
 
 fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
@@ -21,28 +26,30 @@ fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
         .collect()
 }
 
-fn rms_norm<M: Machine>(machine: &M, seed: u64) {
+fn norm<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
-    let (n, d) = (1 + rng.below(5), 1 + rng.below(700));
+    // A block takes 1,024 numbers at a time.
+    let d_max = [70, 700, 2600][rng.below(3)];
+    let (n, d) = (1 + rng.below(5), 1 + rng.below(d_max));
     let (x, weight) = (rng.floats(n * d), rng.floats(d));
     let residual = seed.is_multiple_of(2).then(|| rng.floats(n * d));
-    let (input, factors, out) = (
-        machine.upload(&x),
-        machine.upload(&weight),
-        machine.poisoned(n * d * 4),
-    );
+    let (input, factors) = (machine.upload(&x), machine.upload(&weight));
     let added = residual.as_ref().map(|residual| machine.upload(residual));
-    let args = NormArgs {
-        x: machine.address(&input),
-        weight: machine.address(&factors),
-        residual: added
-            .as_ref()
-            .map_or(Address::default(), |added| machine.address(added)),
-        out: machine.address(&out),
-        d: d as u32,
-        eps: 1e-5,
-    };
-    machine.launch(&block::rms_norm(n, args));
+    let [out] = machine.in_every_order(|| {
+        let out = machine.poisoned(n * d * 4);
+        let args = NormArgs {
+            x: machine.address(&input),
+            weight: machine.address(&factors),
+            residual: added
+                .as_ref()
+                .map_or(Address::default(), |added| machine.address(added)),
+            out: machine.address(&out),
+            d: d as u32,
+            eps: 1e-5,
+        };
+        machine.launch(&block::rms_norm(n, args));
+        [out]
+    });
     let mut expected: Vec<f64> = x.chunks(d).flat_map(|x| normalised(x, &weight, 1e-5)).collect();
     for (expected, residual) in expected.iter_mut().zip(residual.iter().flatten()) {
         *expected += f64::from(*residual);
@@ -50,7 +57,7 @@ fn rms_norm<M: Machine>(machine: &M, seed: u64) {
     assert_close(&machine.download::<f32>(&out), &expected, 1e-6, "rms_norm");
 }
 
-fn gate<M: Machine>(machine: &M, seed: u64) {
+fn gated<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let (n, d) = (1 + rng.below(5), 1 + rng.below(300));
     let activation = [
@@ -60,14 +67,13 @@ fn gate<M: Machine>(machine: &M, seed: u64) {
         Activation::Relu,
     ][rng.below(4)];
     let x = rng.floats(n * 2 * d);
-    let (input, out) = (machine.upload(&x), machine.poisoned(n * d * 4));
-    machine.launch(&block::gate(
-        machine.address(&input),
-        machine.address(&out),
-        n,
-        d,
-        activation,
-    ));
+    let input = machine.upload(&x);
+    let [out] = machine.in_every_order(|| {
+        let out = machine.poisoned(n * d * 4);
+        let (from, to) = (machine.address(&input), machine.address(&out));
+        machine.launch(&block::gate(from, to, n, d, activation));
+        [out]
+    });
     let mut expected = Vec::new();
     for row in x.chunks(2 * d) {
         let pairs = row[..d].iter().zip(&row[d..]);
@@ -76,16 +82,12 @@ fn gate<M: Machine>(machine: &M, seed: u64) {
     assert_close(&machine.download::<f32>(&out), &expected, 1e-6, "gate");
 }
 
-fn rope<M: Machine>(machine: &M, seed: u64) {
+fn rotated<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let (n, heads, d) = (1 + rng.below(4), 1 + rng.below(3), 2 * (1 + rng.below(70)));
-    let (width, interleaved) = (heads * d, rng.below(2) == 0);
-    let style = if interleaved {
-        RopeStyle::Interleaved
-    } else {
-        RopeStyle::Halves
-    };
-    let stride = width + rng.below(3);
+    let width = heads * d;
+    let (interleaved, stride) = (rng.below(2) == 0, width + rng.below(3));
+    let style = [RopeStyle::Halves, RopeStyle::Interleaved][usize::from(interleaved)];
     let x = rng.floats(n * stride);
     let positions: Vec<u32> = (0..n).map(|_| rng.below(3000) as u32).collect();
     let inv_freq: Vec<f32> = (0..d / 2)
@@ -102,22 +104,25 @@ fn rope<M: Machine>(machine: &M, seed: u64) {
     let multiply = factors.as_ref().map(|factors| machine.upload(factors));
     let place =
         |buffer: &Option<M::Buffer>| buffer.as_ref().map_or(Address::default(), |b| machine.address(b));
-    let out = machine.poisoned(n * width * 4);
-    machine.launch(&block::rope(RopeArgs {
-        x: machine.address(&input),
-        positions: machine.address(&at),
-        inv_freq: machine.address(&freq),
-        weight: place(&weights),
-        factors: place(&multiply),
-        out: machine.address(&out),
-        stride: stride as u64,
-        n: n as u32,
-        heads: heads as u32,
-        d: d as u32,
-        eps: 1e-6,
-        attention_factor: 1.25,
-        interleaved: block::interleaved(style),
-    }));
+    let [out] = machine.in_every_order(|| {
+        let out = machine.poisoned(n * width * 4);
+        machine.launch(&block::rope(RopeArgs {
+            x: machine.address(&input),
+            positions: machine.address(&at),
+            inv_freq: machine.address(&freq),
+            weight: place(&weights),
+            factors: place(&multiply),
+            out: machine.address(&out),
+            stride: stride as u64,
+            n: n as u32,
+            heads: heads as u32,
+            d: d as u32,
+            eps: 1e-6,
+            attention_factor: 1.25,
+            interleaved: block::interleaved(style),
+        }));
+        [out]
+    });
     let mut expected = vec![0.0; n * width];
     for (token, out) in expected.chunks_mut(width).enumerate() {
         for (head, out) in out.chunks_mut(d).enumerate() {
@@ -147,17 +152,39 @@ fn rope<M: Machine>(machine: &M, seed: u64) {
     assert_close(&machine.download::<f32>(&out), &expected, 1e-6, "rope");
 }
 
-fn write_kv<M: Machine>(machine: &M, seed: u64) {
+/// Numbers of which some are halfway between two in bf16, and some are none or infinite.
+fn awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
+    let mut numbers = rng.floats(len);
+    for x in &mut numbers {
+        match rng.below(8) {
+            0 => *x = f32::from_bits(x.to_bits() & 0xffff_0000 | 0x8000),
+            1 => {
+                *x = [
+                    f32::NAN,
+                    f32::from_bits(0x7f80_0001),
+                    f32::INFINITY,
+                    f32::MAX,
+                    -0.0,
+                ][rng.below(5)]
+            }
+            _ => {}
+        }
+    }
+    numbers
+}
+
+fn written<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
+    let d_max = [70, 260][rng.below(2)];
     let (n, heads, d, block_size) = (
         1 + rng.below(5),
         1 + rng.below(3),
-        1 + rng.below(70),
+        1 + rng.below(d_max),
         16 * (1 + rng.below(2)),
     );
     let (width, blocks) = (heads * d, 3);
     let (k_stride, v_stride) = (width + rng.below(5), width + rng.below(5));
-    let (k, v) = (rng.floats(n * k_stride), rng.floats(n * v_stride));
+    let (k, v) = (awkward(rng, n * k_stride), awkward(rng, n * v_stride));
     // Each slot once.
     let mut slots: Vec<u32> = (0..(blocks * block_size) as u32).collect();
     for i in 0..n {
@@ -167,23 +194,26 @@ fn write_kv<M: Machine>(machine: &M, seed: u64) {
     slots.truncate(n);
     let (keys_in, values_in, at) = (machine.upload(&k), machine.upload(&v), machine.upload(&slots));
     let len = blocks * block_size * width;
-    let (keys, values) = (machine.poisoned(len * 2), machine.poisoned(len * 2));
-    machine.launch(&block::write_kv(
-        n,
-        WriteArgs {
-            k: machine.address(&keys_in),
-            v: machine.address(&values_in),
-            slots: machine.address(&at),
-            keys: machine.address(&keys),
-            values: machine.address(&values),
-            k_stride: k_stride as u64,
-            v_stride: v_stride as u64,
-            kv_heads: heads as u32,
-            d: d as u32,
-            block_size: block_size as u32,
-            pad: 0,
-        },
-    ));
+    let [keys, values] = machine.in_every_order(|| {
+        let (keys, values) = (machine.poisoned(len * 2), machine.poisoned(len * 2));
+        machine.launch(&block::write_kv(
+            n,
+            WriteArgs {
+                k: machine.address(&keys_in),
+                v: machine.address(&values_in),
+                slots: machine.address(&at),
+                keys: machine.address(&keys),
+                values: machine.address(&values),
+                k_stride: k_stride as u64,
+                v_stride: v_stride as u64,
+                kv_heads: heads as u32,
+                d: d as u32,
+                block_size: block_size as u32,
+                pad: 0,
+            },
+        ));
+        [keys, values]
+    });
     let (mut expected_k, mut expected_v) = (vec![0xffff; len], vec![0xffff; len]);
     for (token, &slot) in slots.iter().enumerate() {
         let (block, offset) = (slot as usize / block_size, slot as usize % block_size);

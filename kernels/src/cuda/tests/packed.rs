@@ -1,16 +1,64 @@
-//! Rounding, products and embeddings.
+//! Products with packed weights, and embeddings.
 
 use super::common::{Rng, matrix};
 use super::machine::{Machine, assert_close};
 use super::on_every_machine;
+use super::round::{rounded, values};
 use crate::cuda::Address;
-use crate::cuda::packed::{Factor, Rounded, embed, products, round};
+use crate::cuda::packed::{Factor, Shape, embed, products, products_in, shape};
 use crate::cuda::panels::arrange;
 use crate::{Activations, Format, Matrix, Packed};
 
-on_every_machine!(rounding, product, wide, rows_alone, embedding);
+on_every_machine!(mixed, wide, rows_alone);
 
-const GROUP: usize = 32;
+/// A module of tests of the kernels that are compiled for every packed format, named as those are before the format's name.
+macro_rules! formats {
+    ($($prefix:ident: $case:expr;)*) => {
+        $(mod $prefix {
+            use super::*;
+            formats!(@each $prefix, $case, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K);
+        })*
+
+        /// The names of all of them.
+        pub(super) fn kernels() -> Vec<String> {
+            [$($prefix::KERNELS),*].concat().into_iter().map(str::to_owned).collect()
+        }
+    };
+    (@each $prefix:ident, $case:expr, $($format:ident)*) => {
+        pub(super) const KERNELS: &[&str] = &[$(concat!(stringify!($prefix), "_", stringify!($format))),*];
+
+        mod host {
+            use super::*;
+            $(#[test]
+            fn $format() {
+                let kernel = concat!(stringify!($prefix), "_", stringify!($format));
+                super::super::super::machine::prove_on_host(kernel, |machine, seed| {
+                    $case(machine, seed, Format::$format);
+                });
+            })*
+        }
+
+        #[cfg(feature = "cuda")]
+        mod card {
+            use super::*;
+            $(#[test]
+            fn $format() {
+                super::super::super::machine::prove_on_card(|machine, seed| {
+                    $case(machine, seed, Format::$format);
+                });
+            })*
+        }
+    };
+}
+
+formats! {
+    product_few_1_1: |machine, seed, format| product(machine, seed, format, Shape::Few { tiles: 1, panels: 1 });
+    product_few_2_2: |machine, seed, format| product(machine, seed, format, Shape::Few { tiles: 2, panels: 2 });
+    product_few_4_2: |machine, seed, format| product(machine, seed, format, Shape::Few { tiles: 4, panels: 2 });
+    product_many_4: |machine, seed, format| product(machine, seed, format, Shape::Many { tiles: 4 });
+    product_many_8: |machine, seed, format| product(machine, seed, format, Shape::Many { tiles: 8 });
+    embed: |machine, seed, format| embedding(machine, seed, format);
+}
 
 fn format(rng: &mut Rng) -> Format {
     let packed: Vec<_> = Format::ALL
@@ -20,115 +68,13 @@ fn format(rng: &mut Rng) -> Format {
     packed[rng.below(packed.len())]
 }
 
-/// A random matrix of a random format, in panels, with at most 40 rows of at most 640 weights.
-fn random(rng: &mut Rng, format: Format) -> (Matrix, Packed) {
-    let rows = 1 + rng.below(40);
-    let blocks = 1 + rng.below(640 / format.block_len());
+/// A random matrix of some format, in panels, with at most `rows_max` rows of at most `k_max` weights.
+fn random(rng: &mut Rng, format: Format, (rows_max, k_max): (usize, usize)) -> (Matrix, Packed) {
+    let rows = 1 + rng.below(rows_max);
+    let blocks = 1 + rng.below(k_max / format.block_len());
     let matrix = matrix(rng, format, rows, blocks * format.block_len(), 0);
     let packed = Packed::new(&matrix, Activations::Int8).unwrap();
     (matrix, packed)
-}
-
-/// Rounded activations in a machine's memory.
-struct Operand<B> {
-    codes: B,
-    scales: B,
-    shares: B,
-    shape: Rounded,
-}
-
-fn rounded<M: Machine>(
-    machine: &M,
-    x: &[f32],
-    (n, k, stride): (usize, usize, usize),
-    norm: Option<(&[f32], f32)>,
-) -> Operand<M::Buffer> {
-    let bytes = Rounded::bytes(n, k);
-    let [codes, scales, shares] = bytes.map(|bytes| machine.poisoned(bytes));
-    let shape = Rounded {
-        n,
-        k,
-        codes: machine.address(&codes),
-        scales: machine.address(&scales),
-        shares: machine.address(&shares),
-    };
-    let input = machine.upload(x);
-    let weight = norm.map(|(weight, eps)| (machine.upload(weight), eps));
-    let norm = weight
-        .as_ref()
-        .map(|(weight, eps)| (machine.address(weight), *eps));
-    machine.launch(&round(machine.address(&input), stride, norm, &shape));
-    Operand {
-        codes,
-        scales,
-        shares,
-        shape,
-    }
-}
-
-/// Every number is the nearest whole one of its scale, and sums are those of the numbers.
-fn rounding<M: Machine>(machine: &M, seed: u64) {
-    let rng = &mut Rng(seed);
-    let (n, k) = (1 + rng.below(12), GROUP * (1 + rng.below(20)));
-    let stride = k + 4 * rng.below(3);
-    let mut x = rng.floats(n * stride);
-    if rng.below(8) == 0 {
-        x[..GROUP].fill(0.0);
-    }
-    let norm = (rng.below(2) == 0).then(|| (rng.floats(k), 1e-5_f32));
-    let operand = rounded(
-        machine,
-        &x,
-        (n, k, stride),
-        norm.as_ref().map(|(weight, eps)| (&**weight, *eps)),
-    );
-    let codes: Vec<i8> = machine.download(&operand.codes);
-    let scales: Vec<f32> = machine.download(&operand.scales);
-    let shares: Vec<f32> = machine.download(&operand.shares);
-    let padded = Rounded::padded(n);
-    for row in 0..n {
-        let x = &x[row * stride..][..k];
-        let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / k as f64;
-        let value = |i: usize| match &norm {
-            Some((weight, eps)) => f64::from(x[i]) / (mean + f64::from(*eps)).sqrt() * f64::from(weight[i]),
-            None => f64::from(x[i]),
-        };
-        for group in 0..k / GROUP {
-            let scale = f64::from(scales[group * padded + row]);
-            let largest = (0..GROUP).fold(0.0, |largest: f64, i| largest.max(value(group * GROUP + i).abs()));
-            assert!(
-                (scale * 127.0 - largest).abs() <= 1e-5 * largest,
-                "scale {scale} of {largest}"
-            );
-            let mut expected = [0, 0];
-            for i in 0..GROUP {
-                let place = i / 4 % 4 * 8 + i / 16 * 4 + i % 4;
-                let code = codes[row * k + group * GROUP + place];
-                let off = (f64::from(code) * scale - value(group * GROUP + i)).abs();
-                assert!(off <= 0.5001 * scale + 1e-5 * largest, "{code} of {scale}");
-                expected[i / 16] += i32::from(code);
-            }
-            let sums = [expected[0] + expected[1], expected[0], expected[1]];
-            for (i, sum) in sums.into_iter().enumerate() {
-                let share = scales[group * padded + row] * sum as f32;
-                assert_eq!(shares[(group * 3 + i) * padded + row].to_bits(), share.to_bits());
-            }
-        }
-    }
-}
-
-/// What `codes` and `scales` stand for, `[n, k]`.
-fn values<M: Machine>(machine: &M, operand: &Operand<M::Buffer>) -> Vec<f64> {
-    let codes: Vec<i8> = machine.download(&operand.codes);
-    let scales: Vec<f32> = machine.download(&operand.scales);
-    let Rounded { n, k, .. } = operand.shape;
-    let value = |at: usize| {
-        let (row, group, i) = (at / k, at % k / GROUP, at % GROUP);
-        let place = i / 4 % 4 * 8 + i / 16 * 4 + i % 4;
-        let code = codes[row * k + group * GROUP + place];
-        f64::from(code) * f64::from(scales[group * Rounded::padded(n) + row])
-    };
-    (0..n * k).map(value).collect()
 }
 
 /// The panels of a matrix in a machine's memory.
@@ -152,69 +98,141 @@ fn upload<M: Machine>(machine: &M, packed: &Packed) -> (M::Buffer, usize) {
     (machine.upload(&panels), panel_bytes)
 }
 
-/// Products of several matrices with rounded activations, with biases or onto addends.
-fn product<M: Machine>(machine: &M, seed: u64) {
-    let rng = &mut Rng(seed);
-    // Every format comes in turn, mixed with others at times.
-    let first = Format::ALL[3 + seed as usize % (Format::ALL.len() - 3)];
-    let (matrix0, packed0) = random(rng, first);
-    let k = matrix0.cols();
-    let mut parts = vec![(matrix0, packed0)];
-    for _ in 0..rng.below(3) {
-        let other = if rng.below(2) == 0 { first } else { format(rng) };
-        if k.is_multiple_of(other.block_len()) {
+/// Rows of activations for a shape: fewer than a block takes, or whole blocks, or some more.
+fn rows_for(rng: &mut Rng, shape: Shape) -> usize {
+    let block = match shape {
+        Shape::Few { tiles, .. } => 8 * tiles,
+        Shape::Many { tiles } => 16 * tiles,
+    };
+    match rng.below(8) {
+        0 => block,
+        1 => block + 1,
+        2 => 1 + rng.below(2 * block),
+        _ => 1 + rng.below(block),
+    }
+}
+
+/// Matrices that meet the same activations, their biases, and what the products are added to.
+struct Operands {
+    parts: Vec<(Matrix, Packed)>,
+    biases: Vec<Vec<f32>>,
+    addends: Option<Vec<f32>>,
+    k: usize,
+    width: usize,
+}
+
+impl Operands {
+    fn random(rng: &mut Rng, first: (Matrix, Packed), others: &[Format], n: usize) -> Self {
+        let (k, mut parts) = (first.0.cols(), vec![first]);
+        for &other in others.iter().filter(|other| k.is_multiple_of(other.block_len())) {
             let rows = 1 + rng.below(40);
             let matrix = matrix(rng, other, rows, k, 0);
             let packed = Packed::new(&matrix, Activations::Int8).unwrap();
             parts.push((matrix, packed));
         }
-    }
-    let n = [1, 2, 7, 8, 9, 17, 31, 32, 33, 70, 140][rng.below(11)];
-    let operand = rounded(machine, &rng.floats(n * k), (n, k, k), None);
-    let width: usize = parts.iter().map(|(matrix, _)| matrix.rows()).sum();
-    let panels: Vec<_> = parts.iter().map(|(_, packed)| upload(machine, packed)).collect();
-    let biases: Vec<Vec<f32>> = parts
-        .iter()
-        .map(|(matrix, _)| {
-            if seed.is_multiple_of(3) {
+        let width = parts.iter().map(|(matrix, _)| matrix.rows()).sum();
+        let has_biases = rng.below(3) == 0;
+        let mut bias = |matrix: &Matrix| {
+            if has_biases {
                 rng.floats(matrix.rows())
             } else {
                 Vec::new()
             }
-        })
+        };
+        let biases = parts.iter().map(|(matrix, _)| bias(matrix)).collect();
+        Self {
+            parts,
+            biases,
+            addends: (rng.below(2) == 0).then(|| rng.floats(n * width)),
+            k,
+            width,
+        }
+    }
+
+    /// Sums in f64 for the rows of `x` `[n, k]`.
+    fn expected(&self, x: &[f64]) -> Vec<f64> {
+        let mut all: Vec<f64> = match &self.addends {
+            Some(addends) => addends.iter().copied().map(f64::from).collect(),
+            None => vec![0.0; x.len() / self.k * self.width],
+        };
+        let mut column = 0;
+        for ((matrix, _), bias) in self.parts.iter().zip(&self.biases) {
+            for (r, w) in matrix.dequantize().chunks(self.k).enumerate() {
+                for (x, out) in x.chunks(self.k).zip(all.chunks_mut(self.width)) {
+                    let sum: f64 = x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum();
+                    out[column] += sum + f64::from(bias.get(r).copied().unwrap_or(0.0));
+                }
+                column += 1;
+            }
+        }
+        all
+    }
+}
+
+/// Products for `n` rows, in the shapes that `choose` gives, against sums in f64.
+fn multiply<M: Machine>(
+    machine: &M,
+    rng: &mut Rng,
+    n: usize,
+    operands: &Operands,
+    choose: impl Fn(usize, usize) -> Shape,
+) {
+    let (k, width) = (operands.k, operands.width);
+    let x = rounded(machine, &rng.floats(n * k), (n, k, k), None);
+    let panels: Vec<_> = operands
+        .parts
+        .iter()
+        .map(|(_, packed)| upload(machine, packed))
         .collect();
-    let uploaded: Vec<_> = biases
+    let biases: Vec<_> = operands
+        .biases
         .iter()
         .map(|bias| (!bias.is_empty()).then(|| machine.upload(bias)))
         .collect();
-    let factors: Vec<_> = (0..parts.len())
-        .map(|i| factor(machine, &parts[i].1, &panels[i], uploaded[i].as_ref()))
+    let parts = operands.parts.iter().zip(&panels).zip(&biases);
+    let factors: Vec<_> = parts
+        .map(|(((_, packed), panels), bias)| factor(machine, packed, panels, bias.as_ref()))
         .collect();
-    let addends = (seed % 3 == 1).then(|| rng.floats(n * width));
-    let onto = addends.as_ref().map(|addends| machine.upload(addends));
-    let onto_at = onto
+    let addends = operands.addends.as_ref().map(|addends| machine.upload(addends));
+    let onto = addends
         .as_ref()
-        .map_or(Address::default(), |onto| machine.address(onto));
-    let out = machine.poisoned(n * width * 4);
-    for launch in products(&operand.shape, &factors, onto_at, machine.address(&out)) {
-        machine.launch(&launch);
-    }
-    let x = values(machine, &operand);
-    let mut expected = Vec::new();
-    for (row, x) in x.chunks(k).enumerate() {
-        for ((matrix, _), bias) in parts.iter().zip(&biases) {
-            for (r, w) in matrix.dequantize().chunks(k).enumerate() {
-                let sum: f64 = x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum();
-                let addend = addends
-                    .as_ref()
-                    .map_or(0.0, |all| all[row * width + expected.len() % width]);
-                let bias = bias.get(r).copied().unwrap_or(0.0);
-                expected.push(sum + f64::from(bias) + f64::from(addend));
-            }
+        .map_or(Address::default(), |addends| machine.address(addends));
+    let [out] = machine.in_every_order(|| {
+        let out = machine.poisoned(n * width * 4);
+        for launch in products_in(&choose, &x.shape, &factors, (onto, machine.address(&out))) {
+            machine.launch(&launch);
         }
-    }
+        [out]
+    });
+    let expected = operands.expected(&values(machine, &x));
     let actual: Vec<f32> = machine.download(&out);
-    assert_close(&actual, &expected, 2e-6, &format!("{first:?}, {n} rows of {k}"));
+    assert_close(&actual, &expected, 1e-6, &format!("{n} rows of {k}"));
+}
+
+/// Products with up to four matrices of one format in one shape.
+fn product<M: Machine>(machine: &M, seed: u64, of: Format, shape: Shape) {
+    let rng = &mut Rng(seed);
+    // A block of many has 128 rows of weights, and takes long for threads that take turns.
+    let sizes = match shape {
+        Shape::Few { .. } => (40, 640),
+        Shape::Many { .. } if seed.is_multiple_of(16) => (150, 320),
+        Shape::Many { .. } => (40, if seed.is_multiple_of(4) { 640 } else { 320 }),
+    };
+    let (n, first) = (rows_for(rng, shape), random(rng, of, sizes));
+    let others = vec![of; rng.below(4)];
+    let operands = Operands::random(rng, first, &others, n);
+    multiply(machine, rng, n, &operands, |_, _| shape);
+}
+
+/// Products with matrices of several formats, in the shapes that are taken in earnest.
+fn mixed<M: Machine>(machine: &M, seed: u64) {
+    let rng = &mut Rng(seed);
+    let n = [1, 2, 7, 8, 9, 17, 31, 32, 33, 70, 140][rng.below(11)];
+    let of = format(rng);
+    let (first, others) = (random(rng, of, (40, 640)), [format(rng), of, format(rng)]);
+    let count = rng.below(4);
+    let operands = Operands::random(rng, first, &others[..count], n);
+    multiply(machine, rng, n, &operands, shape);
 }
 
 /// A kernel that has been started for a narrow matrix takes a wide one, for which it needs more shared memory.
@@ -258,7 +276,7 @@ fn wide<M: Machine>(machine: &M, seed: u64) {
 fn rows_alone<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let of = format(rng);
-    let (_, packed) = random(rng, of);
+    let (_, packed) = random(rng, of, (40, 640));
     let (k, rows, n) = (packed.cols(), packed.rows(), [9, 17, 33, 130][rng.below(4)]);
     let x = rng.floats(n * k);
     let panels = upload(machine, &packed);
@@ -288,29 +306,27 @@ fn rows_alone<M: Machine>(machine: &M, seed: u64) {
 }
 
 /// Rows are the bits that the file's format defines.
-fn embedding<M: Machine>(machine: &M, seed: u64) {
+fn embedding<M: Machine>(machine: &M, seed: u64, of: Format) {
     let rng = &mut Rng(seed);
-    let of = format(rng);
-    let (_, packed) = random(rng, of);
+    let (_, packed) = random(rng, of, (40, 640));
     let k = packed.cols();
     let ids: Vec<u32> = (0..=rng.below(9))
         .map(|_| rng.below(packed.rows()) as u32)
         .collect();
     let (panels, table) = (upload(machine, &packed), machine.upload(&ids));
-    let out = machine.poisoned(ids.len() * k * 4);
     let weight = factor(machine, &packed, &panels, None);
-    machine.launch(&embed(
-        (&weight, k),
-        (machine.address(&table), ids.len()),
-        1.5,
-        machine.address(&out),
-    ));
+    let [out] = machine.in_every_order(|| {
+        let out = machine.poisoned(ids.len() * k * 4);
+        let ids = (machine.address(&table), ids.len());
+        machine.launch(&embed((&weight, k), ids, 1.5, machine.address(&out)));
+        [out]
+    });
     let actual: Vec<f32> = machine.download(&out);
     let mut row = vec![0.0; k];
     for (id, actual) in ids.iter().zip(actual.chunks(k)) {
         packed.row(*id as usize, &mut row);
         for (a, e) in actual.iter().zip(&row) {
-            assert_eq!(a.to_bits(), (e * 1.5).to_bits(), "{of:?}");
+            assert_eq!(a.to_bits(), (e * 1.5).to_bits());
         }
     }
 }

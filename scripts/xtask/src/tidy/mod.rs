@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+mod cpp;
 mod crates;
 mod exceptions;
 mod links;

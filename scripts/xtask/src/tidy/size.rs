@@ -1,18 +1,20 @@
-//! Ceilings: lines of a function and of a file, bytes of anything.
+//! Ceilings: lines of a function and of a file, columns of what no formatter keeps, bytes of anything.
 
 use super::Finding;
+use super::cpp;
 use super::source::Source;
 use super::tree::{File, Tree};
 
 const FUNCTION_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 500;
+const CPP_COLUMNS_MAX: usize = 130;
 const ARCHITECTURE_LINES_MAX: usize = 200;
 const BLOB_BYTES_MAX: u64 = 1 << 20;
 
 pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
     for file in &tree.files {
         blob(file, findings);
-        if file.is_rust() || file.is_script() {
+        if file.is_rust() || file.is_script() || file.is_cpp() {
             lines(
                 file,
                 FILE_LINES_MAX,
@@ -32,6 +34,9 @@ pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
             rust_functions(file, findings);
         } else if file.is_python() {
             python_functions(file, findings);
+        } else if file.is_cpp() {
+            cpp_functions(file, findings);
+            columns(file, CPP_COLUMNS_MAX, findings);
         }
     }
 }
@@ -57,6 +62,22 @@ fn lines(file: &File, limit: usize, advice: &str, findings: &mut Vec<Finding>) {
 fn rust_functions(file: &File, findings: &mut Vec<Finding>) {
     for function in Source::new(file.text()).functions() {
         long_function(file, &function.name, function.line, function.body_lines, findings);
+    }
+}
+
+fn cpp_functions(file: &File, findings: &mut Vec<Finding>) {
+    for function in cpp::functions(&Source::new(file.text()).code) {
+        long_function(file, &function.name, function.line, function.body_lines, findings);
+    }
+}
+
+fn columns(file: &File, limit: usize, findings: &mut Vec<Finding>) {
+    for (index, line) in file.text().lines().enumerate() {
+        let count = line.chars().count();
+        if count > limit {
+            let message = format!("{count} columns, at most {limit}");
+            findings.push(Finding::new(file, index + 1, "line length", message));
+        }
     }
 }
 
@@ -127,6 +148,30 @@ mod tests {
             found(check, &[("a.py", &python(71))]),
             ["a.py:2: function length"]
         );
+    }
+
+    #[test]
+    fn cpp_has_the_same_ceilings_and_one_of_columns() {
+        let kernel = |lines: usize| {
+            format!(
+                "KERNEL(k, A, 256) {{\n{}}}\n",
+                "  if (x) { y(); }\n".repeat(lines)
+            )
+        };
+        assert!(found(check, &[("a.cu", &kernel(70))]).is_empty());
+        for name in ["a.cu", "a.cuh", "a.cpp", "a.h"] {
+            assert_eq!(
+                found(check, &[(name, &kernel(71))]),
+                [format!("{name}:1: function length")]
+            );
+            assert_eq!(
+                found(check, &[(name, &"// a\n".repeat(501))]),
+                [format!("{name}:501: file length")]
+            );
+            let line = format!("\n// {}\n", "é".repeat(128));
+            assert_eq!(found(check, &[(name, &line)]), [format!("{name}:2: line length")]);
+            assert!(found(check, &[(name, &line.replacen('é', "", 1))]).is_empty());
+        }
     }
 
     #[test]

@@ -40,6 +40,14 @@ impl File {
         self.has_extension("rs") && !self.is_fixture()
     }
 
+    /// C++, that of CUDA included.
+    pub(crate) fn is_cpp(&self) -> bool {
+        ["cu", "cuh", "cpp", "h"]
+            .iter()
+            .any(|extension| self.has_extension(extension))
+            && !self.is_fixture()
+    }
+
     /// Python and shell, by extension or by the first line.
     pub(crate) fn is_script(&self) -> bool {
         let shebang = self.text().starts_with("#!") && !self.has_extension("rs");

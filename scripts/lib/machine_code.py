@@ -1,0 +1,100 @@
+"""The CUDA kernels as machine code of every generation that is served, and what of a multiprocessor each of them takes.
+
+A kernel that keeps registers in memory ("spills") is an error. Registers, shared memory and local memory are compared with
+kernels/cuda/resources.txt, so that nothing changes unnoticed.
+"""
+import concurrent.futures
+import dataclasses
+import os
+import re
+import subprocess
+
+GENERATIONS = (80, 86, 89, 90, 100, 120)
+HEADER = """\
+# What a kernel takes, by the compiler of CUDA 13.0: registers of a thread / bytes of shared memory that the kernel itself
+# declares / bytes of local memory of a thread, which are arrays that are indexed at run time (those of sines' large arguments).
+# Shared memory that a launch asks for is kernels/src/cuda's to say. Written by REMPART_RENEW_RESOURCES=1 scripts/test --only
+# machine-code, and compared by that step.
+"""
+
+
+class CompileError(Exception):
+    """The compiler's message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """Of a kernel on a generation."""
+
+    registers: int
+    shared: int
+    local: int
+
+    def __str__(self):
+        return f"{self.registers}/{self.shared}/{self.local}"
+
+
+def compile_for(generation, nvcc, repo, folder):
+    """Compiles all kernels as kernels/build.rs does; returns what the assembler says of them."""
+    flags = (repo / "kernels" / "cuda" / "nvcc.flags").read_text(encoding="utf-8").split()
+    command = [nvcc, *flags, f"-gencode=arch=compute_{generation},code=[sm_{generation},compute_{generation}]",
+               "-Xptxas", "-v", "-o", folder / f"sm_{generation}.fatbin", "cuda/all.cu"]
+    done = subprocess.run(command, cwd=repo / "kernels", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(f"sm_{generation}:\n{done.stdout}")
+    return done.stdout
+
+
+def read(text):
+    """Kernels' resources, and those of them that spill, in the assembler's report of one generation."""
+    found, spilling = {}, []
+    for entry in re.split(r"Compiling entry function '", text)[1:]:
+        name = entry.split("'")[0]
+        own = re.search(rf"Function properties for {name}\n +(\d+) bytes stack frame", entry)
+        used = re.search(r"Used (\d+) registers(.*)", entry)
+        shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", used[2])
+        found[name] = Resources(int(used[1]), int(shared[1]) if shared else 0, int(own[1]))
+        # Of functions that it calls, too.
+        if any(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", entry)):
+            spilling.append(name)
+    return found, spilling
+
+
+def table(resources):
+    """The text of resources.txt: a line a kernel, a column a generation."""
+    rows = [["kernel", *(f"sm_{generation}" for generation in GENERATIONS)]]
+    for name in sorted(resources[GENERATIONS[0]]):
+        rows.append([name, *(str(resources[generation][name]) for generation in GENERATIONS)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def differences(wanted, found):
+    """Lines that differ, the committed one first."""
+    before, after = wanted.splitlines(), found.splitlines()
+    gone, new = [line for line in before if line not in after], [line for line in after if line not in before]
+    return [f"- {line}" for line in gone] + [f"+ {line}" for line in new]
+
+
+def check(nvcc, repo, folder, renew, say):
+    """Compiles for all generations; says what is wrong. Returns (kernels that are well, those that are not)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    resources, bad = {}, set()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
+        reports = list(pool.map(lambda generation: compile_for(generation, nvcc, repo, folder), GENERATIONS))
+    for generation, report in zip(GENERATIONS, reports, strict=True):
+        resources[generation], spilling = read(report)
+        for name in spilling:
+            say(f"error: {name} spills on sm_{generation}")
+            bad.add((name, generation))
+    file, text = repo / "kernels" / "cuda" / "resources.txt", table(resources)
+    if renew:
+        file.write_text(text, encoding="utf-8")
+    elif lines := differences(file.read_text(encoding="utf-8"), text):
+        say("error: kernels take other resources than kernels/cuda/resources.txt says:\n" + "\n".join(lines))
+        bad.update((line.split()[1], "table") for line in lines)
+    count = sum(map(len, resources.values()))
+    say(f"{count} kernels, {len(GENERATIONS)} generations, {len(bad)} to mend")
+    return count - len(bad), len(bad)
