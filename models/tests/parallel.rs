@@ -27,7 +27,7 @@ use support::{Driver, LoadedModel, Rng, difference, load, random_tensors, write_
 const TOLERANCE: f32 = 1e-4;
 /// Where activations are rounded to 16 bits: what sums differ by makes a few of them the next number, 0.003 % of the largest.
 const TOLERANCE_ROUNDED: f32 = 1e-3;
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 const ARCHITECTURES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"];
 
 /// Six heads, three of keys: two ranks have unequal parts, and four have keys in common. 97 tokens and 1280 columns, five

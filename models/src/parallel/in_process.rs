@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     /// Runs `work` as each of `of` ranks, and returns what they make in order of rank.
     fn ranks<T: Send>(of: usize, timeout: Duration, work: impl Fn(InProcess) -> T + Sync) -> Vec<T> {

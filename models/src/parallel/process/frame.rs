@@ -67,10 +67,8 @@ pub(super) fn write_numbers(buffer: &mut Vec<u8>, numbers: &[f32]) {
 }
 
 pub(super) fn write_stop(buffer: &mut Vec<u8>, reason: &str) {
-    let end = reason.floor_char_boundary(REASON_BYTES_MAX);
-    write_into(buffer, Kind::Stop, |buffer| {
-        buffer.extend(reason[..end].as_bytes())
-    });
+    let reason = &reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX)];
+    write_into(buffer, Kind::Stop, |buffer| buffer.extend(reason));
 }
 
 /// Reads `len` numbers into `buffer`.
