@@ -153,6 +153,12 @@ pub struct ServeArgs {
     /// Threads that compute [default: the physical cores]
     #[arg(long, env = "REMPART_THREADS", help_heading = "Model")]
     pub threads: Option<NonZeroUsize>,
+    /// Processes that share the model out, each with a part of it, on the CPU; each computes with its part of the threads
+    #[arg(long, env = "REMPART_TENSOR_PARALLEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), help_heading = "Model")]
+    pub tensor_parallel: u8,
+    /// Seconds that one of these processes waits for another before the server gives up
+    #[arg(long, env = "REMPART_RANK_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Model")]
+    pub rank_timeout_s: u64,
     /// How layers with integer weights round their activations: to 8 bits, or to 16, which is slower and more exact
     #[arg(
         long,
@@ -310,7 +316,11 @@ pub struct ModelSettings {
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub device: Device,
+    /// Of all ranks together.
     pub threads: Option<usize>,
+    /// Processes that share a model out.
+    pub ranks: usize,
+    pub rank_timeout: Duration,
     pub activations: Activations,
     /// What the device is best at, unless asked for.
     pub kv_dtype: Option<KvDtype>,
@@ -381,6 +391,8 @@ impl ServeArgs {
             served_names: self.served_model_name,
             device: self.device,
             threads: threads.transpose()?,
+            ranks: usize::from(self.tensor_parallel),
+            rank_timeout: Duration::from_secs(self.rank_timeout_s),
             activations: self.activations,
             kv_dtype: self.kv_dtype,
             kernels: self.kernels,

@@ -2,6 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -10,10 +11,11 @@ use candle_core::Device;
 use rempart_engine::EngineConfig;
 use rempart_hub::store::ModelPath;
 use rempart_kernels::cpu;
+use rempart_models::parallel::{Collective, Shard, Single};
 use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use super::{CONTEXT_AUTO_MIN, created, loading_bar, text};
+use super::{CONTEXT_AUTO_MIN, Ranks, created, loading_bar, ranks, text};
 use crate::chat::template::Chat;
 use crate::config::{Activations, EngineSettings, KvDtype, ModelSettings, Settings};
 use crate::engine_thread::{self, Pace};
@@ -46,16 +48,26 @@ pub struct ServedModel {
 pub(super) struct Plan {
     pub(super) memory: MemoryPlan,
     pub(super) context_length: usize,
-    /// What the model was trained for: files that say otherwise are another model's.
+    /// What the model was trained for, and the bytes of its tensors: files that say otherwise are another model's.
     pub(super) trained: usize,
+    encoded: u64,
 }
 
 impl Plan {
     /// Whether it was made for files like these.
     pub(super) fn is_for(&self, files: &ModelFiles) -> bool {
-        let MemoryPlan { weights, .. } = self.memory;
-        weights == files.checkpoint.loaded_bytes() && self.trained == files.config.context_length
+        self.encoded == files.checkpoint.total_bytes() && self.trained == files.config.context_length
     }
+}
+
+/// Bytes of a model's weights in memory, on all its ranks.
+pub(super) fn weights_bytes(files: &ModelFiles, ranks: usize) -> anyhow::Result<u64> {
+    let ranks = Shard::all(ranks)?;
+    let mut sum = 0;
+    for rank in ranks {
+        sum += files.loaded_bytes(rank)?;
+    }
+    Ok(sum)
 }
 
 /// Reads a model into memory that was planned for it.
@@ -68,8 +80,16 @@ pub(super) fn load(
 ) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
+    let ranks = start_ranks(settings, found, files, &plan.memory).with_context(loading)?;
+    let collective: Arc<dyn Collective> = match &ranks {
+        Some(ranks) => ranks.processes(),
+        None => Arc::new(Single),
+    };
     let (model, (tokenizer, chat_template)) =
-        read(files, settings.model.activations, device).with_context(loading)?;
+        read(files, settings.model.activations, device, &collective).with_context(loading)?;
+    if let Some(ranks) = &ranks {
+        ranks.wait_ready().with_context(loading)?;
+    }
     let Plan {
         memory: plan,
         context_length,
@@ -88,7 +108,12 @@ pub(super) fn load(
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
     let kv_dtype = kv_dtype(settings, device);
-    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype, device)?;
+    let config = files.config.part(collective.shard())?;
+    let kv = KvCache::new(&config, plan.blocks, plan.block_size, kv_dtype.into(), device)?;
+    let mut steps = Steps::new(model, kv, &config, device);
+    if let Some(ranks) = &ranks {
+        steps = steps.with_ranks(ranks.processes());
+    }
     Ok(ServedModel {
         tokenizer,
         chat_template,
@@ -97,7 +122,7 @@ pub(super) fn load(
         eos_tokens,
         engine_config: engine_config(&settings.engine, plan, context_length),
         created: created(&found.path),
-        runner: CandleRunner::new(Steps::new(model, kv, &files.config, device)),
+        runner: CandleRunner::new(steps, ranks),
         bytes: plan.total(),
     })
 }
@@ -108,13 +133,14 @@ fn read(
     files: &ModelFiles,
     activations: Activations,
     device: &Device,
+    collective: &Arc<dyn Collective>,
 ) -> anyhow::Result<(Box<dyn Weights>, text::Text)> {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("tokenizer".to_owned());
         let text = builder
             .spawn_scoped(scope, || text::build(files))
             .context("the system refuses a thread for the tokenizer")?;
-        let model = weights(files, activations, device);
+        let model = weights(files, activations, device, collective);
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((model?, text?))
     })
@@ -124,11 +150,8 @@ fn weights(
     files: &ModelFiles,
     activations: Activations,
     device: &Device,
+    collective: &Arc<dyn Collective>,
 ) -> rempart_models::Result<Box<dyn Weights>> {
-    let activations = match activations {
-        Activations::Int8 => rempart_kernels::Activations::Int8,
-        Activations::Int16 => rempart_kernels::Activations::Int16,
-    };
     let bar = loading_bar();
     let progress = |done: u64, total: u64| {
         bar.set_length(total);
@@ -137,7 +160,9 @@ fn weights(
     let model = files.load(&LoadOptions {
         device: device.clone(),
         progress: Some(&progress),
-        activations,
+        activations: activations.into(),
+        collective: Arc::clone(collective),
+        ..LoadOptions::default()
     });
     bar.finish_and_clear();
     model
@@ -162,14 +187,15 @@ pub(super) fn plan(
     let engine = &settings.engine;
     let mut request = PlanRequest {
         available,
-        weights: files.checkpoint.loaded_bytes(),
+        weights: weights_bytes(files, settings.model.ranks)?,
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
         logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
-        kv_dtype: kv_dtype(settings, device),
+        kv_dtype: kv_dtype(settings, device).into(),
         kv: kv_cache_bytes,
         dedicated: !device.is_cpu(),
+        ranks: settings.model.ranks,
     };
     loop {
         match MemoryPlan::new(&files.config, &request) {
@@ -179,6 +205,7 @@ pub(super) fn plan(
                     memory,
                     context_length,
                     trained,
+                    encoded: files.checkpoint.total_bytes(),
                 });
             }
             Err(_) if context_length.is_none() && request.context_length > CONTEXT_AUTO_MIN => {
@@ -189,13 +216,40 @@ pub(super) fn plan(
     }
 }
 
-fn kv_dtype(settings: &Settings, device: &Device) -> rempart_models::KvDtype {
-    match settings.model.kv_dtype {
-        None if device.is_cpu() => rempart_models::KvDtype::Int8,
-        Some(KvDtype::Int8) => rempart_models::KvDtype::Int8,
-        Some(KvDtype::Bf16) | None => rempart_models::KvDtype::Bf16,
-        Some(KvDtype::F32) => rempart_models::KvDtype::F32,
+fn kv_dtype(settings: &Settings, device: &Device) -> KvDtype {
+    let best = if device.is_cpu() {
+        KvDtype::Int8
+    } else {
+        KvDtype::Bf16
+    };
+    settings.model.kv_dtype.unwrap_or(best)
+}
+
+/// Starts the processes that share the model with this one, if there are to be any: they load while it does.
+fn start_ranks(
+    settings: &Settings,
+    found: &ModelPath,
+    files: &ModelFiles,
+    plan: &MemoryPlan,
+) -> anyhow::Result<Option<Ranks>> {
+    let model = &settings.model;
+    if model.ranks == 1 {
+        return Ok(None);
     }
+    let setup = ranks::Setup {
+        path: found.path.clone(),
+        total_bytes: files.checkpoint.total_bytes(),
+        ranks: model.ranks,
+        timeout_ms: u64::try_from(model.rank_timeout.as_millis())?,
+        threads: rempart_kernels::pool::threads(),
+        kernels: model.kernels.clone(),
+        activations: model.activations,
+        kv_dtype: kv_dtype(settings, &Device::Cpu),
+        blocks: plan.blocks,
+        block_size: plan.block_size,
+    };
+    let ranks = Ranks::start(&this_program()?, &setup);
+    Ok(Some(ranks.context("starting the other processes of the model")?))
 }
 
 fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usize) -> EngineConfig {

@@ -4,6 +4,7 @@ mod encoder;
 mod generator;
 mod memory;
 mod proof;
+mod ranks;
 mod text;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rempart_hub::signature::Trust;
 use rempart_hub::store;
 use rempart_kernels::cpu;
@@ -24,6 +25,7 @@ use crate::turns::Turns;
 use generator::Plan;
 pub use generator::ServedModel;
 use proof::Proven;
+pub use ranks::{Ranks, run as rank};
 
 /// Shortest context that an automatic plan falls back to before it gives up, tokens.
 const CONTEXT_AUTO_MIN: usize = 1024;
@@ -75,7 +77,12 @@ impl Loader {
             .model
             .threads
             .unwrap_or_else(rempart_kernels::pool::default_threads);
-        rempart_kernels::pool::init(threads);
+        let ranks = settings.model.ranks;
+        ensure!(
+            ranks == 1 || device.is_cpu(),
+            "--tensor-parallel {ranks} shares a model out among processes on the CPU: add --device cpu"
+        );
+        rempart_kernels::pool::init((threads / ranks).max(1));
         choose_kernels(settings.model.kernels.as_deref())?;
         let memory = match settings.model.memory_max_bytes {
             Some(max) => max,
@@ -134,8 +141,11 @@ impl Loader {
         generators: Vec<Opened>,
         encoders: Vec<OpenedEncoder>,
     ) -> anyhow::Result<Vec<First>> {
-        let weights = |opened: &Opened| opened.files.checkpoint.loaded_bytes();
-        let weights: Vec<u64> = generators.iter().map(weights).collect();
+        let mut weights = Vec::new();
+        for opened in &generators {
+            let bytes = generator::weights_bytes(&opened.files, self.settings.model.ranks);
+            weights.push(bytes.map_err(Refused::of(&opened.found.model.name))?);
+        }
         let encoder_plans = self.plan_encoders(&encoders, &weights)?;
         let encoders_bytes = encoder_plans.iter().map(|plan| self.planned(plan.bytes)).sum();
         let available = shares(self.memory, encoders_bytes, &weights);
