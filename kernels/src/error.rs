@@ -1,5 +1,7 @@
 //! What can be wrong with a weight matrix.
 
+use std::ops::Range;
+
 use crate::Format;
 
 /// Why bytes cannot be a weight matrix. The sizes come from a file, so nothing here is a bug of ours.
@@ -23,6 +25,13 @@ pub enum Error {
         cols: usize,
         expected: usize,
         actual: usize,
+    },
+    /// Selected columns do not exist, or are no whole number of blocks.
+    #[error("columns {columns:?} of {cols} are not whole {} blocks of {}", .format.name(), .format.block_len())]
+    Columns {
+        format: Format,
+        columns: Range<usize>,
+        cols: usize,
     },
     /// A selected row does not exist.
     #[error("row {row} is not below {rows}")]

@@ -28,6 +28,8 @@ mod weight;
 
 #[cfg(feature = "cuda")]
 pub use cuda::CardWeight;
+#[cfg(feature = "nccl")]
+pub use cuda::{CARD_GROUP_BYTES, CardGroup};
 pub use dense::{Dense, Precision};
 pub use device::{HAS_CUDA, free_memory, open_cuda};
 pub use error::Error;

@@ -1,11 +1,14 @@
 //! What every decoder has around its blocks: embedding, final norm, output head on the rows that are sampled.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use rempart_kernels::{Weight, op};
 
 use crate::{
     ForwardInput, KvCache, Model, ModelConfig, Result,
     layers::{Embedding, Linear, RmsNorm},
+    parallel::Collective,
     weights::Weights,
 };
 
@@ -90,33 +93,48 @@ impl<B: Block> Body for Decoder<B> {
 /// A decoder with the head that makes logits of hidden states.
 pub(crate) struct Generator {
     body: Box<dyn Body>,
+    /// The rank's rows of it.
     head: Linear,
+    vocab: usize,
+    collective: Arc<dyn Collective>,
 }
 
 impl Generator {
     /// Loads `lm_head`, unless it is the embedding.
     pub(crate) fn load(body: Box<dyn Body>, config: &ModelConfig, weights: &Weights<'_>) -> Result<Self> {
+        let vocab = config.vocab_size;
         let head = if config.tied_head {
             Linear::from_weight(body.embedding())
         } else {
-            Linear::load(
-                &weights.at("lm_head"),
-                config.vocab_size,
-                config.hidden_size,
-                false,
-            )?
+            let part = weights.shard().rows("vocab_size", vocab)?;
+            Linear::load(&weights.at("lm_head"), [vocab, config.hidden_size], part, false)?
         };
-        Ok(Self { body, head })
+        Ok(Self {
+            body,
+            head,
+            vocab,
+            collective: Arc::clone(weights.collective()),
+        })
+    }
+
+    fn logits(&self, input: &ForwardInput<'_>, kv: &KvCache) -> Result<Tensor> {
+        // The head dominates small models: only the rows that are sampled pass through it.
+        let hidden = self.body.hidden(input, kv)?;
+        if input.logits.is_empty() {
+            return Ok(Tensor::zeros((0, self.vocab), DType::F32, &Device::Cpu)?);
+        }
+        self.collective
+            .all_gather(self.head.forward(&hidden)?, self.vocab)
     }
 }
 
 impl Model for Generator {
     fn forward(&self, input: &ForwardInput<'_>, kv: &KvCache) -> Result<Tensor> {
-        // The head dominates small models: only the rows that are sampled pass through it.
-        let hidden = self.body.hidden(input, kv)?;
-        if input.logits.is_empty() {
-            return Ok(Tensor::zeros((0, self.head.outputs()), DType::F32, &Device::Cpu)?);
+        let logits = self.logits(input, kv);
+        if let Err(error) = &logits {
+            // The other ranks wait for what will not come.
+            self.collective.stop(&error.to_string());
         }
-        self.head.forward(&hidden)
+        logits
     }
 }

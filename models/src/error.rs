@@ -1,9 +1,9 @@
 //! What can be wrong with a model's files or with a batch.
 
-use crate::weights;
+use crate::{parallel, weights};
 
 /// Shorthand for this crate's results.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,9 @@ pub enum Error {
     /// The plan needs more memory than there is.
     #[error("{0}")]
     DoesNotFit(String),
+    /// The model cannot be divided among its ranks, or these compute together no longer.
+    #[error(transparent)]
+    Parallel(#[from] parallel::Error),
     /// A tensor operation failed: a bug of ours or a device that ran out of memory.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

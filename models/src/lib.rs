@@ -14,6 +14,7 @@ mod layers;
 mod llama;
 mod load;
 mod modernbert;
+pub mod parallel;
 mod plan;
 mod qwen2;
 mod qwen3;

@@ -1,15 +1,18 @@
 //! From a path to a model that runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
-use rempart_kernels::Activations;
+use rempart_kernels::{Activations, Format, Packed};
 
 use crate::{
     Architecture, Error, Model, ModelConfig, Result,
     decoder::{Body, Generator},
-    gemma3, llama, qwen2, qwen3,
-    weights::{Checkpoint, Progress, Weights},
+    gemma3, llama,
+    parallel::{Collective, Shard, Single},
+    qwen2, qwen3,
+    weights::{Checkpoint, Progress, TensorEntry, Weights},
 };
 
 /// How to load.
@@ -18,16 +21,23 @@ pub struct LoadOptions<'a> {
     pub device: Device,
     /// How layers with integer weights round their activations.
     pub activations: Activations,
+    /// Weights with integer codes stay as in their file, and meet activations that nobody rounds: slow, and exact enough to
+    /// compare by.
+    pub unrounded: bool,
+    /// What the model's ranks exchange their results by, and with it which part of the model is loaded.
+    pub collective: Arc<dyn Collective>,
     /// Called with bytes read so far and bytes in all, as the weights come into memory.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
 }
 
 impl Default for LoadOptions<'_> {
-    /// On the CPU, activations rounded to 8 bits.
+    /// The whole model on the CPU, activations rounded to 8 bits.
     fn default() -> Self {
         Self {
             device: Device::Cpu,
             activations: Activations::default(),
+            unrounded: false,
+            collective: Arc::new(Single),
             progress: None,
         }
     }
@@ -73,6 +83,51 @@ impl ModelFiles {
         }
     }
 
+    /// Bytes that a rank's tensors take in memory once their layers have packed them.
+    ///
+    /// # Errors
+    /// The model cannot be divided so: says which tensor, and among how many ranks it can.
+    pub fn loaded_bytes(&self, shard: Shard) -> Result<u64> {
+        if shard.is_whole() {
+            return Ok(self.checkpoint.loaded_bytes());
+        }
+        let mut sum = 0_u64;
+        for (name, tensor) in self.checkpoint.tensors() {
+            sum = sum.saturating_add(self.part_bytes(shard, name, tensor)?);
+        }
+        Ok(sum)
+    }
+
+    /// What the layers will ask for, by their names.
+    fn part_bytes(&self, shard: Shard, name: &str, tensor: &TensorEntry) -> Result<u64> {
+        let [rows, cols] = tensor.shape[..] else {
+            return Ok(tensor.bytes.len() as u64);
+        };
+        let config = &self.config;
+        let inner = |down: &str| {
+            let block = self.checkpoint.format(down).map_or(1, Format::block_len);
+            shard.columns(down, config.intermediate_size, block)
+        };
+        let (place, layer) = name
+            .strip_suffix(".weight")
+            .unwrap_or(name)
+            .rsplit_once('.')
+            .unwrap_or(("", name));
+        let (rows, cols) = match layer {
+            "q_proj" => (shard.heads(config)?.query.len() * config.head_dim, cols),
+            "k_proj" | "v_proj" => (shard.heads(config)?.kv.len() * config.head_dim, cols),
+            "o_proj" => {
+                let heads = shard.heads_in_blocks(config, name, tensor.format.block_len())?;
+                (rows, heads.query.len() * config.head_dim)
+            }
+            "gate_proj" | "up_proj" => (inner(&format!("{place}.down_proj.weight"))?.len(), cols),
+            "down_proj" => (rows, inner(name)?.len()),
+            "embed_tokens" | "lm_head" => (shard.rows("vocab_size", rows)?.len(), cols),
+            _ => (rows, cols),
+        };
+        Ok(Packed::bytes_of(tensor.format, rows, cols) as u64)
+    }
+
     /// Reads the weights.
     ///
     /// # Errors
@@ -98,8 +153,9 @@ impl ModelFiles {
         let weights = self
             .checkpoint
             .weights()
-            .with_activations(options.activations)
+            .with_activations((!options.unrounded).then_some(options.activations))
             .with_device(&options.device)
+            .with_collective(&options.collective)
             .with_progress(Progress(options.progress));
         let built = build(&weights)?;
         if let Some(progress) = options.progress {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Error, KvCache, KvDtype, ModelConfig, Result};
+use crate::{Error, KvCache, KvDtype, ModelConfig, Result, parallel::Shard};
 
 const MIB: u64 = 1 << 20;
 /// An automatic plan gives one part in so many of the memory left after weights and activations to keys and values.
@@ -35,6 +35,8 @@ pub struct PlanRequest {
     /// Whether the memory is there for models alone, as a card's is: then a plan that decides gives keys and values all that
     /// is left.
     pub dedicated: bool,
+    /// Ranks that have a part of the model each, all in this memory: `weights` are those of all.
+    pub ranks: usize,
 }
 
 /// Memory by use, bytes.
@@ -61,9 +63,10 @@ impl MemoryPlan {
     /// [`Error::DoesNotFit`] with every figure when the parts exceed what is available, or when keys and values of
     /// one sequence of full length have no room.
     pub fn new(config: &ModelConfig, request: &PlanRequest) -> Result<Self> {
-        let block_bytes = KvCache::block_bytes(config, request.block_size, request.kv_dtype) as u64;
+        let block_bytes = block_bytes(config, request)?;
         let one_context = request.context_length.div_ceil(request.block_size) as u64 * block_bytes;
-        let activations = activations(config, request);
+        // What a rank does not divide is the larger part.
+        let activations = request.ranks as u64 * activations(config, request);
         let left = request.available.saturating_sub(request.weights + activations);
         let kv = request.kv.unwrap_or_else(|| {
             let automatic = if request.dedicated {
@@ -128,6 +131,16 @@ impl MemoryPlan {
     }
 }
 
+/// Bytes that one block takes on all ranks: where these have heads in common, more than the model's.
+fn block_bytes(config: &ModelConfig, request: &PlanRequest) -> Result<u64> {
+    let mut sum = 0;
+    for shard in Shard::all(request.ranks)? {
+        let part = config.part(shard)?;
+        sum += KvCache::block_bytes(&part, request.block_size, request.kv_dtype) as u64;
+    }
+    Ok(sum)
+}
+
 /// Intermediate results that live at the same time in the widest part of a block, plus the logits.
 fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
     let attention = 3 * config.query_size() + 4 * config.kv_size();
@@ -170,6 +183,7 @@ mod tests {
             kv_dtype: KvDtype::Bf16,
             kv: None,
             dedicated: false,
+            ranks: 1,
         }
     }
 
@@ -182,6 +196,30 @@ mod tests {
             (plan.blocks * KvCache::block_bytes(&tiny(), 16, KvDtype::Bf16)) as u64
         );
         assert!(plan.kv_tokens() >= 2048);
+    }
+
+    #[test]
+    fn ranks_keep_the_heads_that_they_share_more_than_once() {
+        let of = |ranks| {
+            let request = PlanRequest { ranks, ..request() };
+            let plan = MemoryPlan::new(&tiny(), &request).unwrap();
+            (plan.kv / plan.blocks as u64, plan.activations)
+        };
+        let ((one, activations), (two, twice)) = (of(1), of(2));
+        assert_eq!(
+            (one, 2 * activations),
+            (two, twice),
+            "two heads of keys for two ranks"
+        );
+        assert_eq!(of(4).0, 2 * one, "and for four");
+        let five = MemoryPlan::new(
+            &tiny(),
+            &PlanRequest {
+                ranks: 5,
+                ..request()
+            },
+        );
+        assert!(five.unwrap_err().to_string().contains("num_attention_heads is 4"));
     }
 
     #[test]

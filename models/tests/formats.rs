@@ -2,25 +2,27 @@
 //! each float type, give the same logits.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/gguf.rs"]
+mod gguf;
 mod support;
-
-use std::{fs::File, path::Path};
 
 use candle_core::{
     DType, Device, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file},
+    quantized::{GgmlDType, QTensor},
 };
+use gguf::write_gguf;
 use rempart_kernels::Activations;
 use rempart_models::LoadOptions;
 use serde_json::{Value, json};
 use support::{Driver, LoadedModel, Rng, Tensors, difference, load, random_tensors, write_checkpoint};
 
 /// Weights packed from GGUF meet rounded activations, safetensors' do not: as little rounding as there is.
-const EXACT: LoadOptions<'_> = LoadOptions {
-    device: Device::Cpu,
-    progress: None,
-    activations: Activations::Int16,
-};
+fn exact() -> LoadOptions<'static> {
+    LoadOptions {
+        activations: Activations::Int16,
+        ..LoadOptions::default()
+    }
+}
 
 /// Both sides read the same dequantised values; only the order of rotary pairs differs.
 const TOLERANCE: f32 = 1e-3;
@@ -55,117 +57,6 @@ fn assert_within(tolerance: f32, ours: &LoadedModel, reference: &LoadedModel, wh
         let error = difference(a, b);
         assert!(error < tolerance, "{what}, position {position}: {error}");
     }
-}
-
-/// GGUF's name for a tensor of the families tested here.
-fn gguf_name(name: &str) -> String {
-    let pairs = [
-        ("model.embed_tokens.", "token_embd."),
-        ("model.norm.", "output_norm."),
-        ("lm_head.", "output."),
-        ("model.layers.", "blk."),
-        ("self_attn.q_proj.", "attn_q."),
-        ("self_attn.k_proj.", "attn_k."),
-        ("self_attn.v_proj.", "attn_v."),
-        ("self_attn.o_proj.", "attn_output."),
-        ("self_attn.q_norm.", "attn_q_norm."),
-        ("self_attn.k_norm.", "attn_k_norm."),
-        ("mlp.gate_proj.", "ffn_gate."),
-        ("mlp.up_proj.", "ffn_up."),
-        ("mlp.down_proj.", "ffn_down."),
-        ("pre_feedforward_layernorm.", "ffn_norm."),
-        ("post_feedforward_layernorm.", "post_ffw_norm."),
-        ("input_layernorm.", "attn_norm."),
-    ];
-    let mut out = name.to_owned();
-    if name.contains("post_attention_layernorm") {
-        let gemma = name.contains("gemma.");
-        out = out.replace(
-            "post_attention_layernorm",
-            if gemma { "post_attention_norm" } else { "ffn_norm" },
-        );
-    }
-    for (from, to) in pairs {
-        out = out.replace(from, to);
-    }
-    out.replace("gemma.", "")
-}
-
-/// Rows of a head reordered as GGUF's converter does for llama: rotary pairs side by side.
-fn permute(tensor: &Tensor, heads: usize) -> Tensor {
-    let (rows, columns) = tensor.dims2().unwrap();
-    let half = rows / heads / 2;
-    let split = tensor.reshape((heads, 2, half, columns)).unwrap();
-    split
-        .transpose(1, 2)
-        .unwrap()
-        .contiguous()
-        .unwrap()
-        .reshape((rows, columns))
-        .unwrap()
-}
-
-fn write_gguf(path: &Path, config: &Value, tensors: &Tensors, dtype: GgmlDType) {
-    let (arch, gemma) = match config["model_type"].as_str().unwrap() {
-        "gemma3_text" => ("gemma3", true),
-        other => (other, false),
-    };
-    let quantised: Vec<(String, QTensor)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let tensor = match (arch, name) {
-                ("llama", name) if name.contains("q_proj") => permute(tensor, 4),
-                ("llama", name) if name.contains("k_proj") => permute(tensor, 2),
-                ("gemma3", name) if name.contains("norm") => (tensor + 1.0).unwrap(),
-                _ => tensor.clone(),
-            };
-            let dtype = if tensor.rank() == 1 { GgmlDType::F32 } else { dtype };
-            let marked = if gemma {
-                format!("gemma.{name}")
-            } else {
-                name.clone()
-            };
-            (gguf_name(&marked), QTensor::quantize(&tensor, dtype).unwrap())
-        })
-        .collect();
-    let number = |name: &str| gguf_file::Value::U32(config[name].as_u64().unwrap() as u32);
-    let float = |name: &str| gguf_file::Value::F32(config[name].as_f64().unwrap() as f32);
-    let key = |name: &str| format!("{arch}.{name}");
-    let tokens = (0..64)
-        .map(|i| gguf_file::Value::String(format!("t{i}")))
-        .collect();
-    let mut metadata = vec![
-        (
-            "general.architecture".to_owned(),
-            gguf_file::Value::String(arch.to_owned()),
-        ),
-        (
-            "tokenizer.ggml.tokens".to_owned(),
-            gguf_file::Value::Array(tokens),
-        ),
-        (key("block_count"), number("num_hidden_layers")),
-        (key("context_length"), number("max_position_embeddings")),
-        (key("embedding_length"), number("hidden_size")),
-        (key("feed_forward_length"), number("intermediate_size")),
-        (key("attention.head_count"), number("num_attention_heads")),
-        (key("attention.head_count_kv"), number("num_key_value_heads")),
-        (key("attention.key_length"), number("head_dim")),
-        (key("attention.value_length"), number("head_dim")),
-        (key("attention.layer_norm_rms_epsilon"), float("rms_norm_eps")),
-        (key("rope.freq_base"), float("rope_theta")),
-    ];
-    if matches!(arch, "llama" | "gemma3") {
-        metadata.push((key("attention.sliding_window"), number("sliding_window")));
-    }
-    let metadata: Vec<_> = metadata
-        .iter()
-        .map(|(name, value)| (name.as_str(), value))
-        .collect();
-    let tensors: Vec<_> = quantised
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor))
-        .collect();
-    gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
 }
 
 /// The values a file of `dtype` really holds.
@@ -214,8 +105,8 @@ fn every_gguf_type_equals_its_dequantised_safetensors() {
         let file = dir.path().join("model.gguf");
         write_gguf(&file, &config, &tensors, dtype);
         write_checkpoint(dir.path(), &config, &rounded(&tensors, dtype));
-        let from_gguf = load(&file, &EXACT);
-        let from_safetensors = load(dir.path(), &EXACT);
+        let from_gguf = load(&file, &exact());
+        let from_safetensors = load(dir.path(), &exact());
         assert_eq!(
             from_gguf.files.checkpoint.leftovers().collect::<Vec<_>>(),
             Vec::<&str>::new()
@@ -240,8 +131,8 @@ fn gguf_equals_safetensors_for_every_architecture() {
         let file = dir.path().join("model.gguf");
         write_gguf(&file, &tied, &tensors, GgmlDType::F32);
         write_checkpoint(dir.path(), &tied, &tensors);
-        let from_gguf = load(&file, &EXACT);
-        let from_safetensors = load(dir.path(), &EXACT);
+        let from_gguf = load(&file, &exact());
+        let from_safetensors = load(dir.path(), &exact());
         assert_same(&from_gguf, &from_safetensors, model_type);
     }
 }

@@ -145,6 +145,12 @@ pub struct ServeArgs {
     pub served_model_name: Vec<String>,
     #[command(flatten)]
     pub compute: ComputeArgs,
+    /// Processes that share the model out, each with a part of it, on the CPU; each computes with its part of the threads
+    #[arg(long, env = "REMPART_TENSOR_PARALLEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), help_heading = "Model")]
+    pub tensor_parallel: u8,
+    /// Seconds that one of these processes waits for another before the server gives up
+    #[arg(long, env = "REMPART_RANK_TIMEOUT_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Model")]
+    pub rank_timeout_s: u64,
     /// Tokens of prompt and answer together [default: what the model was trained for, as far as memory allows]
     #[arg(long, env = "REMPART_CONTEXT_LENGTH", help_heading = "Model")]
     pub context_length: Option<NonZeroUsize>,
@@ -287,6 +293,9 @@ pub struct ModelSettings {
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub compute: ComputeSettings,
+    /// Processes that share a model out.
+    pub ranks: usize,
+    pub rank_timeout: Duration,
     pub context_length: Option<usize>,
     pub memory_max_bytes: Option<u64>,
     pub kv_cache_bytes: Option<u64>,
@@ -351,6 +360,8 @@ impl ServeArgs {
             store: self.store.path(),
             served_names: self.served_model_name,
             compute: self.compute.check()?,
+            ranks: usize::from(self.tensor_parallel),
+            rank_timeout: Duration::from_secs(self.rank_timeout_s),
             context_length: self.context_length.map(NonZeroUsize::get),
             memory_max_bytes: mib("--memory-max-mib", self.memory_max_mib)?,
             kv_cache_bytes: mib("--kv-cache-mib", self.kv_cache_mib)?,

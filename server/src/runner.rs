@@ -7,12 +7,18 @@ use rempart_engine::{Batch, Constraint, ModelRunner, SampleRow, Sampled, TokenMa
 use rempart_kernels::{op, pool};
 use rempart_models::{AttentionRow, Error, ForwardInput, Steps};
 
+use crate::served_model::Ranks;
+
 /// A model with its keys and values.
-pub struct CandleRunner(Steps);
+pub struct CandleRunner {
+    steps: Steps,
+    /// The other processes that have a part of it, if there are any.
+    ranks: Option<Ranks>,
+}
 
 impl CandleRunner {
-    pub fn new(steps: Steps) -> Self {
-        Self(steps)
+    pub fn new(steps: Steps, ranks: Option<Ranks>) -> Self {
+        Self { steps, ranks }
     }
 }
 
@@ -37,7 +43,11 @@ impl ModelRunner for CandleRunner {
             rows: &rows,
             logits: &batch.logits,
         };
-        self.0.forward(&input)
+        self.steps.forward(&input)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.ranks.as_ref().is_some_and(Ranks::is_lost)
     }
 
     fn allow(&mut self, constraints: &mut [Box<dyn Constraint>]) -> Vec<TokenMask> {

@@ -10,6 +10,8 @@ mod block;
 pub(crate) mod device;
 #[cfg(feature = "cuda")]
 mod graph;
+#[cfg(feature = "nccl")]
+mod nccl;
 #[cfg(feature = "cuda")]
 pub(crate) mod ops;
 mod packed;
@@ -27,5 +29,7 @@ pub(crate) use attention::HEAD_DIMS;
 pub(crate) use device::{free_memory, open, trim};
 #[cfg(feature = "cuda")]
 pub(crate) use graph::{StepGraph, graph_splits};
+#[cfg(feature = "nccl")]
+pub use nccl::{CARD_GROUP_BYTES, CardGroup};
 #[cfg(feature = "cuda")]
 pub use weight::CardWeight;

@@ -3,7 +3,7 @@
 mod gguf;
 mod hf;
 
-use crate::{Error, Result};
+use crate::{Error, Result, parallel::Shard};
 
 /// Model families with a definition of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +146,19 @@ impl ModelConfig {
     /// Width of all key (or value) heads together.
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// The model as one rank computes it: with its heads alone.
+    ///
+    /// # Errors
+    /// There are fewer heads than ranks.
+    pub fn part(&self, shard: Shard) -> Result<Self> {
+        let heads = shard.heads(self)?;
+        Ok(Self {
+            heads: heads.query.len(),
+            kv_heads: heads.kv.len(),
+            ..self.clone()
+        })
     }
 
     /// Checks every size against its limit and against each other.

@@ -90,6 +90,7 @@ impl Embedder {
             kv_dtype,
             kv: Some((slots / BLOCK) as u64 * block_bytes as u64),
             dedicated: false,
+            ranks: 1,
         };
         MemoryPlan::new(config, &request)
     }
@@ -106,6 +107,7 @@ impl Embedder {
             // With 8 bits, whole sentences of real models come out at a cosine of 0.98.
             activations: Activations::Int16,
             progress: options.progress,
+            ..LoadOptions::default()
         })?;
         let step_tokens = causal::step_tokens(pool::threads());
         let sizes = (tokens_max, step_tokens);

@@ -1,9 +1,11 @@
 //! Causal self-attention over the paged cache, with grouped key and value heads (GQA, arXiv:2305.13245).
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rempart_kernels::op;
 
-use super::{Linear, RmsNorm, Rope, balance::Balance};
+use super::{Linear, RmsNorm, Rope, RowParallel, balance::Balance};
 use crate::{ForwardInput, ModelConfig, Result, weights::Weights};
 
 /// What differs between families and layers.
@@ -16,12 +18,12 @@ pub(crate) struct AttentionOptions {
     pub(crate) qk_norm_offset: Option<f32>,
 }
 
-/// Projections, rotary embedding, cache write, attention, output projection.
+/// Projections, rotary embedding, cache write, attention, output projection: of a rank's heads.
 pub(crate) struct Attention {
     q: Linear,
     k: Linear,
     v: Linear,
-    o: Linear,
+    o: RowParallel,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
     /// What rotated queries and keys are multiplied by.
     balance: Option<(Tensor, Tensor)>,
@@ -49,26 +51,32 @@ impl Attention {
             Some(offset) => Some((head_norm("q_norm", offset)?, head_norm("k_norm", offset)?)),
             None => None,
         };
-        let k = Linear::load(&weights.at("k_proj"), kv, hidden, bias)?;
+        let o = weights.at("o_proj");
+        let own = weights
+            .shard()
+            .heads_in_blocks(config, &o.to_string(), o.block_len())?;
+        let dims = |heads: &Range<usize>| heads.start * config.head_dim..heads.end * config.head_dim;
+        let (own_query, own_kv) = (dims(&own.query), dims(&own.kv));
+        let k = Linear::load(&weights.at("k_proj"), [kv, hidden], own_kv.clone(), bias)?;
         // A norm takes a bias's magnitude from keys.
         let balance = match (k.bias(), &qk_norm) {
             (Some(bias), None) => {
-                let group = config.heads / config.kv_heads;
+                let group = own.query.len() / own.kv.len();
                 let bias = bias.to_vec1()?;
                 let Balance { q, k } = Balance::new(&bias, group, config.head_dim, &options.rope);
                 let device = weights.device();
                 Some((
-                    Tensor::from_vec(q, query, device)?,
-                    Tensor::from_vec(k, kv, device)?,
+                    Tensor::from_vec(q, own_query.len(), device)?,
+                    Tensor::from_vec(k, own_kv.len(), device)?,
                 ))
             }
             _ => None,
         };
         Ok(Self {
-            q: Linear::load(&weights.at("q_proj"), query, hidden, bias)?,
+            q: Linear::load(&weights.at("q_proj"), [query, hidden], own_query.clone(), bias)?,
             k,
-            v: Linear::load(&weights.at("v_proj"), kv, hidden, bias)?,
-            o: Linear::load(&weights.at("o_proj"), hidden, query, false)?,
+            v: Linear::load(&weights.at("v_proj"), [kv, hidden], own_kv, bias)?,
+            o: RowParallel::load(&o, [hidden, query], own_query)?,
             qk_norm,
             balance,
             rope: options.rope,

@@ -11,7 +11,7 @@ mod rope;
 
 pub(crate) use attention::{Attention, AttentionOptions};
 pub(crate) use dense::{DenseLinear, LayerNorm, find_root};
-pub(crate) use linear::{Embedding, Linear};
+pub(crate) use linear::{Embedding, Linear, RowParallel};
 pub(crate) use mlp::GatedMlp;
 pub(crate) use norm::RmsNorm;
 pub(crate) use pre_norm::PreNormBlock;

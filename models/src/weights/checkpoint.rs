@@ -187,6 +187,11 @@ impl Checkpoint {
             .map(|stored| stored.tensor.shape.as_slice())
     }
 
+    /// How the tensor of this Hugging Face name is encoded. Looking does not take.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        self.tensors.get(name).map(|stored| stored.tensor.format)
+    }
+
     /// All tensors by Hugging Face name, in order of name. Looking does not take.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorEntry)> {
         self.tensors

@@ -1,11 +1,14 @@
 //! A path into the tensors' names, which is how a model's layers find their weights.
 
 use std::fmt::{self, Display};
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Device;
-use rempart_kernels::{Activations, Matrix, Weight};
+use rempart_kernels::{Activations, Format, Matrix, Weight};
 
 use super::{Checkpoint, Error, Source, TensorEntry};
+use crate::parallel::{Collective, Shard, Single};
 
 /// A place in the tree of Hugging Face names, such as `model.layers.3.self_attn`.
 ///
@@ -15,9 +18,19 @@ use super::{Checkpoint, Error, Source, TensorEntry};
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     path: String,
-    activations: Activations,
+    activations: Option<Activations>,
     device: Device,
     progress: Progress<'a>,
+    collective: Arc<dyn Collective>,
+}
+
+/// What of a weight a rank has.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Rows.
+    Outputs(Range<usize>),
+    /// Columns, in whole blocks.
+    Inputs(Range<usize>),
 }
 
 /// Is told the bytes of weights done and to do.
@@ -35,9 +48,10 @@ impl<'a> Weights<'a> {
         Self {
             checkpoint,
             path: String::new(),
-            activations: Activations::default(),
+            activations: Some(Activations::default()),
             device: Device::Cpu,
             progress: Progress(None),
+            collective: Arc::new(Single),
         }
     }
 
@@ -60,6 +74,25 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The same place, for layers of which one rank has a part.
+    #[must_use]
+    pub fn with_collective(&self, collective: &Arc<dyn Collective>) -> Self {
+        Self {
+            collective: Arc::clone(collective),
+            ..self.clone()
+        }
+    }
+
+    /// What the layers' ranks exchange their results by.
+    pub fn collective(&self) -> &Arc<dyn Collective> {
+        &self.collective
+    }
+
+    /// Which part of the layers is this rank's.
+    pub fn shard(&self) -> Shard {
+        self.collective.shard()
+    }
+
     /// The same place, for layers that compute on `device`.
     #[must_use]
     pub fn with_device(&self, device: &Device) -> Self {
@@ -74,26 +107,45 @@ impl<'a> Weights<'a> {
         &self.device
     }
 
-    /// The same place, for layers that round their activations so.
+    /// The same place, for layers that round their activations so, or not at all, where weights are then not packed.
     #[must_use]
-    pub fn with_activations(&self, activations: Activations) -> Self {
+    pub fn with_activations(&self, activations: Option<Activations>) -> Self {
         Self {
             activations,
             ..self.clone()
         }
     }
 
-    /// The `.weight` here as the layers' kernels read it, in the processor's memory; see [`Weights::linear`].
+    /// A part of the `.weight` here as the layers' kernels read it, in the processor's memory; see [`Weights::linear`]. Only
+    /// the part is copied into memory.
     ///
     /// # Errors
-    /// It is missing, or is not `[outputs, inputs]`.
-    pub fn weight(&self, outputs: usize, inputs: usize) -> Result<Weight, Error> {
-        let matrix = self.linear(outputs, inputs)?;
-        let weight = Weight::read(matrix, self.activations, self.checkpoint);
+    /// It is missing, is not `[outputs, inputs]`, or has no such rows or whole blocks of columns.
+    pub fn weight(&self, [outputs, inputs]: [usize; 2], part: Part) -> Result<Weight, Error> {
+        let whole = self.linear(outputs, inputs)?;
+        let part = match part {
+            Part::Outputs(rows) => whole.slice_rows(rows),
+            Part::Inputs(columns) => whole.copy_columns(columns, self.checkpoint),
+        };
+        let part = part.map_err(|source| Error::Matrix {
+            path: self.checkpoint.path().to_path_buf(),
+            tensor: self.checkpoint.full_name(&self.join("weight")),
+            source,
+        })?;
+        let weight = match self.activations {
+            Some(activations) => Weight::read(part, activations, self.checkpoint),
+            None => Weight::from(part),
+        };
         if let Progress(Some(progress)) = self.progress {
             progress(self.checkpoint.taken_bytes(), self.checkpoint.total_bytes());
         }
         Ok(weight)
+    }
+
+    /// Elements of a block of the `.weight` here, along its rows; 1 where there is none.
+    pub fn block_len(&self) -> usize {
+        let format = self.checkpoint.format(&self.join("weight"));
+        format.map_or(1, Format::block_len)
     }
 
     /// The `.weight` here as a matrix that maps `inputs` values to `outputs`, rows being outputs.

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use rempart_kernels::Format;
 
 pub use checkpoint::{Checkpoint, Source};
-pub use cursor::{Progress, Weights};
+pub use cursor::{Part, Progress, Weights};
 pub use error::{Error, Refusal};
 
 /// A tensor as it lies in its file.

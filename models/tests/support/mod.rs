@@ -3,7 +3,9 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use rempart_models::{AttentionRow, ForwardInput, KvCache, KvDtype, LoadOptions, Model, ModelFiles};
+use rempart_models::{
+    AttentionRow, ForwardInput, KvCache, KvDtype, LoadOptions, Model, ModelFiles, parallel::Shard,
+};
 use serde_json::Value;
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
@@ -116,12 +118,15 @@ pub(crate) struct Sequence {
 pub(crate) struct LoadedModel {
     pub(crate) files: ModelFiles,
     pub(crate) model: Box<dyn Model>,
+    /// Which part of it was loaded.
+    shard: Shard,
 }
 
 pub(crate) fn load(path: &Path, options: &LoadOptions<'_>) -> LoadedModel {
     let files = ModelFiles::open(path).unwrap();
     let model = files.load(options).unwrap();
-    LoadedModel { files, model }
+    let shard = options.collective.shard();
+    LoadedModel { files, model, shard }
 }
 
 /// Runs ragged batches against one cache and returns every token's logits.
@@ -133,14 +138,8 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(loaded: &'a LoadedModel, rng: &mut Rng) -> Self {
-        let kv = KvCache::new(
-            &loaded.files.config,
-            BLOCKS,
-            BLOCK_SIZE,
-            KvDtype::F32,
-            &Device::Cpu,
-        )
-        .unwrap();
+        let config = loaded.files.config.part(loaded.shard).unwrap();
+        let kv = KvCache::new(&config, BLOCKS, BLOCK_SIZE, KvDtype::F32, &Device::Cpu).unwrap();
         let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
         for i in (1..free.len()).rev() {
             free.swap(i, rng.below(i + 1));

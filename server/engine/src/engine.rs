@@ -116,6 +116,11 @@ impl<R: ModelRunner> Engine<R> {
         !self.scheduler.sequences.is_empty() || !self.scheduler.report.outputs.is_empty()
     }
 
+    /// Whether no step can be computed any more.
+    pub fn is_lost(&self) -> bool {
+        self.runner.is_lost()
+    }
+
     pub fn stats(&self) -> Stats {
         self.scheduler.stats()
     }

@@ -12,6 +12,11 @@ pub trait ModelRunner {
     /// Writes the keys and values of every token of the batch to its slot and computes the wanted logits.
     fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, Self::Error>;
 
+    /// Whether no batch can be computed any more: the engine has then come to its end.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// What each constraint allows next, in order. One after the other, unless the runner has cores to share them out to.
     fn allow(&mut self, constraints: &mut [Box<dyn Constraint>]) -> Vec<TokenMask> {
         constraints

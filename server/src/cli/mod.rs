@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{LogArgs, PullArgs, ServeArgs};
 use crate::grammar::check;
+use crate::served_model;
 use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
@@ -99,6 +100,9 @@ pub enum Command {
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
+    /// Compute a part of a model, in the child of a server
+    #[command(hide = true)]
+    Rank,
     /// Try to get out, in the child of a doctor
     #[command(hide = true)]
     TryEgress(TrialArgs),
@@ -110,6 +114,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::CheckFormat if check::run() => Ok(()),
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
+        Command::Rank => served_model::rank(),
         Command::TryEgress(args) => doctor::try_egress(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),

@@ -125,7 +125,7 @@ pub(super) fn run(args: PlanArgs) -> anyhow::Result<()> {
     };
     let card = args.card.as_deref().map(card).transpose()?;
     let compute = args.compute.clone().check()?;
-    let kv_dtype = compute.kv_dtype_on(card.is_none());
+    let kv_dtype = compute.kv_dtype_on(card.is_none()).into();
     let known = Known::open(&args.store.clone().path(), model, &args.weights, kv_dtype)?;
     let available = match card {
         Some(card) => card.memory_bytes() / 100 * CARD_PERCENT,
@@ -138,7 +138,7 @@ pub(super) fn run(args: PlanArgs) -> anyhow::Result<()> {
     let (rates, device) = match card {
         Some(card) => (card.rates(&known.work), card.name.to_owned()),
         None => (
-            Rates::measure(&known.work, compute.rounding(), chunk)?,
+            Rates::measure(&known.work, compute.activations.into(), chunk)?,
             this_machine(),
         ),
     };
@@ -167,7 +167,7 @@ struct Sizes {
 
 /// Bytes that a server could plan with on this machine's processor.
 fn memory_here(compute: &ComputeSettings) -> anyhow::Result<u64> {
-    let device = served_model::prepare(compute)?;
+    let device = served_model::prepare(compute, 1)?;
     ensure!(
         device.is_cpu(),
         "the rates of this machine's card are not measured: name it with --card, or say --device cpu"
@@ -198,6 +198,7 @@ impl PlanArgs {
             kv_dtype: known.work.kv_dtype,
             kv: None,
             dedicated,
+            ranks: 1,
         })
     }
 }

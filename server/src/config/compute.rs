@@ -53,21 +53,9 @@ impl ComputeArgs {
 }
 
 impl ComputeSettings {
-    /// How keys and values are held on a device.
-    pub fn kv_dtype_on(&self, on_cpu: bool) -> rempart_models::KvDtype {
-        match self.kv_dtype {
-            None if on_cpu => rempart_models::KvDtype::Int8,
-            Some(KvDtype::Int8) => rempart_models::KvDtype::Int8,
-            Some(KvDtype::Bf16) | None => rempart_models::KvDtype::Bf16,
-            Some(KvDtype::F32) => rempart_models::KvDtype::F32,
-        }
-    }
-
-    /// How layers with integer weights round their activations.
-    pub fn rounding(&self) -> rempart_kernels::Activations {
-        match self.activations {
-            Activations::Int8 => rempart_kernels::Activations::Int8,
-            Activations::Int16 => rempart_kernels::Activations::Int16,
-        }
+    /// How keys and values are held: as asked, or as the device is best at.
+    pub fn kv_dtype_on(&self, on_cpu: bool) -> KvDtype {
+        let best = if on_cpu { KvDtype::Int8 } else { KvDtype::Bf16 };
+        self.kv_dtype.unwrap_or(best)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rempart_engine::{Engine, Event, Finish, ModelRunner, Output, RequestId, StepReport};
@@ -23,6 +23,9 @@ const FAILURES_WINDOW: Duration = Duration::from_mins(1);
 /// The drain rate is measured over the last requests, as many and as old as this.
 const DRAIN_REQUESTS: usize = 256;
 const DRAIN_WINDOW: Duration = Duration::from_mins(1);
+
+/// How often an engine without work looks whether its model is still there.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A rest when a step could do nothing although work waits, so that waiting for memory does not burn a core.
 const IDLE_STEP: Duration = Duration::from_millis(1);
@@ -93,9 +96,11 @@ impl<R: ModelRunner> Steps<R> {
     pub(super) fn run(&mut self) {
         loop {
             if !self.engine.has_work() {
-                match self.inbox.recv() {
+                match self.inbox.recv_timeout(LOSS_INTERVAL) {
                     Ok(message) => self.take(message),
-                    Err(_) => return,
+                    Err(RecvTimeoutError::Timeout) if self.engine.is_lost() => return self.give_up(),
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
             while let Ok(message) = self.inbox.try_recv() {
@@ -237,7 +242,7 @@ impl<R: ModelRunner> Steps<R> {
         {
             self.failures.pop_front();
         }
-        self.failures.len() < FAILURES_MAX
+        self.failures.len() < FAILURES_MAX && !self.engine.is_lost()
     }
 
     fn deliver(&mut self, report: StepReport, began: Instant) {
@@ -299,7 +304,11 @@ impl<R: ModelRunner> Steps<R> {
 
     /// Tells everyone that waits, and that the process should end.
     fn give_up(&mut self) {
-        tracing::error!("too many failed steps: the engine stops");
+        if self.engine.is_lost() {
+            tracing::error!("a process that has a part of the model has ended or failed: the engine stops");
+        } else {
+            tracing::error!("too many failed steps: the engine stops");
+        }
         self.progress.fail();
         self.live.clear();
     }

@@ -73,7 +73,7 @@ fn of_files(error: &rempart_models::Error) -> &'static str {
         | Error::UnsupportedArchitecture(_)
         | Error::UnsupportedEncoder(_)
         | Error::Io { .. } => "files",
-        Error::Input(_) | Error::Tensor(_) | Error::Kernel(_) => "failed",
+        Error::Input(_) | Error::Parallel(_) | Error::Tensor(_) | Error::Kernel(_) => "failed",
     }
 }
 

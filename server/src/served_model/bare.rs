@@ -1,24 +1,31 @@
 //! A model without its text: what computes, to be measured.
 
-use anyhow::Context as _;
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
 use candle_core::Device;
 use rempart_engine::EngineConfig;
+use rempart_models::parallel::{Collective, Single};
 use rempart_models::{KvCache, ModelFiles, Steps};
 
 use super::generator;
 use crate::config::ComputeSettings;
 use crate::runner::CandleRunner;
 
-/// Prepares the device, the pool of threads and the kernels that were asked for.
+/// Prepares the device, the pool of threads and the kernels that were asked for, of one of `ranks` processes that compute together.
 ///
 /// # Errors
 /// Says which setting can't work here.
-pub fn prepare(compute: &ComputeSettings) -> anyhow::Result<Device> {
+pub fn prepare(compute: &ComputeSettings, ranks: usize) -> anyhow::Result<Device> {
     let device = super::open(compute.device)?;
+    ensure!(
+        ranks == 1 || device.is_cpu(),
+        "--tensor-parallel {ranks} shares a model out among processes on the CPU: add --device cpu"
+    );
     let threads = compute
         .threads
         .unwrap_or_else(rempart_kernels::pool::default_threads);
-    rempart_kernels::pool::init(threads);
+    rempart_kernels::pool::init((threads / ranks).max(1));
     super::choose_kernels(compute.kernels.as_deref())?;
     Ok(device)
 }
@@ -33,9 +40,10 @@ pub fn bare(
     device: &Device,
     config: &EngineConfig,
 ) -> anyhow::Result<CandleRunner> {
-    let model = generator::weights(files, compute, device)
+    let alone: Arc<dyn Collective> = Arc::new(Single);
+    let model = generator::weights(files, compute, device, &alone)
         .with_context(|| format!("loading {}", files.checkpoint.path().display()))?;
-    let dtype = compute.kv_dtype_on(device.is_cpu());
+    let dtype = compute.kv_dtype_on(device.is_cpu()).into();
     let kv = KvCache::new(&files.config, config.blocks, config.block_size, dtype, device)?;
     Ok(CandleRunner::new(Steps::new(model, kv, &files.config, device)))
 }

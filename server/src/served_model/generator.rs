@@ -2,6 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -10,10 +11,11 @@ use candle_core::Device;
 use rempart_engine::EngineConfig;
 use rempart_hub::store::ModelPath;
 use rempart_kernels::cpu;
+use rempart_models::parallel::{Collective, Shard, Single};
 use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
 use rempart_text::{ChatTemplate, Tokenizer};
 
-use super::{created, loading_bar, text};
+use super::{Ranks, created, loading_bar, ranks, text};
 use crate::chat::template::Chat;
 use crate::config::{ComputeSettings, EngineSettings, ModelSettings, Settings};
 use crate::engine_thread::{self, Pace};
@@ -46,16 +48,26 @@ pub struct ServedModel {
 pub(super) struct Plan {
     pub(super) memory: MemoryPlan,
     pub(super) context_length: usize,
-    /// What the model was trained for: files that say otherwise are another model's.
+    /// What the model was trained for, and the bytes of its tensors: files that say otherwise are another model's.
     pub(super) trained: usize,
+    encoded: u64,
 }
 
 impl Plan {
     /// Whether it was made for files like these.
     pub(super) fn is_for(&self, files: &ModelFiles) -> bool {
-        let MemoryPlan { weights, .. } = self.memory;
-        weights == files.checkpoint.loaded_bytes() && self.trained == files.config.context_length
+        self.encoded == files.checkpoint.total_bytes() && self.trained == files.config.context_length
     }
+}
+
+/// Bytes of a model's weights in memory, on all its ranks.
+pub(super) fn weights_bytes(files: &ModelFiles, ranks: usize) -> anyhow::Result<u64> {
+    let ranks = Shard::all(ranks)?;
+    let mut sum = 0;
+    for rank in ranks {
+        sum += files.loaded_bytes(rank)?;
+    }
+    Ok(sum)
 }
 
 /// Reads a model into memory that was planned for it.
@@ -68,8 +80,16 @@ pub(super) fn load(
 ) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
+    let ranks = start_ranks(settings, found, files, &plan.memory).with_context(loading)?;
+    let collective: Arc<dyn Collective> = match &ranks {
+        Some(ranks) => ranks.processes(),
+        None => Arc::new(Single),
+    };
     let (model, (tokenizer, chat_template)) =
-        read(files, &settings.model.compute, device).with_context(loading)?;
+        read(files, &settings.model.compute, device, &collective).with_context(loading)?;
+    if let Some(ranks) = &ranks {
+        ranks.wait_ready().with_context(loading)?;
+    }
     let Plan {
         memory: plan,
         context_length,
@@ -88,7 +108,12 @@ pub(super) fn load(
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
     let kv_dtype = settings.model.compute.kv_dtype_on(device.is_cpu());
-    let kv = KvCache::new(&files.config, plan.blocks, plan.block_size, kv_dtype, device)?;
+    let config = files.config.part(collective.shard())?;
+    let kv = KvCache::new(&config, plan.blocks, plan.block_size, kv_dtype.into(), device)?;
+    let mut steps = Steps::new(model, kv, &config, device);
+    if let Some(ranks) = &ranks {
+        steps = steps.with_ranks(ranks.processes());
+    }
     Ok(ServedModel {
         tokenizer,
         chat_template,
@@ -97,7 +122,7 @@ pub(super) fn load(
         eos_tokens,
         engine_config: engine_config(&settings.engine, plan, context_length),
         created: created(&found.path),
-        runner: CandleRunner::new(Steps::new(model, kv, &files.config, device)),
+        runner: CandleRunner::new(steps, ranks),
         bytes: plan.total(),
     })
 }
@@ -108,13 +133,14 @@ fn read(
     files: &ModelFiles,
     compute: &ComputeSettings,
     device: &Device,
+    collective: &Arc<dyn Collective>,
 ) -> anyhow::Result<(Box<dyn Weights>, text::Text)> {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("tokenizer".to_owned());
         let text = builder
             .spawn_scoped(scope, || text::build(files))
             .context("the system refuses a thread for the tokenizer")?;
-        let model = weights(files, compute, device);
+        let model = weights(files, compute, device, collective);
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((model?, text?))
     })
@@ -125,6 +151,7 @@ pub(super) fn weights(
     files: &ModelFiles,
     compute: &ComputeSettings,
     device: &Device,
+    collective: &Arc<dyn Collective>,
 ) -> rempart_models::Result<Box<dyn Weights>> {
     let bar = loading_bar();
     let progress = |done: u64, total: u64| {
@@ -134,7 +161,9 @@ pub(super) fn weights(
     let model = files.load(&LoadOptions {
         device: device.clone(),
         progress: Some(&progress),
-        activations: compute.rounding(),
+        activations: compute.activations.into(),
+        collective: Arc::clone(collective),
+        ..LoadOptions::default()
     });
     bar.finish_and_clear();
     model
@@ -159,21 +188,50 @@ pub(super) fn plan(
     let engine = &settings.engine;
     let request = PlanRequest {
         available,
-        weights: files.checkpoint.loaded_bytes(),
+        weights: weights_bytes(files, settings.model.ranks)?,
         context_length: context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
         logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
-        kv_dtype: settings.model.compute.kv_dtype_on(device.is_cpu()),
+        kv_dtype: settings.model.compute.kv_dtype_on(device.is_cpu()).into(),
         kv: kv_cache_bytes,
         dedicated: !device.is_cpu(),
+        ranks: settings.model.ranks,
     };
     let (memory, context_length) = MemoryPlan::within(&files.config, request, context_length.is_none())?;
     Ok(Plan {
         memory,
         context_length,
         trained,
+        encoded: files.checkpoint.total_bytes(),
     })
+}
+
+/// Starts the processes that share the model with this one, if there are to be any: they load while it does.
+fn start_ranks(
+    settings: &Settings,
+    found: &ModelPath,
+    files: &ModelFiles,
+    plan: &MemoryPlan,
+) -> anyhow::Result<Option<Ranks>> {
+    let model = &settings.model;
+    if model.ranks == 1 {
+        return Ok(None);
+    }
+    let setup = ranks::Setup {
+        path: found.path.clone(),
+        total_bytes: files.checkpoint.total_bytes(),
+        ranks: model.ranks,
+        timeout_ms: u64::try_from(model.rank_timeout.as_millis())?,
+        threads: rempart_kernels::pool::threads(),
+        kernels: model.compute.kernels.clone(),
+        activations: model.compute.activations,
+        kv_dtype: model.compute.kv_dtype_on(true),
+        blocks: plan.blocks,
+        block_size: plan.block_size,
+    };
+    let ranks = Ranks::start(&this_program()?, &setup);
+    Ok(Some(ranks.context("starting the other processes of the model")?))
 }
 
 fn engine_config(engine: &EngineSettings, plan: &MemoryPlan, context_length: usize) -> EngineConfig {

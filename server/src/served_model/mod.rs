@@ -5,6 +5,7 @@ mod encoder;
 mod generator;
 mod memory;
 mod proof;
+mod ranks;
 mod text;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use generator::Plan;
 pub use generator::ServedModel;
 pub use memory::available;
 use proof::Proven;
+pub use ranks::{Ranks, run as rank};
 
 /// Loads models, at start and later, under one plan of memory.
 pub struct Loader {
@@ -70,7 +72,7 @@ impl Loader {
     /// Says which setting can't work here.
     pub fn new(settings: Settings, metrics: Metrics) -> anyhow::Result<Self> {
         let trust = proof::trust(&settings.model.trust)?;
-        let device = prepare(&settings.model.compute)?;
+        let device = prepare(&settings.model.compute, settings.model.ranks)?;
         let memory = match settings.model.memory_max_bytes {
             Some(max) => max,
             None => memory::available(&device)?,
@@ -128,8 +130,11 @@ impl Loader {
         generators: Vec<Opened>,
         encoders: Vec<OpenedEncoder>,
     ) -> anyhow::Result<Vec<First>> {
-        let weights = |opened: &Opened| opened.files.checkpoint.loaded_bytes();
-        let weights: Vec<u64> = generators.iter().map(weights).collect();
+        let mut weights = Vec::new();
+        for opened in &generators {
+            let bytes = generator::weights_bytes(&opened.files, self.settings.model.ranks);
+            weights.push(bytes.map_err(Refused::of(&opened.found.model.name))?);
+        }
         let encoder_plans = self.plan_encoders(&encoders, &weights)?;
         let encoders_bytes = encoder_plans.iter().map(|plan| self.planned(plan.bytes)).sum();
         let available = shares(self.memory, encoders_bytes, &weights);

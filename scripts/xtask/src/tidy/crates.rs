@@ -103,8 +103,11 @@ const HTTP_CLIENT_MEMBER: &str = "rempart-hub";
 const HERE: &str = "scripts/xtask/src/tidy/crates.rs";
 const DRAWING: &str = "ARCHITECTURE.md";
 
-const ONE_FEATURE: &str = "cuda";
-const FEATURE_MEMBERS: &[&str] = &["rempart-kernels", "rempart-models", "rempart"];
+/// The features, and the members that may have each.
+const FEATURES: &[(&str, &[&str])] = &[
+    ("cuda", &["rempart-kernels", "rempart-models", "rempart"]),
+    ("nccl", &["rempart-kernels", "rempart-models"]),
+];
 
 pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
     for file in tree.files.iter().filter(|file| file.name() == "Cargo.toml") {
@@ -182,13 +185,16 @@ fn features(file: &File, manifest: &Manifest, name: &str, findings: &mut Vec<Fin
         .iter()
         .filter(|entry| entry.section == "features")
     {
-        if entry.key != ONE_FEATURE {
+        let known = FEATURES.iter().find(|(feature, _)| *feature == entry.key);
+        let Some((_, members)) = known else {
             let message = format!(
-                "feature `{}`: the workspace has one feature, `{ONE_FEATURE}` (docs/adr/0004)",
+                "feature `{}`: the workspace has `cuda`, and `nccl` on top of it (docs/adr/0004, 0023)",
                 entry.key
             );
             findings.push(Finding::new(file, entry.line, "features", message));
-        } else if !FEATURE_MEMBERS.contains(&name) {
+            continue;
+        };
+        if !members.contains(&name) {
             let message = format!("`{name}` has no business with a device: drop the feature");
             findings.push(Finding::new(file, entry.line, "features", message));
         }
@@ -314,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn one_feature_in_three_crates() {
+    fn features_are_of_the_crates_that_know_devices() {
         let text = "[features]\ncuda = []\n";
         assert!(
             found(
@@ -333,6 +339,13 @@ mod tests {
         let other = manifest("rempart", "[features]\nmetal = []\n");
         assert_eq!(
             found(check, &[("server/Cargo.toml", &other)]),
+            ["server/Cargo.toml:7: features"]
+        );
+        let ranks = manifest("rempart-models", "[features]\nnccl = []\n");
+        assert!(found(check, &[("models/Cargo.toml", &ranks)]).is_empty());
+        let ranks = manifest("rempart", "[features]\nnccl = []\n");
+        assert_eq!(
+            found(check, &[("server/Cargo.toml", &ranks)]),
             ["server/Cargo.toml:7: features"]
         );
     }

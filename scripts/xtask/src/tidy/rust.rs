@@ -7,7 +7,11 @@ use super::tree::{File, Tree};
 /// Outside kernels/, one place needs `unsafe`: mapping a weight file into memory, and giving that memory back.
 const MMAP: &str = "models/src/weights/mapping.rs";
 const MMAP_UNSAFE: usize = 2;
-const CUDA_PLACES: &[&str] = &["kernels/", "server/src/runner.rs"];
+/// The features, and where each may be named.
+const FEATURE_PLACES: &[(&str, &[&str])] = &[
+    ("cuda", &["kernels/", "server/src/runner.rs"]),
+    ("nccl", &["kernels/src/", "models/src/parallel/"]),
+];
 const HUB: &str = "server/hub/";
 const HUB_CLIENT: &str = "server/hub/src/pull/";
 /// Only commands that a person or a timer starts may fetch, and no code that serves: a command's module is used by `cli` alone.
@@ -49,10 +53,14 @@ fn features(file: &File, source: &Source, findings: &mut Vec<Finding>) {
             continue;
         };
         let name = value.trim_start_matches('"').split('"').next().unwrap_or("");
-        let allowed = name == "cuda" && CUDA_PLACES.iter().any(|place| file.path.starts_with(place));
-        if !allowed {
+        let mut places = FEATURE_PLACES
+            .iter()
+            .filter(|(feature, _)| *feature == name)
+            .flat_map(|(_, places)| *places);
+        if !places.any(|place| file.path.starts_with(place)) {
             let message = format!(
-                "cfg(feature = \"{name}\"): the one feature is `cuda`, named in kernels/ and server/src/runner.rs alone (docs/adr/0004)"
+                "cfg(feature = \"{name}\"): `cuda` is named in kernels/ and server/src/runner.rs alone, `nccl` in kernels/src/ and \
+                 models/src/parallel/ (docs/adr/0004, 0023)"
             );
             findings.push(Finding::new(file, line_of(text, at), "features", message));
         }
@@ -146,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_feature_is_named_in_two_places() {
+    fn features_are_named_where_cards_are_known() {
         let text = "#[cfg(feature = \"cuda\")]\nmod cuda;\n";
         assert!(
             found(
@@ -158,6 +166,13 @@ mod tests {
         assert_eq!(
             found(check, &[("models/src/lib.rs", text)]),
             ["models/src/lib.rs:1: features"]
+        );
+        let cards = "#[cfg(feature = \"nccl\")]\nmod nccl;\n";
+        let places = ["kernels/src/lib.rs", "models/src/parallel/mod.rs"];
+        assert!(found(check, &places.map(|place| (place, cards))).is_empty());
+        assert_eq!(
+            found(check, &[("server/src/runner.rs", cards)]),
+            ["server/src/runner.rs:1: features"]
         );
         let other = "#[cfg(all(unix, feature = \"metal\"))]\nmod metal;\n";
         assert_eq!(

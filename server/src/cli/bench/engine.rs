@@ -83,7 +83,7 @@ pub(super) fn run(args: EngineBenchArgs) -> anyhow::Result<()> {
     let found = store::resolve(&args.store.clone().path(), &args.model)?;
     let files = ModelFiles::open(&found.path).with_context(|| format!("loading {}", found.path.display()))?;
     let compute = args.compute.clone().check()?;
-    let device = served_model::prepare(&compute)?;
+    let device = served_model::prepare(&compute, 1)?;
     let mut engine = Engine::new(served_model::bare(&compute, &files, &device, &config)?, config);
     let (answer_tokens, chunk) = (args.answer_tokens.get(), config.step_tokens_max);
     let mut measured = Measured {
