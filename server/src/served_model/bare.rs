@@ -45,5 +45,6 @@ pub fn bare(
         .with_context(|| format!("loading {}", files.checkpoint.path().display()))?;
     let dtype = compute.kv_dtype_on(device.is_cpu()).into();
     let kv = KvCache::new(&files.config, config.blocks, config.block_size, dtype, device)?;
-    Ok(CandleRunner::new(Steps::new(model, kv, &files.config, device)))
+    let steps = Steps::new(model, kv, &files.config, device);
+    Ok(CandleRunner::new(steps, None))
 }
