@@ -28,7 +28,7 @@ pub struct Roof {
 impl Roof {
     /// Measures both, in a second or two.
     pub fn measure() -> Self {
-        let (peak, memory) = (Peak::best(), Memory::new());
+        let (peak, memory) = (Peak::best(), Memory::take());
         let products = pool::threads() * TURNS * peak.products;
         let seconds = fastest(5, || pool::run(pool::threads(), |_| peak.run(TURNS)));
         Self {
@@ -77,7 +77,7 @@ pub struct Memory(Vec<u64>);
 
 impl Memory {
     /// Takes it.
-    pub fn new() -> Self {
+    pub fn take() -> Self {
         Self((0..MEMORY_WORDS as u64).collect())
     }
 

@@ -53,7 +53,7 @@ fn multiply(x: &Tensor, weight: &Weight) {
 
 /// One row with a gigabyte of packed weights, in turns with reading a gigabyte, and a prompt's rows with a large square.
 fn large(roof: Roof) -> Result<()> {
-    let (k, memory, mut roof) = (4096, Memory::new(), roof);
+    let (k, memory, mut roof) = (4096, Memory::take(), roof);
     for format in [Format::Q4_1, Format::Q5_0, Format::Q8_0, Format::Q4K, Format::Q6K] {
         let input = |n: usize| Tensor::ones((n, k), candle_core::DType::F32, &Device::Cpu);
         let rows = (1 << 30) / Packed::bytes_of(format, 16, k) * 16;
