@@ -113,10 +113,13 @@ pub fn kernels() -> Vec<Kernel> {
         let mut threads_max = 0;
         // SAFETY: a place for a number; the name is a constant.
         let name = unsafe { (entries().kernel)(number, &raw mut threads_max) };
-        // SAFETY: as above, and it ends with a zero.
-        (!name.is_null()).then(|| Kernel {
-            name: unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
-            threads_max,
+        (!name.is_null()).then(|| {
+            // SAFETY: it is a constant that ends with a zero.
+            let name = unsafe { CStr::from_ptr(name) };
+            Kernel {
+                name: name.to_string_lossy().into_owned(),
+                threads_max,
+            }
         })
     };
     (0..).map_while(one).collect()

@@ -112,7 +112,7 @@ impl Card {
 
 fn bytes_of_weight(product: &Product) -> f64 {
     let one = Product { count: 1, ..*product };
-    one.bytes() / one.weights()
+    one.bytes() as f64 / one.weights()
 }
 
 #[cfg(test)]

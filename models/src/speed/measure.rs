@@ -37,7 +37,11 @@ impl Rates {
     pub fn measure(work: &Work, activations: Activations, chunk: usize) -> Result<Self> {
         let start = start(activations)?;
         let mut formats: Vec<FormatRates> = Vec::new();
-        let all: f64 = work.products.iter().map(Product::bytes).sum();
+        let all = work
+            .products
+            .iter()
+            .map(Product::bytes)
+            .fold(0, usize::saturating_add);
         for product in &work.products {
             let largest = |other: &&Product| other.format == product.format;
             let typical = work
@@ -48,13 +52,7 @@ impl Rates {
             if formats.iter().any(|known| known.format == product.format) {
                 continue;
             }
-            let points = products(
-                typical.unwrap_or(product),
-                activations,
-                all as usize,
-                chunk,
-                start,
-            )?;
+            let points = products(typical.unwrap_or(product), activations, all, chunk, start)?;
             formats.push(FormatRates {
                 format: product.format,
                 points,
@@ -97,7 +95,7 @@ fn start(activations: Activations) -> Result<f64> {
     linear(&x, &weight, None)?;
     let many = 1000;
     Ok(median(RUNS, || {
-        (0..many).for_each(|_| drop(black_box(linear(&x, &weight, None))))
+        (0..many).for_each(|_| drop(black_box(linear(&x, &weight, None))));
     }) / f64::from(many))
 }
 
@@ -152,7 +150,8 @@ fn attention(work: &Work, chunk: usize, start: f64) -> Result<(f64, f64)> {
         sampled: false,
     };
     // Layer after layer has keys and values of its own, which no cache holds all of.
-    let layers = (WEIGHTS_BYTES_MAX as f64 / one_layer.kv_bytes(&decode)) as usize;
+    let blocks = SEQUENCES * CONTEXT.div_ceil(BLOCK_SIZE);
+    let layers = WEIGHTS_BYTES_MAX / (blocks * KvCache::block_bytes(&config, BLOCK_SIZE, work.kv_dtype));
     let decoding = attend(&one_layer, decode, layers.clamp(1, work.config().layers))?;
     let prompt = Step {
         sequences: 1,

@@ -25,9 +25,9 @@ impl Product {
         self.rows as f64 * self.cols as f64 * self.count as f64
     }
 
-    /// Bytes of all of them, as the layers hold them.
-    pub fn bytes(&self) -> f64 {
-        Packed::bytes_of(self.format, self.rows, self.cols) as f64 * self.count as f64
+    /// Bytes of all of them, as the layers hold them; saturates where no memory could.
+    pub fn bytes(&self) -> usize {
+        Packed::bytes_of(self.format, self.rows, self.cols).saturating_mul(self.count)
     }
 }
 
@@ -131,7 +131,8 @@ impl Work {
     /// Bytes of weights that a step reads, each once however many rows it has.
     pub fn weight_bytes(&self, step: &Step) -> f64 {
         let read = |product: &&Product| step.sampled || !product.sampled;
-        self.products.iter().filter(read).map(Product::bytes).sum()
+        let bytes = |product: &Product| product.bytes() as f64;
+        self.products.iter().filter(read).map(bytes).sum()
     }
 
     /// Bytes of keys and values that a step reads.

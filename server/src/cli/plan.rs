@@ -281,10 +281,10 @@ impl Known {
         } else {
             Packed::bytes_of(format, config.vocab_size, config.hidden_size)
         };
-        let products: f64 = work.products.iter().map(Product::bytes).sum();
+        let products = work.products.iter().map(Product::bytes);
         Ok(Self {
             name: path.display().to_string(),
-            weights: products as u64 + embedding as u64,
+            weights: products.fold(embedding, usize::saturating_add) as u64,
             work,
         })
     }
@@ -357,7 +357,7 @@ impl Weights {
                 .filter(|product| product.format == rates.format)
         };
         let (count, bytes) = of_format().fold((0.0, 0.0), |(count, bytes), product| {
-            (count + product.weights(), bytes + product.bytes())
+            (count + product.weights(), bytes + product.bytes() as f64)
         });
         Self {
             format: rates.format.name(),
