@@ -119,7 +119,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(&args),
-        Command::Plan(args) => plan::run(*args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(command) => bench::bench(command),
         Command::Model(command) => model::model(command),
         Command::Oidc(command) => oidc::oidc(command),

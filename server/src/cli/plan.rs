@@ -119,7 +119,7 @@ struct Prompt {
     first_token_s: f64,
 }
 
-pub(super) fn run(args: PlanArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let Some(model) = args.model.as_ref().filter(|_| !args.list_cards) else {
         return list();
     };

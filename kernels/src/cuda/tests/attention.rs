@@ -10,21 +10,21 @@ use crate::cuda::attention::{Arrays, HEAD_DIMS, Plan, SPLIT, Tensors, attention}
 use crate::op::{AttentionOptions, AttentionRow};
 
 kernels! {
-    attend_few_64: |machine, seed| agrees(machine, seed, FEW, 64, None);
-    attend_few_128: |machine, seed| agrees(machine, seed, FEW, 128, None);
-    attend_few_256: |machine, seed| agrees(machine, seed, FEW, 256, None);
-    attend_few_capped_64: |machine, seed| agrees(machine, seed, FEW, 64, CAP);
-    attend_few_capped_128: |machine, seed| agrees(machine, seed, FEW, 128, CAP);
-    attend_few_capped_256: |machine, seed| agrees(machine, seed, FEW, 256, CAP);
-    attend_many_64: |machine, seed| agrees(machine, seed, MANY, 64, None);
-    attend_many_128: |machine, seed| agrees(machine, seed, MANY, 128, None);
-    attend_many_256: |machine, seed| agrees(machine, seed, MANY, 256, None);
-    attend_many_capped_64: |machine, seed| agrees(machine, seed, MANY, 64, CAP);
-    attend_many_capped_128: |machine, seed| agrees(machine, seed, MANY, 128, CAP);
-    attend_many_capped_256: |machine, seed| agrees(machine, seed, MANY, 256, CAP);
-    attend_merge_64: |machine, seed| agrees(machine, seed, LONG, 64, None);
-    attend_merge_128: |machine, seed| agrees(machine, seed, LONG, 128, None);
-    attend_merge_256: |machine, seed| agrees(machine, seed, LONG, 256, None);
+    attend_few_64: |machine, seed| agrees(machine, seed, &FEW, 64, None);
+    attend_few_128: |machine, seed| agrees(machine, seed, &FEW, 128, None);
+    attend_few_256: |machine, seed| agrees(machine, seed, &FEW, 256, None);
+    attend_few_capped_64: |machine, seed| agrees(machine, seed, &FEW, 64, CAP);
+    attend_few_capped_128: |machine, seed| agrees(machine, seed, &FEW, 128, CAP);
+    attend_few_capped_256: |machine, seed| agrees(machine, seed, &FEW, 256, CAP);
+    attend_many_64: |machine, seed| agrees(machine, seed, &MANY, 64, None);
+    attend_many_128: |machine, seed| agrees(machine, seed, &MANY, 128, None);
+    attend_many_256: |machine, seed| agrees(machine, seed, &MANY, 256, None);
+    attend_many_capped_64: |machine, seed| agrees(machine, seed, &MANY, 64, CAP);
+    attend_many_capped_128: |machine, seed| agrees(machine, seed, &MANY, 128, CAP);
+    attend_many_capped_256: |machine, seed| agrees(machine, seed, &MANY, 256, CAP);
+    attend_merge_64: |machine, seed| agrees(machine, seed, &LONG, 64, None);
+    attend_merge_128: |machine, seed| agrees(machine, seed, &LONG, 128, None);
+    attend_merge_256: |machine, seed| agrees(machine, seed, &LONG, 256, None);
 }
 on_every_machine!(tokens_alone);
 
@@ -238,15 +238,17 @@ fn attended(
             *out += weight * f64::from(*v);
         }
     }
-    out.iter_mut().for_each(|out| *out /= sum);
+    for out in &mut out {
+        *out /= sum;
+    }
     out
 }
 
-fn agrees<M: Machine>(machine: &M, seed: u64, of: Sequences, d: usize, softcap: Option<f32>) {
+fn agrees<M: Machine>(machine: &M, seed: u64, of: &Sequences, d: usize, softcap: Option<f32>) {
     let rng = &mut Rng(seed);
-    let (heads, options) = shape(rng, &of, d, softcap);
+    let (heads, options) = shape(rng, of, d, softcap);
     let cache = Cache::random(rng, heads);
-    let (rows, n) = rows(rng, &heads, &of);
+    let (rows, n) = rows(rng, &heads, of);
     let q: Vec<f32> = rng.floats(n * heads.heads * d);
     let [out] = machine.in_every_order(|| [compute(machine, &cache, &q, &rows, &options)]);
     let actual: Vec<f32> = machine.download(&out);
@@ -275,9 +277,9 @@ fn tokens_alone<M: Machine>(machine: &M, seed: u64) {
         HEAD_DIMS[rng.below(3)],
     );
     let softcap = (rng.below(4) == 0).then_some(5.0);
-    let (heads, options) = shape(rng, &of, d, softcap);
+    let (heads, options) = shape(rng, of, d, softcap);
     let cache = Cache::random(rng, heads);
-    let (rows, n) = rows(rng, &heads, &of);
+    let (rows, n) = rows(rng, &heads, of);
     let width = heads.heads * heads.d;
     let q: Vec<f32> = rng.floats(n * width);
     let compute = |q: &[f32], rows: &[AttentionRow]| {

@@ -11,10 +11,10 @@ use crate::cuda::block::{self, NormArgs, RopeArgs, WriteArgs};
 use crate::op::{Activation, RopeStyle};
 
 kernels! {
-    rms_norm: |machine, seed| norm(machine, seed);
-    gate: |machine, seed| gated(machine, seed);
-    rope: |machine, seed| rotated(machine, seed);
-    write_kv: |machine, seed| written(machine, seed);
+    rms_norm: norm;
+    gate: gated;
+    rope: rotated;
+    write_kv: written;
 }
 
 fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
@@ -165,7 +165,7 @@ fn awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
                     f32::INFINITY,
                     f32::MAX,
                     -0.0,
-                ][rng.below(5)]
+                ][rng.below(5)];
             }
             _ => {}
         }

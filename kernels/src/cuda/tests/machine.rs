@@ -11,7 +11,7 @@ use crate::cuda::{Address, Args, Launch};
 
 /// Orders in which threads of the host take turns: forwards, backwards, and two at random.
 const ORDERS: u32 = 4;
-/// Shared memory of a block, of all cards since sm_80: what those of sm_86, 89 and 120 have, less what the driver keeps.
+/// Shared memory of a block, of all cards since `sm_80`: what those of `sm_86`, 89 and 120 have, less what the driver keeps.
 const SHARED_MAX: u32 = 99 << 10;
 
 /// Memory and a way to run kernels on it.

@@ -57,7 +57,7 @@ formats! {
     product_few_4_2: |machine, seed, format| product(machine, seed, format, Shape::Few { tiles: 4, panels: 2 });
     product_many_4: |machine, seed, format| product(machine, seed, format, Shape::Many { tiles: 4 });
     product_many_8: |machine, seed, format| product(machine, seed, format, Shape::Many { tiles: 8 });
-    embed: |machine, seed, format| embedding(machine, seed, format);
+    embed: embedding;
 }
 
 fn format(rng: &mut Rng) -> Format {

@@ -6,7 +6,7 @@ use super::machine::Machine;
 use crate::cuda::packed::{Rounded, round};
 
 kernels! {
-    round_rows: |machine, seed| rounding(machine, seed);
+    round_rows: rounding;
 }
 
 const GROUP: usize = 32;

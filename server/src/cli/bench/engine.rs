@@ -76,7 +76,7 @@ struct Rate {
     answer_tokens_per_s: f64,
 }
 
-pub(super) fn run(args: EngineBenchArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let numbers = |numbers: &[NonZeroUsize]| numbers.iter().map(|n| n.get()).collect::<Vec<_>>();
     let (batches, prompts) = (numbers(&args.batch), numbers(&args.prompt_tokens));
     let config = args.limits(largest(&batches), largest(&prompts))?;
@@ -188,7 +188,7 @@ impl Load {
             batch: self.batch,
             prompt_tokens: self.prompt_tokens,
             // The first answer was begun so many steps before the last.
-            context_tokens: self.prompt_tokens + (self.until_all_answer() + self.answer_tokens) / 2,
+            context_tokens: self.prompt_tokens + usize::midpoint(self.until_all_answer(), self.answer_tokens),
             prompt_tokens_per_s: median(prompts),
             answer_tokens_per_s: median(answers),
         })

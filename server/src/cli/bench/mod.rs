@@ -16,6 +16,6 @@ pub enum BenchCommand {
 /// Measures what was asked for.
 pub(super) fn bench(command: BenchCommand) -> anyhow::Result<()> {
     match command {
-        BenchCommand::Engine(args) => engine::run(*args),
+        BenchCommand::Engine(args) => engine::run(&args),
     }
 }
