@@ -273,7 +273,7 @@ fn agrees<M: Machine>(machine: &M, seed: u64, of: &Sequences, d: usize, softcap:
 fn tokens_alone<M: Machine>(machine: &M, seed: u64) {
     let rng = &mut Rng(seed);
     let (of, d) = (
-        if rng.below(2) == 0 { FEW } else { MANY },
+        if rng.below(2) == 0 { &FEW } else { &MANY },
         HEAD_DIMS[rng.below(3)],
     );
     let softcap = (rng.below(4) == 0).then_some(5.0);
