@@ -85,8 +85,20 @@ def test_the_engine_is_measured(smollm2):
                     "--repeat", "1", "--step-tokens-max", "32")
     assert [result["batch"] for result in measured["results"]] == [1, 3]
     assert all(result["prompt_tokens_per_s"] > 0 < result["answer_tokens_per_s"] for result in measured["results"])
-    # Three prompts of 40 in steps of 32 take four; 8 tokens of each answer follow.
-    assert measured["results"][1]["context_tokens"] == 40 + (4 + 8) // 2
+    # Three prompts of 40 in steps of 32, 31 and 30 take two each; 8 tokens of each answer follow.
+    assert measured["results"][1]["context_tokens"] == 40 + (6 + 8) // 2
+
+
+def test_more_answers_than_rows_for_prompts_are_measured(smollm2):
+    measured = told("bench", "engine", smollm2, "--device", "cpu", "--batch", "12", "--prompt-tokens", "3", "--answer-tokens", "2",
+                    "--repeat", "1", "--step-tokens-max", "12")
+    assert measured["results"][0]["answer_tokens_per_s"] > 0
+
+
+def test_what_the_model_was_not_made_for_is_refused(smollm2):
+    refused = rempart("bench", "engine", smollm2, "--device", "cpu", "--prompt-tokens", "9000", "--batch", "1")
+    assert refused.returncode == 1
+    assert "of the 8192 that the model was made for" in refused.stderr
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -94,6 +106,7 @@ def test_the_engine_is_measured(smollm2):
     (["plan", "CONFIG", "--card", "l4", "--weights", "Q9"], "--weights Q9 is not one of F32, F16"),
     (["plan", "CONFIG", "--card", "l4", "--context-length", "131073"], "131073 is more than the model was made for, 131072"),
     (["plan", "CONFIG", "--card", "l4", "--step-tokens-max", "1048577"], "the limit of 1048576"),
+    (["plan", "CONFIG", "--card", "l4", "--kv-dtype", "int8"], "in bf16"),
     (["plan", "absent"], "absent"),
     (["bench", "engine", "absent"], "absent"),
     (["bench", "engine", "x.gguf", "--batch", "600"], "--step-tokens-max 512 must be at least the largest --batch, 600"),

@@ -1,7 +1,6 @@
 """The CUDA kernels as machine code of every generation that is served, and what of a multiprocessor each of them takes.
 
-A kernel that keeps registers in memory ("spills") is an error. Registers, shared memory and local memory are compared with
-kernels/cuda/resources.txt, so that nothing changes unnoticed.
+A kernel that keeps registers in memory ("spills") is an error.
 """
 import concurrent.futures
 import dataclasses
@@ -13,8 +12,7 @@ GENERATIONS = (80, 86, 89, 90, 100, 120)
 HEADER = """\
 # What a kernel takes, by the compiler of CUDA 13.0: registers of a thread / bytes of shared memory that the kernel itself
 # declares / bytes of local memory of a thread, which are arrays that are indexed at run time (those of sines' large arguments).
-# Shared memory that a launch asks for is kernels/src/cuda's to say. Written by REMPART_RENEW_RESOURCES=1 scripts/test --only
-# machine-code, and compared by that step.
+# Shared memory that a launch asks for is kernels/src/cuda's to say.
 """
 
 
@@ -62,7 +60,7 @@ def read(text):
 
 
 def table(resources):
-    """The text of resources.txt: a line a kernel, a column a generation."""
+    """A line a kernel, a column a generation."""
     rows = [["kernel", *(f"sm_{generation}" for generation in GENERATIONS)]]
     for name in sorted(resources[GENERATIONS[0]]):
         rows.append([name, *(str(resources[generation][name]) for generation in GENERATIONS)])
@@ -71,15 +69,8 @@ def table(resources):
     return HEADER + "\n".join(lines) + "\n"
 
 
-def differences(wanted, found):
-    """Lines that differ, the committed one first."""
-    before, after = wanted.splitlines(), found.splitlines()
-    gone, new = [line for line in before if line not in after], [line for line in after if line not in before]
-    return [f"- {line}" for line in gone] + [f"+ {line}" for line in new]
-
-
-def check(nvcc, repo, folder, renew, say):
-    """Compiles for all generations; says what is wrong. Returns (kernels that are well, those that are not)."""
+def check(nvcc, repo, folder, say):
+    """Compiles for all generations; says what each kernel takes, and which spill. Returns how many do."""
     folder.mkdir(parents=True, exist_ok=True)
     resources, bad = {}, set()
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
@@ -89,12 +80,6 @@ def check(nvcc, repo, folder, renew, say):
         for name in spilling:
             say(f"error: {name} spills on sm_{generation}")
             bad.add((name, generation))
-    file, text = repo / "kernels" / "cuda" / "resources.txt", table(resources)
-    if renew:
-        file.write_text(text, encoding="utf-8")
-    elif lines := differences(file.read_text(encoding="utf-8"), text):
-        say("error: kernels take other resources than kernels/cuda/resources.txt says:\n" + "\n".join(lines))
-        bad.update((line.split()[1], "table") for line in lines)
-    count = sum(map(len, resources.values()))
-    say(f"{count} kernels, {len(GENERATIONS)} generations, {len(bad)} to mend")
-    return count - len(bad), len(bad)
+    say(table(resources))
+    say(f"{sum(map(len, resources.values()))} kernels of {len(GENERATIONS)} generations, {len(bad)} spill")
+    return len(bad)

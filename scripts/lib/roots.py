@@ -150,7 +150,8 @@ class Running:
 
     def __init__(self, stage, arguments, binds):
         self.stage = stage
-        self.log = tempfile.NamedTemporaryFile("w+", prefix="image-", suffix=".log")  # noqa: SIM115  closed by stop
+        # Removed with this object: what it says is read after the end, too.
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="image-", suffix=".log")  # noqa: SIM115
         mounts = ["mount --make-rprivate /", f"mount --bind {stage.root} {stage.root}", f"mount -t proc proc {stage.root}/proc"]
         for target, source in binds.items():
             place = stage.root / target.lstrip("/")

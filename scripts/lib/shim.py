@@ -9,7 +9,7 @@ import os
 import pathlib
 import subprocess
 
-# As kernels/simt/build.rs has them.
+# What kernels/simt/build.rs says of C++, and threads' own variables where a library that is loaded late may have them.
 FLAGS = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-ftls-model=initial-exec", "-DREMPART_SHIM")
 SANITIZERS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # What a step that runs kernels depends on.

@@ -20,6 +20,10 @@ const BLOCK_SIZE: usize = 16;
 const BATCHES: [usize; 4] = [1, 8, 32, 64];
 /// Prompts of which the time to the first token is told, tokens.
 const PROMPTS: [usize; 3] = [128, 512, 4096];
+/// Dimensions of heads that there are kernels for on a card.
+const CARD_HEAD_DIMS: [usize; 3] = [64, 128, 256];
+/// Tokens of the largest step that is measured.
+const MEASURED_TOKENS_MAX: usize = 512;
 /// Largest configuration read, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Memory of a card that a plan may use, per cent: the driver and the kernels' own memory take some.
@@ -126,15 +130,26 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let card = args.card.as_deref().map(card).transpose()?;
     let compute = args.compute.clone().check()?;
     let kv_dtype = compute.kv_dtype_on(card.is_none()).into();
+    ensure!(
+        card.is_none() || kv_dtype == KvDtype::Bf16,
+        "--kv-dtype: keys and values on a card are in bf16"
+    );
     let known = Known::open(&args.store.clone().path(), model, &args.weights, kv_dtype)?;
     let available = match card {
         Some(card) => card.memory_bytes() / 100 * CARD_PERCENT,
         None => memory_here(&compute)?,
     };
+    let head_dim = known.work.config().head_dim;
+    ensure!(
+        card.is_none() || CARD_HEAD_DIMS.contains(&head_dim),
+        "attention on a card is for heads of {CARD_HEAD_DIMS:?} dimensions; this model's have {head_dim}"
+    );
     let request = args.request(&known, available, card.is_some())?;
-    let chunk = request.step_tokens;
+    let step_tokens = request.step_tokens;
     let (memory, context_length) =
         MemoryPlan::within(known.work.config(), request, args.context_length.is_none())?;
+    // Larger steps take in proportion, but for attention, whose own share then hardly grows.
+    let chunk = step_tokens.min(context_length).min(MEASURED_TOKENS_MAX);
     let (rates, device) = match card {
         Some(card) => (card.rates(&known.work), card.name.to_owned()),
         None => (
@@ -144,7 +159,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     };
     let sizes = Sizes {
         context_length,
-        chunk,
+        chunk: step_tokens,
         answer_context: args.answer_context.get().min(context_length),
     };
     let mut told = known.tell(&rates, &memory, &sizes);

@@ -60,7 +60,21 @@ struct Task {
 #[derive(Debug)]
 pub struct Ranks {
     processes: Arc<Processes>,
-    children: Mutex<Vec<Child>>,
+    children: Mutex<Children>,
+}
+
+/// Processes that end with this.
+#[derive(Debug, Default)]
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Of a child that has ended this does nothing.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 impl Setup {
@@ -75,7 +89,7 @@ impl Ranks {
     /// # Errors
     /// The system refuses a process or a socket.
     pub(super) fn start(program: &Path, setup: &Setup) -> anyhow::Result<Self> {
-        let (mut streams, mut children) = (Vec::new(), Vec::new());
+        let (mut streams, mut children) = (Vec::new(), Children::default());
         for rank in 1..setup.ranks {
             let (mut ours, theirs) = UnixStream::pair().context("a socket for a rank")?;
             let child = Command::new(program)
@@ -88,7 +102,7 @@ impl Ranks {
                 .process_group(0)
                 .spawn()
                 .context("starting a rank")?;
-            children.push(child);
+            children.0.push(child);
             let task = Task {
                 rank,
                 setup: setup.clone(),
@@ -121,10 +135,10 @@ impl Ranks {
     pub fn is_lost(&self) -> bool {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
-        let lost = self.processes.is_stopped() || children.iter_mut().any(ended);
+        let lost = self.processes.is_stopped() || children.0.iter_mut().any(ended);
         if lost {
             // Of a child that has ended this does nothing.
-            children.iter_mut().for_each(|child| drop(child.kill()));
+            children.0.iter_mut().for_each(|child| drop(child.kill()));
         }
         lost
     }
@@ -136,13 +150,10 @@ impl Drop for Ranks {
         self.processes.close();
         let end = Instant::now() + END_TIMEOUT;
         let children = self.children.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for child in children {
+        for child in &mut children.0 {
             while matches!(child.try_wait(), Ok(None)) && Instant::now() < end {
                 thread::sleep(POLL_INTERVAL);
             }
-            // Of a child that has ended this does nothing.
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }
@@ -244,11 +255,15 @@ mod tests {
 
     #[test]
     fn what_no_server_says_makes_no_rank() {
-        for bytes in [&[][..], &[0xff; 8], &[2, 0, 0, 0, b'{', b'}']] {
+        let told = |bytes: &[u8]| {
             let (mut ours, mut theirs) = UnixStream::pair().unwrap();
             ours.write_all(bytes).unwrap();
             drop(ours);
-            receive(&mut theirs).unwrap_err();
-        }
+            receive(&mut theirs).unwrap_err().to_string()
+        };
+        told(&[]);
+        told(&[2, 0, 0, 0, b'{', b'}']);
+        let much = told(&[0xff; 8]);
+        assert!(much.contains("more than a rank is told"), "{much}");
     }
 }

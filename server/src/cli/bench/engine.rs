@@ -6,10 +6,11 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use candle_core::Device;
 use clap::Args;
 use rempart_engine::{Engine, EngineConfig, Flow, Request, RequestId, SamplingParams, StopRules, rng};
 use rempart_hub::store;
-use rempart_models::ModelFiles;
+use rempart_models::{KvCache, KvDtype, MemoryPlan, ModelFiles, PlanRequest};
 use serde::Serialize;
 
 use crate::config::{ComputeArgs, StoreArgs};
@@ -56,8 +57,7 @@ pub struct EngineBenchArgs {
 struct Measured {
     model: String,
     version: &'static str,
-    kernels: &'static str,
-    threads: usize,
+    device: String,
     answer_tokens: usize,
     step_tokens_max: usize,
     results: Vec<Rate>,
@@ -84,13 +84,22 @@ pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let files = ModelFiles::open(&found.path).with_context(|| format!("loading {}", found.path.display()))?;
     let compute = args.compute.clone().check()?;
     let device = served_model::prepare(&compute, 1)?;
+    let kv_dtype = compute.kv_dtype_on(device.is_cpu()).into();
+    check(&files, &config, kv_dtype, &device)?;
     let mut engine = Engine::new(served_model::bare(&compute, &files, &device, &config)?, config);
     let (answer_tokens, chunk) = (args.answer_tokens.get(), config.step_tokens_max);
     let mut measured = Measured {
         model: found.name,
         version: env!("CARGO_PKG_VERSION"),
-        kernels: rempart_kernels::cpu::best().name,
-        threads: rempart_kernels::pool::threads(),
+        device: if device.is_cpu() {
+            format!(
+                "{} on {} threads",
+                rempart_kernels::cpu::best().name,
+                rempart_kernels::pool::threads()
+            )
+        } else {
+            "a card".to_owned()
+        },
         answer_tokens,
         step_tokens_max: chunk,
         results: Vec::new(),
@@ -138,7 +147,7 @@ impl EngineBenchArgs {
             "--answer-tokens {answer} must be at least 2: the first token is the prompt's"
         );
         // The first answer goes on until the last prompt is computed.
-        let context = prompt_max + answer + (batch_max * prompt_max).div_ceil(chunk);
+        let context = prompt_max + answer + until_all_answer(batch_max, prompt_max, chunk);
         let config = EngineConfig {
             context_max: context,
             sequences_max: batch_max,
@@ -196,7 +205,7 @@ impl Load {
 
     /// Steps until every prompt is computed.
     fn until_all_answer(&self) -> usize {
-        (self.batch * self.prompt_tokens).div_ceil(self.chunk)
+        until_all_answer(self.batch, self.prompt_tokens, self.chunk)
     }
 
     /// Tokens per second of the prompts, and of the answers.
@@ -258,6 +267,43 @@ impl Load {
     }
 }
 
+/// Steps until every prompt is computed: a token of each answer that is being made goes before.
+fn until_all_answer(batch: usize, prompt_tokens: usize, chunk: usize) -> usize {
+    (0..batch)
+        .map(|answers| prompt_tokens.div_ceil(chunk - answers))
+        .sum()
+}
+
+/// Refuses what the model was not made for, or what has no room.
+fn check(
+    files: &ModelFiles,
+    config: &EngineConfig,
+    kv_dtype: KvDtype,
+    device: &Device,
+) -> anyhow::Result<()> {
+    let (context, trained) = (config.context_max, files.config.context_length);
+    ensure!(
+        context <= trained,
+        "prompts and answers, which go on until the last prompt is computed, take {context} tokens of the {trained} that \
+         the model was made for: lower --prompt-tokens, --answer-tokens or --batch"
+    );
+    let block = KvCache::block_bytes(&files.config, BLOCK_SIZE, kv_dtype);
+    let request = PlanRequest {
+        available: served_model::available(device)?,
+        weights: files.checkpoint.loaded_bytes(),
+        context_length: context,
+        block_size: BLOCK_SIZE,
+        step_tokens: config.step_tokens_max,
+        logit_rows: config.sequences_max,
+        kv_dtype,
+        kv: Some(config.blocks.saturating_mul(block) as u64),
+        dedicated: !device.is_cpu(),
+        ranks: 1,
+    };
+    MemoryPlan::new(&files.config, &request)?;
+    Ok(())
+}
+
 fn largest(numbers: &[usize]) -> usize {
     numbers.iter().copied().max().unwrap_or(0)
 }
@@ -276,13 +322,12 @@ fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
     let Measured {
         model,
         version,
-        kernels,
-        threads,
+        device,
         ..
     } = measured;
     writeln!(
         out,
-        "{model}, rempart {version}, {kernels} on {threads} threads, {} tokens an answer",
+        "{model}, rempart {version}, {device}, {} tokens an answer",
         measured.answer_tokens
     )?;
     writeln!(
