@@ -1,6 +1,7 @@
 """`rempart plan` and `rempart bench engine`: what they tell, of files, of a configuration alone and of cards, and what they refuse.
 How well the one predicts the other is measured by benches/plan.py."""
 import json
+import os
 import re
 import subprocess
 
@@ -117,6 +118,16 @@ def test_what_is_refused_says_why(config, arguments, said):
     refused = rempart(*[config if argument == "CONFIG" else argument for argument in arguments])
     assert refused.returncode == 1
     assert said in refused.stderr
+
+
+def test_a_pipe_is_no_configuration_and_rows_are_whole_blocks(tmp_path):
+    pipe, odd = tmp_path / "pipe.json", tmp_path / "odd.json"
+    os.mkfifo(pipe)
+    odd.write_text(json.dumps(CONFIG | {"hidden_size": 4000, "head_dim": 128}), encoding="utf-8")
+    for path, said in ((pipe, "no regular file"), (odd, "rows of 4000 weights are not whole blocks of 256")):
+        refused = rempart("plan", str(path), "--card", "l4")
+        assert refused.returncode == 1
+        assert said in refused.stderr
 
 
 def test_a_configuration_that_is_none_is_named(tmp_path):

@@ -25,6 +25,10 @@ const RUNS: usize = 5;
 const SEQUENCES: usize = 8;
 const CONTEXT: usize = 1024;
 const BLOCK_SIZE: usize = 16;
+/// Numbers of keys, and of values, that are written to be read: of very wide models fewer sequences and tokens.
+const WRITTEN_MAX: usize = 64 << 20;
+/// Least share of an operation's time that is not its start.
+const SHARE_MIN: f64 = 0.1;
 /// Rows of what lies between products.
 const ELEMENT_ROWS: usize = 32;
 
@@ -99,6 +103,11 @@ fn start(activations: Activations) -> Result<f64> {
     }) / f64::from(many))
 }
 
+/// What an operation takes beside its start: of the smallest ones it is hard to tell, and something.
+fn without_start(seconds: f64, start: f64) -> f64 {
+    (seconds - start).max(SHARE_MIN * seconds)
+}
+
 /// The points of one format, on matrices of one shape that take the bytes of the whole model, or enough.
 fn products(
     product: &Product,
@@ -131,7 +140,7 @@ fn products(
                 drop(black_box(linear(&x, weight, None)));
             }
         });
-        let each = (seconds / used as f64 - start).max(0.0) / (rows * cols) as f64;
+        let each = without_start(seconds / used as f64, start) / (rows * cols) as f64;
         if points.last().is_none_or(|&(last, _)| last < n) {
             points.push((n, each));
         }
@@ -144,14 +153,16 @@ fn attention(work: &Work, chunk: usize, start: f64) -> Result<(f64, f64)> {
     let mut config = work.config().clone();
     (config.layers, config.windows) = (1, vec![None]);
     let one_layer = Work::of_shape(&config, Format::F32, work.kv_dtype);
+    let slots = (WRITTEN_MAX / config.kv_size()).max(1);
+    let sequences = (slots / CONTEXT).clamp(1, SEQUENCES);
     let decode = Step {
-        sequences: SEQUENCES,
+        sequences,
         tokens: 1,
-        context: CONTEXT,
+        context: slots.min(CONTEXT),
         sampled: false,
     };
     // Layer after layer has keys and values of its own, which no cache holds all of.
-    let blocks = SEQUENCES * CONTEXT.div_ceil(BLOCK_SIZE);
+    let blocks = sequences * decode.context.div_ceil(BLOCK_SIZE);
     let layers = WEIGHTS_BYTES_MAX / (blocks * KvCache::block_bytes(&config, BLOCK_SIZE, work.kv_dtype));
     let decoding = attend(&one_layer, decode, layers.clamp(1, work.config().layers))?;
     let prompt = Step {
@@ -161,7 +172,7 @@ fn attention(work: &Work, chunk: usize, start: f64) -> Result<(f64, f64)> {
         sampled: false,
     };
     let prefilling = attend(&one_layer, prompt, 1)?;
-    let each = |seconds: f64, parts: f64| (seconds - start).max(0.0) / parts;
+    let each = |seconds: f64, parts: f64| without_start(seconds, start) / parts;
     Ok((
         each(decoding, one_layer.kv_bytes(&decode)),
         each(prefilling, one_layer.attention(&prompt)),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use rempart_hub::store;
+use rempart_hub::{file, store};
 use rempart_kernels::{Format, Packed};
 use rempart_models::speed::{CARDS, Card, FormatRates, Product, Rates, Step, Work};
 use rempart_models::{KvDtype, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
@@ -281,16 +281,23 @@ impl Known {
             format!("--weights {weights} is not one of {}", names.join(", "))
         })?;
         let reading = || format!("reading {}", path.display());
-        let bytes = std::fs::metadata(path).with_context(reading)?.len();
-        if bytes > CONFIG_BYTES_MAX {
+        let bytes = file::read(path, CONFIG_BYTES_MAX).with_context(reading)?;
+        let Some(bytes) = bytes else {
+            bail!("{} has more than {CONFIG_BYTES_MAX} bytes", path.display());
+        };
+        let config = ModelConfig::from_json(&bytes, None).with_context(reading)?;
+        let work = Work::of_shape(&config, format, kv_dtype);
+        let block = format.block_len();
+        if let Some(part) = work
+            .products
+            .iter()
+            .find(|product| !product.cols.is_multiple_of(block))
+        {
             bail!(
-                "{} has {bytes} bytes; the limit is {CONFIG_BYTES_MAX}",
-                path.display()
+                "--weights {weights}: rows of {} weights are not whole blocks of {block}",
+                part.cols
             );
         }
-        let config = ModelConfig::from_json(&std::fs::read(path).with_context(reading)?, None)
-            .with_context(reading)?;
-        let work = Work::of_shape(&config, format, kv_dtype);
         let embedding = if config.tied_head {
             0
         } else {
@@ -336,9 +343,8 @@ impl Known {
                 first_token_s,
             }
         };
-        let fitting = BATCHES
-            .into_iter()
-            .filter(|batch| batch * context <= memory.kv_tokens());
+        let fits = |batch: &usize| batch * context <= memory.kv_tokens() && *batch <= chunk;
+        let fitting = BATCHES.into_iter().filter(fits);
         let prompts = PROMPTS.into_iter().filter(|&tokens| tokens <= context_length);
         Told {
             model: self.name.clone(),

@@ -16,6 +16,7 @@ use rempart_kernels::pool;
 use rempart_models::parallel::{Collective, Processes, Shard};
 use rempart_models::{KvCache, LoadOptions, ModelFiles, Steps};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::choose_kernels;
 use crate::config::{Activations, KvDtype};
@@ -183,6 +184,7 @@ fn receive(from: &mut UnixStream) -> anyhow::Result<Task> {
 pub fn run() -> anyhow::Result<()> {
     // A core would hold what is asked and answered.
     rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
+    let _asked_to_end = stay()?;
     let mut first = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let Task { rank, setup } = receive(&mut first).context("a rank is started by a server alone")?;
     let shard = Shard::new(rank, setup.ranks)?;
@@ -192,6 +194,25 @@ pub fn run() -> anyhow::Result<()> {
         processes.stop(&format!("{error:#}"));
     }
     followed
+}
+
+/// Has signals that ask a process to end do nothing: a service manager sends them to all, and the first rank, which drains, needs the
+/// others until its last answer. They end with their socket.
+fn stay() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let entered = runtime.enter();
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        // Once it was listened to, a signal never ends the process again.
+        signal(kind)?;
+    }
+    drop(entered);
+    Ok(runtime)
 }
 
 fn follow(setup: &Setup, processes: &Arc<Processes>) -> anyhow::Result<()> {
