@@ -136,6 +136,19 @@ def test_ranks_end_with_a_signal_and_are_confined():
         assert secret not in server.log.read_text(encoding="utf-8")
 
 
+def test_a_signal_to_all_lets_the_last_answer_end():
+    """As a service manager sends it, which knows of processes and not of ranks."""
+    with ranks(2, "all") as server, make_client(server) as client:
+        server.wait_ready(READY_S)
+        model = client.models.list().data[0].id
+        pieces = client.completions.create(model=model, prompt=PROMPTS[0], max_tokens=60, stream=True, extra_body={"ignore_eos": True})
+        next(pieces)
+        for pid in (*children(server.pid), server.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert list(pieces)[-1].choices[0].finish_reason == "length"
+        assert server.process.wait(SOON_S) == 0
+
+
 def test_what_cannot_be_divided_is_refused_with_what_can():
     with ranks(10, "refused") as server:
         assert server.process.wait(READY_S) != 0

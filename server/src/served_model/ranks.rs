@@ -209,7 +209,7 @@ fn stay() -> anyhow::Result<tokio::runtime::Runtime> {
         SignalKind::hangup(),
     ] {
         // Once it was listened to, a signal never ends the process again.
-        signal(kind)?;
+        drop(signal(kind)?);
     }
     drop(entered);
     Ok(runtime)
