@@ -47,9 +47,9 @@ const MASK_FUEL_MAX: u64 = 50_000;
 const MASK_ITEMS_MAX: usize = 2_000;
 /// Ways in which a text may be read at one place.
 const ROW_ITEMS_MAX: usize = 500;
-/// White space between two parts of JSON: a blank or a new line, with deep indentation. No empty lines: small models that may
-/// write them write little else, and use up their tokens before the document ends.
-const JSON_WHITE_SPACE: &str = r"[\x20\x09]{1,64}|\x0D?\x0A[\x20\x09]{0,64}";
+/// White space between two parts of JSON: a blank, or a new line with deep indentation. No more: small models that may write it
+/// write little else, and use up their tokens before the document ends.
+const JSON_WHITE_SPACE: &str = r"\x20|\x0D?\x0A(\x20{0,32}|\x09{0,16})";
 /// Characters of what the compiler says that a client is told.
 const MESSAGE_MAX: usize = 300;
 
