@@ -15,6 +15,7 @@ from lib import shim
 
 # Tests of kernels without a fault, which pass with all of their cases elsewhere.
 SOUND_CASES = 25
+# For the tests of each kernel: a fault may keep one waiting for ever.
 TIMEOUT_S = 120
 
 
@@ -102,7 +103,7 @@ class Bench:
         environment = os.environ | shim.settings(library, address)
         if cases:
             environment["REMPART_KERNEL_CASES"] = str(cases)
-        command = ["timeout", str(TIMEOUT_S), self.program, "--exact", "--test-threads=1", *(place[2] for place in places)]
+        command = ["timeout", str(TIMEOUT_S * len(kernels)), self.program, "--exact", "--test-threads=1", *(place[2] for place in places)]
         done = shim.call(command, env=environment)
         began = re.search(r"^running (\d+) tests?$", done.stdout, re.MULTILINE)
         shutil.rmtree(work)

@@ -1,14 +1,17 @@
 """The CUDA kernels as machine code of every generation that is served, and what of a multiprocessor each of them takes.
 
-A kernel that keeps registers in memory ("spills") is an error.
+A kernel that keeps registers in memory ("spills") is an error, and so is one that takes something else than is written down.
 """
 import concurrent.futures
 import dataclasses
+import difflib
 import os
 import re
 import subprocess
 
 GENERATIONS = (80, 86, 89, 90, 100, 120)
+# What is written down, relative to the repository.
+TABLE = "kernels/cuda/resources.txt"
 HEADER = """\
 # What a kernel takes, by the compiler of CUDA 13.0: registers of a thread / bytes of shared memory that the kernel itself
 # declares / bytes of local memory of a thread, which are arrays that are indexed at run time (those of sines' large arguments).
@@ -69,17 +72,30 @@ def table(resources):
     return HEADER + "\n".join(lines) + "\n"
 
 
-def check(nvcc, repo, folder, say):
-    """Compiles for all generations; says what each kernel takes, and which spill. Returns how many do."""
+def differences(written, found):
+    """The lines of a table that are not as they are written, both."""
+    lines = difflib.unified_diff(written.splitlines(), found.splitlines(), lineterm="", n=0)
+    return [line for line in lines if re.match(r"[-+][a-z]", line)]
+
+
+def check(nvcc, repo, folder, write, say):
+    """Compiles for all generations; says which kernels spill, and what of the table is not as it is written down, or writes it.
+    Returns how many errors there are."""
     folder.mkdir(parents=True, exist_ok=True)
-    resources, bad = {}, set()
+    resources, spills = {}, 0
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
         reports = list(pool.map(lambda generation: compile_for(generation, nvcc, repo, folder), GENERATIONS))
     for generation, report in zip(GENERATIONS, reports, strict=True):
         resources[generation], spilling = read(report)
         for name in spilling:
             say(f"error: {name} spills on sm_{generation}")
-            bad.add((name, generation))
-    say(table(resources))
-    say(f"{sum(map(len, resources.values()))} kernels of {len(GENERATIONS)} generations, {len(bad)} spill")
-    return len(bad)
+        spills += len(spilling)
+    file = repo / TABLE
+    if write:
+        file.write_text(table(resources), encoding="utf-8")
+    changed = differences(file.read_text(encoding="utf-8") if file.is_file() else "", table(resources))
+    for line in changed:
+        say(line)
+    say(f"{sum(map(len, resources.values()))} kernels of {len(GENERATIONS)} generations: {spills} spill, "
+        f"{len(changed)} lines are not those of {TABLE}")
+    return spills + len(changed)

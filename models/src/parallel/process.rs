@@ -115,7 +115,7 @@ impl Processes {
         self.exchange(|links| {
             links.limit(None).map_err(|error| (0, error.into()))?;
             let [first] = links.streams.as_mut_slice() else {
-                return Err((0, Unexpected::Other("no step: it gives them")));
+                return Err((0, Unexpected::Own("the first rank takes no steps: it gives them")));
             };
             let step = match frame::read_step(first, &mut links.buffer) {
                 Ok(step) => step,
@@ -151,6 +151,7 @@ impl Processes {
             // The first rank's sockets are those of ranks 1, 2, …
             let rank = if self.shard.leads() { at + 1 } else { 0 };
             let reason = match error {
+                Unexpected::Own(what) => what.to_owned(),
                 Unexpected::Stopped(reason) => format!("rank {rank} failed: {reason}"),
                 Unexpected::Other(what) => format!("rank {rank} sent {what}"),
                 Unexpected::Io(error) => match error.kind() {
@@ -277,7 +278,10 @@ impl Links {
         let columns: usize = widths.iter().sum();
         let mut all = vec![0.0; n * columns];
         if own.len() != n * widths[0] {
-            return Err((0, Unexpected::Other("columns for a part of another width")));
+            return Err((
+                0,
+                Unexpected::Own("the first rank's columns are not as wide as its part"),
+            ));
         }
         for (row, own) in all.chunks_exact_mut(columns).zip(own.chunks_exact(widths[0])) {
             row[..widths[0]].copy_from_slice(own);

@@ -21,7 +21,10 @@ use crate::metrics::Rejection;
 
 /// When a place may be free again, in seconds.
 const RETRY_AFTER_S: u64 = 1;
-const RECORDED: HeaderName = HeaderName::from_static("x-rempart-recorded");
+/// Says what of a request is recorded, where anything is.
+pub(crate) const RECORDED: HeaderName = HeaderName::from_static("x-rempart-recorded");
+/// What it says: content, a keyed hash of the prompt, or both.
+pub(crate) const RECORDED_WORDS: [&str; 3] = ["content", "fingerprint", "content, fingerprint"];
 const REQUESTS: [&str; 3] = [
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
@@ -81,10 +84,11 @@ pub async fn account(
 
 /// What of the request is recorded, for whoever reads the answer.
 fn told(recording: &Recording) -> &'static str {
+    let [content, fingerprint, both] = RECORDED_WORDS;
     match (recording.reader.is_some(), recording.fingerprints) {
-        (true, true) => "content, fingerprint",
-        (true, false) => "content",
-        (false, _) => "fingerprint",
+        (true, true) => both,
+        (true, false) => content,
+        (false, _) => fingerprint,
     }
 }
 

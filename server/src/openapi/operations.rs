@@ -12,6 +12,7 @@ use utoipa::openapi::security::{
 
 use super::schema::{AnySchema, Fields, any_of, event, integer, json, named, string, told, word};
 use crate::encoder_thread::RETRY_AFTER_MAX_S;
+use crate::http::account::{RECORDED, RECORDED_WORDS};
 use crate::http::authorize::{ADMIN_NEEDS, NEEDS, Need};
 
 const JSON: &str = "application/json";
@@ -140,6 +141,8 @@ pub(super) struct Call {
     path: &'static str,
     pub(super) operation: OperationBuilder,
     shape: Shape,
+    /// Whether it uses a model, so that limits hold for it and it may be recorded.
+    metered: bool,
 }
 
 impl Call {
@@ -169,6 +172,7 @@ impl Call {
             path,
             operation,
             shape,
+            metered: false,
         };
         // These can befall any request.
         call.fails(&[400, 403, 431, 500]).asks_for_a_key()
@@ -213,6 +217,7 @@ impl Call {
         let mut call = Self::new(HttpMethod::Post, path, tag, summary).fails(&[404, 408, 413, 415, 503, 504]);
         if METERED.contains(&tag) {
             call = call.fails(&[429]);
+            call.metered = true;
         }
         call.operation = call.operation.request_body(Some(body.build()));
         call
@@ -235,7 +240,15 @@ impl Call {
         )
     }
 
-    fn responds(mut self, status: &str, response: ResponseBuilder) -> Self {
+    fn responds(mut self, status: &str, mut response: ResponseBuilder) -> Self {
+        if self.metered {
+            let recorded = HeaderBuilder::new()
+                .schema(Some(word(&RECORDED_WORDS)))
+                .description(Some(
+                    "What of the request is recorded, where its project has that.",
+                ));
+            response = response.header(RECORDED.as_str(), recorded.build());
+        }
         self.operation = self.operation.response(status, response.build());
         self
     }

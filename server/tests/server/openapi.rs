@@ -237,6 +237,23 @@ async fn who_makes_a_request_is_described() {
 }
 
 #[tokio::test]
+async fn what_may_be_recorded_says_so() {
+    let server = TestServer::start(&[]).await;
+    let document = document(&server).await;
+    let mut metered = 0;
+    for (path, calls) in document["paths"].as_object().unwrap() {
+        for (method, call) in calls.as_object().unwrap() {
+            let header = &call["responses"]["200"]["headers"]["x-rempart-recorded"];
+            // Limits are for the same requests.
+            let uses_a_model = call["responses"].get("429").is_some();
+            assert_eq!(header.is_object(), uses_a_model, "{method} {path}");
+            metered += usize::from(uses_a_model);
+        }
+    }
+    assert!(metered >= 8, "{metered}");
+}
+
+#[tokio::test]
 async fn the_document_has_what_the_page_has() {
     let server = TestServer::saying(None, SCRIPT, &[]).await;
     let document = document(&server).await;

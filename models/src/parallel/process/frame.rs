@@ -31,7 +31,10 @@ pub(super) enum Unexpected {
     Io(io::Error),
     /// The other side has failed, and says why.
     Stopped(String),
+    /// What the other side sent.
     Other(&'static str),
+    /// What is wrong on this side.
+    Own(&'static str),
 }
 
 impl From<io::Error> for Unexpected {
