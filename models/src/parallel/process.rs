@@ -150,7 +150,7 @@ impl Processes {
         work(&mut links).map_err(|(at, error)| {
             // The first rank's sockets are those of ranks 1, 2, …
             let rank = if self.shard.leads() { at + 1 } else { 0 };
-            let reason = match error {
+            let reason = match links.told(at, error) {
                 Unexpected::Own(what) => what.to_owned(),
                 Unexpected::Stopped(reason) => format!("rank {rank} failed: {reason}"),
                 Unexpected::Other(what) => format!("rank {rank} sent {what}"),
@@ -240,6 +240,21 @@ impl Links {
             stream.set_read_timeout(timeout)?;
             stream.set_write_timeout(Some(self.timeout))
         })
+    }
+
+    /// What ended the exchange: who closed their socket, so that it can't be written to, may have said why before.
+    fn told(&mut self, at: usize, error: Unexpected) -> Unexpected {
+        if let Unexpected::Io(closed) = &error
+            && matches!(
+                closed.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            )
+            && let Some(stream) = self.streams.get_mut(at)
+            && let Err(reason @ Unexpected::Stopped(_)) = frame::read_stop(stream, &mut self.buffer)
+        {
+            return reason;
+        }
+        error
     }
 
     /// Sends what is in the buffer to all others.

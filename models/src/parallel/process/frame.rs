@@ -101,6 +101,11 @@ pub(super) fn read_step(from: &mut impl Read, buffer: &mut Vec<u8>) -> Result<St
     StepInput::decode(buffer).ok_or(Unexpected::Other("a step that is cut off"))
 }
 
+/// Reads why the other side has failed, where that is what it said last.
+pub(super) fn read_stop(from: &mut impl Read, buffer: &mut Vec<u8>) -> Result<(), Unexpected> {
+    read(from, buffer, Kind::Stop, 0).map(drop)
+}
+
 /// Reads a frame of one kind with at most `bytes_max` into `buffer`, and returns how many bytes it has.
 fn read(
     from: &mut impl Read,
