@@ -377,7 +377,7 @@ template <int D, bool CAPPED> DEVICE void attend_many(const AttentionArgs& a) {
 
 // Bounds of attend_many by the width of heads. For a data centre's Blackwell the compiler, left alone, keeps registers of heads
 // of 64 in memory; told to leave room for three blocks it does not. For others it is the other way round.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1100
 #define MANY_BOUNDS_64 128, 3
 #else
 #define MANY_BOUNDS_64 128

@@ -59,17 +59,13 @@ impl Steps {
     /// As [`Model::forward`]. The next step may write the result again.
     ///
     /// # Errors
-    /// As [`Model::forward`]; where ranks share the model, no further step is computed then.
+    /// As [`Model::forward`].
     pub fn forward(&mut self, input: &ForwardInput<'_>) -> Result<Tensor> {
         if let Some(ranks) = &self.ranks {
             debug_assert!(ranks.shard().leads(), "only the first rank gives steps");
             ranks.give(input)?;
-            // What ranks exchange is not recorded. The others are in the middle of a step that fails here: they could tell no part of
-            // the next from the rest of this.
-            return self
-                .model
-                .forward(input, &self.kv)
-                .inspect_err(|error| ranks.stop(&error.to_string()));
+            // What ranks exchange is not recorded.
+            return self.model.forward(input, &self.kv);
         }
         let arrays = StepArrays {
             tokens: input.tokens,
@@ -85,72 +81,5 @@ impl Steps {
             }
         }
         self.model.forward(input, &self.kv)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-    use std::thread;
-    use std::time::{Duration, Instant};
-
-    use super::*;
-    use crate::config::tests::tiny;
-    use crate::parallel::{Collective, Shard};
-    use crate::{Error, KvDtype};
-
-    const LONG: Duration = Duration::from_mins(1);
-    const BLOCK_SIZE: usize = 16;
-
-    /// Fails after its ranks have added up `sums` times.
-    struct Failing {
-        ranks: Arc<Processes>,
-        sums: usize,
-    }
-
-    impl Model for Failing {
-        fn forward(&self, _: &ForwardInput<'_>, _: &KvCache) -> Result<Tensor> {
-            let x = Tensor::zeros((1, 4), candle_core::DType::F32, &Device::Cpu)?;
-            for _ in 0..self.sums {
-                self.ranks.all_reduce(&x)?;
-            }
-            Err(Error::from(candle_core::Error::Msg("no memory".to_owned())))
-        }
-    }
-
-    #[test]
-    fn a_step_that_fails_at_the_first_rank_ends_the_others_in_theirs() {
-        let (first, other) = UnixStream::pair().unwrap();
-        let first = Arc::new(Processes::first(vec![first], LONG).unwrap());
-        let other = Arc::new(Processes::other(Shard::new(1, 2).unwrap(), other, LONG).unwrap());
-        let steps = |ranks: &Arc<Processes>, sums| {
-            let ranks = Arc::clone(ranks);
-            let kv = KvCache::new(&tiny(), 1, BLOCK_SIZE, KvDtype::F32, &Device::Cpu).unwrap();
-            let model = Box::new(Failing {
-                ranks: Arc::clone(&ranks),
-                sums,
-            });
-            Steps::new(model, kv, &tiny(), &Device::Cpu).with_ranks(ranks)
-        };
-        let (mut leading, mut following) = (steps(&first, 1), steps(&other, 2));
-        let began = Instant::now();
-        let input = ForwardInput {
-            tokens: &[],
-            positions: &[],
-            slots: &[],
-            rows: &[],
-            logits: &[],
-        };
-        let (own, told) = thread::scope(|scope| {
-            let followed = scope.spawn(move || following.follow().unwrap_err().to_string());
-            let own = leading.forward(&input).unwrap_err().to_string();
-            (own, followed.join().unwrap())
-        });
-        assert!(own.contains("no memory"), "{own}");
-        assert!(
-            told.contains("rank 0 failed") && told.contains("no memory"),
-            "{told}"
-        );
-        assert!(first.is_stopped() && began.elapsed() < LONG / 2);
     }
 }

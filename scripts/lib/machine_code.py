@@ -4,7 +4,6 @@ A kernel that keeps registers in memory ("spills") is an error, and so is one th
 """
 import concurrent.futures
 import dataclasses
-import difflib
 import os
 import re
 import subprocess
@@ -65,22 +64,24 @@ def read(text):
 def table(resources):
     """A line a kernel, a column a generation."""
     rows = [["kernel", *(f"sm_{generation}" for generation in GENERATIONS)]]
-    for name in sorted(resources[GENERATIONS[0]]):
-        rows.append([name, *(str(resources[generation][name]) for generation in GENERATIONS)])
+    for name in sorted(set().union(*resources.values())):
+        rows.append([name, *(str(resources[generation].get(name, "none")) for generation in GENERATIONS)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return HEADER + "\n".join(lines) + "\n"
 
 
 def differences(written, found):
-    """The lines of a table that are not as they are written, both."""
-    lines = difflib.unified_diff(written.splitlines(), found.splitlines(), lineterm="", n=0)
-    return [line for line in lines if re.match(r"[-+][a-z]", line)]
+    """What differs between two tables, a line each, however wide their columns are."""
+    written, found = ({cells[0]: cells[1:] for line in text.splitlines() if (cells := line.split()) and cells[0] != "#"}
+                      for text in (written, found))
+    return [f"{name}: {' '.join(found.get(name, ['none']))}, written down {' '.join(written.get(name, ['none']))}"
+            for name in sorted(written.keys() | found.keys()) if written.get(name) != found.get(name)]
 
 
 def check(nvcc, repo, folder, write, say):
-    """Compiles for all generations; says which kernels spill, and what of the table is not as it is written down, or writes it.
-    Returns how many errors there are."""
+    """Compiles for all generations; says which kernels spill, and which take something else than is written down, or writes it
+    down. Returns how many errors there are."""
     folder.mkdir(parents=True, exist_ok=True)
     resources, spills = {}, 0
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
@@ -91,11 +92,13 @@ def check(nvcc, repo, folder, write, say):
             say(f"error: {name} spills on sm_{generation}")
         spills += len(spilling)
     file = repo / TABLE
-    if write:
-        file.write_text(table(resources), encoding="utf-8")
     changed = differences(file.read_text(encoding="utf-8") if file.is_file() else "", table(resources))
     for line in changed:
         say(line)
-    say(f"{sum(map(len, resources.values()))} kernels of {len(GENERATIONS)} generations: {spills} spill, "
-        f"{len(changed)} lines are not those of {TABLE}")
+    compiled = f"{sum(map(len, resources.values()))} kernels of {len(GENERATIONS)} generations: {spills} spill"
+    if write:
+        file.write_text(table(resources), encoding="utf-8")
+        say(f"{compiled}; {len(changed)} lines of {TABLE} are new")
+        return spills
+    say(f"{compiled}; {len(changed)} are not as in {TABLE}")
     return spills + len(changed)

@@ -132,9 +132,6 @@ pub(super) fn error(shape: Shape, status: u16, what: &str) -> (String, Response)
     (shape.response(status), response.build())
 }
 
-/// What limits hold for.
-const METERED: [&str; 2] = ["Text", "Vectors and ranks"];
-
 /// One way to call the server.
 pub(super) struct Call {
     method: HttpMethod,
@@ -215,12 +212,17 @@ impl Call {
             .required(Some(Required::True))
             .content(JSON, content);
         let mut call = Self::new(HttpMethod::Post, path, tag, summary).fails(&[404, 408, 413, 415, 503, 504]);
-        if METERED.contains(&tag) {
-            call = call.fails(&[429]);
-            call.metered = true;
-        }
         call.operation = call.operation.request_body(Some(body.build()));
         call
+    }
+
+    /// One that uses a model, as the layer [`account`](crate::http::account::account) is around it.
+    fn using(path: &'static str, tag: &str, summary: &str, body: &str) -> Self {
+        let call = Self::post(path, tag, summary, body).fails(&[429]);
+        Self {
+            metered: true,
+            ..call
+        }
     }
 
     pub(super) fn fails(mut self, statuses: &[u16]) -> Self {
@@ -325,21 +327,21 @@ fn generating() -> Vec<Call> {
                      each has a `sequence_number`.";
     let count = "How many tokens a request has, without an answer";
     vec![
-        Call::post(
+        Call::using(
             "/v1/chat/completions",
             TAG,
             "An answer in a conversation",
             "ChatRequest",
         )
         .streams("ChatCompletion", chunks("ChatChunk")),
-        Call::post(
+        Call::using(
             "/v1/completions",
             TAG,
             "What follows on a text",
             "CompletionRequest",
         )
         .streams("Completion", chunks("CompletionChunk")),
-        Call::post(
+        Call::using(
             "/v1/responses",
             TAG,
             "An answer made of items, which may be kept",
@@ -348,7 +350,7 @@ fn generating() -> Vec<Call> {
         .streams("Response", (responses, typed())),
         Call::post("/v1/responses/input_tokens", TAG, count, "ResponsesRequest")
             .answers("ResponseInputTokens"),
-        Call::post(
+        Call::using(
             "/v1/messages",
             TAG,
             "An answer in a conversation, as Anthropic has it",
@@ -364,12 +366,12 @@ fn encoding() -> Vec<Call> {
     let rerank = "Documents in the order of their relevance";
     let score = "How well pairs of texts fit";
     vec![
-        Call::post("/v1/embeddings", TAG, "Vectors of texts", "EmbeddingsRequest").answers("Embeddings"),
-        Call::post("/v1/rerank", TAG, rerank, "RerankRequest").answers("Reranked"),
-        Call::post("/rerank", TAG, rerank, "RerankRequest").answers("Reranked"),
-        Call::post("/v2/rerank", TAG, rerank, "RerankV2Request").answers("Reranked"),
-        Call::post("/v1/score", TAG, score, "ScoreRequest").answers("Scores"),
-        Call::post("/score", TAG, score, "ScoreRequest").answers("Scores"),
+        Call::using("/v1/embeddings", TAG, "Vectors of texts", "EmbeddingsRequest").answers("Embeddings"),
+        Call::using("/v1/rerank", TAG, rerank, "RerankRequest").answers("Reranked"),
+        Call::using("/rerank", TAG, rerank, "RerankRequest").answers("Reranked"),
+        Call::using("/v2/rerank", TAG, rerank, "RerankV2Request").answers("Reranked"),
+        Call::using("/v1/score", TAG, score, "ScoreRequest").answers("Scores"),
+        Call::using("/score", TAG, score, "ScoreRequest").answers("Scores"),
     ]
 }
 
