@@ -29,6 +29,18 @@ VARIABLES = {"__rate_interval": "1m", "__range": "1m", "job": "rempart", "instan
 # Begins with the first failure, of what is tried once an hour: known by the source.
 UNSEEN = "rempart_retention_failures_total"
 FIRING = {"RempartAuditNotCheckpointed", "RempartLoginKeysRefused"}
+# What the load has done, where a series that is there and stays at 0 would be wrong.
+DONE = (
+    "model:requests:rate5m", "model:prompt_tokens:rate5m", "model:generation_tokens:rate5m",
+    "model:prefix_cache_hits:ratio_rate5m", "instance:http_errors:ratio_rate5m",
+    # One project asks, and may fill half of the queue.
+    'instance:rejections:rate5m{reason="project_queue"}',
+    "rate(vllm:prompt_tokens_cached_total[1m])", "rate(vllm:spec_decode_num_draft_tokens_total[1m])",
+    "rate(rempart_encoder_tokens_total[1m])", "rate(rempart_usage_rows_total[1m])",
+    'http_requests_total{status="429"}', "rempart_access_denied_total", "rempart_limited_total", "rempart_audit_checkpoint_failures_total",
+    'rempart_oidc_reloads_total{result="failure"}', "rempart_tls_handshakes_failed_total",
+    "max_over_time(vllm:num_requests_running[1m])", "max_over_time(vllm:num_requests_waiting[1m])",
+    "max_over_time(rempart_queue_requests[1m])", "max_over_time(vllm:kv_cache_usage_perc[1m])")
 
 
 def rempart(*arguments):
@@ -211,6 +223,11 @@ def test_each_rule_has_what_it_reads(watching):
         assert read, name
         missing += [(name, selector) for selector in read if selector != UNSEEN and not watching.series(selector)]
     assert not missing
+
+
+@pytest.mark.parametrize("expression", DONE)
+def test_what_was_done_is_counted(watching, expression):
+    assert any(value > 0 for _, value in watching.series(expression))
 
 
 def test_what_does_not_exist_is_missed(watching):
