@@ -37,10 +37,11 @@ DONE = (
     'instance:rejections:rate5m{reason="project_queue"}',
     "rate(vllm:prompt_tokens_cached_total[1m])", "rate(vllm:spec_decode_num_draft_tokens_total[1m])",
     "rate(rempart_encoder_tokens_total[1m])", "rate(rempart_usage_rows_total[1m])",
-    'http_requests_total{status="429"}', "rempart_access_denied_total", "rempart_limited_total", "rempart_audit_checkpoint_failures_total",
-    'rempart_oidc_reloads_total{result="failure"}', "rempart_tls_handshakes_failed_total",
-    "max_over_time(vllm:num_requests_running[1m])", "max_over_time(vllm:num_requests_waiting[1m])",
-    "max_over_time(rempart_queue_requests[1m])", "max_over_time(vllm:kv_cache_usage_perc[1m])")
+    'http_requests_total{status="429"}', "rempart_access_denied_total", "rempart_limited_total",
+    "rempart_audit_checkpoint_failures_total", 'rempart_oidc_reloads_total{result="failure"}',
+    "rempart_tls_handshakes_failed_total", "max_over_time(vllm:num_requests_running[1m])",
+    "max_over_time(vllm:num_requests_waiting[1m])", "max_over_time(rempart_queue_requests[1m])",
+    "max_over_time(vllm:kv_cache_usage_perc[1m])")
 
 
 def rempart(*arguments):
