@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::{Error, parts};
+use super::Error;
 
 /// How long a lock of another process is waited for.
 pub(super) const WAIT: Duration = Duration::from_secs(5);
@@ -127,9 +127,9 @@ impl Database {
         })
     }
 
-    /// What a connection is told first.
-    pub(super) fn settings(&self, durable: Durable) -> String {
-        let (wait, silent) = (WAIT.as_millis(), SILENT_MAX.as_millis());
+    /// What a connection is told first, that waits for a lock for so long.
+    pub(super) fn settings(&self, durable: Durable, wait: Duration) -> String {
+        let (wait, silent) = (wait.as_millis(), SILENT_MAX.as_millis());
         match self {
             Self::File(_) => {
                 let synced = match durable {
@@ -147,15 +147,6 @@ impl Database {
                  SET idle_in_transaction_session_timeout = {silent}"
             ),
         }
-    }
-
-    /// What a connection is told that rows of usage are written by.
-    pub(super) fn settings_of_usage(&self) -> String {
-        let mut settings = self.settings(Durable::AtEverySync);
-        if matches!(self, Self::File(_)) {
-            settings.push_str(&parts::one_row_view());
-        }
-        settings
     }
 
     /// Begins a change.

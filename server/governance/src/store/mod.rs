@@ -5,10 +5,12 @@ mod audit;
 mod backup;
 mod content;
 mod database;
+mod direct;
 mod keys;
 mod leases;
 mod limits;
 mod members;
+mod migrations;
 mod parts;
 mod people;
 mod projects;
@@ -60,6 +62,9 @@ const CONNECTIONS_MAX: u32 = 4;
 pub enum Error {
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+    /// The same of a row that was written directly.
+    #[error("the database failed")]
+    Direct(#[from] rusqlite::Error),
     #[error("the database can't be brought up to date")]
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("the file can't be used")]
@@ -151,7 +156,7 @@ impl Store {
         };
         let mut options: AnyConnectOptions = database.url()?.parse()?;
         options = options.disable_statement_logging();
-        let whole = || database.settings(Durable::AtEveryCommit);
+        let whole = || database.settings(Durable::AtEveryCommit, WAIT);
         let pool = pool_of(CONNECTIONS_MAX, whole())
             .connect_with(options.clone())
             .await?;
@@ -161,10 +166,11 @@ impl Store {
             Database::Server(_) => pool_of(1, whole()),
         };
         let changes = changes.connect_lazy_with(options.clone());
+        let of_usage = database.settings(Durable::AtEverySync, WAIT);
         let store = Self {
             pool,
             changes,
-            usage: pool_of_one_use(database.settings_of_usage()).connect_lazy_with(options.clone()),
+            usage: pool_of_one_use(of_usage).connect_lazy_with(options.clone()),
             leases: pool_of(1, whole()).connect_lazy_with(options.clone()),
             reports: pool_of(1, whole()).connect_lazy_with(options.clone()),
             looks: pool_of(1, whole()).connect_lazy_with(options),
@@ -212,12 +218,12 @@ impl Store {
     async fn migrate(&self, file: Option<File>) -> Result<(), Error> {
         let Some(file) = file else {
             // A server has a lock for this, which the migration takes.
-            return Ok(sqlx::migrate!().run(&self.pool).await?);
+            return Ok(migrations::migrator().run(&self.pool).await?);
         };
         // The database's own locks are of another kind.
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
         let file = locked.map_err(std::io::Error::other)??;
-        let migrated = sqlx::migrate!().run(&self.pool).await;
+        let migrated = migrations::migrator().run(&self.pool).await;
         file.unlock()?;
         // It stays open for as long as the process lives: to close any descriptor of a file takes all POSIX locks on it from the
         // process, the database's own, too, and others would take its log away.

@@ -11,8 +11,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, Connection as _, Row as _, Transaction};
 
 use super::content::deletions;
+use super::direct::Direct;
 use super::leases::{self, Counts};
-use super::parts::{Part, put, put_at_once};
+use super::parts::{Part, put};
 use super::{Database, Error, Store, now_ms};
 use crate::content::Content;
 use crate::usage::{HOUR_S, UsageBatch, UsageEvent, UsageTotal};
@@ -39,6 +40,7 @@ const OF_ROWS: &str = "SELECT at / $1 * $1, project, api_key, model, endpoint, \
 /// Writes what was used. A row that was written outlives the process at once, and a loss of power after [`Store::sync_log`].
 pub struct UsageWriter {
     store: Store,
+    direct: Direct,
     /// Kept from batch to batch, unless one failed.
     connection: Option<PoolConnection<Any>>,
     /// Whether the last batch may have been written, although that could not be told.
@@ -75,6 +77,7 @@ pub(super) type Of<'a> = (i64, &'a str, &'a str, &'a str, &'a str);
 impl UsageWriter {
     pub fn new(store: Store) -> Self {
         Self {
+            direct: Direct::of(&store),
             store,
             connection: None,
             in_doubt: false,
@@ -101,13 +104,31 @@ impl UsageWriter {
     /// # Errors
     /// As [`UsageWriter::write`].
     pub async fn write_all(&mut self, usage: Usage<'_>) -> Result<(), Error> {
-        if let Some(last) = self.last.take()
-            && self.try_write(usage, Some(last)).await.is_ok()
-        {
-            return Ok(());
+        if let Some(last) = self.last.take() {
+            let written = self.write_here(usage, &last);
+            if let Ok(new @ Some(_)) = written {
+                self.last = new;
+                return Ok(());
+            }
+            if written.is_ok() && self.try_write(usage, Some(last)).await.is_ok() {
+                return Ok(());
+            }
         }
         // Another process may have written since.
         self.try_write(usage, None).await
+    }
+
+    /// Writes few rows behind a batch that is known to be the last, on this thread; the batch, unless it is not the time for that.
+    fn write_here(&mut self, usage: Usage<'_>, last: &UsageBatch) -> Result<Option<UsageBatch>, Error> {
+        // Of records it is looked whether they were deleted meanwhile.
+        if self.in_doubt || !usage.records.is_empty() {
+            return Ok(None);
+        }
+        self.store.check_file()?;
+        let new = behind(Some(last), usage.rows);
+        let written = self.direct.put(&parts(&new, usage.rows, &[]));
+        self.in_doubt = written.is_err();
+        Ok(written?.then_some(new))
     }
 
     /// Writes rows behind a batch that is known to be the last, or behind the last there is.
@@ -148,13 +169,6 @@ async fn write(
     last: Option<UsageBatch>,
     in_doubt: bool,
 ) -> Result<Option<UsageBatch>, Error> {
-    // Of records it is looked whether they were deleted meanwhile.
-    if let Some(last) = last.as_ref().filter(|_| !in_doubt && usage.records.is_empty()) {
-        let new = behind(Some(last), usage.rows);
-        if put_at_once(connection, database, &parts(&new, usage.rows, &[])).await? {
-            return Ok(Some(new));
-        }
-    }
     let mut change = connection.begin_with(database.begin()).await?;
     if let Some(lock) = database.lock_usage() {
         sqlx::query(lock).fetch_one(&mut *change).await?;

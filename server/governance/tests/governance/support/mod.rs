@@ -1,5 +1,4 @@
 //! A database for one test: an SQLite file, or a PostgreSQL server of its own.
-#![allow(dead_code, reason = "not every test uses all of it")]
 
 mod postgres;
 pub(crate) mod recorded;
@@ -129,7 +128,6 @@ pub(crate) async fn key(store: &Store, project: &str, role: Role) -> NewKey {
 }
 
 /// Has each of these run on either kind of database.
-#[macro_export]
 macro_rules! on_both {
     ($($name:ident)*) => {
         $(

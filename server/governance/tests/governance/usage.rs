@@ -1,7 +1,4 @@
 //! What was used, in a file and on a server.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +6,7 @@ use std::time::Duration;
 use rempart_governance::{Error, Noted, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
 use sqlx::Connection as _;
 
-use support::Place;
+use crate::support::Place;
 
 on_both! {
     what_was_used_is_summed_and_proven
@@ -203,4 +200,53 @@ async fn a_batch_that_was_there_after_all_keeps_nobody_waiting(place: Place) {
     let next = tokio::time::timeout(Duration::from_secs(2), writers[1].write(&[used(3)])).await;
     next.expect("nobody holds the lock").unwrap();
     assert_eq!(proven(&store).await.unwrap(), 2);
+}
+
+/// Rows that go alone are written past the driver, whose connection keeps the log short in turns.
+#[tokio::test]
+async fn the_log_of_a_file_stays_short_however_many_rows_go_alone() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    for at in 0..3_000 {
+        writer.write(&[used(at)]).await.unwrap();
+    }
+    assert_eq!(proven(&store).await.unwrap(), 3_000);
+    let log = std::fs::metadata(place.folder().join("rempart.db-wal"))
+        .unwrap()
+        .len();
+    // They are 50 MiB and more, where nobody does so.
+    assert!(log < 20 << 20, "{log} bytes");
+    drop(writer);
+    store.close().await;
+    let left = std::fs::read_dir(place.folder()).unwrap().count();
+    assert_eq!(left, 1, "closed, it is one file");
+}
+
+#[tokio::test]
+async fn a_row_waits_for_whoever_writes_to_the_file() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    for at in 0..4 {
+        writer.write(&[used(at)]).await.unwrap();
+    }
+    let mut other =
+        sqlx::AnyConnection::connect(&format!("sqlite://{}/rempart.db", place.folder().display()))
+            .await
+            .unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let waits = Duration::from_millis(300);
+    let row = [used(4)];
+    let (written, released) = tokio::join!(writer.write(&row), async {
+        tokio::time::sleep(waits).await;
+        sqlx::raw_sql("COMMIT").execute(&mut other).await
+    });
+    released.unwrap();
+    written.unwrap();
+    writer.write(&[used(5)]).await.unwrap();
+    assert_eq!(proven(&store).await.unwrap(), 6);
 }

@@ -1,14 +1,11 @@
 //! People, programs and what is theirs.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use rempart_governance::{
     Actor, AuditQuery, Checkpoint, Database, Denied, Error, NewKey, NewKeyRequest, Person, Project, Role,
     Secret, Store, now_s, verify,
 };
 
-use support::{Place, key};
+use crate::support::{Place, key};
 
 on_both! {
     a_leaver_has_no_access_from_then_on

@@ -1,15 +1,12 @@
 //! What was asked and answered, recorded in a file and on a server.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use rempart_governance::{
     BrokenContent, ContentQuery, DAY_S, Error, NewKeyRequest, Policy, ReaderKey, Recording, Role, Sealed,
     now_ms, now_s, pack,
 };
 
-use support::Place;
-use support::recorded::{Recorded, of, proven, write};
+use crate::support::Place;
+use crate::support::recorded::{Recorded, of, proven, write};
 
 on_both! {
     what_is_recorded_is_opened_by_its_reader_alone

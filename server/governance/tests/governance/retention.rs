@@ -1,7 +1,4 @@
 //! What was kept for long enough goes, and what is left is proven as before.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use rempart_governance::{
     Checkpoint, DAY_MS, Deleted, Error, Note, Noted, Outcome, Policy, Proof, Role, Secret, Store, UsageEvent,
@@ -9,7 +6,7 @@ use rempart_governance::{
 };
 use sqlx::Connection as _;
 
-use support::Place;
+use crate::support::Place;
 
 on_both! {
     what_is_old_goes_and_the_rest_is_proven

@@ -1,7 +1,4 @@
 //! Limits that several servers lease from one PostgreSQL server.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::time::Duration;
 
@@ -11,7 +8,7 @@ use rempart_governance::{
 };
 use sqlx::{Connection as _, Row as _};
 
-use support::{Place, key};
+use crate::support::{Place, key};
 
 fn ask(subject: &Subject, metric: Metric, limit: i64, needs: Vec<i64>) -> Ask {
     Ask {

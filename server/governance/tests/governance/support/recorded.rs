@@ -1,5 +1,4 @@
 //! Projects that are recorded.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use rempart_governance::{
     Content, ContentQuery, Counts, Error, Noted, Outcome, ReaderKey, Recording, Sealed, Store, Usage,

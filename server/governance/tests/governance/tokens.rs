@@ -1,14 +1,11 @@
 //! Keys that tokens and certificates open.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use rempart_governance::{
     Actor, Denied, Directory, Error, Holder, KeyHash, KeyId, KeyKind, NewKeyRequest, Person, Role, Secret,
     Store, now_s, verify,
 };
 
-use support::{Place, key};
+use crate::support::{Place, key};
 
 on_both! {
     a_token_opens_what_its_person_may

@@ -1,15 +1,12 @@
 //! The proof of what was asked and answered, and what is deleted of it.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use rempart_governance::{
     BrokenContent, Content, DAY_MS, Error, Noted, ReaderKey, Recording, Sealed, Store, UsageEvent, now_ms,
     now_s,
 };
 
-use support::Place;
-use support::recorded::{Recorded, of, proven, write};
+use crate::support::Place;
+use crate::support::recorded::{Recorded, of, proven, write};
 
 on_both! {
     a_record_that_was_changed_or_taken_out_is_found

@@ -1,7 +1,4 @@
 //! The store for real, in a file and on a server.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +6,7 @@ use std::time::Duration;
 use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
 use tokio::task::JoinSet;
 
-use support::{Place, key};
+use crate::support::{Place, key};
 
 on_both! {
     keys_open_until_they_are_revoked_or_their_project_ends

@@ -1,7 +1,4 @@
 //! A copy of a database, and a database of a copy.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::BTreeSet;
 
@@ -11,7 +8,7 @@ use rempart_governance::{
 };
 use sqlx::Row as _;
 
-use support::{Place, key};
+use crate::support::{Place, key};
 
 on_both! {
     what_is_restored_is_what_there_was
