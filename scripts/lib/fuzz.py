@@ -1,4 +1,4 @@
-"""libFuzzer on what reads strangers' text: the targets of server/fuzz, built with the coverage that stable Rust can count.
+"""libFuzzer on what reads strangers' text: the targets of server/fuzz, our crates in them built to count what they cover.
 
 Each target starts from seeds written here and from what it found earlier (.cache/fuzz/corpus), and runs for a time. An input
 that ends it is a finding: its file is named, it is mended, and it becomes a seed.
@@ -10,10 +10,6 @@ import os
 import re
 import shutil
 
-# What cargo-fuzz passes, without the sanitizers, which only nightly compilers have.
-FLAGS = ("-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters "
-         "-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 "
-         "--cfg fuzzing")
 SECONDS = 30
 # Of one input: more than any takes that is within the limits.
 TIMEOUT_S = 10
@@ -26,6 +22,10 @@ class Target:
     name: str
     seeds: list[bytes]
     options: tuple[str, ...] = ()
+
+    @property
+    def binary(self):
+        return f"fuzz-{self.name}"
 
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi é\U0001f44b"}]},
@@ -143,5 +143,5 @@ def command(target, folder, binaries, seconds, repo):
         (seeds / f"{number:03}").write_bytes(seed)
     words = folder / "names.dict"
     words.write_text(dictionary(repo), encoding="utf-8")
-    return [binaries / f"fuzz-{target.name}", f"-max_total_time={seconds}", f"-timeout={TIMEOUT_S}", f"-dict={words}",
+    return [binaries / target.binary, f"-max_total_time={seconds}", f"-timeout={TIMEOUT_S}", f"-dict={words}",
             f"-artifact_prefix={found}{os.sep}", "-verbosity=0", "-print_funcs=0", "-print_final_stats=1", *target.options, corpus, seeds]

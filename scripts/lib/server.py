@@ -23,16 +23,19 @@ def end_on_sigterm():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def binary():
-    """Path of the release binary, wherever cargo is told to build."""
-    found = os.environ.get("REMPART_BINARY")
-    if found:
-        return pathlib.Path(found)
+def release_folder():
+    """Where release builds are, wherever cargo is told to build."""
     command = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"]
     out = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     if out.returncode != 0:
         raise ServerError(f"cargo metadata failed: {out.stderr.strip()}")
-    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / "release" / "rempart"
+    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / "release"
+
+
+def binary():
+    """Path of the release binary, unless REMPART_BINARY names another."""
+    found = os.environ.get("REMPART_BINARY")
+    return pathlib.Path(found) if found else release_folder() / "rempart"
 
 
 def free_port(preferred=0):
