@@ -46,7 +46,7 @@ impl fmt::Display for Outcome {
 }
 
 /// One request that asked a model. Nothing of what was asked or answered is in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UsageEvent {
     /// The server's own, so that no client can choose one that is taken.
     pub id: String,

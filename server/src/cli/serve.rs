@@ -34,7 +34,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     if settings.http.admin.bind.is_some() || settings.http.admin.idle_unload.is_some() {
         rempart_kernels::use_one_heap();
     }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // On one core, too, something answers while a disk holds up who writes to it.
+        .worker_threads(cores.max(2))
         .enable_all()
         .build()
         .context("starting tokio")?;

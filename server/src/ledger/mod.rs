@@ -5,6 +5,7 @@
 //! that wait as one batch. Where they can't be written no request begins.
 
 mod counting;
+mod health;
 mod leasing;
 mod meter;
 mod recorder;
@@ -24,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::prices::Prices;
 pub use counting::Limiting;
 use counting::{Charge, Counting};
+use health::{Health, tell_of_slow};
 use meter::{Allowance, Open};
 pub use meter::{Expected, Meter, Used};
 use recorder::Recorder;
@@ -44,7 +46,7 @@ struct Entry {
 pub struct Ledger {
     store: Store,
     entries: mpsc::Sender<Entry>,
-    failing: Arc<AtomicBool>,
+    health: Arc<Health>,
     in_hand: Arc<AtomicUsize>,
     prices: Prices,
     counting: Counting,
@@ -73,12 +75,12 @@ impl Ledger {
         metrics: &Metrics,
     ) -> Self {
         let (entries, waiting) = mpsc::channel(requests_max);
-        let (failing, unsynced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (health, unsynced) = (Arc::new(Health::new()), Arc::new(AtomicBool::new(false)));
         let (closing, in_hand) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
         let writing = Writing {
             writer: UsageWriter::new(store.clone()),
             waiting,
-            failing: Arc::clone(&failing),
+            health: Arc::clone(&health),
             unsynced: Arc::clone(&unsynced),
             in_hand: Arc::clone(&in_hand),
             closing: Arc::clone(&closing),
@@ -87,18 +89,19 @@ impl Ledger {
         };
         let mut tasks = JoinSet::new();
         let syncing = sync_often(store.clone(), unsynced);
+        let telling = tell_of_slow(Arc::clone(&health), metrics.usage());
         let counting = limiting.counting();
         tasks.spawn(limiting.keep_while(async move {
-            // Syncing ends with the writing.
-            tokio::select! {
-                () = writing.run() => {}
-                () = syncing => {}
-            }
+            // Each is a task of its own: a disk may hold up the one that writes. They end with it.
+            let mut others = JoinSet::new();
+            others.spawn(syncing);
+            others.spawn(telling);
+            writing.run().await;
         }));
         Self {
             store,
             entries,
-            failing,
+            health,
             in_hand,
             prices,
             counting,
@@ -111,7 +114,7 @@ impl Ledger {
     /// Whether rows can't be written at present.
     pub fn is_failing(&self) -> bool {
         // The task that writes ends last of all, unless it has failed for good.
-        self.failing.load(Ordering::Relaxed) || self.entries.is_closed()
+        self.health.is_failing() || self.entries.is_closed()
     }
 
     /// What is left to a principal of requests and of tokens a minute, where there are such limits.

@@ -1,7 +1,6 @@
 //! The task that writes rows, and what keeps them from a loss of power.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,14 +10,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Entry;
 use super::counting::{Charge, Counting, counts};
+use super::health::{HALT, Health};
 use super::recorder::Recorder;
 use crate::metrics::UsageMetrics;
 
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// What is not written by then may not be for long.
-const SLOW: Duration = Duration::from_secs(1);
-const HALT: &str = "usage can't be recorded: no request is taken until it can";
 /// What a loss of power can take of the rows that were written: those of so long.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,8 +25,7 @@ const RECORDS_BYTES_AT_ONCE: usize = 4 << 20;
 pub(super) struct Writing {
     pub writer: UsageWriter,
     pub waiting: mpsc::Receiver<Entry>,
-    /// Whether rows can't be written at present.
-    pub failing: Arc<AtomicBool>,
+    pub health: Arc<Health>,
     /// Whether rows were written that a loss of power could take.
     pub unsynced: Arc<AtomicBool>,
     /// Rows that were received and are not written.
@@ -96,36 +92,30 @@ impl Writing {
         }
         let counts = counts(batch.charges.iter());
         loop {
-            let (writer, failing) = (&mut self.writer, &self.failing);
-            let writing = async {
-                let (whole, sealed) = sealed(batch).await;
-                let (rows, records, counts) = (&*whole.rows, &*whole.records, &counts);
-                let written = match sealed {
-                    Ok(()) => {
-                        writer
-                            .write_all(Usage {
-                                rows,
-                                records,
-                                counts,
-                            })
-                            .await
-                    }
-                    Err(error) => Err(error),
-                };
-                (whole, written)
-            };
-            let (whole, written) = noted_if_slow(failing, writing).await;
+            let going = self.health.begin();
+            let (whole, sealed) = sealed(batch).await;
             batch = whole;
+            let usage = Usage {
+                rows: &batch.rows,
+                records: &batch.records,
+                counts: &counts,
+            };
+            let written = match sealed {
+                Ok(()) => self.writer.write_all(usage).await,
+                Err(error) => Err(error),
+            };
+            drop(going);
             let Err(error) = written else { break };
             let error = anyhow::Error::new(error);
-            if !self.failing.swap(true, Ordering::Relaxed) {
+            if self.health.failed() {
                 tracing::error!(error = format!("{error:#}"), "{HALT}");
             }
             self.metrics.failed();
             tokio::time::sleep(RETRY).await;
         }
         self.unsynced.store(true, Ordering::Relaxed);
-        if self.failing.swap(false, Ordering::Relaxed) {
+        self.warn_of_detour();
+        if self.health.written() {
             tracing::info!("usage is recorded again");
         }
         self.metrics.written(batch.rows.len());
@@ -136,6 +126,14 @@ impl Writing {
         for waiter in batch.waiters {
             // Whoever waited may have left.
             let _ = waiter.send(());
+        }
+    }
+
+    /// Rows that could not be written directly are written all the same, but not as fast.
+    fn warn_of_detour(&mut self) {
+        if let Some(error) = self.writer.take_detour() {
+            let error = format!("{:#}", anyhow::Error::new(error));
+            tracing::warn!(error, "rows of usage take the longer way to their file");
         }
     }
 }
@@ -188,21 +186,6 @@ async fn sealed(mut batch: Batch) -> (Batch, Result<(), Error>) {
     tokio::task::spawn_blocking(seal)
         .await
         .expect("sealing does not panic")
-}
-
-/// Waits for a write. One that takes long, as another process holds the database, lets no further request begin.
-async fn noted_if_slow<T>(failing: &AtomicBool, write: impl Future<Output = T>) -> T {
-    let mut write = pin!(write);
-    if let Ok(written) = tokio::time::timeout(SLOW, &mut write).await {
-        return written;
-    }
-    if !failing.swap(true, Ordering::Relaxed) {
-        tracing::error!(
-            error = "the database is slow, or locked by another process",
-            "{HALT}"
-        );
-    }
-    write.await
 }
 
 /// Has rows that were written outlive a loss of power, beside the writing of others.

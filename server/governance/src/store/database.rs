@@ -264,6 +264,8 @@ impl fmt::Debug for Database {
 #[derive(Debug)]
 pub(super) struct Opened {
     path: PathBuf,
+    /// Where SQLite has its log: beside the file itself, not beside a link to it.
+    log: PathBuf,
     /// Device and number.
     identity: (u64, u64),
 }
@@ -285,13 +287,23 @@ impl Opened {
             .mode(MODE)
             .open(path)?;
         let path = std::path::absolute(path)?;
+        let mut log = std::fs::canonicalize(&path)?.into_os_string();
+        log.push("-wal");
         let metadata = file.metadata()?;
-        let identity = (metadata.dev(), metadata.ino());
-        Ok((file, Self { path, identity }))
+        let opened = Self {
+            path,
+            log: log.into(),
+            identity: (metadata.dev(), metadata.ino()),
+        };
+        Ok((file, opened))
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Refuses where the file of that name is another by now.
@@ -350,6 +362,20 @@ mod tests {
         std::os::unix::fs::symlink(&new, &link).unwrap();
         let first = claim(&link).unwrap();
         assert!(claim(&new).is_err() && first.is_some());
+    }
+
+    #[test]
+    fn the_log_of_a_linked_file_is_beside_the_file() {
+        let [folder, links] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (path, link) = (folder.path().join("a.db"), links.path().join("b.db"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let (_, opened) = Opened::open(&link, true).unwrap();
+        assert_eq!(opened.path(), link);
+        let connection = rusqlite::Connection::open(&link).unwrap();
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n)")
+            .unwrap();
+        assert!(std::fs::metadata(opened.log()).unwrap().len() > 0);
     }
 
     #[test]

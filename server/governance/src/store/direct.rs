@@ -14,7 +14,8 @@ use super::{Database, Store};
 /// Parts of a batch that are written so: each holds up the thread for some 10 microseconds.
 const PARTS_MAX: usize = 8;
 /// Of so many batches the first few go the long way. Its connection brings what the log has grown by to the file, with syncs that
-/// no reactor is to wait for; the first writer after that syncs the beginning of the log.
+/// no reactor is to wait for; the first writer after that syncs the beginning of the log, and so does a row here where it is the
+/// first after another connection has done so.
 const TURNS: u32 = 256;
 const TURNS_OF_OTHERS: u32 = 2;
 

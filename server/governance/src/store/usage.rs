@@ -47,6 +47,10 @@ pub struct UsageWriter {
     in_doubt: bool,
     /// The last batch, if this has written it.
     last: Option<UsageBatch>,
+    /// Whether the last row that was to go directly could not.
+    detoured: bool,
+    /// Why, until that is asked for.
+    detour: Option<Error>,
 }
 
 /// What was used in a span of time by one key on one model and endpoint.
@@ -82,6 +86,8 @@ impl UsageWriter {
             connection: None,
             in_doubt: false,
             last: None,
+            detoured: false,
+            detour: None,
         }
     }
 
@@ -105,17 +111,29 @@ impl UsageWriter {
     /// As [`UsageWriter::write`].
     pub async fn write_all(&mut self, usage: Usage<'_>) -> Result<(), Error> {
         if let Some(last) = self.last.take() {
-            let written = self.write_here(usage, &last);
-            if let Ok(new @ Some(_)) = written {
-                self.last = new;
-                return Ok(());
-            }
-            if written.is_ok() && self.try_write(usage, Some(last)).await.is_ok() {
-                return Ok(());
+            match self.write_here(usage, &last) {
+                Ok(new @ Some(_)) => {
+                    (self.last, self.detoured) = (new, false);
+                    return Ok(());
+                }
+                Ok(None) if self.try_write(usage, Some(last)).await.is_ok() => return Ok(()),
+                Ok(None) => {}
+                Err(error) if !self.detoured => (self.detour, self.detoured) = (Some(error), true),
+                Err(_) => {}
             }
         }
         // Another process may have written since.
-        self.try_write(usage, None).await
+        let written = self.try_write(usage, None).await;
+        if written.is_err() {
+            // No way leads there.
+            self.detour = None;
+        }
+        written
+    }
+
+    /// Why rows could not go directly and went the longer way; of several that follow one another, of the first, once.
+    pub fn take_detour(&mut self) -> Option<Error> {
+        self.detour.take()
     }
 
     /// Writes few rows behind a batch that is known to be the last, on this thread; the batch, unless it is not the time for that.
@@ -268,8 +286,7 @@ impl Store {
             // A server has done so before it acknowledged.
             return Ok(());
         };
-        let mut log = opened.path().as_os_str().to_owned();
-        log.push("-wal");
+        let log = opened.log().to_owned();
         let sync = move || match File::open(log) {
             Ok(log) => log.sync_all(),
             // All of it is in the file.
@@ -417,4 +434,30 @@ pub(super) fn total(row: &AnyRow) -> Result<UsageTotal, Error> {
         output: row.try_get(9)?,
         cost_nano: row.try_get(10)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_row_that_can_not_go_directly_goes_the_longer_way_and_that_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = async |name| Store::open(&Database::File(folder.path().join(name))).await;
+        let gone = open("gone.db").await.unwrap();
+        let mut writer = UsageWriter::new(open("kept.db").await.unwrap());
+        writer.direct = Direct::of(&gone);
+        gone.close().await;
+        std::fs::remove_file(folder.path().join("gone.db")).unwrap();
+        let mut told = 0;
+        for at in 0..8 {
+            let row = UsageEvent {
+                id: at.to_string(),
+                ..UsageEvent::default()
+            };
+            writer.write(&[row]).await.unwrap();
+            told += usize::from(writer.take_detour().is_some());
+        }
+        assert_eq!(told, 1);
+    }
 }
