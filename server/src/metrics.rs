@@ -100,6 +100,7 @@ pub struct Metrics {
     rejections: [Counter; Rejection::ALL.len()],
     panics: Counter,
     prepare_s: Histogram,
+    ready: Gauge,
     process: Arc<process::Gauges>,
 }
 
@@ -123,6 +124,8 @@ impl Metrics {
         };
         let version = series.with("version", env!("CARGO_PKG_VERSION"));
         version.gauge("rempart_build_info").set(1.0);
+        access::begin_at_zero(&series);
+        usage::begin_at_zero(&series);
         Ok(Self {
             handle: recorder.handle(),
             in_flight: series.gauge("rempart_http_requests_in_flight"),
@@ -130,15 +133,27 @@ impl Metrics {
             rejections: Rejection::ALL.map(reject),
             panics: series.counter("rempart_handler_panics_total"),
             prepare_s: series.histogram("rempart_prepare_duration_seconds"),
+            ready: series.gauge("rempart_ready"),
             process: Arc::new(process::Gauges::new(&|name| series.gauge(name))),
             recorder,
         })
     }
 
-    /// The page that Prometheus reads.
-    pub fn render(&self) -> String {
+    /// The page that Prometheus reads, of a server that is ready or not.
+    pub fn render(&self, ready: bool) -> String {
+        self.ready.set(f64::from(u8::from(ready)));
         self.process.read();
-        self.handle.render()
+        process::declared(&self.handle.render())
+    }
+
+    /// The most connections of clients at a time.
+    pub fn connections_limit(&self, limit: usize) {
+        let series = Series {
+            recorder: &self.recorder,
+            labels: Vec::new(),
+        };
+        let gauge = series.gauge("rempart_http_connections_limit");
+        gauge.set(limit as f64);
     }
 
     /// Whether the kernel refuses the process every connection to elsewhere.
@@ -213,7 +228,13 @@ impl Metrics {
         let info = info.with("enable_prefix_caching", &config.prefix_cache.to_string());
         let info = info.gauge("vllm:cache_config_info");
         info.set(1.0);
-        ModelMetrics::new(&series, config.blocks, info)
+        for (name, limit) in [
+            ("rempart_queue_requests_limit", config.queue_requests_max),
+            ("rempart_queue_tokens_limit", config.queue_tokens_max),
+        ] {
+            series.gauge(name).set(limit as f64);
+        }
+        ModelMetrics::new(&series, config.blocks, info, self.clone())
     }
 }
 
@@ -274,6 +295,9 @@ pub struct ModelMetrics {
     prefill_budget: Gauge,
     finished: [Counter; 4],
     rejected: [Counter; QUEUES.len()],
+    timed_out: Counter,
+    /// Of the process.
+    all: Metrics,
     step_s: Histogram,
     step_tokens: Histogram,
     first_token_s: Histogram,
@@ -292,7 +316,7 @@ pub struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    fn new(s: &Series<'_>, blocks: usize, info: Gauge) -> Self {
+    fn new(s: &Series<'_>, blocks: usize, info: Gauge, all: Metrics) -> Self {
         let kv_total = s.gauge("rempart_kv_blocks_total");
         kv_total.set(blocks as f64);
         let ended = |reason: &str| {
@@ -327,6 +351,8 @@ impl ModelMetrics {
             prefill_budget: s.gauge("rempart_prefill_budget_tokens"),
             finished: ["stop", "length", "abort", "error"].map(ended),
             rejected: QUEUES.map(rejected),
+            timed_out: s.counter("rempart_requests_timed_out_total"),
+            all,
             step_s: s.histogram("rempart_step_duration_seconds"),
             step_tokens: s.histogram("vllm:iteration_tokens_total"),
             first_token_s: s.histogram("vllm:time_to_first_token_seconds"),
@@ -386,6 +412,7 @@ impl ModelMetrics {
 
     /// The engine turned a request away.
     pub fn rejected(&self, reason: Rejection) {
+        self.all.reject(reason);
         if let Some(at) = QUEUES.iter().position(|queue| *queue == reason) {
             self.rejected[at].increment(1);
         }
@@ -407,6 +434,11 @@ impl ModelMetrics {
     pub fn next_token(&self, seconds: f64) {
         self.generated_tokens.increment(1);
         self.inter_token_s.record(seconds);
+    }
+
+    /// A request's time was over. vLLM's reasons have no such, so that it counts as aborted, too.
+    pub fn timed_out(&self) {
+        self.timed_out.increment(1);
     }
 
     /// A sequence ended.

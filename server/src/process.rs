@@ -49,6 +49,16 @@ impl Gauges {
     }
 }
 
+/// A page of metrics on which the time of the processor is declared as the counter that it is: counters of the recorder are whole numbers.
+pub(crate) fn declared(page: &str) -> String {
+    const DECLARATION: &str = "# TYPE process_cpu_seconds_total ";
+    page.replacen(
+        &format!("{DECLARATION}gauge"),
+        &format!("{DECLARATION}counter"),
+        1,
+    )
+}
+
 /// User and system time of a `/proc/self/stat` line. The second field is the program's name in parentheses, which may
 /// hold anything, so fields are counted from its end.
 fn cpu_ticks(stat: &str) -> Option<f64> {

@@ -255,11 +255,11 @@ impl<R: ModelRunner> Steps<R> {
             std::thread::sleep(IDLE_STEP);
         }
         for output in report.outputs {
-            self.deliver_output(output, now);
+            self.deliver_output(output, began, now);
         }
     }
 
-    fn deliver_output(&mut self, output: Output, now: Instant) {
+    fn deliver_output(&mut self, output: Output, began: Instant, now: Instant) {
         let Output {
             request,
             index,
@@ -269,7 +269,7 @@ impl<R: ModelRunner> Steps<R> {
         let Some(live) = self.live.get_mut(&request) else {
             return;
         };
-        live.measure(index, &event, now, &self.metrics);
+        live.measure(index, &event, (began, now), &self.metrics);
         let finished = matches!(event, Event::Finished(_));
         let choice = live.first_choice + index;
         if let Err(mpsc::error::TrySendError::Full(_)) = live.events.try_send(StreamEvent { choice, event }) {
@@ -315,11 +315,18 @@ impl<R: ModelRunner> Steps<R> {
 }
 
 impl Live {
-    fn measure(&mut self, index: usize, event: &Event, now: Instant, metrics: &ModelMetrics) {
+    /// Notes an event of a step that began and is over.
+    fn measure(
+        &mut self,
+        index: usize,
+        event: &Event,
+        (began, now): (Instant, Instant),
+        metrics: &ModelMetrics,
+    ) {
         let sequence = &mut self.sequences[index];
         match event {
             Event::Started { cached_tokens } => {
-                sequence.started.get_or_insert(now);
+                sequence.started.get_or_insert(began);
                 if !self.prompt_counted {
                     self.prompt_counted = true;
                     metrics.prompt(self.prompt_tokens, *cached_tokens);
@@ -330,6 +337,9 @@ impl Live {
             Event::Finished(finish) => {
                 if matches!(finish, Finish::Stop(_)) {
                     sequence.token(self.arrived, now, metrics);
+                }
+                if matches!(finish, Finish::Deadline) {
+                    metrics.timed_out();
                 }
                 let ended = match finish {
                     Finish::Stop(_) | Finish::Complete => Ended::Stop,

@@ -54,6 +54,7 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 /// Serves connections until the process is to end and the last request is answered, or its time is over.
 pub async fn serve(listener: TcpListener, tls: Option<Tls>, router: Router, app: AppState) {
     let shutdown = app.shutdown.clone();
+    app.metrics.connections_limit(app.http.connections_max);
     let door = Door::new(app.http.connections_max, tls, router, app);
     let mut connections = JoinSet::new();
     door.open(&listener, &mut connections, shutdown.reached(Phase::Draining))

@@ -220,6 +220,12 @@ fn key(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get(X_API_KEY)?.to_str().ok())
 }
 
+/// All that [`reason`] gives.
+pub(super) fn reasons() -> impl Iterator<Item = &'static str> {
+    let others = ["no_key", "key", "role", "token_person", "project", "unavailable"];
+    others.into_iter().chain(BadToken::ALL.map(BadToken::name))
+}
+
 /// For the metrics: which kind of refusal it was.
 fn reason(refusal: &Refusal) -> &'static str {
     match refusal {

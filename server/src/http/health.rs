@@ -92,5 +92,5 @@ pub async fn version() -> Json<Version> {
 
 pub async fn metrics(State(app): State<AppState>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (content_type, app.metrics.render()).into_response()
+    (content_type, app.metrics.render(not_ready(&app).is_none())).into_response()
 }

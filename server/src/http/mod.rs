@@ -82,6 +82,7 @@ impl App {
         metrics: Metrics,
         shutdown: Shutdown,
     ) -> Self {
+        metrics.may_deny(authorize::reasons());
         Self {
             preparation: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),
             encoding: Preparation::new(http.prepare_concurrency, http.prepare_queue_max, metrics.clone()),

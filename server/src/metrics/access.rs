@@ -1,12 +1,33 @@
 //! Who was not let in, and whether what was done is proven elsewhere.
 
+use metrics::Counter;
 use rempart_governance::Deleted;
 
 use super::{Metrics, Series};
 
+/// Counters that are there before they count, so that their first event is an increase.
+pub(super) fn begin_at_zero(series: &Series<'_>) {
+    for result in ["success", "failure"] {
+        series
+            .with("result", result)
+            .counter("rempart_oidc_reloads_total")
+            .increment(0);
+    }
+    series
+        .counter("rempart_audit_checkpoint_failures_total")
+        .increment(0);
+    series.counter("rempart_retention_failures_total").increment(0);
+}
+
 impl Metrics {
-    /// A request's key did not let it in, for this kind of reason.
-    pub fn denied(&self, reason: &'static str) {
+    /// Why a request may not be let in.
+    pub fn may_deny(&self, reasons: impl Iterator<Item = &'static str>) {
+        for reason in reasons {
+            self.denials(reason).increment(0);
+        }
+    }
+
+    fn denials(&self, reason: &'static str) -> Counter {
         let series = Series {
             recorder: &self.recorder,
             labels: Vec::new(),
@@ -14,7 +35,11 @@ impl Metrics {
         series
             .with("reason", reason)
             .counter("rempart_access_denied_total")
-            .increment(1);
+    }
+
+    /// A request's key did not let it in, for this kind of reason.
+    pub fn denied(&self, reason: &'static str) {
+        self.denials(reason).increment(1);
     }
 
     /// The keys that verify tokens of the login were read again, and are used if they were `good`.

@@ -1,8 +1,19 @@
 //! Rows of usage.
 
 use metrics::Counter;
+use rempart_governance::Metric;
 
 use super::{Metrics, Series};
+
+/// Counters that are there before they count, so that their first event is an increase.
+pub(super) fn begin_at_zero(series: &Series<'_>) {
+    for limit in Metric::ALL {
+        series
+            .with("limit", limit.name())
+            .counter("rempart_limited_total")
+            .increment(0);
+    }
+}
 
 /// What is known of the writing of rows.
 pub struct UsageMetrics {
