@@ -2,9 +2,13 @@
 
 Each target starts from seeds written here and from what it found earlier (.cache/fuzz/corpus), and runs for a time. An input
 that ends it is a finding: its file is named, it is mended, and it becomes a seed.
+
+Dependencies are those of every other build, and count nothing: what an input reaches in the compilers of grammars and of
+templates leads `format` and `template` nowhere, and they get there by their seeds. Where those change, fuzz the whole program.
 """
 import base64
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -13,6 +17,21 @@ import shutil
 SECONDS = 30
 # Of one input: more than any takes that is within the limits.
 TIMEOUT_S = 10
+# Coverage as cargo-fuzz asks for it, without the sanitizers, which only nightly compilers have.
+FLAGS = ("--cfg", "fuzzing", "-Copt-level=1", "-Ccodegen-units=1", "-Cpasses=sancov-module", "-Cllvm-args=-sanitizer-coverage-level=4",
+         "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters", "-Cllvm-args=-sanitizer-coverage-pc-table",
+         "-Cllvm-args=-sanitizer-coverage-trace-compares")
+# What cargo calls with the compiler and its arguments. Build scripts have no libFuzzer to tell what they cover.
+COMPILER = """#!/bin/sh
+compiler=$1
+shift
+case " $* " in
+*" --crate-name build_script_build "*) exec "$compiler" "$@" ;;
+esac
+exec "$compiler" "$@" {flags}
+"""
+# What libFuzzer says where nothing counts.
+BLIND = "Is the code instrumented for coverage?"
 
 
 @dataclasses.dataclass
@@ -124,6 +143,17 @@ def targets(repo):
         Target("signature", signature_seeds(repo), ("-max_len=8192",)),
         Target("template", template_seeds(repo), ("-max_len=32768",)),
     ]
+
+
+def compiler(folder):
+    """What compiles our crates for fuzzing. Its name tells what is in it: cargo compiles anew where that is another."""
+    text = COMPILER.format(flags=" ".join(FLAGS))
+    file = folder / f"rustc-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        file.chmod(0o755)
+    return file
 
 
 def dictionary(repo):
