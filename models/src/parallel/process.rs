@@ -32,6 +32,8 @@ struct Links {
     /// Of the first rank: one to each of the others, in order; of another: the one to the first.
     streams: Vec<UnixStream>,
     timeout: Duration,
+    /// How long what is read now is waited for.
+    patience: Duration,
     /// A frame on its way.
     buffer: Vec<u8>,
     /// Why nothing is exchanged any more.
@@ -56,9 +58,10 @@ impl Processes {
     }
 
     fn new(shard: Shard, streams: Vec<UnixStream>, timeout: Duration) -> Result<Self> {
-        let links = Links {
+        let mut links = Links {
             streams,
             timeout,
+            patience: timeout,
             buffer: Vec::new(),
             stopped: None,
         };
@@ -80,13 +83,15 @@ impl Processes {
         })
     }
 
-    /// Waits until all others have loaded their parts, however long that takes.
+    /// Waits until all others have loaded their parts, for each no longer than `load_timeout`.
     ///
     /// # Errors
-    /// One of them has failed, and says why.
-    pub fn wait_ready(&self) -> Result<()> {
+    /// One of them has failed, and says why, or has not loaded in time.
+    pub fn wait_ready(&self, load_timeout: Duration) -> Result<()> {
         self.exchange(|links| {
-            links.limit(None).map_err(|error| (0, error.into()))?;
+            links
+                .limit(Some(load_timeout))
+                .map_err(|error| (0, error.into()))?;
             for (at, stream) in links.streams.iter_mut().enumerate() {
                 frame::read_ready(stream, &mut links.buffer).map_err(|error| (at, error))?;
             }
@@ -156,7 +161,7 @@ impl Processes {
                 Unexpected::Other(what) => format!("rank {rank} sent {what}"),
                 Unexpected::Io(error) => match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                        let waited = links.timeout.as_secs_f32();
+                        let waited = links.patience.as_secs_f32();
                         format!("rank {rank} has not answered for {waited} s")
                     }
                     io::ErrorKind::UnexpectedEof
@@ -234,8 +239,9 @@ impl Drop for Processes {
 }
 
 impl Links {
-    /// How long a read or a write of any of the sockets may wait.
-    fn limit(&self, timeout: Option<Duration>) -> io::Result<()> {
+    /// How long a read of any of the sockets may wait; a write as long as agreed.
+    fn limit(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.patience = timeout.unwrap_or(self.timeout);
         self.streams.iter().try_for_each(|stream| {
             stream.set_read_timeout(timeout)?;
             stream.set_write_timeout(Some(self.timeout))

@@ -1,6 +1,7 @@
 //! A weights file mapped into memory, read only.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,6 +23,7 @@ pub(super) struct Mapping {
     file: File,
     length: u64,
     modified: Option<SystemTime>,
+    identity: [u64; 4],
     map: Arc<Mmap>,
     bytes: Bytes,
 }
@@ -33,6 +35,19 @@ impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
+}
+
+fn identity(metadata: &Metadata) -> [u64; 4] {
+    let changed = metadata
+        .mtime()
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(metadata.mtime_nsec());
+    [
+        metadata.dev(),
+        metadata.ino(),
+        metadata.len(),
+        changed.cast_unsigned(),
+    ]
 }
 
 impl Mapping {
@@ -58,11 +73,18 @@ impl Mapping {
             file,
             length,
             modified: metadata.modified().ok(),
+            identity: identity(&metadata),
             bytes: Bytes::from_owner(Owner(Arc::clone(&map))),
             map,
         };
         mapping.check_unchanged()?;
         Ok(mapping)
+    }
+
+    /// What tells the file from every other, as it was mapped: its device, its number there, its bytes, and when it was changed in
+    /// nanoseconds.
+    pub(super) fn identity(&self) -> [u64; 4] {
+        self.identity
     }
 
     pub(super) fn bytes(&self) -> &Bytes {

@@ -88,7 +88,9 @@ pub(super) fn load(
     let (model, (tokenizer, chat_template)) =
         read(files, &settings.model.compute, device, &collective).with_context(loading)?;
     if let Some(ranks) = &ranks {
-        ranks.wait_ready().with_context(loading)?;
+        ranks
+            .wait_ready(settings.model.rank_timeout, started.elapsed())
+            .with_context(loading)?;
     }
     let Plan {
         memory: plan,
@@ -220,7 +222,7 @@ fn start_ranks(
     }
     let setup = ranks::Setup {
         path: found.path.clone(),
-        total_bytes: files.checkpoint.total_bytes(),
+        files: files.checkpoint.identities(),
         ranks: model.ranks,
         timeout_ms: u64::try_from(model.rank_timeout.as_millis())?,
         threads: rempart_kernels::pool::threads(),

@@ -20,11 +20,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::choose_kernels;
 use crate::config::{Activations, KvDtype};
+use crate::telemetry::log_format;
 
 /// The command of the binary that a rank runs.
 const COMMAND: &str = "rank";
 /// Most bytes of what a rank is told.
-const SETUP_BYTES_MAX: usize = 1 << 16;
+const SETUP_BYTES_MAX: usize = 1 << 20;
+/// A rank may load its part for so many times what the first rank took: each reads as much, from the same disk.
+const LOAD_FACTOR: u32 = 10;
 /// How long a rank may take to end once nothing is asked of it any more.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at whether it has.
@@ -35,8 +38,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub(super) struct Setup {
     /// Of the model's file or folder.
     pub(super) path: PathBuf,
-    /// Bytes of its tensors: another file is another model.
-    pub(super) total_bytes: u64,
+    /// Of its files, which the first rank has opened and proven: another file is another model.
+    pub(super) files: Vec<[u64; 4]>,
     pub(super) ranks: usize,
     /// How long a rank waits for another, milliseconds.
     pub(super) timeout_ms: u64,
@@ -95,7 +98,7 @@ impl Ranks {
             let (mut ours, theirs) = UnixStream::pair().context("a socket for a rank")?;
             let child = Command::new(program)
                 .arg(COMMAND)
-                .args(["--log-level", "error"])
+                .args(["--log-level", "error", "--log-format", log_format()])
                 .env_clear()
                 .stdin(OwnedFd::from(theirs))
                 .stdout(Stdio::null())
@@ -123,12 +126,12 @@ impl Ranks {
         Arc::clone(&self.processes)
     }
 
-    /// Waits until all have loaded their parts.
+    /// Waits until all have loaded their parts, of which the first rank has loaded its own within `took`.
     ///
     /// # Errors
-    /// One of them could not, and why.
-    pub(super) fn wait_ready(&self) -> anyhow::Result<()> {
-        Ok(self.processes.wait_ready()?)
+    /// One of them could not, and why, or takes far longer.
+    pub(super) fn wait_ready(&self, setup_timeout: Duration, took: Duration) -> anyhow::Result<()> {
+        Ok(self.processes.wait_ready(setup_timeout.max(took * LOAD_FACTOR))?)
     }
 
     /// Whether one of them has ended, or has failed: then none computes again, and all are ended. Not in their own time: one
@@ -220,7 +223,7 @@ fn follow(setup: &Setup, processes: &Arc<Processes>) -> anyhow::Result<()> {
     choose_kernels(setup.kernels.as_deref())?;
     let files = ModelFiles::open(&setup.path)?;
     ensure!(
-        files.checkpoint.total_bytes() == setup.total_bytes,
+        files.checkpoint.identities() == setup.files,
         "{} is not what the first rank has opened",
         setup.path.display()
     );
@@ -253,7 +256,7 @@ mod tests {
             rank: 1,
             setup: Setup {
                 path: "/models/a b".into(),
-                total_bytes: 1 << 40,
+                files: vec![[1, 2, 1 << 40, u64::MAX]],
                 ranks: 2,
                 timeout_ms: 30_000,
                 threads: 4,

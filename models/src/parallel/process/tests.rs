@@ -81,7 +81,7 @@ fn steps_are_given_once_all_are_ready_until_the_first_is_gone() {
     };
     let steps = ranks(group(3, LONG), |rank| {
         if rank.shard().leads() {
-            rank.wait_ready().unwrap();
+            rank.wait_ready(LONG).unwrap();
             for _ in 0..3 {
                 rank.give(&input).unwrap();
             }
@@ -97,6 +97,24 @@ fn steps_are_given_once_all_are_ready_until_the_first_is_gone() {
         steps
     });
     assert_eq!(steps, [3, 3, 3]);
+}
+
+#[test]
+fn a_rank_that_does_not_load_is_waited_for_no_longer_than_agreed() {
+    let told = ranks(group(2, LONG), |rank| {
+        if !rank.shard().leads() {
+            // Until the first rank gives up.
+            return rank
+                .take()
+                .map(|step| step.is_none())
+                .map_err(|error| error.to_string());
+        }
+        rank.wait_ready(Duration::from_millis(50))
+            .map(|()| true)
+            .map_err(|error| error.to_string())
+    });
+    let error = told[0].clone().unwrap_err();
+    assert!(error.contains("rank 1 has not answered for 0.05 s"), "{error}");
 }
 
 #[test]
