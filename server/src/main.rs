@@ -1,10 +1,12 @@
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use rempart::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    match cli::run(Cli::parse()) {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let cli = Cli::parse_with_file(&typed).unwrap_or_else(|error| error.exit());
+    match cli::run(cli, typed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

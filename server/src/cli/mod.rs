@@ -3,8 +3,10 @@
 mod audit;
 mod backup;
 mod bench;
+mod config;
 mod content;
 mod doctor;
+mod file;
 mod govern;
 mod limit;
 mod model;
@@ -13,9 +15,14 @@ mod people;
 mod plan;
 mod processing;
 mod pull;
+mod reload;
 mod retention;
 mod serve;
+mod shell;
 mod usage;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +33,7 @@ use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
 use bench::BenchCommand;
+use config::ConfigCommand;
 use content::ContentCommand;
 use doctor::{DoctorArgs, TrialArgs};
 use govern::{KeyCommand, ProjectCommand};
@@ -35,6 +43,7 @@ use oidc::OidcCommand;
 use people::{GdprCommand, UserCommand};
 use plan::PlanArgs;
 use retention::RetentionCommand;
+use shell::{CompletionsArgs, ManArgs};
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -43,6 +52,9 @@ use usage::UsageCommand;
 pub struct Cli {
     #[command(flatten)]
     pub log: LogArgs,
+    /// File with options in TOML, which the environment and what is typed go before; `rempart config reference` prints one
+    #[arg(long, env = "REMPART_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -95,8 +107,15 @@ pub enum Command {
     /// Tell what was used, by whom
     #[command(subcommand)]
     Usage(UsageCommand),
-    /// Prove what this installation promises, on this machine
+    /// Look at what a server is configured with
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Look at this machine as a server would, and prove on it what this installation promises
     Doctor(DoctorArgs),
+    /// Print what a shell completes the command line by
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
     /// Try a format, in the child of a server
     #[command(hide = true)]
     CheckFormat,
@@ -108,8 +127,8 @@ pub enum Command {
     TryEgress(TrialArgs),
 }
 
-/// Runs the command that was typed.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs the command that was typed so.
+pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<()> {
     telemetry::init(&cli.log)?;
     match cli.command {
         Command::CheckFormat if check::run() => Ok(()),
@@ -117,7 +136,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rank => served_model::rank(),
         Command::TryEgress(args) => doctor::try_egress(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Serve(args) => serve::run(*args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
+        Command::Serve(args) => serve::run(*args, typed),
+        Command::Config(command) => config::config(&command, cli.config),
         Command::Pull(args) => pull::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(command) => bench::bench(command),

@@ -173,6 +173,28 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Bytes of a model's weights, and tokens that its cache would have within so many bytes.
+///
+/// # Errors
+/// It is not found, or does not fit.
+pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<(u64, usize)> {
+    let known = Known::open(store, model, "Q4_K", KvDtype::Int8)?;
+    let request = PlanRequest {
+        available,
+        weights: known.weights,
+        context_length: known.work.config().context_length,
+        block_size: BLOCK_SIZE,
+        step_tokens: MEASURED_TOKENS_MAX,
+        logit_rows: BATCHES[BATCHES.len() - 1],
+        kv_dtype: KvDtype::Int8,
+        kv: None,
+        dedicated: false,
+        ranks: 1,
+    };
+    let (memory, _) = MemoryPlan::within(known.work.config(), request, true)?;
+    Ok((memory.weights, memory.kv_tokens()))
+}
+
 /// Tokens of what is told.
 struct Sizes {
     context_length: usize,

@@ -1,5 +1,6 @@
 //! `rempart serve`: from settings to a running server, and to its end.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use rempart_governance::Database;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::reload::Options;
 use crate::access::{Access, Keys, loads_recorder};
 use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
@@ -22,7 +24,7 @@ use crate::shutdown::{Phase, Shutdown};
 use crate::warm_up;
 
 /// Serves until a signal, or a fault of the engine, ends it.
-pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     let settings = args.check()?;
     // A core would hold what is asked and answered, and keys.
     rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
@@ -41,7 +43,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting tokio")?;
-    let result = runtime.block_on(serve(settings, listeners));
+    let options = Options::read(typed);
+    let result = runtime.block_on(serve(settings, listeners, options));
     // A model that is still loading, or a step in flight, is not waited for.
     runtime.shutdown_background();
     result
@@ -75,12 +78,15 @@ impl Listeners {
     }
 }
 
-async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
+async fn serve(settings: Settings, listeners: Listeners, options: Options) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.zero_egress(settings.http.zero_egress);
     let shutdown = Shutdown::default();
     // From here on, who renews a certificate too early ends nothing.
-    let hangups = signal(SignalKind::hangup()).context("receiving SIGHUP")?;
+    let [hangups, rereads] = [
+        signal(SignalKind::hangup()).context("receiving SIGHUP")?,
+        signal(SignalKind::hangup()).context("receiving SIGHUP")?,
+    ];
     let tls = settings.http.tls.clone();
     let tls = tls.map(|tls| Tls::open(tls, metrics.tls())).transpose()?;
     let listen = tokio::net::TcpListener::from_std;
@@ -114,6 +120,7 @@ async fn serve(settings: Settings, listeners: Listeners) -> anyhow::Result<()> {
         }
     });
     tasks.spawn(follow_hangups(hangups, tls.clone(), app.access.oidc()));
+    tasks.spawn(options.follow(rereads));
     let administering = async {
         if let Some(listener) = admin {
             let router = http::admin::app(Arc::clone(&app));

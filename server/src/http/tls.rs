@@ -94,7 +94,7 @@ pub async fn follow_hangups(mut hangups: Signal, tls: Option<Tls>, oidc: Option<
         }
         let Some(tls) = tls.clone() else {
             if oidc.is_none() {
-                tracing::info!("SIGHUP received: without TLS there is nothing to read again");
+                tracing::info!("SIGHUP received: there is no certificate to read again");
             }
             continue;
         };

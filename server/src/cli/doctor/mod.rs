@@ -1,32 +1,55 @@
-//! `rempart doctor`: proves on this machine what the documentation promises. A check is a module with a function that prints
-//! what it tried, a line each, and returns whether all is well.
+//! `rempart doctor`: looks at this machine as a server would find it, and proves on it what the documentation promises. A check is a
+//! module with a function that tells what it found or tried, and whether all is well.
 
 mod egress;
+mod finding;
+mod machine;
+mod surroundings;
+
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::Args;
+
+use crate::config::StoreArgs;
+use finding::Finding;
 
 pub(super) use egress::{TrialArgs, try_egress};
 
 /// Checks, all of them where none is named.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Look at the machine: processor, memory, card, limits, disks, clock, certificate
+    #[arg(long)]
+    machine: bool,
     /// Try to get out of a process that is confined as a server with --zero-egress is
     #[arg(long)]
     egress: bool,
+    /// Model whose need of memory is compared with what is free
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Certificate of the server that is meant
+    #[arg(long, env = "REMPART_TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
     /// Database of the server that is meant, as its --database has it: whom it may connect to depends on it [default: none]
     #[arg(long, env = "REMPART_DATABASE", hide_env_values = true, value_name = "PLACE")]
     database: Option<String>,
     /// Also tell whether this process, a server that runs, is confined
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
+    /// Findings about the machine as JSON, an object in each line
+    #[arg(long, requires = "machine")]
+    json: bool,
 }
 
 /// A check's name as an option, and what it does.
 type Check = (bool, fn(&DoctorArgs) -> anyhow::Result<bool>);
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let checks: [Check; 1] = [(args.egress, egress::check)];
+    let checks: [Check; 2] = [(args.machine, look), (args.egress, egress::check)];
     let all = !checks.iter().any(|(named, _)| *named);
     let mut well = true;
     for (named, check) in checks {
@@ -36,4 +59,19 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     }
     ensure!(well, "not all is as it should be");
     Ok(())
+}
+
+/// Tells what is found on the machine and around it.
+fn look(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let mut findings = machine::findings(args);
+    findings.extend(surroundings::findings(args)?);
+    let mut out = std::io::stdout().lock();
+    for finding in &findings {
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(finding)?)?;
+        } else {
+            finding.write(&mut out)?;
+        }
+    }
+    Ok(!findings.iter().any(Finding::is_bad))
 }

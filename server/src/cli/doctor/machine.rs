@@ -1,0 +1,290 @@
+//! The machine: processor, memory, card, and what the system lets a process have of them.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::Device;
+use rempart_kernels::roof::Roof;
+use rempart_kernels::{cpu, pool};
+
+use super::DoctorArgs;
+use super::finding::{Finding, in_gib};
+use crate::cli::plan;
+use crate::served_model;
+
+/// Drivers for CUDA 13 begin with it.
+const DRIVER_MIN: u32 = 580;
+/// Files that a server opens beside its connections: models, database, log.
+const OTHER_FILES: u64 = 128;
+/// What `--connections-max` is by default.
+const CONNECTIONS: u64 = 1024;
+
+pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let mut findings = vec![kernels(cpu::best().name), threads()];
+    findings.extend(read("/sys/fs/cgroup/cpu.max").and_then(|max| quota(&max)));
+    findings.push(rates(&Roof::measure()));
+    findings.push(memory(args));
+    findings.extend(read("/sys/kernel/mm/transparent_hugepage/enabled").map(|modes| huge_pages(&modes)));
+    findings.extend(read("/proc/swaps").map(|swaps| swap(&swaps)));
+    findings.extend(
+        rlimit::Resource::NOFILE
+            .get()
+            .ok()
+            .map(|(soft, _)| open_files(soft)),
+    );
+    let version = read("/proc/driver/nvidia/version");
+    let device = Path::new("/dev/nvidiactl");
+    let opened = device.exists().then(|| fs::File::open(device).is_ok());
+    findings.push(card(version.as_deref(), opened, cfg!(feature = "cuda")));
+    findings
+}
+
+/// The table of kernels that this processor runs.
+fn kernels(name: &str) -> Finding {
+    const WHAT: &str = "processor";
+    match name {
+        "scalar" => Finding::warning(
+            WHAT,
+            "no vector instructions that there are kernels for",
+            "answers will take many times as long: use a processor with AVX2, and have a virtual machine show its host's (QEMU: -cpu host)",
+        ),
+        "avx2" | "avx512" | "neon" => Finding::warning(
+            WHAT,
+            format!("kernels for {name}"),
+            "newer processors multiply whole numbers in one instruction (VNNI, AMX, dot products): if this one does, have the virtual \
+             machine show it",
+        ),
+        name => Finding::good(WHAT, format!("kernels for {name}")),
+    }
+}
+
+fn threads() -> Finding {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = pool::threads();
+    Finding::good(
+        "cores",
+        format!("{threads} threads compute, on {processors} processors"),
+    )
+}
+
+/// Of a control group's `cpu.max`: microseconds of processors that it has in so many, or `max`.
+fn quota(max: &str) -> Option<Finding> {
+    let mut fields = max.split_whitespace();
+    let quota: f64 = fields.next()?.parse().ok()?;
+    let period: f64 = fields.next()?.parse().ok()?;
+    let processors = quota / period;
+    let found = format!("the control group has the time of {processors:.1} processors");
+    let whole = processors >= 1.0 && processors.fract() < 0.01;
+    Some(if whole {
+        Finding::good("quota", found)
+    } else {
+        Finding::warning(
+            "quota",
+            found,
+            "threads are halted within steps for what is no whole processor: set a whole number (systemd: CPUQuota, containers: --cpus)",
+        )
+    })
+}
+
+fn rates(roof: &Roof) -> Finding {
+    let Roof {
+        bytes,
+        products,
+        instruction,
+    } = roof;
+    Finding::good(
+        "rates",
+        format!(
+            "{:.1} GB/s read from memory, {:.0} G/s multiplied ({instruction}): a token takes as long as reading the weights, at least",
+            bytes / 1e9,
+            products / 1e9
+        ),
+    )
+}
+
+/// What is free, and what a model needs of it where one is named.
+fn memory(args: &DoctorArgs) -> Finding {
+    const WHAT: &str = "memory";
+    let free = match served_model::available(&Device::Cpu) {
+        Ok(free) => free,
+        Err(error) => return Finding::bad(WHAT, format!("{error:#}"), "mount /proc"),
+    };
+    let Some(model) = &args.model else {
+        return Finding::good(
+            WHAT,
+            format!(
+                "{} may be planned with (name a model to see what it needs)",
+                in_gib(free)
+            ),
+        );
+    };
+    match plan::memory_of(&args.store.clone().path(), model, free) {
+        Ok((weights, tokens)) => Finding::good(
+            WHAT,
+            format!(
+                "{} may be planned with, of which {model} takes {} and leaves a cache of {tokens} tokens",
+                in_gib(free),
+                in_gib(weights)
+            ),
+        ),
+        Err(error) => Finding::bad(
+            WHAT,
+            format!("{} may be planned with: {error:#}", in_gib(free)),
+            "name a smaller model or one with fewer bits (rempart plan tells what each needs), or end what else takes memory",
+        ),
+    }
+}
+
+/// Of `transparent_hugepage/enabled`, which has the mode in brackets.
+fn huge_pages(modes: &str) -> Finding {
+    const WHAT: &str = "huge pages";
+    if modes.contains("[never]") {
+        return Finding::warning(
+            WHAT,
+            "the system gives none, so that weights take longer to read",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        );
+    }
+    Finding::good(WHAT, "given where weights ask for them")
+}
+
+/// Of `/proc/swaps`, a line for each below its heading.
+fn swap(swaps: &str) -> Finding {
+    const WHAT: &str = "swap";
+    let places: Vec<&str> = swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|place| !place.starts_with("/dev/zram"))
+        .collect();
+    if places.is_empty() {
+        return Finding::good(WHAT, "none on a disk");
+    }
+    Finding::warning(
+        WHAT,
+        format!("memory may be written to {}", places.join(", ")),
+        "prompts and answers are in it: turn it off (swapoff -a), or have it encrypted",
+    )
+}
+
+fn open_files(soft: u64) -> Finding {
+    const WHAT: &str = "open files";
+    let found = format!("a process may have {soft}");
+    if soft >= CONNECTIONS + OTHER_FILES {
+        return Finding::good(WHAT, found);
+    }
+    Finding::warning(
+        WHAT,
+        found,
+        format!(
+            "{CONNECTIONS} connections (--connections-max) need more: raise it to {} (ulimit -n, systemd: LimitNOFILE), or lower the option",
+            CONNECTIONS + OTHER_FILES
+        ),
+    )
+}
+
+/// Of the driver's version, of whether its device can be opened if there is one, and of whether this binary has CUDA.
+fn card(version: Option<&str>, opened: Option<bool>, cuda: bool) -> Finding {
+    const WHAT: &str = "card";
+    let Some(version) = version else {
+        if !cuda {
+            return Finding::good(WHAT, "no NVIDIA driver; this binary computes on the processor");
+        }
+        let found = "no NVIDIA driver: this binary has CUDA and will compute on the processor";
+        let todo = format!("install the driver, {DRIVER_MIN} or newer (docs/gpu.md)");
+        return Finding::warning(WHAT, found, todo);
+    };
+    let driver = driver_of(version);
+    let found = match &driver {
+        Some((_, text)) => format!("NVIDIA driver {text}"),
+        None => "an NVIDIA driver of a version that is not understood".to_owned(),
+    };
+    if !cuda {
+        let todo = "this binary computes on the processor: the one with CUDA uses the card (docs/gpu.md)";
+        return Finding::warning(WHAT, found, todo);
+    }
+    match (driver, opened) {
+        (Some((major, _)), _) if major < DRIVER_MIN => {
+            Finding::bad(WHAT, found, format!("CUDA 13 needs {DRIVER_MIN} or newer"))
+        }
+        (_, None) => Finding::bad(
+            WHAT,
+            format!("{found}, but no /dev/nvidiactl"),
+            "give the container the card (docs/gpu.md)",
+        ),
+        (_, Some(false)) => Finding::bad(
+            WHAT,
+            format!("{found}, but /dev/nvidiactl can't be opened"),
+            "let the server's user open it (systemd: DeviceAllow, SupplementaryGroups)",
+        ),
+        _ => Finding::good(WHAT, found),
+    }
+}
+
+/// Of the driver's own line: `NVRM version: NVIDIA UNIX … Kernel Module  580.95.05  Release Build …`.
+fn driver_of(version: &str) -> Option<(u32, String)> {
+    let line = version.lines().find(|line| line.contains("NVRM"))?;
+    line.split_whitespace().find_map(|word| {
+        let (major, minor) = word.split_once('.')?;
+        let major: u32 = major.parse().ok()?;
+        minor
+            .starts_with(|c: char| c.is_ascii_digit())
+            .then(|| (major, word.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    #[test]
+    fn a_quota_is_good_where_it_is_whole() {
+        let state = |max| quota(max).map(|finding| finding.state());
+        assert_eq!(state("max 100000\n"), None);
+        assert_eq!(state("200000 100000\n"), Some(State::Good));
+        assert_eq!(state("150000 100000\n"), Some(State::Warning));
+        assert_eq!(state("50000 100000\n"), Some(State::Warning));
+        assert_eq!(state(""), None);
+    }
+
+    #[test]
+    fn swap_on_a_disk_is_told() {
+        let heading = "Filename\tType\tSize\tUsed\tPriority\n";
+        assert_eq!(swap(heading).state(), State::Good);
+        let zram = format!("{heading}/dev/zram0 partition 1 0 100\n");
+        assert_eq!(swap(&zram).state(), State::Good);
+        let disk = format!("{zram}/swap.img file 1 0 -2\n");
+        assert_eq!(swap(&disk).state(), State::Warning);
+    }
+
+    #[test]
+    fn huge_pages_and_files_are_looked_at() {
+        assert_eq!(huge_pages("always [madvise] never").state(), State::Good);
+        assert_eq!(huge_pages("always madvise [never]").state(), State::Warning);
+        assert_eq!(open_files(1024).state(), State::Warning);
+        assert_eq!(open_files(1 << 20).state(), State::Good);
+        assert_eq!(kernels("scalar").state(), State::Warning);
+        assert_eq!(kernels("amx").state(), State::Good);
+    }
+
+    #[test]
+    fn a_card_needs_a_driver_a_device_and_a_binary_for_it() {
+        let version = |number: &str| {
+            format!(
+                "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {number}  Release Build\nGCC version: 13.3.0\n"
+            )
+        };
+        let state =
+            |number: Option<&str>, opened, cuda| card(number.map(version).as_deref(), opened, cuda).state();
+        assert_eq!(state(None, None, false), State::Good);
+        assert_eq!(state(None, None, true), State::Warning);
+        assert_eq!(state(Some("580.95.05"), Some(true), true), State::Good);
+        assert_eq!(state(Some("580.95.05"), Some(true), false), State::Warning);
+        assert_eq!(state(Some("550.54.14"), Some(true), true), State::Bad);
+        assert_eq!(state(Some("580.95.05"), None, true), State::Bad);
+        assert_eq!(state(Some("580.95.05"), Some(false), true), State::Bad);
+        assert_eq!(driver_of("NVRM version: none\nGCC version: 13.3.0\n"), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! What a server depends on beside the machine: disks, the clock, its certificate.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use rempart_governance::Database;
+use rempart_hub::file;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+
+use super::DoctorArgs;
+use super::finding::{Finding, in_gib};
+use crate::config::place_of;
+
+/// Less is soon full of rows and logs.
+const DISK_BYTES_MIN: u64 = 2 << 30;
+/// The next certificate should be on its way by then.
+const RENEWAL: Duration = Duration::from_hours(24 * 30);
+/// A certificate is some KiB.
+const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+/// 2026-11-01: this version was made later.
+const MADE_S: u64 = 1_793_491_200;
+/// What the services that keep the time leave while they do.
+const SYNCHRONIZED: [&str; 4] = [
+    "/run/systemd/timesync/synchronized",
+    "/run/chrony/chronyd.pid",
+    "/run/ntpd.pid",
+    "/run/ntpsec/ntpd.pid",
+];
+
+pub(super) fn findings(args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let kept = SYNCHRONIZED.iter().any(|file| Path::new(file).exists());
+    let mut findings = vec![clock(now, kept), disk("models", &args.store.clone().path())];
+    let database = args.database.as_deref().map(place_of).transpose()?;
+    if let Some(Database::File(path)) = &database {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        findings.push(disk("database", folder.unwrap_or(Path::new("."))));
+    }
+    if let Some(path) = &args.tls_certificate {
+        findings.push(match ends(path) {
+            Ok(ends) => certificate(ends, now),
+            Err(error) => Finding::bad(
+                "certificate",
+                format!("{error:#}"),
+                "--tls-certificate takes a chain in PEM",
+            ),
+        });
+    }
+    Ok(findings)
+}
+
+/// Rows of the audit chain, limits by the minute and tokens of a login all go by it.
+fn clock(now: Duration, kept: bool) -> Finding {
+    const WHAT: &str = "clock";
+    if now.as_secs() < MADE_S {
+        return Finding::bad(
+            WHAT,
+            "before this version was made",
+            "set the time, and have a service keep it (systemd-timesyncd, chrony)",
+        );
+    }
+    if !kept {
+        return Finding::warning(
+            WHAT,
+            "no service is seen to keep it",
+            "records are dated by it: start systemd-timesyncd or chrony with a time server of the company (a virtual machine's host may keep it)",
+        );
+    }
+    Finding::good(WHAT, "kept by a service")
+}
+
+/// What is free where a folder is, or will be.
+fn disk(what: &'static str, folder: &Path) -> Finding {
+    let there = folder.ancestors().find(|folder| folder.exists());
+    let there = there.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let free = rustix::fs::statvfs(&there).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    match free {
+        Ok(free) => space(what, folder, free),
+        Err(error) => Finding::bad(
+            what,
+            format!("{}: {error}", folder.display()),
+            "name a folder that can be read",
+        ),
+    }
+}
+
+fn space(what: &'static str, folder: &Path, free: u64) -> Finding {
+    let found = format!("{} free at {}", in_gib(free), folder.display());
+    if free >= DISK_BYTES_MIN {
+        return Finding::good(what, found);
+    }
+    Finding::warning(
+        what,
+        found,
+        format!(
+            "make room, {} at least: where a database is full no request is taken",
+            in_gib(DISK_BYTES_MIN)
+        ),
+    )
+}
+
+/// When the first certificate of a chain ends, since 1970.
+fn ends(path: &Path) -> anyhow::Result<Duration> {
+    let name = || path.display().to_string();
+    let bytes = file::read(path, CERTIFICATE_BYTES_MAX).with_context(name)?;
+    let bytes = bytes.with_context(|| format!("{}: more than {CERTIFICATE_BYTES_MAX} bytes", name()))?;
+    let der = CertificateDer::from_pem_slice(&bytes).ok();
+    let certificate = der.and_then(|der| Certificate::from_der(&der).ok());
+    let certificate = certificate.with_context(|| format!("{}: no certificate in PEM", name()))?;
+    Ok(certificate
+        .tbs_certificate()
+        .validity()
+        .not_after
+        .to_unix_duration())
+}
+
+fn certificate(ends: Duration, now: Duration) -> Finding {
+    const WHAT: &str = "certificate";
+    let Some(left) = ends.checked_sub(now) else {
+        return Finding::bad(
+            WHAT,
+            "it has ended",
+            "no client connects any more: put the new one in its place, and send SIGHUP",
+        );
+    };
+    let found = format!("it ends in {} days", left.as_secs() / (24 * 60 * 60));
+    if left > RENEWAL {
+        return Finding::good(WHAT, found);
+    }
+    Finding::warning(WHAT, found, "ask for the next one; the server takes it at SIGHUP")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_told() {
+        let now = DAY * 20_000;
+        let state = |ends| certificate(ends, now).state();
+        assert_eq!(state(now + DAY * 31), State::Good);
+        assert_eq!(state(now + DAY * 29), State::Warning);
+        assert_eq!(state(DAY * 19_999), State::Bad);
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.pem");
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2031, 2, 3);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&path, params.self_signed(&key).unwrap().pem()).unwrap();
+        // 2031-02-03.
+        assert_eq!(ends(&path).unwrap().as_secs(), 1_927_843_200);
+        std::fs::write(&path, "no certificate").unwrap();
+        assert!(
+            ends(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("no certificate in PEM")
+        );
+    }
+
+    #[test]
+    fn a_clock_and_a_disk_that_a_server_can_not_go_by_are_told() {
+        let now = Duration::from_secs(MADE_S + 1);
+        assert_eq!(clock(Duration::ZERO, true).state(), State::Bad);
+        assert_eq!(clock(now, false).state(), State::Warning);
+        assert_eq!(clock(now, true).state(), State::Good);
+        let state = |free| space("models", Path::new("/models"), free).state();
+        assert_eq!(
+            (state(DISK_BYTES_MIN), state(DISK_BYTES_MIN - 1)),
+            (State::Good, State::Warning)
+        );
+        // What is not there yet will be on its parent's disk.
+        assert!(!disk("models", Path::new("/tmp/not/there/yet")).is_bad());
+    }
+}
