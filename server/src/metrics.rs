@@ -4,6 +4,7 @@
 
 mod access;
 mod encoder;
+mod http;
 mod lifecycle;
 mod rejection;
 mod tls;
@@ -19,6 +20,7 @@ use rempart_engine::{EngineConfig, StepReport};
 
 use crate::process;
 pub use encoder::EncoderMetrics;
+pub use http::GaugeGuard;
 pub use lifecycle::LifecycleMetrics;
 pub use rejection::Rejection;
 pub use tls::TlsMetrics;
@@ -146,16 +148,6 @@ impl Metrics {
         process::declared(&self.handle.render())
     }
 
-    /// The most connections of clients at a time.
-    pub fn connections_limit(&self, limit: usize) {
-        let series = Series {
-            recorder: &self.recorder,
-            labels: Vec::new(),
-        };
-        let gauge = series.gauge("rempart_http_connections_limit");
-        gauge.set(limit as f64);
-    }
-
     /// Whether the kernel refuses the process every connection to elsewhere.
     pub fn zero_egress(&self, confined: bool) {
         let series = Series {
@@ -190,32 +182,6 @@ impl Metrics {
         self.prepare_s.record(took.as_secs_f64());
     }
 
-    /// Counts a request as in flight until the guard is dropped.
-    pub fn in_flight(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.in_flight)
-    }
-
-    /// Counts a connection as open until the guard is dropped.
-    pub fn connection(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.connections)
-    }
-
-    /// An answer's head was sent. `route` is the pattern of the route, never the path a client sent.
-    pub fn answered(&self, route: &'static str, method: &'static str, status: u16, took: Duration) {
-        let series = Series {
-            recorder: &self.recorder,
-            labels: Vec::new(),
-        };
-        let series = series.with("handler", route).with("method", method);
-        series
-            .histogram("http_request_duration_seconds")
-            .record(took.as_secs_f64());
-        series
-            .with("status", &status.to_string())
-            .counter("http_requests_total")
-            .increment(1);
-    }
-
     /// The series of one served model.
     pub fn model(&self, name: &str, config: &EngineConfig) -> ModelMetrics {
         let series = Series {
@@ -235,22 +201,6 @@ impl Metrics {
             series.gauge(name).set(limit as f64);
         }
         ModelMetrics::new(&series, config.blocks, info, self.clone())
-    }
-}
-
-/// Adds one to a gauge while it lives.
-pub struct GaugeGuard(Gauge);
-
-impl GaugeGuard {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 

@@ -9,6 +9,9 @@ use rempart_models::{AttentionRow, Error, ForwardInput, Steps};
 
 use crate::served_model::Ranks;
 
+/// Whether this program can compute on a card.
+pub(crate) const CUDA: bool = cfg!(feature = "cuda");
+
 /// A model with its keys and values.
 pub struct CandleRunner {
     steps: Steps,

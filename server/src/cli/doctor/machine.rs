@@ -10,7 +10,7 @@ use rempart_kernels::{cpu, pool};
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan;
-use crate::served_model;
+use crate::{runner, served_model};
 
 /// Drivers for CUDA 13 begin with it.
 const DRIVER_MIN: u32 = 580;
@@ -36,7 +36,7 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let version = read("/proc/driver/nvidia/version");
     let device = Path::new("/dev/nvidiactl");
     let opened = device.exists().then(|| fs::File::open(device).is_ok());
-    findings.push(card(version.as_deref(), opened, cfg!(feature = "cuda")));
+    findings.push(card(version.as_deref(), opened, runner::CUDA));
     findings
 }
 
