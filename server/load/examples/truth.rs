@@ -1,0 +1,187 @@
+//! Proof that what `rempart bench` measures is what happened: against a server of a known schedule, in a process of its own.
+//!
+//! ```text
+//! cargo run --release -p rempart-load --example truth
+//! ```
+//! Tells each figure beside the schedule's, and fails where a latency is off by more than 1 ms or a throughput by more than 1 %.
+//! It wants a machine on which little else runs.
+
+use std::io::Write as _;
+use std::process::{Child, Command, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use rempart_load::LoadArgs;
+use serde_json::Value;
+
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/load/stub.rs"]
+mod stub;
+
+use stub::{Behaviour, Pace, Stub};
+
+/// A load, and the schedule that the server keeps.
+struct Case {
+    clients: u32,
+    tokens: u32,
+    requests: u32,
+    ttft_ms: u64,
+    itl_ms: u64,
+    /// Whether latencies must be exact, too: with a thousand streams the server's own threads are late.
+    exact: bool,
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        clients: 1,
+        tokens: 64,
+        requests: 4,
+        ttft_ms: 100,
+        itl_ms: 20,
+        exact: true,
+    },
+    Case {
+        clients: 32,
+        tokens: 200,
+        requests: 96,
+        ttft_ms: 100,
+        itl_ms: 20,
+        exact: true,
+    },
+    Case {
+        clients: 1000,
+        tokens: 200,
+        requests: 1000,
+        ttft_ms: 200,
+        itl_ms: 50,
+        exact: false,
+    },
+];
+const OFF_MS_MAX: f64 = 1.0;
+const OFF_SHARE_MAX: f64 = 0.01;
+const SERVER: &str = "serve";
+
+#[derive(Parser)]
+struct Bench {
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, address, ttft, itl] = &arguments[..]
+        && mode == SERVER
+    {
+        return serve(address, ttft.parse()?, itl.parse()?);
+    }
+    let mut good = true;
+    for (index, case) in CASES.iter().enumerate() {
+        good &= case.run(18_765 + u16::try_from(index)?)?;
+    }
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn serve(address: &str, ttft_ms: u64, itl_ms: u64) -> anyhow::Result<ExitCode> {
+    rlimit::increase_nofile_limit(u64::MAX)?;
+    let pace = Pace {
+        ttft: Duration::from_millis(ttft_ms),
+        itl: Duration::from_millis(itl_ms),
+    };
+    let _stub = Stub::with(Behaviour::Steady, pace, None, address);
+    loop {
+        thread::park();
+    }
+}
+
+/// A server that ends with its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Case {
+    fn run(&self, port: u16) -> anyhow::Result<bool> {
+        let address = format!("127.0.0.1:{port}");
+        let (ttft, itl) = (self.ttft_ms.to_string(), self.itl_ms.to_string());
+        let server = Command::new(std::env::current_exe()?)
+            .args([SERVER, &address, &ttft, &itl])
+            .spawn()?;
+        let _server = Server(server);
+        thread::sleep(Duration::from_millis(500));
+        let folder = tempfile::tempdir()?;
+        let result = folder.path().join("result.json");
+        let (clients, tokens, requests) = (
+            self.clients.to_string(),
+            self.tokens.to_string(),
+            self.requests.to_string(),
+        );
+        let url = format!("http://{address}/v1");
+        let options = [
+            "bench",
+            "--base-url",
+            &url,
+            "--concurrency",
+            &clients,
+            "--num-prompts",
+            &requests,
+            "--num-warmups",
+            &clients,
+            "--random-input-len",
+            "64",
+            "--random-output-len",
+            &tokens,
+            "--result",
+            result.to_str().context("a path")?,
+        ];
+        rempart_load::run(&Bench::try_parse_from(options)?.load)?;
+        self.judge(&serde_json::from_str(&std::fs::read_to_string(result)?)?)
+    }
+
+    fn judge(&self, result: &Value) -> anyhow::Result<bool> {
+        let number = |name: &str| result[name].as_f64().with_context(|| format!("no {name}"));
+        let (ttft, itl) = (self.ttft_ms as f64, self.itl_ms as f64);
+        let request_s = (ttft + itl * f64::from(self.tokens - 1)) / 1e3;
+        let throughput = f64::from(self.clients) * f64::from(self.tokens) / request_s;
+        let mut good = true;
+        let mut out = std::io::stdout().lock();
+        for (name, expected) in [
+            ("p50_ttft_ms", ttft),
+            ("p99_ttft_ms", ttft),
+            ("p50_itl_ms", itl),
+            ("p99_itl_ms", itl),
+        ] {
+            let measured = number(name)?;
+            let holds = !self.exact || (measured - expected).abs() <= OFF_MS_MAX;
+            good &= holds;
+            writeln!(
+                out,
+                "  {name}: {measured:.3}, scheduled {expected}{}",
+                if holds { "" } else { ": OFF" }
+            )?;
+        }
+        let measured = number("output_throughput")?;
+        let holds = (measured / throughput - 1.0).abs() <= OFF_SHARE_MAX;
+        good &= holds;
+        writeln!(
+            out,
+            "  tokens/s: {measured:.1}, scheduled {throughput:.1}{}",
+            if holds { "" } else { ": OFF" }
+        )?;
+        let share = result["rempart_bench"]["client_cpu_share"]
+            .as_f64()
+            .unwrap_or(f64::NAN);
+        writeln!(out, "  of a core: {share:.3}\n")?;
+        Ok(good)
+    }
+}

@@ -1,0 +1,417 @@
+//! Sends requests and takes their answers: streams event by event with the time of each, or whole documents.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, SERVER, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use crate::chunk::{self, Usage};
+use crate::clock::Clock;
+use crate::connection::{Connection, Stamp};
+use crate::failure::Failure;
+use crate::limits::{
+    BODY_BYTES_MAX, ERROR_BYTES_MAX, EVENTS_MORE, EVENTS_PER_TOKEN_MAX, Patience, STREAM_BYTES_MAX,
+};
+use crate::record::Seen;
+use crate::sse::{Events, TooLong};
+use crate::target::Target;
+
+/// How long a stream may go on behind its last event before its connection is given up.
+const END_WAIT: Duration = Duration::from_millis(50);
+const AGENT: &str = concat!("rempart-bench/", env!("CARGO_PKG_VERSION"));
+
+/// A request, ready to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    pub path: String,
+    pub body: Bytes,
+    /// Whether its answer is a stream of events.
+    pub stream: bool,
+    /// Tokens that it asks for, which limits how many events its answer may have.
+    pub output_tokens: u32,
+}
+
+/// Keeps the connections to one server.
+pub(crate) struct Client {
+    target: Target,
+    addresses: Vec<SocketAddr>,
+    patience: Patience,
+    clock: Clock,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// An answer that was asked for once, outside of a measurement.
+pub(crate) struct Document {
+    pub status: u16,
+    pub server: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// A connection that was open when it was taken, and was not when it was used.
+struct Stale;
+
+impl Client {
+    /// Looks the server's name up, once.
+    ///
+    /// # Errors
+    /// Where it has no address.
+    pub(crate) async fn new(target: Target, patience: Patience, clock: Clock) -> anyhow::Result<Self> {
+        let host = target.host.clone();
+        let addresses: Vec<SocketAddr> = timeout(patience.connect, lookup_host((host.as_str(), target.port)))
+            .await
+            .with_context(|| format!("looking up {host} took longer than --connect-timeout-s"))?
+            .with_context(|| format!("looking up {host}: is --base-url right?"))?
+            .collect();
+        ensure!(!addresses.is_empty(), "{host} has no address");
+        Ok(Self {
+            target,
+            addresses,
+            patience,
+            clock,
+            idle: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Sends a request, and takes down what arrives until it is over. Dropping this ends its connection.
+    ///
+    /// # Errors
+    /// Why it failed; what arrived before is in `seen`.
+    pub(crate) async fn send(&self, outgoing: &Outgoing, seen: &mut Seen) -> Result<(), Failure> {
+        let whole = self.patience.request;
+        timeout(whole, self.attempt(outgoing, seen))
+            .await
+            .unwrap_or(Err(Failure::RequestTimeout))
+    }
+
+    async fn attempt(&self, outgoing: &Outgoing, seen: &mut Seen) -> Result<(), Failure> {
+        // A server may end a connection that nobody uses, and that says nothing about this request.
+        while let Some(connection) = self.take_idle() {
+            if let Ok(ended) = self.exchange(connection, outgoing, seen).await {
+                return ended;
+            }
+        }
+        let connection = self.open().await?;
+        match self.exchange(connection, outgoing, seen).await {
+            Ok(ended) => ended,
+            Err(Stale) => Err(Failure::Lost("before the answer began".to_owned())),
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, Failure> {
+        let opening = Connection::open(&self.target, &self.addresses, self.clock);
+        timeout(self.patience.connect, opening)
+            .await
+            .unwrap_or(Err(Failure::ConnectTimeout))
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn put_idle(&self, mut connection: Connection) {
+        connection.reused = true;
+        if connection.is_open() {
+            self.idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(connection);
+        }
+    }
+
+    async fn exchange(
+        &self,
+        mut connection: Connection,
+        outgoing: &Outgoing,
+        seen: &mut Seen,
+    ) -> Result<Result<(), Failure>, Stale> {
+        let reused = connection.reused;
+        let ended = connection
+            .drive(async |sender, stamp| {
+                let response = match self.head(sender, outgoing).await {
+                    Err(Failure::Lost(_)) if reused => return Err(Stale),
+                    other => other,
+                };
+                Ok(match response {
+                    Ok(response) => self.answer(response, outgoing, &stamp, seen).await,
+                    Err(failure) => Err(failure),
+                })
+            })
+            .await?;
+        if ended.is_ok() {
+            // What a server sends behind an answer, such as the last chunk, is taken before the next request.
+            let ready = connection.drive(async |sender, _| sender.ready().await.is_ok());
+            if timeout(END_WAIT, ready).await.is_ok_and(|open| open) {
+                self.put_idle(connection);
+            }
+        }
+        Ok(ended)
+    }
+
+    async fn head(
+        &self,
+        sender: &mut SendRequest<Full<Bytes>>,
+        outgoing: &Outgoing,
+    ) -> Result<Response<Incoming>, Failure> {
+        let request = self.request(
+            Method::POST,
+            &outgoing.path,
+            outgoing.body.clone(),
+            outgoing.stream,
+        )?;
+        let sending = async {
+            sender.ready().await?;
+            sender.send_request(request).await
+        };
+        timeout(self.patience.idle, sending)
+            .await
+            .map_err(|_| Failure::IdleTimeout)?
+            .map_err(|error| Failure::http(&error))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        stream: bool,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let accept = if stream {
+            "text/event-stream"
+        } else {
+            "application/json"
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, self.target.authority())
+            .header(USER_AGENT, AGENT)
+            .header(ACCEPT, accept)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Failure::Protocol(error.to_string()))?;
+        for (name, value) in self.target.headers() {
+            request.headers_mut().insert(name.clone(), value.clone());
+        }
+        Ok(request)
+    }
+
+    async fn answer(
+        &self,
+        response: Response<Incoming>,
+        outgoing: &Outgoing,
+        stamp: &Stamp,
+        seen: &mut Seen,
+    ) -> Result<(), Failure> {
+        let status = response.status();
+        if status != StatusCode::OK {
+            // The status is the reason, whether or not its body can be read.
+            let body = self
+                .body(response.into_body(), ERROR_BYTES_MAX)
+                .await
+                .unwrap_or_default();
+            return Err(Failure::Status {
+                status: status.as_u16(),
+                code: chunk::error_code(&body),
+            });
+        }
+        if !outgoing.stream {
+            let body = self.body(response.into_body(), BODY_BYTES_MAX).await?;
+            let usage = document_usage(&body).ok_or(Failure::BadBody)?;
+            seen.whole(usage, stamp.last());
+            return Ok(());
+        }
+        let kind = response.headers().get(CONTENT_TYPE);
+        if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+            return Err(Failure::NotAStream);
+        }
+        self.events(response.into_body(), outgoing.output_tokens, stamp, seen)
+            .await
+    }
+
+    async fn events(
+        &self,
+        mut body: Incoming,
+        tokens: u32,
+        stamp: &Stamp,
+        seen: &mut Seen,
+    ) -> Result<(), Failure> {
+        let mut state = Stream::new(tokens);
+        while let Some(bytes) = self.next(&mut body).await? {
+            state.bytes += bytes.len() as u64;
+            if state.bytes > STREAM_BYTES_MAX {
+                return Err(Failure::TooLong);
+            }
+            state.take(&bytes, stamp, seen)?;
+            if state.done {
+                // The connection can be used again where the server ends the body, too, and that comes at once or never.
+                let _ended = timeout(END_WAIT, body.frame()).await;
+                break;
+            }
+        }
+        state.end(seen)
+    }
+
+    async fn body(&self, mut body: Incoming, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+        let mut held = Vec::new();
+        while let Some(bytes) = self.next(&mut body).await? {
+            if held.len() + bytes.len() > bytes_max {
+                return Err(Failure::TooLong);
+            }
+            held.extend_from_slice(&bytes);
+        }
+        Ok(held)
+    }
+
+    /// The next bytes of a body, none of trailers.
+    async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
+        let frame = timeout(self.patience.idle, body.frame())
+            .await
+            .map_err(|_| Failure::IdleTimeout)?;
+        match frame {
+            None => Ok(None),
+            Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+            Some(Err(error)) => Err(Failure::http(&error)),
+        }
+    }
+
+    /// Asks for a document on a connection of its own.
+    ///
+    /// # Errors
+    /// Why none came.
+    pub(crate) async fn get(&self, path: &str) -> Result<Document, Failure> {
+        let mut connection = self.open().await?;
+        let getting = connection.drive(async |sender, _| {
+            let request = self.request(Method::GET, path, Bytes::new(), false)?;
+            let response = timeout(self.patience.idle, sender.send_request(request))
+                .await
+                .map_err(|_| Failure::IdleTimeout)?
+                .map_err(|error| Failure::http(&error))?;
+            let server = response
+                .headers()
+                .get(SERVER)
+                .and_then(|value| value.to_str().ok());
+            Ok(Document {
+                status: response.status().as_u16(),
+                server: server.map(str::to_owned),
+                body: self.body(response.into_body(), ERROR_BYTES_MAX).await?,
+            })
+        });
+        timeout(self.patience.request, getting)
+            .await
+            .unwrap_or(Err(Failure::RequestTimeout))
+    }
+}
+
+/// An answer that is being streamed.
+struct Stream {
+    events: Events,
+    bytes: u64,
+    /// Events that may still come.
+    left: usize,
+    finished: bool,
+    done: bool,
+}
+
+impl Stream {
+    fn new(tokens: u32) -> Self {
+        Self {
+            events: Events::default(),
+            bytes: 0,
+            left: tokens as usize * EVENTS_PER_TOKEN_MAX + EVENTS_MORE,
+            finished: false,
+            done: false,
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], stamp: &Stamp, seen: &mut Seen) -> Result<(), Failure> {
+        let Self {
+            events,
+            left,
+            finished,
+            done,
+            ..
+        } = self;
+        events.push(bytes, |data| {
+            if *done {
+                return Ok(());
+            }
+            if data.trim_ascii() == b"[DONE]" {
+                *done = true;
+                return Ok(());
+            }
+            *left = left.checked_sub(1).ok_or(Failure::TooManyEvents)?;
+            let brought = chunk::read(data)?;
+            *finished |= brought.finished;
+            seen.event(brought, stamp.last());
+            Ok(())
+        })
+    }
+
+    /// What the end of the stream means.
+    fn end(&self, seen: &Seen) -> Result<(), Failure> {
+        if !self.done && (!self.finished || self.events.is_within()) {
+            return Err(Failure::ClosedEarly);
+        }
+        if seen.first.is_none() {
+            return Err(Failure::NoToken);
+        }
+        Ok(())
+    }
+}
+
+impl From<TooLong> for Failure {
+    fn from(_: TooLong) -> Self {
+        Self::EventTooLong
+    }
+}
+
+/// The counts of an answer that is one document: of embeddings or of a ranking, which hold at least one entry.
+fn document_usage(body: &[u8]) -> Option<Usage> {
+    use serde::de::IgnoredAny;
+    #[derive(serde::Deserialize)]
+    struct Body {
+        data: Option<Vec<IgnoredAny>>,
+        results: Option<Vec<IgnoredAny>>,
+        usage: Option<Usage>,
+    }
+    let body: Body = serde_json::from_slice(body).ok()?;
+    let entries = body.data.or(body.results)?;
+    let mut usage = body.usage.unwrap_or_default();
+    usage.prompt_tokens = usage.prompt_tokens.or(usage.total_tokens);
+    usage.completion_tokens = Some(0);
+    (!entries.is_empty()).then_some(usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_counted() {
+        let embeddings =
+            br#"{"data":[{"embedding":[0.1,0.2]}],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
+        assert_eq!(document_usage(embeddings).unwrap().prompt_tokens, Some(7));
+        let ranking = br#"{"results":[{"index":0,"relevance_score":0.5}],"usage":{"total_tokens":9}}"#;
+        assert_eq!(document_usage(ranking).unwrap().prompt_tokens, Some(9));
+        for bad in ["{}", "[]", "{\"data\":[]}", "garbage", "{\"data\":[{}]"] {
+            assert_eq!(document_usage(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

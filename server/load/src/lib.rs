@@ -1,0 +1,163 @@
+//! `rempart bench`: load on any OpenAI-compatible server, and what its clients see of it.
+//!
+//! A request's way: [`options`] are checked into a [`plan`]; [`measure`] runs its steps; [`run`] sends requests at their times,
+//! which a [`schedule`] made of a [`dataset`]'s texts; [`client`] takes the answers down event by event into [`record`]s, and a
+//! [`summary`] makes figures of them. [`slo`] and [`baseline`] judge those, and [`report`] tells them.
+//!
+//! Times come from one monotonic [`clock`]. Nothing that is kept holds a prompt, an answer or a key.
+
+#![forbid(unsafe_code)]
+
+mod baseline;
+mod body;
+mod chunk;
+mod client;
+mod clock;
+mod connection;
+mod dataset;
+mod failure;
+mod limits;
+mod machine;
+mod measure;
+mod options;
+mod plan;
+mod progress;
+mod record;
+mod report;
+mod rng;
+mod run;
+mod schedule;
+mod search;
+mod slo;
+mod sse;
+mod stats;
+mod summary;
+mod target;
+mod verdict;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use tokio::runtime;
+
+use baseline::Compared;
+use measure::Measured;
+use plan::Plan;
+use progress::Console;
+use report::{About, Baseline, Report};
+
+pub use options::LoadArgs;
+pub use verdict::{COULD_NOT_RUN, Outcome};
+
+/// Measures what the options say, and writes results where they say.
+///
+/// # Errors
+/// Where nothing could be measured, and what to do about it.
+pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
+    let plan = Plan::new(args)?;
+    let baseline = args.results.baseline.as_deref().map(Baseline::read).transpose()?;
+    let console = Console {
+        quiet: args.results.quiet,
+    };
+    // Each request in flight is a socket. Where the limit stays low, connections fail and say so.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let about = About::new(&plan);
+    let runtime = runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let slo = args.results.slo.as_ref();
+    let measured = runtime.block_on(Box::pin(measure::measure(plan, slo, console)))?;
+    let compared = compare(args, &about, &measured, baseline.as_ref())?;
+    let report = Report {
+        args,
+        about,
+        measured: &measured,
+        compared: &compared,
+        baseline: baseline.as_ref(),
+    };
+    save(&report)?;
+    std::io::stdout()
+        .lock()
+        .write_all(report::terminal(&report).as_bytes())?;
+    let completed = measured.steps.iter().any(|step| step.summary.completed > 0);
+    ensure!(completed, "no request was answered");
+    Ok(outcome(&measured, &compared))
+}
+
+fn compare(
+    args: &LoadArgs,
+    about: &About,
+    measured: &Measured,
+    baseline: Option<&Baseline>,
+) -> anyhow::Result<Vec<Vec<Compared>>> {
+    let Some(baseline) = baseline else {
+        return Ok(Vec::new());
+    };
+    let generates = args.server.endpoint.generates();
+    let of_step = |step: &measure::MeasuredStep| {
+        let before = baseline.step(step.level, &about.workload)?;
+        let now = baseline::side(&step.records, step.window, generates, step.level.is_closed());
+        ensure!(
+            now.requests.len() >= baseline::REQUESTS_MIN,
+            "--baseline: {} requests say too little: at least {}",
+            now.requests.len(),
+            baseline::REQUESTS_MIN
+        );
+        Ok(baseline::compare(
+            &before,
+            &now,
+            args.results.regression_tolerance,
+            about.seed,
+        ))
+    };
+    measured.steps.iter().map(of_step).collect()
+}
+
+fn save(report: &Report<'_>) -> anyhow::Result<()> {
+    let results = &report.args.results;
+    if let Some(path) = &results.result {
+        let lines: Vec<String> = report::objects(report)
+            .iter()
+            .map(|object| format!("{object}\n"))
+            .collect();
+        write(path, &lines.concat())?;
+    }
+    if let Some(path) = &results.csv {
+        write(path, &report::csv(report)?)?;
+    }
+    if let Some(path) = &results.html {
+        write(path, &report::page(report)?)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// A sweep and a search look for the edge, and so go beyond it: a search asks whether any rate keeps the SLO, and a sweep whether
+/// its knee does.
+fn outcome(measured: &Measured, compared: &[Vec<Compared>]) -> Outcome {
+    let holds = match (&measured.found, &measured.knee) {
+        (Some(found), _) => found.is_some(),
+        (None, Some(knee)) => {
+            let at_knee = |step: &&measure::MeasuredStep| step.level == plan::Level::Closed(knee.clients);
+            measured
+                .steps
+                .iter()
+                .find(at_knee)
+                .is_none_or(measure::MeasuredStep::holds)
+        }
+        (None, None) => measured.steps.iter().all(measure::MeasuredStep::holds),
+    };
+    if !holds {
+        Outcome::SloMissed
+    } else if compared.iter().flatten().any(|one| one.regression) {
+        Outcome::Regression
+    } else {
+        Outcome::Good
+    }
+}

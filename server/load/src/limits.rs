@@ -1,0 +1,51 @@
+//! Every limit of the load generator: what a server or a file may make it hold, and how long it waits.
+
+use std::time::Duration;
+
+/// Of one server-sent event, over all its lines.
+pub(crate) const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Of the lines of a response's head, as hyper reads them.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Of an answer that is one JSON document: embeddings are large.
+pub(crate) const BODY_BYTES_MAX: usize = 64 << 20;
+/// Of the body that comes with an error status; only its code is read.
+pub(crate) const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Of all bytes of one stream.
+pub(crate) const STREAM_BYTES_MAX: u64 = 1 << 30;
+/// Events of one stream: as many for each token that was asked for, and some more.
+pub(crate) const EVENTS_PER_TOKEN_MAX: usize = 4;
+pub(crate) const EVENTS_MORE: usize = 64;
+/// Output tokens that one step asks for, since the time of each is kept: 4 bytes a token.
+pub(crate) const STEP_TOKENS_MAX: u64 = 1 << 28;
+pub(crate) const STEP_REQUESTS_MAX: usize = 4 << 20;
+pub(crate) const STEPS_MAX: usize = 64;
+pub(crate) const CONCURRENCY_MAX: usize = 1 << 16;
+pub(crate) const RATE_MAX: f64 = 100_000.0;
+/// Different reasons of failures that are told apart; the rest is counted together.
+pub(crate) const REASONS_MAX: usize = 32;
+/// Of a data set's file.
+pub(crate) const DATASET_BYTES_MAX: u64 = 2 << 30;
+pub(crate) const DATASET_ITEMS_MAX: usize = 1 << 20;
+/// Of all prompts that are read from a file.
+pub(crate) const DATASET_PROMPT_BYTES_MAX: usize = 1 << 30;
+pub(crate) const PROMPT_TOKENS_MAX: u32 = 1 << 22;
+pub(crate) const OUTPUT_TOKENS_MAX: u32 = 1 << 20;
+/// Of a result that is read as a baseline.
+pub(crate) const BASELINE_BYTES_MAX: u64 = 1 << 30;
+/// Of a certificate file.
+pub(crate) const CA_BYTES_MAX: u64 = 16 << 20;
+/// Of everything that a run waits for.
+pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Requests that wait between the pacer and the tasks that send them.
+pub(crate) const PACED_MAX: usize = 4096;
+
+/// How long one request may take, and how much it may bring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For the connection and its TLS handshake.
+    pub connect: Duration,
+    /// For the head of the response, and then between two reads.
+    pub idle: Duration,
+    /// For the whole request.
+    pub request: Duration,
+}

@@ -1,0 +1,295 @@
+//! The server that is measured: where it is, what is sent with each request, and whom it must prove to be.
+
+use std::fmt;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use hyper::Uri;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::limits::CA_BYTES_MAX;
+
+/// A key; nothing prints it.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Whose certificates a server may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Those of the authorities that this machine trusts.
+    #[default]
+    Machine,
+    /// Those of the authorities in a PEM file, and no others.
+    File(PathBuf),
+    /// Anybody's: whoever is on the way reads the key.
+    Anybody,
+}
+
+/// A server, ready to be connected to.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub host: String,
+    pub port: u16,
+    /// What the routes are appended to, without a slash at its end: `/v1`.
+    base: String,
+    authority: String,
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    headers: HeaderMap,
+}
+
+impl Target {
+    /// Reads a base URL like `https://host:8443/v1`.
+    ///
+    /// # Errors
+    /// Where the URL, a header or a certificate file is wrong; the message names which, and no value of a header.
+    pub(crate) fn new(
+        url: &str,
+        key: Option<&Secret>,
+        headers: &[(String, String)],
+        trust: &Trust,
+    ) -> anyhow::Result<Self> {
+        let uri: Uri = url.parse().with_context(|| format!("--base-url {url}"))?;
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => bail!("--base-url {url}: must begin with http:// or https://"),
+        };
+        let authority = uri.authority().context("--base-url: needs a host")?;
+        ensure!(
+            !authority.as_str().contains('@') && uri.query().is_none(),
+            "--base-url: no user, password or query belongs there; a key goes into --api-key"
+        );
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        ensure!(
+            tls || *trust == Trust::Machine,
+            "--insecure and --ca-file are for https:// alone"
+        );
+        let tls = if tls {
+            let name = ServerName::try_from(host.clone())
+                .context("--base-url: not a name that a certificate can have")?;
+            Some((Arc::new(tls_config(trust)?), name))
+        } else {
+            None
+        };
+        Ok(Self {
+            host,
+            port,
+            base: uri.path().trim_end_matches('/').to_owned(),
+            authority: authority.as_str().to_owned(),
+            tls,
+            headers: header_map(key, headers)?,
+        })
+    }
+
+    /// The path and query of a route: `chat/completions` is `/v1/chat/completions`. One with a slash in front stands for itself.
+    pub(crate) fn path(&self, route: &str) -> String {
+        if route.starts_with('/') {
+            return route.to_owned();
+        }
+        format!("{}/{route}", self.base)
+    }
+
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Whether a key goes to another machine in the clear.
+    pub(crate) fn tells_key(&self) -> bool {
+        let loopback = self.host == "localhost"
+            || self
+                .host
+                .parse()
+                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        self.tls.is_none() && self.headers.contains_key(AUTHORIZATION) && !loopback
+    }
+}
+
+fn header_map(key: Option<&Secret>, headers: &[(String, String)]) -> anyhow::Result<HeaderMap> {
+    let mut map = HeaderMap::new();
+    if let Some(Secret(key)) = key {
+        let mut value = HeaderValue::try_from(format!("Bearer {key}"))
+            .map_err(|_| anyhow::anyhow!("--api-key: a header can't hold it; look for line ends in it"))?;
+        value.set_sensitive(true);
+        map.insert(AUTHORIZATION, value);
+    }
+    for (name, value) in headers {
+        let parsed: HeaderName = name.parse().with_context(|| format!("--header {name}"))?;
+        let mut value = HeaderValue::try_from(value)
+            .map_err(|_| anyhow::anyhow!("--header {name}: a header can't hold this value"))?;
+        value.set_sensitive(true);
+        map.insert(parsed, value);
+    }
+    Ok(map)
+}
+
+fn tls_config(trust: &Trust) -> anyhow::Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match trust {
+        Trust::Machine => builder.with_root_certificates(machine_roots()?),
+        Trust::File(path) => builder.with_root_certificates(file_roots(path)?),
+        Trust::Anybody => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+    };
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn machine_roots() -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    // What can't be read is left out: the others still prove who they are of.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    ensure!(
+        !roots.is_empty(),
+        "this machine trusts no authority: name your own with --ca-file"
+    );
+    Ok(roots)
+}
+
+fn file_roots(path: &Path) -> anyhow::Result<RootCertStore> {
+    let said = || format!("--ca-file {}", path.display());
+    let mut pem = Vec::new();
+    let file = fs::File::open(path).with_context(said)?;
+    file.take(CA_BYTES_MAX).read_to_end(&mut pem).with_context(said)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(certificate.with_context(said)?).with_context(said)?;
+    }
+    ensure!(
+        !roots.is_empty(),
+        "--ca-file {}: holds no certificate",
+        path.display()
+    );
+    Ok(roots)
+}
+
+/// Takes every certificate, but still has the server sign with its key.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> anyhow::Result<Target> {
+        Target::new(url, Some(&"sk-very-secret".into()), &[], &Trust::Machine)
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let target = target("http://localhost:8080/v1/").unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("localhost", 8080));
+        assert_eq!(target.path("chat/completions"), "/v1/chat/completions");
+        assert_eq!(target.path("/rerank"), "/rerank");
+        assert!(!target.tells_key());
+        assert!(
+            super::Target::new("http://[::1]/v1", None, &[], &Trust::Machine).is_ok_and(|t| t.host == "::1")
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_said_without_a_key() {
+        for url in [
+            "ftp://a/v1",
+            "localhost:8080/v1",
+            "http://user:pw@a/v1",
+            "http://a/v1?key=b",
+            "",
+            "http:///v1",
+        ] {
+            assert!(target(url).is_err(), "{url}");
+        }
+        let key = Secret::from("sk-very\nsecret");
+        let said = Target::new("http://a/v1", Some(&key), &[], &Trust::Machine)
+            .err()
+            .unwrap();
+        assert!(!format!("{said:?} {key:?}").contains("sk-very"));
+        let header = [("X-Token".to_owned(), "hid\nden".to_owned())];
+        let said = Target::new("http://a/v1", None, &header, &Trust::Machine)
+            .err()
+            .unwrap();
+        assert!(!format!("{said:?}").contains("hid"), "{said:?}");
+        assert!(target("http://192.0.2.1/v1").unwrap().tells_key());
+    }
+
+    #[test]
+    fn trust_is_for_tls() {
+        let said = Target::new("http://a/v1", None, &[], &Trust::Anybody)
+            .err()
+            .unwrap();
+        assert!(said.to_string().contains("--insecure"));
+    }
+}

@@ -1,0 +1,223 @@
+//! What is written, what it decides, and what it never holds.
+
+use std::time::Duration;
+
+use rempart_load::Outcome;
+use serde_json::Value;
+
+use crate::stub::{Behaviour, Pace, Stub};
+use crate::{QUICK, Run, number};
+
+/// The names of vLLM's result, which its users' tools read.
+const NAMES: &[&str] = &[
+    "date",
+    "backend",
+    "label",
+    "model_id",
+    "tokenizer_id",
+    "num_prompts",
+    "request_rate",
+    "burstiness",
+    "max_concurrency",
+    "duration",
+    "completed",
+    "failed",
+    "total_input_tokens",
+    "total_output_tokens",
+    "request_throughput",
+    "request_goodput",
+    "output_throughput",
+    "total_token_throughput",
+    "max_output_tokens_per_s",
+    "max_concurrent_requests",
+];
+const DETAILED: &[&str] = &[
+    "input_lens",
+    "output_lens",
+    "ttfts",
+    "itls",
+    "start_times",
+    "errors",
+];
+
+#[test]
+fn results_have_the_names_that_vllm_gives_them() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let options = [
+        "--num-prompts",
+        "5",
+        "--label",
+        "one",
+        "--metadata",
+        "build=7",
+        "--metadata",
+        "duration=hidden",
+        "--goodput",
+        "ttft:5000",
+    ];
+    let result = Run::of(&stub.url(), &options).result();
+    let statistics = ["mean", "median", "std", "p50", "p90", "p95", "p99"];
+    let latencies = ["ttft", "tpot", "itl", "e2el"];
+    let names = statistics
+        .iter()
+        .flat_map(|statistic| latencies.map(|latency| format!("{statistic}_{latency}_ms")));
+    for name in names {
+        assert!(number(&result, &name) >= 0.0);
+    }
+    for name in NAMES.iter().chain(DETAILED) {
+        assert!(result.get(name).is_some(), "{name}");
+    }
+    assert_eq!(
+        (result["build"].as_str(), result["label"].as_str()),
+        (Some("7"), Some("one"))
+    );
+    assert!(result["duration"].is_number() && number(&result, "request_goodput") > 0.0);
+    assert_eq!(result["rempart_bench"]["model"]["sha256"], "0123");
+    assert_eq!(result["generated_texts"], Value::Null);
+}
+
+#[test]
+fn a_page_and_a_table_are_made_and_no_file_holds_a_text() {
+    let stub = Stub::with(Behaviour::Steady, QUICK, Some("sk-canary"), "127.0.0.1:0");
+    let mut run = Run::of(
+        &stub.url(),
+        &[
+            "--concurrency",
+            "1,2",
+            "--num-prompts",
+            "9",
+            "--api-key",
+            "sk-canary",
+        ],
+    );
+    let data = run.path("data.jsonl");
+    std::fs::write(&data, "{\"prompt\":\"the canary sings\",\"output_tokens\":3}\n").unwrap();
+    let header = "X-Team=canary-header";
+    let files = [
+        "--csv".to_owned(),
+        run.path("table.csv"),
+        "--html".to_owned(),
+        run.path("page.html"),
+    ];
+    run.options.extend(files);
+    for option in [
+        "--dataset",
+        "custom",
+        "--dataset-path",
+        &data,
+        "--slo",
+        "errors=0",
+        "--header",
+        header,
+        "--label",
+        "<b>&",
+    ] {
+        run.options.push(option.to_owned());
+    }
+    assert_eq!(run.results().len(), 2);
+    let read = |name: &str| std::fs::read_to_string(run.path(name)).unwrap();
+    let (page, table) = (read("page.html"), read("table.csv"));
+    for text in [&page, &table, &read("result.json")] {
+        assert!(!text.contains("canary") && !text.contains("word "), "{text}");
+    }
+    assert!(
+        page.matches("<svg").count() == 4 && page.contains("&lt;b&gt;&amp;"),
+        "{page}"
+    );
+    // Names of XML's own are all that looks like an address.
+    let fetched = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(
+        !fetched.contains("http://") && !fetched.contains("https://") && !fetched.contains("src="),
+        "{fetched}"
+    );
+    assert_eq!(table.lines().count(), 3);
+    assert!(table.starts_with("model_id,load,request_rate,max_concurrency"));
+}
+
+#[test]
+fn an_slo_decides_the_outcome() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let outcome = |slo: &str| {
+        Run::of(&stub.url(), &["--num-prompts", "5", "--slo", slo])
+            .run()
+            .unwrap()
+    };
+    assert_eq!(outcome("ttft_p95=20s,errors=0"), Outcome::Good);
+    assert_eq!(outcome("ttft_p95=20s,itl_p99=1us"), Outcome::SloMissed);
+    assert_eq!(
+        (
+            Outcome::Good.status(),
+            Outcome::SloMissed.status(),
+            Outcome::Regression.status()
+        ),
+        (0, 3, 4)
+    );
+}
+
+#[test]
+fn a_regression_is_found_and_noise_is_not() {
+    let pace = Pace {
+        ttft: Duration::from_millis(40),
+        itl: Duration::from_millis(10),
+    };
+    let stub = Stub::start(Behaviour::ByModel, pace);
+    let run = |model: &str, more: &[&str]| {
+        let options = [
+            "--concurrency",
+            "8",
+            "--num-prompts",
+            "64",
+            "--model",
+            model,
+            "--random-output-len",
+            "8",
+        ];
+        Run::of(&stub.url(), &[&options[..], more].concat())
+    };
+    let before = run("slow-1", &[]);
+    before.results();
+    let baseline = before.path("result.json");
+    // Other work on this machine is more than noise: what it may add is within this tolerance, and what is slow is beyond.
+    let against = |model| {
+        run(model, &["--baseline", &baseline, "--regression-tolerance", "0.5"])
+            .run()
+            .unwrap()
+    };
+    assert_eq!(against("slow-1"), Outcome::Good);
+    assert_eq!(against("slow-3"), Outcome::Regression);
+}
+
+#[test]
+fn what_is_no_baseline_says_why() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let before = Run::of(&stub.url(), &["--num-prompts", "10"]);
+    before.results();
+    let baseline = before.path("result.json");
+    let said = |options: &[&str]| format!("{:#}", Run::of(&stub.url(), options).run().unwrap_err());
+    let refused = said(&[
+        "--baseline",
+        &baseline,
+        "--num-prompts",
+        "10",
+        "--concurrency",
+        "2",
+    ]);
+    assert!(refused.contains("has no step of 2 clients"), "{refused}");
+    let refused = said(&["--baseline", &baseline, "--num-prompts", "10", "--ignore-eos"]);
+    assert!(refused.contains("these differ: ignore_eos"), "{refused}");
+    let refused = said(&["--baseline", &baseline, "--num-prompts", "3"]);
+    assert!(refused.contains("3 requests say too little"), "{refused}");
+    let other = before.path("other.json");
+    std::fs::write(&other, "{\"a\":1}").unwrap();
+    assert!(said(&["--baseline", &other]).contains("no result of"));
+    let result = before.read().remove(0);
+    let without: serde_json::Map<String, Value> = result
+        .as_object()
+        .unwrap()
+        .clone()
+        .into_iter()
+        .filter(|(name, _)| name != "e2els")
+        .collect();
+    std::fs::write(&other, Value::Object(without).to_string()).unwrap();
+    assert!(said(&["--baseline", &other]).contains("--save-detailed"));
+}

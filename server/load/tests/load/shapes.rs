@@ -1,0 +1,321 @@
+//! Loops, data sets and endpoints: what is sent when, and what is made of what comes back.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use rempart_load::Outcome;
+
+use crate::stub::{Behaviour, Pace, Stub, tokens_of};
+use crate::{QUICK, Run, number};
+
+/// No bound below is near what a busy machine may add: it shows what is counted, and examples/truth.rs how exactly.
+const BUSY_MS: f64 = 400.0;
+
+#[test]
+fn a_closed_loop_counts_what_the_server_sent() {
+    let pace = Pace {
+        ttft: Duration::from_millis(60),
+        itl: Duration::from_millis(20),
+    };
+    let stub = Stub::start(Behaviour::Steady, pace);
+    let run = Run::of(
+        &stub.url(),
+        &[
+            "--concurrency",
+            "4",
+            "--num-prompts",
+            "12",
+            "--random-output-len",
+            "6",
+        ],
+    );
+    let result = run.result();
+    assert_eq!(
+        (result["completed"].as_u64(), result["failed"].as_u64()),
+        (Some(12), Some(0))
+    );
+    assert_eq!(result["total_output_tokens"].as_u64(), Some(72));
+    assert_eq!(
+        result["total_input_tokens"].as_u64(),
+        Some(12 * tokens_of(8) as u64)
+    );
+    for (name, least) in [
+        ("mean_ttft_ms", 60.0),
+        ("median_itl_ms", 15.0),
+        ("p50_e2el_ms", 160.0),
+    ] {
+        let value = number(&result, name);
+        assert!(value >= least && value < least + BUSY_MS, "{name}: {value}");
+    }
+    assert_eq!(result["itls"][0].as_array().unwrap().len(), 5);
+    assert_eq!(
+        stub.connections(),
+        5,
+        "four clients, and one that asked for the model"
+    );
+    assert_eq!(result["model_id"], "stub");
+}
+
+#[test]
+fn an_open_loop_shows_a_stall_to_every_request_that_was_due() {
+    let stall = Behaviour::Stall(Duration::from_secs(1), Duration::from_secs(3));
+    let stub = Stub::start(stall, QUICK);
+    let run = Run::of(
+        &stub.url(),
+        &[
+            "--request-rate",
+            "20",
+            "--burstiness",
+            "inf",
+            "--num-prompts",
+            "80",
+        ],
+    );
+    let result = run.result();
+    assert_eq!(result["completed"].as_u64(), Some(80));
+    // Every 50 ms one was due, for two seconds; each waited until the stall's end.
+    let slow = result["ttfts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|ttft| ttft.as_f64() > Some(0.5))
+        .count();
+    assert!((29..=42).contains(&slow), "{slow}");
+    assert!(
+        number(&result, "p99_ttft_ms") > 1800.0,
+        "{}",
+        number(&result, "p99_ttft_ms")
+    );
+    assert!(
+        number(&result, "p90_ttft_ms") > 1300.0,
+        "{}",
+        number(&result, "p90_ttft_ms")
+    );
+    assert!(
+        result["max_concurrent_requests"].as_u64() >= Some(36),
+        "{}",
+        result["max_concurrent_requests"]
+    );
+    let starts: Vec<f64> = result["start_times"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(serde_json::Value::as_f64)
+        .collect();
+    assert!(
+        starts
+            .windows(2)
+            .all(|pair| (pair[1] - pair[0] - 0.05).abs() < 1e-6),
+        "{starts:?}"
+    );
+}
+
+#[test]
+fn a_closed_loop_of_the_same_hides_it() {
+    let stall = Behaviour::Stall(Duration::from_millis(300), Duration::from_millis(1300));
+    let stub = Stub::start(stall, QUICK);
+    let run = Run::of(
+        &stub.url(),
+        &[
+            "--concurrency",
+            "1",
+            "--num-prompts",
+            "120",
+            "--random-output-len",
+            "1",
+        ],
+    );
+    let result = run.result();
+    let slow = result["ttfts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|ttft| ttft.as_f64() > Some(0.5))
+        .count();
+    assert_eq!(slow, 1, "which is why rates are open loops");
+}
+
+#[test]
+fn requests_beyond_the_limit_in_flight_fail_and_are_not_put_off() {
+    let pace = Pace {
+        ttft: Duration::from_millis(600),
+        ..QUICK
+    };
+    let stub = Stub::start(Behaviour::Steady, pace);
+    let options = [
+        "--request-rate",
+        "100",
+        "--burstiness",
+        "inf",
+        "--num-prompts",
+        "20",
+        "--in-flight-max",
+        "5",
+    ];
+    let result = Run::of(&stub.url(), &options).result();
+    assert_eq!(
+        (result["completed"].as_u64(), result["failed"].as_u64()),
+        (Some(5), Some(15))
+    );
+    assert_eq!(stub.requests(), 5);
+}
+
+#[test]
+fn some_requests_are_dropped_and_count_as_neither() {
+    let pace = Pace {
+        ttft: Duration::from_millis(150),
+        ..QUICK
+    };
+    let stub = Stub::start(Behaviour::Steady, pace);
+    let options = [
+        "--concurrency",
+        "10",
+        "--num-prompts",
+        "60",
+        "--cancellation-rate",
+        "0.5",
+        "--cancellation-delay-ms",
+        "20",
+    ];
+    let result = Run::of(&stub.url(), &options).result();
+    let cancelled = result["rempart_bench"]["cancelled"].as_u64().unwrap();
+    assert!((15..=45).contains(&cancelled), "{cancelled}");
+    assert_eq!(result["completed"].as_u64(), Some(60 - cancelled));
+    assert_eq!(result["failed"].as_u64(), Some(0));
+}
+
+#[test]
+fn prompts_are_calibrated_by_the_servers_count() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let run = Run::of(&stub.url(), &["--num-prompts", "8", "--random-input-len", "300"]);
+    let rough = run.result();
+    assert!(number(&rough["rempart_bench"], "input_length_error") > 0.2);
+    let mut run = Run::of(&stub.url(), &["--num-prompts", "8", "--random-input-len", "300"]);
+    run.options.retain(|option| option != "--no-calibration");
+    let result = run.result();
+    assert!(
+        number(&result["rempart_bench"], "input_length_error") < 0.01,
+        "{}",
+        result["rempart_bench"]
+    );
+    assert!((number(&result["rempart_bench"], "tokens_per_word") - 1.25).abs() < 0.01);
+}
+
+#[test]
+fn endpoints_that_generate_nothing_have_one_latency() {
+    for (endpoint, documents) in [("embeddings", 0), ("rerank", 3)] {
+        let stub = Stub::start(Behaviour::Steady, QUICK);
+        let run = Run::of(
+            &stub.url(),
+            &[
+                "--endpoint",
+                endpoint,
+                "--num-prompts",
+                "6",
+                "--num-documents",
+                "3",
+            ],
+        );
+        let result = run.result();
+        assert_eq!(result["completed"].as_u64(), Some(6));
+        assert_eq!(result["total_output_tokens"].as_u64(), Some(0));
+        let words = if documents == 0 { 8 } else { 16 + documents * 8 };
+        assert_eq!(
+            result["total_input_tokens"].as_u64(),
+            Some(6 * tokens_of(words) as u64),
+            "{endpoint}"
+        );
+        assert!(number(&result, "p50_e2el_ms") >= 2.0 && number(&result, "p50_ttft_ms") == 0.0);
+        assert_eq!(result["ttfts"], serde_json::Value::Null);
+    }
+}
+
+#[test]
+fn completions_stream_texts() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let result = Run::of(&stub.url(), &["--endpoint", "completions", "--num-prompts", "3"]).result();
+    assert_eq!(
+        (
+            result["completed"].as_u64(),
+            result["total_output_tokens"].as_u64()
+        ),
+        (Some(3), Some(12))
+    );
+    assert_eq!(result["backend"], "openai");
+}
+
+#[test]
+fn a_trace_is_replayed_at_its_times() {
+    let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().unwrap();
+    for (at, input, output) in [(1000, 20, 2), (1200, 40, 3), (1300, 600, 4)] {
+        writeln!(
+            file,
+            "{{\"timestamp\":{at},\"input_length\":{input},\"output_length\":{output},\"hash_ids\":[1]}}"
+        )
+        .unwrap();
+    }
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let path = file.path().to_str().unwrap();
+    let result = Run::of(&stub.url(), &["--dataset", "trace", "--dataset-path", path]).result();
+    assert_eq!(result["start_times"], serde_json::json!([0.0, 0.2, 0.3]));
+    assert_eq!(result["output_lens"], serde_json::json!([2, 3, 4]));
+    let lens = [20, 40, 600].map(tokens_of);
+    assert_eq!(result["input_lens"], serde_json::json!(lens));
+}
+
+#[test]
+fn a_sweep_finds_a_knee_and_a_search_a_rate() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let run = Run::of(&stub.url(), &["--sweep", "4", "--num-prompts", "8"]);
+    let clients: Vec<Option<u64>> = run
+        .results()
+        .iter()
+        .map(|step| step["max_concurrency"].as_u64())
+        .collect();
+    assert_eq!(clients[..2], [Some(1), Some(2)]);
+    let options = [
+        "--search-rate",
+        "20:40",
+        "--num-prompts",
+        "8",
+        "--slo",
+        "e2el_max=30s,errors=0",
+    ];
+    let run = Run::of(&stub.url(), &options);
+    assert_eq!(run.run().unwrap(), Outcome::Good);
+    assert_eq!(run.read().len(), 2, "both ends keep it");
+    let run = Run::of(
+        &stub.url(),
+        &[
+            "--search-rate",
+            "20:40",
+            "--num-prompts",
+            "8",
+            "--slo",
+            "ttft_p50=1us",
+        ],
+    );
+    assert_eq!(run.run().unwrap(), Outcome::SloMissed);
+    assert_eq!(run.read().len(), 1);
+}
+
+#[test]
+fn a_step_ends_with_its_time() {
+    let pace = Pace {
+        ttft: Duration::from_millis(30),
+        ..QUICK
+    };
+    let stub = Stub::start(Behaviour::Steady, pace);
+    let result = Run::of(
+        &stub.url(),
+        &["--concurrency", "2", "--duration-s", "0.5", "--steady-state"],
+    )
+    .result();
+    let duration = number(&result, "duration");
+    assert!(duration < 0.5, "{duration}");
+    let starts = result["start_times"].as_array().unwrap();
+    assert!(
+        starts.len() >= 4 && starts.iter().all(|start| start.as_f64() < Some(0.5)),
+        "{starts:?}"
+    );
+}
