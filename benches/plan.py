@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What `rempart plan` predicts of this machine, beside what `rempart bench engine` measures there, in turns.
 
-    python3 benches/plan.py MODEL... [--turns 3]
+    python3 benches/plan.py MODEL... [--turns 3] [--batch 1,8,32] [--repeat 3]
 
-For each model the medians of both and their ratio: prompts of 512 tokens, and 1, 8 and 32 answers behind about 600. Nothing else
+For each model the medians of both and their ratio: prompts of 512 tokens, and so many answers behind about 600. Nothing else
 should run. Standard library only.
 """
 import argparse
@@ -25,9 +25,9 @@ def told(*arguments):
     return json.loads(done.stdout)
 
 
-def turn(model, rates):
+def turn(model, rates, batches, repeat):
     """Adds one prediction and one measurement of each rate."""
-    measured = told("bench", "engine", model, "--prompt-tokens", str(PROMPT))
+    measured = told("bench", "engine", model, "--prompt-tokens", str(PROMPT), "--batch", batches, "--repeat", str(repeat))
     prompts = [result["prompt_tokens_per_s"] for result in measured["results"]]
     rates.setdefault("prompt", ([], []))[1].append(statistics.median(prompts))
     context = statistics.median(result["context_tokens"] for result in measured["results"])
@@ -46,15 +46,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch", default="1,8,32", help="answers made at one time; of 1, 8, 32 and 64")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each in a turn")
     arguments = parser.parse_args()
     for model in arguments.models:
         rates = {}
         for _ in range(arguments.turns):
-            turn(model, rates)
-        print(pathlib.Path(model).name)
+            turn(model, rates, arguments.batch, arguments.repeat)
+        print(pathlib.Path(model).name, flush=True)
         for name, (predicted, got) in rates.items():
             predicted, got = statistics.median(predicted), statistics.median(got)
-            print(f"  {name:12} predicted {predicted:8.1f}, measured {got:8.1f} tokens/s: {100 * (predicted / got - 1):+.0f} %")
+            print(f"  {name:12} predicted {predicted:8.1f}, measured {got:8.1f} tokens/s: {100 * (predicted / got - 1):+.0f} %",
+                  flush=True)
 
 
 if __name__ == "__main__":
