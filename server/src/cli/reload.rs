@@ -38,7 +38,7 @@ impl Options {
                     "the configuration can't be read again: what was before goes on"
                 ),
                 Err(_) => {
-                    tracing::error!("reading the configuration again panicked: what was before goes on")
+                    tracing::error!("reading the configuration again panicked: what was before goes on");
                 }
             }
         }
