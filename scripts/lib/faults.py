@@ -1,10 +1,12 @@
 """Faults planted in the CUDA kernels, one at a time: the kernels' tests must find every one.
 
 kernels/cuda/faults.toml says what is replaced by what, and which kernels' tests must notice. A fault is compiled alone, with the
-few kernels that it is about, and the tests that are built already run on that.
+few kernels that it is about, and the tests that are built already run on that. Tests that do not end have noticed nothing: a slow
+machine does that to them, too. A fault that makes them wait for ever says so (`hangs = true`).
 """
 import concurrent.futures
 import dataclasses
+import enum
 import os
 import re
 import shutil
@@ -17,12 +19,14 @@ from lib import shim
 SOUND_CASES = 25
 # For the tests of each kernel: a fault may keep one waiting for ever.
 TIMEOUT_S = 120
+# The status of `timeout` when it has ended something.
+TIMED_OUT = 124
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """`before` becomes `after` in a file of kernels/cuda; the tests of `kernels` must fail. `address`: what shows is an access
-    outside memory, so AddressSanitizer must be looking."""
+    outside memory, so AddressSanitizer must be looking. `hangs`: what shows is that they don't end."""
 
     name: str
     file: str
@@ -31,6 +35,15 @@ class Fault:
     why: str
     kernels: tuple[str, ...]
     address: bool = False
+    hangs: bool = False
+
+
+class Outcome(enum.Enum):
+    """What tests came to."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
 
 
 class FaultError(Exception):
@@ -84,7 +97,7 @@ class Bench:
                 self.common[name, address] = shim.compile_object(cuda / name, out, flags)
 
     def run(self, kernels, address, fault=None, cases=None):
-        """The tests of some kernels of one source. Returns (whether all passed, whether as many ran as there are, what they said)."""
+        """The tests of some kernels of one source. Returns (outcome, whether as many ran as there are, what they said)."""
         name = fault.name if fault else f"sound-{kernels[0]}-{address}"
         work = self.folder / name
         shutil.rmtree(work, ignore_errors=True)
@@ -107,7 +120,8 @@ class Bench:
         done = shim.call(command, env=environment)
         began = re.search(r"^running (\d+) tests?$", done.stdout, re.MULTILINE)
         shutil.rmtree(work)
-        return done.returncode == 0, bool(began) and int(began[1]) == len(kernels), done.stdout
+        outcome = {0: Outcome.PASSED, TIMED_OUT: Outcome.TIMED_OUT}.get(done.returncode, Outcome.FAILED)
+        return outcome, bool(began) and int(began[1]) == len(kernels), done.stdout
 
 
 def reason(text):
@@ -121,13 +135,16 @@ def reason(text):
 def look(bench, fault):
     """Plants a fault; returns whether it was found, and a line that says how."""
     began = time.monotonic()
-    passed, complete, text = bench.run(fault.kernels, fault.address, fault)
+    outcome, complete, text = bench.run(fault.kernels, fault.address, fault)
     seconds = time.monotonic() - began
     if not complete:
         return False, f"FAILED   {fault.name}: its tests did not run: {text[-300:]}"
-    if passed:
+    if outcome is Outcome.PASSED:
         return False, f"UNSEEN   {fault.name}: {fault.why}"
-    return True, f"found    {fault.name} ({seconds:.0f} s): {reason(text)}"
+    if outcome is Outcome.TIMED_OUT and not fault.hangs:
+        return False, f"TIMEOUT  {fault.name} ({seconds:.0f} s): its tests did not end, and it is not one that hangs"
+    how = "they do not end" if outcome is Outcome.TIMED_OUT else reason(text)
+    return True, f"found    {fault.name} ({seconds:.0f} s): {how}"
 
 
 def check(repo, folder, program, say):
@@ -146,10 +163,10 @@ def check(repo, folder, program, say):
                  for (_, address), kernels in groups.items()]
         looks = [pool.submit(look, bench, fault) for fault in faults]
         for kernels, future in sound:
-            passed, complete, text = future.result()
-            if not (passed and complete):
+            outcome, complete, text = future.result()
+            if outcome is not Outcome.PASSED or not complete:
                 pool.shutdown(cancel_futures=True)
-                raise FaultError(f"tests of {', '.join(kernels)} fail without a fault:\n{text}")
+                raise FaultError(f"tests of {', '.join(kernels)}, without a fault: {outcome.value}\n{text}")
         found = 0
         for future in looks:
             well, line = future.result()

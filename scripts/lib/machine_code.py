@@ -1,16 +1,24 @@
 """The CUDA kernels as machine code of every generation that is served, and what of a multiprocessor each of them takes.
 
 A kernel that keeps registers in memory ("spills") is an error, and so is one that takes something else than is written down.
+What the assembler says of a generation is kept, and that generation is compiled again when anything that it was made of changes: what
+`--write` writes down has been compiled by the check before it, and one that was ended goes on where it was.
 """
 import concurrent.futures
 import dataclasses
 import os
 import re
 import subprocess
+import time
+
+from lib import stamps
 
 GENERATIONS = (80, 86, 89, 90, 100, 120)
 # What is written down, relative to the repository.
 TABLE = "kernels/cuda/resources.txt"
+FLAGS = "kernels/cuda/nvcc.flags"
+# What the check depends on, beside the kernels' own files.
+TOOLS = ("scripts/lib/machine_code.py", "scripts/lib/cuda_toolkit.py", "scripts/lib/cuda_requirements.txt")
 HEADER = """\
 # What a kernel takes, by the compiler of CUDA 13.0: registers of a thread / bytes of shared memory that the kernel itself
 # declares / bytes of local memory of a thread, which are arrays that are indexed at run time (those of sines' large arguments).
@@ -34,16 +42,50 @@ class Resources:
         return f"{self.registers}/{self.shared}/{self.local}"
 
 
-def compile_for(generation, nvcc, repo, folder):
-    """Compiles all kernels as kernels/build.rs does; returns what the assembler says of them."""
-    flags = (repo / "kernels" / "cuda" / "nvcc.flags").read_text(encoding="utf-8").split()
-    command = [nvcc, *flags, f"-gencode=arch=compute_{generation},code=[sm_{generation},compute_{generation}]",
-               "-Xptxas", "-v", "-o", folder / f"sm_{generation}.fatbin", "cuda/all.cu"]
+def sources(repo):
+    """What is compiled, relative to the repository."""
+    return [FLAGS, *sorted(str(file.relative_to(repo)) for file in (repo / "kernels" / "cuda").glob("*.cu*"))]
+
+
+def compile_for(generation, nvcc, repo, folder, digest):
+    """What the assembler says of all kernels, compiled as kernels/build.rs does, and whether it is kept from another time, when
+    `digest` was the same."""
+    options = [*(repo / FLAGS).read_text(encoding="utf-8").split(),
+               f"-gencode=arch=compute_{generation},code=[sm_{generation},compute_{generation}]", "-Xptxas", "-v"]
+    kept = stamps.Stamp(folder / f"sm_{generation}.digest", f"{digest} {' '.join(options)}")
+    report = folder / f"sm_{generation}.txt"
+    if kept.holds():
+        return report.read_text(encoding="utf-8"), True
+    kept.file.unlink(missing_ok=True)
+    command = [nvcc, *options, "-o", folder / f"sm_{generation}.fatbin", "cuda/all.cu"]
     done = subprocess.run(command, cwd=repo / "kernels", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
         raise CompileError(f"sm_{generation}:\n{done.stdout}")
-    return done.stdout
+    report.write_text(done.stdout, encoding="utf-8")
+    kept.set()
+    return done.stdout, False
+
+
+def reports(nvcc, repo, folder, say):
+    """What the assembler says of each generation; as many compilers at a time as there are processors, the slowest ones first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = subprocess.run([nvcc, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    digest = stamps.digest(repo, sources(repo), compiler)
+    found, began = {}, time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
+        compiled = {pool.submit(compile_for, generation, nvcc, repo, folder, digest): generation
+                    for generation in sorted(GENERATIONS, reverse=True)}
+        try:
+            for future in concurrent.futures.as_completed(compiled):
+                generation = compiled[future]
+                found[generation], kept = future.result()
+                say(f"sm_{generation}: {'kept' if kept else f'compiled, {time.monotonic() - began:.0f} s'}")
+        except CompileError:
+            # The others would say the same.
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
 
 
 def read(text):
@@ -82,11 +124,8 @@ def differences(written, found):
 def check(nvcc, repo, folder, write, say):
     """Compiles for all generations; says which kernels spill, and which take something else than is written down, or writes it
     down. Returns how many errors there are."""
-    folder.mkdir(parents=True, exist_ok=True)
     resources, spills = {}, 0
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-        reports = list(pool.map(lambda generation: compile_for(generation, nvcc, repo, folder), GENERATIONS))
-    for generation, report in zip(GENERATIONS, reports, strict=True):
+    for generation, report in sorted(reports(nvcc, repo, folder, say).items()):
         resources[generation], spilling = read(report)
         for name in spilling:
             say(f"error: {name} spills on sm_{generation}")
