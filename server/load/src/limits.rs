@@ -35,7 +35,7 @@ pub(crate) const BASELINE_BYTES_MAX: u64 = 1 << 30;
 /// Of a certificate file.
 pub(crate) const CA_BYTES_MAX: u64 = 16 << 20;
 /// Of everything that a run waits for.
-pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 /// Requests that wait between the pacer and the tasks that send them.
 pub(crate) const PACED_MAX: usize = 4096;
 
