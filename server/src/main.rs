@@ -7,7 +7,7 @@ fn main() -> ExitCode {
     let typed: Vec<OsString> = std::env::args_os().collect();
     let cli = Cli::parse_with_file(&typed).unwrap_or_else(|error| error.exit());
     match cli::run(cli, typed) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE

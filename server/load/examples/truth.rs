@@ -7,7 +7,7 @@
 //! It wants a machine on which little else runs.
 
 use std::io::Write as _;
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -94,9 +94,9 @@ fn serve(address: &str, ttft_ms: u64, itl_ms: u64) -> anyhow::Result<ExitCode> {
         itl: Duration::from_millis(itl_ms),
     };
     let _stub = Stub::with(Behaviour::Steady, pace, None, address);
-    loop {
-        thread::park();
-    }
+    // Its parent's end, however that comes, closes this.
+    std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A server that ends with its test.
@@ -116,6 +116,7 @@ impl Case {
         let (ttft, itl) = (self.ttft_ms.to_string(), self.itl_ms.to_string());
         let server = Command::new(std::env::current_exe()?)
             .args([SERVER, &address, &ttft, &itl])
+            .stdin(Stdio::piped())
             .spawn()?;
         let _server = Server(server);
         thread::sleep(Duration::from_millis(500));

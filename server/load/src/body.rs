@@ -113,7 +113,7 @@ impl Template {
 mod tests {
     use super::*;
 
-    fn body(endpoint: Endpoint, extra: Value) -> Value {
+    fn body(endpoint: Endpoint, extra: &Value) -> Value {
         let template = Template {
             endpoint,
             path: "/v1/x".to_owned(),
@@ -135,21 +135,21 @@ mod tests {
     fn each_endpoint_gets_its_words() {
         let usage = json!({ "include_usage": true });
         assert_eq!(
-            body(Endpoint::Chat, Value::Null),
+            body(Endpoint::Chat, &Value::Null),
             json!({ "model": "m", "messages": [{ "role": "user", "content": "say \"a\"" }], "max_tokens": 9, "stream": true,
                 "stream_options": usage, "temperature": 0.0, "ignore_eos": true })
         );
-        assert_eq!(body(Endpoint::Completions, Value::Null)["prompt"], "say \"a\"");
+        assert_eq!(body(Endpoint::Completions, &Value::Null)["prompt"], "say \"a\"");
         assert_eq!(
-            body(Endpoint::Embeddings, Value::Null),
+            body(Endpoint::Embeddings, &Value::Null),
             json!({ "model": "m", "input": "say \"a\"" })
         );
         assert_eq!(
-            body(Endpoint::Rerank, Value::Null),
+            body(Endpoint::Rerank, &Value::Null),
             json!({ "model": "m", "query": "say \"a\"", "documents": ["d"] })
         );
         assert_eq!(
-            body(Endpoint::Chat, json!({ "max_tokens": 1, "n": 2 }))["max_tokens"],
+            body(Endpoint::Chat, &json!({ "max_tokens": 1, "n": 2 }))["max_tokens"],
             1
         );
     }

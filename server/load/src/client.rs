@@ -19,7 +19,8 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Stamp};
 use crate::failure::Failure;
 use crate::limits::{
-    BODY_BYTES_MAX, ERROR_BYTES_MAX, EVENTS_MORE, EVENTS_PER_TOKEN_MAX, Patience, STREAM_BYTES_MAX,
+    BODY_BYTES_MAX, ERROR_BYTES_MAX, EVENTS_MORE, EVENTS_PER_TOKEN_MAX, LIST_BYTES_MAX, Patience,
+    STREAM_BYTES_MAX,
 };
 use crate::record::Seen;
 use crate::sse::{Events, TooLong};
@@ -310,7 +311,7 @@ impl Client {
             Ok(Document {
                 status: response.status().as_u16(),
                 server: server.map(str::to_owned),
-                body: self.body(response.into_body(), ERROR_BYTES_MAX).await?,
+                body: self.body(response.into_body(), LIST_BYTES_MAX).await?,
             })
         });
         timeout(self.patience.request, getting)

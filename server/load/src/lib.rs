@@ -7,6 +7,7 @@
 //! Times come from one monotonic [`clock`]. Nothing that is kept holds a prompt, an answer or a key.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::cast_sign_loss, reason = "no time, count or share here is negative")]
 
 mod baseline;
 mod body;
@@ -142,7 +143,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 /// its knee does.
 fn outcome(measured: &Measured, compared: &[Vec<Compared>]) -> Outcome {
     let holds = match (&measured.found, &measured.knee) {
-        (Some(found), _) => found.is_some(),
+        (Some(found), _) => found.0.is_some(),
         (None, Some(knee)) => {
             let at_knee = |step: &&measure::MeasuredStep| step.level == plan::Level::Closed(knee.clients);
             measured

@@ -10,6 +10,8 @@ pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
 pub(crate) const BODY_BYTES_MAX: usize = 64 << 20;
 /// Of the body that comes with an error status; only its code is read.
 pub(crate) const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Of a list of models.
+pub(crate) const LIST_BYTES_MAX: usize = 4 << 20;
 /// Of all bytes of one stream.
 pub(crate) const STREAM_BYTES_MAX: u64 = 1 << 30;
 /// Events of one stream: as many for each token that was asked for, and some more.
@@ -35,7 +37,7 @@ pub(crate) const BASELINE_BYTES_MAX: u64 = 1 << 30;
 /// Of a certificate file.
 pub(crate) const CA_BYTES_MAX: u64 = 16 << 20;
 /// Of everything that a run waits for.
-pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 /// Requests that wait between the pacer and the tasks that send them.
 pub(crate) const PACED_MAX: usize = 4096;
 

@@ -30,9 +30,12 @@ pub(crate) struct Measured {
     pub steps: Vec<MeasuredStep>,
     /// Of a sweep.
     pub knee: Option<Point>,
-    /// Of a search: the highest rate that keeps the SLO, if any does.
-    pub found: Option<Option<f64>>,
+    pub found: Option<Found>,
 }
+
+/// What a search found: the highest rate that keeps the SLO, if any does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Found(pub Option<f64>);
 
 /// What the server says of itself.
 #[derive(Clone, Debug, Default)]
@@ -272,7 +275,7 @@ impl Runner<'_> {
         Ok(sweep.knee())
     }
 
-    async fn search(&mut self, mut search: Bisection, burstiness: f64) -> anyhow::Result<Option<f64>> {
+    async fn search(&mut self, mut search: Bisection, burstiness: f64) -> anyhow::Result<Found> {
         while let Some(rate) = search.next() {
             let level = Level::Open(Arrivals {
                 rate,
@@ -284,7 +287,7 @@ impl Runner<'_> {
             self.console.note(&format!("{}: {said} the SLO", level.name()));
             search.tell(holds);
         }
-        Ok(search.found())
+        Ok(Found(search.found()))
     }
 }
 

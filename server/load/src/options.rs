@@ -1,5 +1,11 @@
 //! The options of `rempart bench`, as they are typed. [`Plan`](crate::plan::Plan) is what they come to.
 
+#![expect(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "clap prints these texts as they are"
+)]
+
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};

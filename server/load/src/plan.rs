@@ -193,61 +193,34 @@ fn shape(args: &ShapeArgs, dataset: DatasetName) -> anyhow::Result<Shape> {
         "--burstiness {}: must be more than 0",
         args.burstiness
     );
-    let arrivals = |rate: f64| -> anyhow::Result<Arrivals> {
-        let ramp = args.ramp_up_strategy.zip(args.ramp_up_start_rps);
-        let ramp = ramp.map(|(shape, start)| {
-            Ok(Ramp {
-                start: check_rate("--ramp-up-start-rps", start)?,
-                shape,
-            })
-        });
-        Ok(Arrivals {
-            rate: check_rate("--request-rate", rate)?,
-            burstiness: args.burstiness,
-            ramp: ramp.transpose().map_err(|error: anyhow::Error| error)?,
-        })
-    };
     ensure!(
         args.ramp_up_strategy.is_none() || !args.request_rate.is_empty(),
         "--ramp-up-strategy: needs --request-rate, at which the ramp ends"
     );
     let trace = dataset == DatasetName::Trace;
-    if let Some((low, high)) = args.search_rate {
-        ensure!(!trace, "--search-rate: a trace has times of its own");
-        ensure!(
-            low < high,
-            "--search-rate {low}:{high}: LOW must be less than HIGH"
-        );
-        ensure!(
-            (0.001..1.0).contains(&args.search_precision),
-            "--search-precision: from 0.001 to less than 1"
-        );
-        return Ok(Shape::Search {
-            low: check_rate("--search-rate", low)?,
-            high: check_rate("--search-rate", high)?,
-            precision: args.search_precision,
-            burstiness: args.burstiness,
-        });
+    ensure!(
+        !trace || args.search_rate.is_none() && args.request_rate.is_empty(),
+        "--request-rate, --search-rate: a trace has times of its own; --trace-speed replays it faster"
+    );
+    if let Some(range) = args.search_rate {
+        return search(args, range);
     }
     if let Some(clients_max) = args.sweep {
         check_clients("--sweep", clients_max)?;
         return Ok(Shape::Sweep { clients_max });
     }
-    let levels = if !args.request_rate.is_empty() {
-        ensure!(
-            !trace,
-            "--request-rate: a trace has times of its own; --trace-speed replays it faster"
-        );
+    let open = |rate: &f64| arrivals(args, *rate).map(Level::Open);
+    let closed = |clients: &usize| check_clients("--concurrency", *clients).map(Level::Closed);
+    let levels: Vec<Level> = if !args.request_rate.is_empty() {
         args.request_rate
             .iter()
-            .map(|rate| arrivals(*rate).map(Level::Open))
-            .collect::<anyhow::Result<Vec<_>>>()?
+            .map(open)
+            .collect::<anyhow::Result<_>>()?
     } else if !args.concurrency.is_empty() {
-        let closed = |clients: &usize| check_clients("--concurrency", *clients).map(Level::Closed);
         args.concurrency
             .iter()
             .map(closed)
-            .collect::<anyhow::Result<Vec<_>>>()?
+            .collect::<anyhow::Result<_>>()?
     } else if trace {
         vec![Level::Trace]
     } else {
@@ -259,6 +232,38 @@ fn shape(args: &ShapeArgs, dataset: DatasetName) -> anyhow::Result<Shape> {
         levels.len()
     );
     Ok(Shape::Levels(levels))
+}
+
+fn search(args: &ShapeArgs, (low, high): (f64, f64)) -> anyhow::Result<Shape> {
+    ensure!(
+        low < high,
+        "--search-rate {low}:{high}: LOW must be less than HIGH"
+    );
+    ensure!(
+        (0.001..1.0).contains(&args.search_precision),
+        "--search-precision: from 0.001 to less than 1"
+    );
+    Ok(Shape::Search {
+        low: check_rate("--search-rate", low)?,
+        high: check_rate("--search-rate", high)?,
+        precision: args.search_precision,
+        burstiness: args.burstiness,
+    })
+}
+
+fn arrivals(args: &ShapeArgs, rate: f64) -> anyhow::Result<Arrivals> {
+    let ramp = match args.ramp_up_strategy.zip(args.ramp_up_start_rps) {
+        None => None,
+        Some((shape, start)) => Some(Ramp {
+            start: check_rate("--ramp-up-start-rps", start)?,
+            shape,
+        }),
+    };
+    Ok(Arrivals {
+        rate: check_rate("--request-rate", rate)?,
+        burstiness: args.burstiness,
+        ramp,
+    })
 }
 
 fn check_rate(option: &str, rate: f64) -> anyhow::Result<f64> {

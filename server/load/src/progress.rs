@@ -67,7 +67,7 @@ pub(crate) struct Console {
 
 impl Console {
     /// Tells something that a person should know.
-    pub(crate) fn note(&self, text: &str) {
+    pub(crate) fn note(self, text: &str) {
         if !self.quiet {
             // There is nobody to tell where even this can't be written.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
@@ -75,7 +75,7 @@ impl Console {
     }
 
     /// Shows how a step goes, until what is given is dropped.
-    pub(crate) fn show(&self, name: &str, requests: usize, counts: &Arc<Counts>) -> Option<JoinSet<()>> {
+    pub(crate) fn show(self, name: &str, requests: usize, counts: &Arc<Counts>) -> Option<JoinSet<()>> {
         if self.quiet || !std::io::stderr().is_terminal() {
             return None;
         }

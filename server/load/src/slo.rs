@@ -46,10 +46,10 @@ pub enum Statistic {
 /// Milliseconds, counts, or a number a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    AtMost(f64),
+    Most(f64),
     /// A share of all requests.
-    AtMostShare(f64),
-    AtLeast(f64),
+    MostShare(f64),
+    Least(f64),
 }
 
 /// What became of a condition.
@@ -84,13 +84,13 @@ impl FromStr for Objective {
         let metric: Metric = name.trim().parse()?;
         let value = value.trim();
         let bound = match metric {
-            Metric::Latency(..) => Bound::AtMost(milliseconds(value)?),
+            Metric::Latency(..) => Bound::Most(milliseconds(value)?),
             Metric::Errors => match value.strip_suffix('%') {
-                Some(percent) => Bound::AtMostShare(number(percent)? / 100.0),
-                None => Bound::AtMost(number(value)?),
+                Some(percent) => Bound::MostShare(number(percent)? / 100.0),
+                None => Bound::Most(number(value)?),
             },
             Metric::OutputThroughput | Metric::RequestThroughput | Metric::RequestGoodput => {
-                Bound::AtLeast(number(value)?)
+                Bound::Least(number(value)?)
             }
         };
         Ok(Self { metric, bound })
@@ -169,13 +169,13 @@ impl Objective {
     fn judge(&self, summary: &Summary) -> Judged {
         let measured = self.metric.of(summary);
         let (holds, bound) = match self.bound {
-            Bound::AtMost(most) => (measured.is_some_and(|value| value <= most), format!("<= {most}")),
-            Bound::AtMostShare(share) => {
+            Bound::Most(most) => (measured.is_some_and(|value| value <= most), format!("<= {most}")),
+            Bound::MostShare(share) => {
                 let all = (summary.completed + summary.failed) as f64;
                 let holds = all > 0.0 && measured.is_some_and(|value| value <= share * all);
                 (holds, format!("<= {} %", share * 100.0))
             }
-            Bound::AtLeast(least) => (
+            Bound::Least(least) => (
                 measured.is_some_and(|value| value >= least),
                 format!(">= {least}"),
             ),
@@ -268,11 +268,11 @@ mod tests {
         assert_eq!(
             bounds,
             [
-                ("ttft_p95".to_owned(), Bound::AtMost(500.0)),
-                ("itl_p99.9".to_owned(), Bound::AtMost(80.0)),
-                ("e2el_mean".to_owned(), Bound::AtMost(0.9)),
-                ("errors".to_owned(), Bound::AtMostShare(0.005)),
-                ("output_throughput".to_owned(), Bound::AtLeast(20.0)),
+                ("ttft_p95".to_owned(), Bound::Most(500.0)),
+                ("itl_p99.9".to_owned(), Bound::Most(80.0)),
+                ("e2el_mean".to_owned(), Bound::Most(0.9)),
+                ("errors".to_owned(), Bound::MostShare(0.005)),
+                ("output_throughput".to_owned(), Bound::Least(20.0)),
             ]
         );
     }

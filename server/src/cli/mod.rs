@@ -23,6 +23,7 @@ mod usage;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -32,7 +33,7 @@ use crate::served_model;
 use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
-use bench::BenchCommand;
+use bench::BenchArgs;
 use config::ConfigCommand;
 use content::ContentCommand;
 use doctor::{DoctorArgs, TrialArgs};
@@ -67,9 +68,8 @@ pub enum Command {
     Pull(Box<PullArgs>),
     /// What a model needs of a device, and how fast it will be there
     Plan(Box<PlanArgs>),
-    /// Measure how fast it is
-    #[command(subcommand)]
-    Bench(BenchCommand),
+    /// Put load on a server and measure what its clients see, or measure a model alone
+    Bench(Box<BenchArgs>),
     /// List, verify and sign models
     #[command(subcommand)]
     Model(ModelCommand),
@@ -128,9 +128,14 @@ pub enum Command {
 }
 
 /// Runs the command that was typed so.
-pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Where it could not do what was asked.
+pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<ExitCode> {
     telemetry::init(&cli.log)?;
-    match cli.command {
+    let done = match cli.command {
+        // The one command that tells more than whether it worked.
+        Command::Bench(args) => return bench::bench(&args),
         Command::CheckFormat if check::run() => Ok(()),
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
         Command::Rank => served_model::rank(),
@@ -142,7 +147,6 @@ pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<()> {
         Command::Config(command) => config::config(&command, cli.config),
         Command::Pull(args) => pull::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Bench(command) => bench::bench(command),
         Command::Model(command) => model::model(command),
         Command::Oidc(command) => oidc::oidc(command),
         Command::Key(command) => govern::key(command),
@@ -156,5 +160,6 @@ pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<()> {
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),
         Command::Usage(command) => usage::usage(command),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -13,7 +13,9 @@ fn help() {
     let mut command = Cli::command();
     insta::assert_snapshot!("help", command.render_help());
     command.build();
-    for name in ["serve", "pull", "plan", "key", "project", "audit", "doctor"] {
+    for name in [
+        "serve", "pull", "plan", "bench", "key", "project", "audit", "doctor",
+    ] {
         let help = command.find_subcommand_mut(name).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}"), help);
     }

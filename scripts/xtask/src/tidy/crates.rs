@@ -1,7 +1,7 @@
 //! The members of the workspace: who may depend on whom, who may open a connection, which features exist.
 
 use super::Finding;
-use super::manifest::{Dependency, Kind, Manifest};
+use super::manifest::{Dependency, Entry, Kind, Manifest};
 use super::tree::{File, Tree};
 
 /// A member and the members that it may depend on.
@@ -63,6 +63,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-load",
+        folder: "server/load",
+        dependencies: &[],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart",
         folder: "server",
         dependencies: &[
@@ -71,6 +77,7 @@ const MEMBERS: &[Member] = &[
             "rempart-governance",
             "rempart-hub",
             "rempart-kernels",
+            "rempart-load",
             "rempart-models",
             "rempart-text",
         ],
@@ -99,6 +106,9 @@ const MEMBERS: &[Member] = &[
 /// Packages that can open a connection to somewhere else, and the one member that may name them.
 const HTTP_CLIENTS: &[&str] = &["hf-hub", "reqwest", "ureq", "isahc", "curl", "attohttpc"];
 const HTTP_CLIENT_MEMBER: &str = "rempart-hub";
+/// hyper is a client where this feature is on: for the load generator, and for tests, which ask the server that they start.
+const HYPER_CLIENT: &str = "\"client\"";
+const HYPER_CLIENT_MEMBER: &str = "rempart-load";
 
 const HERE: &str = "scripts/xtask/src/tidy/crates.rs";
 const DRAWING: &str = "ARCHITECTURE.md";
@@ -118,6 +128,7 @@ pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
         inherited(file, &manifest, findings);
         features(file, &manifest, &name, findings);
         http_clients(file, &manifest, &name, findings);
+        hyper_client(file, &manifest, &name, findings);
         if let Some(member) = MEMBERS.iter().find(|member| member.name == name) {
             arrows(file, &manifest, member, findings);
         } else {
@@ -209,6 +220,17 @@ fn http_clients(file: &File, manifest: &Manifest, name: &str, findings: &mut Vec
                 dependency.package
             );
             findings.push(Finding::new(file, dependency.line, "egress", message));
+        }
+    }
+}
+
+fn hyper_client(file: &File, manifest: &Manifest, name: &str, findings: &mut Vec<Finding>) {
+    let hyper = |entry: &&Entry| entry.section == "dependencies" && entry.key.starts_with("hyper");
+    for entry in manifest.entries.iter().filter(hyper) {
+        if entry.value.contains(HYPER_CLIENT) && name != HYPER_CLIENT_MEMBER {
+            let message =
+                format!("hyper's client: only `{HYPER_CLIENT_MEMBER}` may have it, outside of tests");
+            findings.push(Finding::new(file, entry.line, "egress", message));
         }
     }
 }
@@ -317,6 +339,19 @@ mod tests {
             found(check, &[("server/Cargo.toml", &manifest("rempart", text))]),
             ["server/Cargo.toml:7: egress"]
         );
+    }
+
+    #[test]
+    fn hypers_client_belongs_to_the_load_generator() {
+        let text = "[dependencies]\nhyper = { workspace = true, features = [\"client\", \"http1\"] }\n";
+        let load = ("server/load/Cargo.toml", &*manifest("rempart-load", text));
+        assert!(found(check, &[load]).is_empty());
+        assert_eq!(
+            found(check, &[("server/Cargo.toml", &manifest("rempart", text))]),
+            ["server/Cargo.toml:7: egress"]
+        );
+        let tests = manifest("rempart", &text.replace("[dep", "[dev-dep"));
+        assert!(found(check, &[("server/Cargo.toml", &tests)]).is_empty());
     }
 
     #[test]

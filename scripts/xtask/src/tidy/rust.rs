@@ -16,6 +16,11 @@ const HUB: &str = "server/hub/";
 const HUB_CLIENT: &str = "server/hub/src/pull/";
 /// Only commands that a person or a timer starts may fetch, and no code that serves: a command's module is used by `cli` alone.
 const FETCHING: [&str; 2] = ["server/src/cli/pull.rs", "server/src/cli/oidc.rs"];
+/// The load generator has a client of its own, which one command starts.
+const LOAD: &str = "server/load/";
+const LOADING: &str = "server/src/cli/bench/";
+/// Tests are clients of the server that they start.
+const SERVER_TESTS: &str = "server/tests/";
 
 pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
     for file in tree.rust() {
@@ -24,6 +29,7 @@ pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
         features(file, &source, findings);
         http_client(file, &source, findings);
         pull(file, &source, findings);
+        load(file, &source, findings);
         ignored_tests(file, &source, findings);
     }
 }
@@ -96,6 +102,24 @@ fn pull(file: &File, source: &Source, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
         }
     }
+}
+
+fn load(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+    let mut find = |word: &str, places: &[&str]| {
+        if places.iter().any(|place| file.path.starts_with(place)) {
+            return;
+        }
+        for at in words(&source.code, word) {
+            let message = format!(
+                "`{word}` opens connections: only {} may name it",
+                places.join(" and ")
+            );
+            findings.push(Finding::new(file, line_of(&source.code, at), "egress", message));
+        }
+    };
+    find("rempart_load", &[LOAD, LOADING]);
+    find("hyper::client", &[LOAD, SERVER_TESTS]);
+    find("hyper_util::client", &[LOAD, SERVER_TESTS]);
 }
 
 /// The path that starts here, a group in braces included: `rempart_hub::{a, b::c}`, or `rempart_hub as x`.
@@ -233,6 +257,27 @@ mod tests {
         }
         let text = "use rempart_hub::manifest::Manifest;\nfn pull() { rempart_hub::catalogue::find(pull) }\n";
         assert!(found(check, &[("server/src/cli/serve.rs", text)]).is_empty());
+    }
+
+    #[test]
+    fn the_load_generator_is_reached_by_its_command_alone() {
+        let text = "use rempart_load::LoadArgs;\n";
+        let places = ["server/load/examples/bench.rs", "server/src/cli/bench/mod.rs"];
+        assert!(found(check, &places.map(|place| (place, text))).is_empty());
+        for serving in [
+            "server/src/http/mod.rs",
+            "server/src/cli/mod.rs",
+            "server/src/cli/serve.rs",
+        ] {
+            assert_eq!(found(check, &[(serving, text)]), [format!("{serving}:1: egress")]);
+        }
+        let text = "use hyper::client::conn::http1;\n";
+        let places = ["server/load/src/connection.rs", "server/tests/server/tls.rs"];
+        assert!(found(check, &places.map(|place| (place, text))).is_empty());
+        assert_eq!(
+            found(check, &[("server/src/http/accept.rs", text)]),
+            ["server/src/http/accept.rs:1: egress"]
+        );
     }
 
     #[test]

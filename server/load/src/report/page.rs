@@ -42,7 +42,7 @@ pub(crate) fn page(report: &Report<'_>) -> anyhow::Result<String> {
         compared,
         baseline => report.baseline.map(super::Baseline::name),
         knee => measured.knee.map(|knee| knee.clients),
-        found => measured.found.map(|found| found.map_or_else(|| "none".to_owned(), |rate| format!("{rate:.3}"))),
+        found => measured.found.map(|found| found.0.map_or_else(|| "none".to_owned(), |rate| format!("{rate:.3}"))),
         version => env!("CARGO_PKG_VERSION"),
     });
     page.context("drawing the page")

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Report, no_formula};
 use crate::baseline::Compared;
-use crate::measure::MeasuredStep;
+use crate::measure::{Found, MeasuredStep};
 use crate::plan::Level;
 use crate::slo::Latency;
 use crate::stats::{PERCENTILES, percentile_name};
@@ -62,13 +62,13 @@ pub(crate) fn terminal(report: &Report<'_>) -> String {
         );
     }
     match measured.found {
-        Some(Some(rate)) => {
+        Some(Found(Some(rate))) => {
             let _ = writeln!(
                 text,
                 "highest rate that keeps the SLO: {rate:.3} requests a second"
             );
         }
-        Some(None) => text.push_str("not even the lowest rate keeps the SLO\n"),
+        Some(Found(None)) => text.push_str("not even the lowest rate keeps the SLO\n"),
         None => {}
     }
     if let Some(error) = measured.steps.iter().find_map(|step| step.summary.input_error) {

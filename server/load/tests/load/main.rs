@@ -1,5 +1,7 @@
 //! `rempart bench` against servers of known behaviour, on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod failures;
 mod reports;
 mod shapes;

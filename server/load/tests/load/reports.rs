@@ -157,8 +157,8 @@ fn an_slo_decides_the_outcome() {
 #[test]
 fn a_regression_is_found_and_noise_is_not() {
     let pace = Pace {
-        ttft: Duration::from_millis(40),
-        itl: Duration::from_millis(10),
+        ttft: Duration::from_millis(200),
+        itl: Duration::from_millis(60),
     };
     let stub = Stub::start(Behaviour::ByModel, pace);
     let run = |model: &str, more: &[&str]| {
@@ -166,11 +166,11 @@ fn a_regression_is_found_and_noise_is_not() {
             "--concurrency",
             "8",
             "--num-prompts",
-            "64",
+            "32",
             "--model",
             model,
             "--random-output-len",
-            "8",
+            "4",
         ];
         Run::of(&stub.url(), &[&options[..], more].concat())
     };
@@ -179,12 +179,12 @@ fn a_regression_is_found_and_noise_is_not() {
     let baseline = before.path("result.json");
     // Other work on this machine is more than noise: what it may add is within this tolerance, and what is slow is beyond.
     let against = |model| {
-        run(model, &["--baseline", &baseline, "--regression-tolerance", "0.5"])
+        run(model, &["--baseline", &baseline, "--regression-tolerance", "1"])
             .run()
             .unwrap()
     };
     assert_eq!(against("slow-1"), Outcome::Good);
-    assert_eq!(against("slow-3"), Outcome::Regression);
+    assert_eq!(against("slow-4"), Outcome::Regression);
 }
 
 #[test]
