@@ -60,7 +60,7 @@ def strangers(port, key, rng):
     for _ in range(STRANGERS):
         name = f"{rng.randrange(10**12)}"
         ask(port, key, name)
-        ask(port, f"sk-rp-{name}", "m0")
+        ask(port, f"{key[:-1]}{name[-1]}", "m0")
         ask(port, key, "m0", path=f"/v1/{name}")
         ask(port, key, "m0", method=f"X{name}")
 

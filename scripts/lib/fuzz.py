@@ -151,8 +151,10 @@ def compiler(folder):
     file = folder / f"rustc-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-        file.chmod(0o755)
+        draft = file.with_suffix(".draft")
+        draft.write_text(text, encoding="utf-8")
+        draft.chmod(0o755)
+        draft.rename(file)
     return file
 
 

@@ -5,7 +5,8 @@
 //! cargo run --release --example hollow -- 50        # 50 ms a step; the address is printed, and Ctrl-C ends it
 //! ```
 //!
-//! Answers are letters, one for each token, for as long as is asked; options of `rempart serve` follow the milliseconds.
+//! Answers are letters, one for each token, for as long as is asked; options of `rempart serve` follow the milliseconds. Formats are
+//! refused: this program does not try them.
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -9,12 +9,8 @@ use anyhow::Context as _;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory as _, Subcommand};
 
-use super::file::{OPTION, command_with_file, key_of};
+use super::file::{OPTION, SERVE, command_with_file, key_of};
 use super::{Cli, Command};
-
-const SERVE: &str = "serve";
-/// What a file and the environment may have, and nobody is shown.
-const HIDDEN: &str = "(hidden)";
 
 /// What is asked of the configuration.
 #[derive(Debug, Subcommand)]
@@ -71,7 +67,11 @@ impl ServeOptions {
     }
 }
 
-fn check(typed: &[OsString]) -> anyhow::Result<()> {
+/// Whether `rempart serve` would start, as far as its options tell.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check(typed: &[OsString]) -> anyhow::Result<()> {
     match Cli::parse_with_file(typed)?.command {
         Command::Serve(args) => Ok(args.check().map(drop)?),
         _ => anyhow::bail!("what follows are options of `rempart serve`"),
@@ -83,7 +83,11 @@ fn check(typed: &[OsString]) -> anyhow::Result<()> {
 /// # Errors
 /// It can't be parsed.
 pub(super) fn effective(typed: &[OsString]) -> anyhow::Result<BTreeMap<String, Effective>> {
-    let (mut command, in_file) = command_with_file(typed)?;
+    let (command, in_file) = command_with_file(typed)?;
+    // A file can be looked at before there is a model.
+    let mut command = command.mut_subcommand(SERVE, |serve| {
+        serve.mut_arg("models", |models| models.required(false))
+    });
     let matches = command.try_get_matches_from_mut(typed)?;
     let serve = command
         .find_subcommand(SERVE)
@@ -119,7 +123,8 @@ impl Effective {
 
     fn write(&self, key: &str, out: &mut impl Write) -> std::io::Result<()> {
         match &self.value {
-            Some(_) if self.secret => writeln!(out, "{key} = \"{HIDDEN}\"  # {}", self.from),
+            // No value: what is shown can be made a file.
+            Some(_) if self.secret => writeln!(out, "# {key} is set, and not shown  # {}", self.from),
             Some(value) => writeln!(out, "{key} = {value}  # {}", self.from),
             None => writeln!(out, "# {key} is not set"),
         }
@@ -128,10 +133,11 @@ impl Effective {
 
 /// Values as a file has them: a list where there may be several.
 fn written(values: &[String], arg: &Arg) -> String {
-    let one = |value: &String| match value.as_str() {
-        "true" | "false" => value.clone(),
-        text if text.parse::<i64>().is_ok() => text.to_owned(),
-        text => toml::Value::from(text).to_string(),
+    let switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+    let one = |value: &String| match value.parse::<i64>() {
+        Ok(number) if number.to_string() == *value => value.clone(),
+        _ if switch => value.clone(),
+        _ => toml::Value::from(value.as_str()).to_string(),
     };
     match values {
         [value] if !matches!(arg.get_action(), clap::ArgAction::Append) => one(value),
@@ -200,7 +206,7 @@ mod tests {
             "models = [\"a\"]  # file",
             "sequences-max = 7  # file",
             "queue-requests-max = 9  # typed",
-            "database = \"(hidden)\"  # file",
+            "# database is set, and not shown  # file",
             "connections-max = 1024  # default",
             "# tls-certificate is not set",
         ] {

@@ -19,6 +19,12 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const ALIKE_MIN: f64 = 0.8;
 /// The option that names the file, which can't be in it.
 pub(super) const OPTION: &str = "config";
+/// The command whose options a file can have; others take of them what they have, too.
+pub(super) const SERVE: &str = "serve";
+/// Its one argument that is no option.
+const MODELS: &str = "models";
+/// Commands that read no file, or read it by themselves.
+const WITHOUT: [&str; 3] = ["config", "completions", "man"];
 
 /// What was read of a file.
 pub(super) struct ConfigFile {
@@ -49,28 +55,34 @@ pub(super) fn command_with_file(typed: &[OsString]) -> Result<(Command, BTreeSet
         let applied = file.apply(command.clone())?;
         anyhow::Ok((applied, file.values.into_keys().collect()))
     };
-    apply().map_err(|error| {
-        command
-            .clone()
-            .error(ErrorKind::ValueValidation, format!("{error:#}"))
-    })
+    apply().map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error:#}\n")))
 }
 
-/// The file that is named. Commands that are hidden are this program's own children, who are told what they need.
+/// The file that is named. Commands that are hidden are this program's own children, who are told what they need; those that tell of
+/// options can do so where the file is wrong.
 fn path_of(command: &Command, typed: &[OsString]) -> Option<PathBuf> {
     let lenient = command.clone().ignore_errors(true);
     let matches = lenient.try_get_matches_from(typed).ok()?;
     let name = matches.subcommand_name()?;
-    let hidden = command.find_subcommand(name)?.is_hide_set();
+    let apart = command.find_subcommand(name)?.is_hide_set() || WITHOUT.contains(&name);
     let path = matches.get_one::<PathBuf>(OPTION).cloned();
-    path.filter(|_| !hidden)
+    path.filter(|_| !apart)
 }
 
-/// The key of an option in a file, where it can be in one: as it is in the environment.
+/// The key of an option of `rempart serve` in a file, where it can be in one: as it is in the environment.
 pub(super) fn key_of(arg: &Arg) -> Option<&str> {
     arg.get_env()?;
-    let key = arg.get_long().unwrap_or_else(|| arg.get_id().as_str());
+    let key = arg.get_long().or((arg.get_id() == MODELS).then_some(MODELS))?;
     (key != OPTION).then_some(key)
+}
+
+/// All keys that a file can have.
+fn keys(command: &Command) -> BTreeSet<String> {
+    let serve = command.find_subcommand(SERVE).into_iter();
+    let options = serve
+        .flat_map(Command::get_arguments)
+        .chain(command.get_arguments());
+    options.filter_map(key_of).map(str::to_owned).collect()
 }
 
 impl ConfigFile {
@@ -85,8 +97,9 @@ impl ConfigFile {
     fn parse(path: &Path, text: &str) -> anyhow::Result<Self> {
         // The library's error quotes the line, which may have a password in it.
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count());
-            anyhow::anyhow!("line {}: {}", line.max(1), error.message())
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+            anyhow::anyhow!("line {line}: {}", error.message())
         })?;
         let mut values = BTreeMap::new();
         for (key, value) in table {
@@ -103,32 +116,31 @@ impl ConfigFile {
 
     /// Makes the file's values the defaults of all commands that have such options.
     fn apply(&self, command: Command) -> anyhow::Result<Command> {
-        let mut known = BTreeSet::new();
-        let applied = self.apply_below(command, &mut known);
-        let applied = applied.with_context(|| format!("--config {}", self.path.display()))?;
+        let (known, path) = (keys(&command), self.path.display());
         for key in self.values.keys() {
-            if !known.contains(key) {
-                bail!(
-                    "--config {}: {key} is no option{}",
-                    self.path.display(),
-                    nearest(key, &known)
-                );
-            }
+            ensure!(
+                known.contains(key),
+                "--config {path}: {key} is no option{}",
+                nearest(key, &known)
+            );
         }
-        Ok(applied)
+        self.apply_below(command, &known)
+            .with_context(|| format!("--config {path}"))
     }
 
-    fn apply_below(&self, mut command: Command, known: &mut BTreeSet<String>) -> anyhow::Result<Command> {
+    fn apply_below(&self, mut command: Command, known: &BTreeSet<String>) -> anyhow::Result<Command> {
         let options: Vec<Arg> = command.get_arguments().cloned().collect();
         for option in options {
-            let Some(key) = key_of(&option).map(str::to_owned) else {
+            let Some(key) = key_of(&option)
+                .filter(|key| known.contains(*key))
+                .map(str::to_owned)
+            else {
                 continue;
             };
-            if let Some(values) = self.values.get(&key).filter(|values| !values.is_empty()) {
+            if let Some(values) = self.values.get(&key) {
                 let with_default = with_default(option, &key, values)?;
                 command = command.mut_arg(with_default.get_id().clone(), |_| with_default);
             }
-            known.insert(key);
         }
         let names: Vec<String> = command
             .get_subcommands()
@@ -155,6 +167,9 @@ impl ConfigFile {
 fn with_default(option: Arg, key: &str, values: &[String]) -> anyhow::Result<Arg> {
     let several = matches!(option.get_action(), ArgAction::Append);
     ensure!(several || values.len() == 1, "{key} is one value, not a list");
+    if values.is_empty() {
+        return Ok(option);
+    }
     let option = option.required(false).default_values(values.to_vec());
     let secret = option.is_hide_env_values_set();
     let alone = Command::new("file").no_binary_name(true).arg(option.clone());
@@ -262,6 +277,17 @@ mod tests {
         assert!(told.contains("engine: a text"), "{told}");
         let told = fails("bind = \"127.0.0.1:0\"\nbind = ");
         assert!(told.contains("line 2"), "{told}");
+        let told = fails("sequences-max = []");
+        assert!(told.contains("sequences-max is one value"), "{told}");
+        // Of other commands alone, or an argument of theirs.
+        let told = fails("model = \"m\"");
+        assert!(
+            told.contains("model is no option: did you mean models?"),
+            "{told}"
+        );
+        assert!(fails("force = true").contains("force is no option"));
+        let told = fails("bind = \"127.0.0.1:0\"\nthreads = 1\nbind = \"127.0.0.1:1\"\n");
+        assert!(told.contains("line 3"), "{told}");
         let told = fails("zero-egress = \"perhaps\"");
         assert!(told.contains("zero-egress: invalid value 'perhaps'"), "{told}");
     }

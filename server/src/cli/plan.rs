@@ -1,6 +1,8 @@
 //! `rempart plan`: what a model will need of a device, and how fast it will be there, before anything is bought or loaded.
 
-use std::io::Write;
+mod told;
+
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -9,7 +11,7 @@ use clap::Args;
 use rempart_hub::{file, store};
 use rempart_kernels::{Format, Packed};
 use rempart_models::speed::{CARDS, Card, FormatRates, Product, Rates, Step, Work};
-use rempart_models::{KvDtype, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
+use rempart_models::{KvDtype, LoadedEncoder, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
 use serde::Serialize;
 
 use crate::config::{ComputeArgs, ComputeSettings, STEP_TOKENS_LIMIT, StoreArgs};
@@ -173,11 +175,18 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of a model's weights, and tokens that its cache would have within so many bytes.
+/// Bytes of a model's weights, and tokens that its cache would have within so many bytes of a processor's memory, with a server's
+/// defaults; `None` of an encoder, which has no cache.
 ///
 /// # Errors
 /// It is not found, or does not fit.
-pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<(u64, usize)> {
+pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<Option<(u64, usize)>> {
+    let alone = Path::new(model)
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    if !alone && LoadedEncoder::is_one(&store::resolve(store, model)?.path) {
+        return Ok(None);
+    }
     let known = Known::open(store, model, "Q4_K", KvDtype::Int8)?;
     let request = PlanRequest {
         available,
@@ -192,7 +201,13 @@ pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Re
         ranks: 1,
     };
     let (memory, _) = MemoryPlan::within(known.work.config(), request, true)?;
-    Ok((memory.weights, memory.kv_tokens()))
+    Ok(Some((memory.weights, memory.kv_tokens())))
+}
+
+fn is_config(model: &str) -> bool {
+    Path::new(model)
+        .extension()
+        .is_some_and(|extension| extension == "json")
 }
 
 /// Tokens of what is told.
@@ -279,10 +294,7 @@ fn this_machine() -> String {
 impl Known {
     /// Of what was named; `weights` is the format of a configuration that comes alone.
     fn open(store: &Path, model: &str, weights: &str, kv_dtype: KvDtype) -> anyhow::Result<Self> {
-        if Path::new(model)
-            .extension()
-            .is_some_and(|extension| extension == "json")
-        {
+        if is_config(model) {
             return Self::of_config(Path::new(model), weights, kv_dtype);
         }
         let found = store::resolve(store, model)?;
@@ -408,87 +420,5 @@ impl Weights {
             read_gb_per_s: bytes / count / rates.seconds(1) / 1e9,
             multiplied_g_per_s: chunk as f64 / rates.seconds(chunk) / 1e9,
         }
-    }
-}
-
-const MIB: u64 = 1 << 20;
-
-impl Told {
-    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
-        writeln!(out, "{} on {}", self.model, self.device)?;
-        for Weights {
-            format,
-            count,
-            read_gb_per_s,
-            multiplied_g_per_s,
-        } in &self.weights
-        {
-            writeln!(
-                out,
-                "  {:>8.1} M weights in {format:5} read at {read_gb_per_s:.1} GB/s by one row, multiplied at \
-                 {multiplied_g_per_s:.0} G/s by many",
-                count / 1e6
-            )?;
-        }
-        self.write_memory(out)?;
-        let how = match self.rates {
-            "measured" => "from rates measured just now",
-            _ => "from its datasheet and what our kernels reach of an H200's: not measured",
-        };
-        writeln!(out, "predicted, {how}; answers behind {} tokens:", self.context)?;
-        writeln!(
-            out,
-            "{:>8} {:>12} {:>14} {:>18} {:>22}",
-            "answers", "tokens/s", "tokens/s each", "% of it: weights", "% keys and values"
-        )?;
-        for answers in &self.answers {
-            let Answers {
-                batch,
-                tokens_per_s,
-                tokens_per_s_each,
-                weights_percent,
-                attention_percent,
-            } = answers;
-            writeln!(
-                out,
-                "{batch:>8} {tokens_per_s:>12.1} {tokens_per_s_each:>14.1} {weights_percent:>18.0} {attention_percent:>22.0}"
-            )?;
-        }
-        writeln!(out, "{:>8} {:>12} {:>16}", "prompt", "tokens/s", "first token")?;
-        for Prompt {
-            tokens,
-            tokens_per_s,
-            first_token_s,
-        } in &self.prompts
-        {
-            writeln!(out, "{tokens:>8} {tokens_per_s:>12.0} {first_token_s:>14.3} s")?;
-        }
-        Ok(())
-    }
-
-    fn write_memory(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let Memory {
-            available,
-            weights,
-            cache,
-            activations,
-        } = self.memory;
-        writeln!(
-            out,
-            "memory: weights {} + keys and values {} + activations {} = {} of {} MiB",
-            weights.div_ceil(MIB),
-            cache.div_ceil(MIB),
-            activations.div_ceil(MIB),
-            (weights + cache + activations).div_ceil(MIB),
-            available / MIB
-        )?;
-        let (tokens, full) = (self.cache_tokens, self.context_length);
-        writeln!(
-            out,
-            "cache: {tokens} tokens, which are {} answers at the full context of {full}, or {} at {}",
-            tokens / full,
-            tokens / self.context,
-            self.context
-        )
     }
 }

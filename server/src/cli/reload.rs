@@ -3,76 +3,90 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use anyhow::Context as _;
 use clap::ValueEnum as _;
 use tokio::signal::unix::Signal;
 
-use super::config::{Effective, effective};
+use super::config::{Effective, check, effective};
 use crate::config::LogLevel;
 use crate::telemetry;
 
 /// The one option that takes effect at once. What files hold that options name is read again by who uses them.
 const LOG_LEVEL: &str = "log-level";
 
+type Values = BTreeMap<String, Effective>;
+
 /// The options that a server was started with.
 pub(super) struct Options {
     typed: Vec<OsString>,
-    now: BTreeMap<String, Effective>,
+    started: Values,
+    log_level: Option<String>,
+    /// Those that differ from `started`, and were told.
+    told: Vec<String>,
 }
 
 impl Options {
-    pub(super) fn read(typed: Vec<OsString>) -> Self {
-        let now = effective(&typed).unwrap_or_default();
-        Self { typed, now }
+    /// # Errors
+    /// The file has changed since the start, and can't be used.
+    pub(super) fn read(typed: Vec<OsString>) -> anyhow::Result<Self> {
+        let started = effective(&typed)?;
+        Ok(Self {
+            log_level: level_of(&started),
+            typed,
+            started,
+            told: Vec::new(),
+        })
     }
 
     /// Reads the file again at every signal.
     pub(super) async fn follow(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
-            // A file is read within a millisecond, or its disk is gone.
             let typed = self.typed.clone();
-            let read = tokio::task::spawn_blocking(move || effective(&typed)).await;
-            match read {
-                Ok(Ok(new)) => self.take(new),
-                Ok(Err(error)) => tracing::error!(
+            let read = move || check(&typed).and_then(|()| effective(&typed));
+            let read = tokio::task::spawn_blocking(read).await;
+            let read = read.context("reading it panicked").flatten();
+            if let Err(error) = read.and_then(|new| self.take(&new)) {
+                tracing::error!(
                     error = format!("{error:#}"),
                     "the configuration can't be read again: what was before goes on"
-                ),
-                Err(_) => {
-                    tracing::error!("reading the configuration again panicked: what was before goes on");
-                }
+                );
             }
         }
     }
 
-    fn take(&mut self, new: BTreeMap<String, Effective>) {
-        let changed = changed(&self.now, &new);
-        let (at_once, later): (Vec<&str>, Vec<&str>) = changed.iter().partition(|key| **key == LOG_LEVEL);
-        if !later.is_empty() {
+    fn take(&mut self, new: &Values) -> anyhow::Result<()> {
+        let mut changed = changed(&self.started, new);
+        changed.retain(|key| key != LOG_LEVEL);
+        if changed != self.told && !changed.is_empty() {
             tracing::warn!(
-                options = later.join(", "),
+                options = changed.join(", "),
                 "these have changed, and take effect when the server starts again"
             );
         }
-        if !at_once.is_empty() {
-            let level = new.get(LOG_LEVEL).and_then(|level| level.value.as_deref());
-            let level = level.and_then(|level| LogLevel::from_str(level.trim_matches('"'), true).ok());
-            let set = level.map(telemetry::set_level);
-            if let Some(Ok(())) = set {
-                tracing::warn!(log_level = ?level, "how much is logged has changed");
-            }
+        self.told = changed;
+        let level = level_of(new);
+        if level != self.log_level {
+            let name = level.as_deref().unwrap_or_default();
+            telemetry::set_level(LogLevel::from_str(name, true).map_err(anyhow::Error::msg)?)?;
+            tracing::warn!(log_level = name, "how much is logged has changed");
+            self.log_level = level;
         }
-        // What is told once is not told at the next signal.
-        self.now = new;
+        Ok(())
     }
 }
 
+/// The level's name, as the file has it between quotes.
+fn level_of(values: &Values) -> Option<String> {
+    let value = values.get(LOG_LEVEL)?.value.as_deref()?;
+    Some(value.trim_matches('"').to_owned())
+}
+
 /// Keys whose values differ.
-fn changed<'a>(old: &'a BTreeMap<String, Effective>, new: &'a BTreeMap<String, Effective>) -> Vec<&'a str> {
-    let value =
-        |of: &'a BTreeMap<String, Effective>, key: &str| of.get(key).and_then(|one| one.value.as_ref());
+fn changed(old: &Values, new: &Values) -> Vec<String> {
+    let value = |of: &Values, key: &str| of.get(key).and_then(|one| one.value.clone());
     let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
     keys.filter(|key| value(old, key) != value(new, key))
-        .map(String::as_str)
+        .cloned()
         .collect()
 }
 
@@ -81,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_changed_in_the_file_is_found() {
+    fn what_differs_from_the_start_is_found_and_what_was_taken_back_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rempart.toml");
         let typed: Vec<OsString> = ["rempart", "serve", "m", "--config"]
@@ -89,11 +103,14 @@ mod tests {
             .map(OsString::from)
             .chain([path.clone().into()])
             .collect();
-        std::fs::write(&path, "sequences-max = 7\nlog-level = \"info\"\n").unwrap();
-        let old = effective(&typed).unwrap();
-        assert!(changed(&old, &old).is_empty());
-        std::fs::write(&path, "log-level = \"debug\"\nzero-egress = true\n").unwrap();
-        let new = effective(&typed).unwrap();
-        assert_eq!(changed(&old, &new), ["log-level", "sequences-max", "zero-egress"]);
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("sequences-max = 7\n");
+        let mut options = Options::read(typed.clone()).unwrap();
+        write("sequences-max = 8\nzero-egress = true\n");
+        options.take(&effective(&typed).unwrap()).unwrap();
+        assert_eq!(options.told, ["sequences-max", "zero-egress"]);
+        write("sequences-max = 7\n");
+        options.take(&effective(&typed).unwrap()).unwrap();
+        assert!(options.told.is_empty());
     }
 }

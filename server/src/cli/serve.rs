@@ -43,7 +43,7 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting tokio")?;
-    let options = Options::read(typed);
+    let options = Options::read(typed)?;
     let result = runtime.block_on(serve(settings, listeners, options));
     // A model that is still loading, or a step in flight, is not waited for.
     runtime.shutdown_background();

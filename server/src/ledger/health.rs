@@ -4,43 +4,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::metrics::UsageMetrics;
-
-/// What is not written by then may not be for long.
+/// What is not done by then may not be for long.
 const SLOW: Duration = Duration::from_secs(1);
 pub(super) const HALT: &str = "usage can't be recorded: no request is taken until it can";
 
-/// What is known of the writing. The thread that writes may be held up by its disk, and can't tell then: others see since when.
+/// What is known of the writing. Who writes may be held up by a disk, and can't tell then: others see since when.
 pub(super) struct Health {
     started: Instant,
     failed: AtomicBool,
-    /// When the write that goes on began, milliseconds after `started`, from 1 on; 0 where none does.
-    began_ms: AtomicU64,
+    /// When the write and the sync that go on began, milliseconds after `started`, from 1 on; 0 where none does.
+    began_ms: [AtomicU64; 2],
 }
 
-/// A write that goes on, for as long as this lives.
-pub(super) struct Going<'a>(&'a Health);
+/// What can take long.
+#[derive(Clone, Copy)]
+pub(super) enum Work {
+    Write,
+    /// Of rows that are written, so that a loss of power leaves them.
+    Sync,
+}
+
+/// Work that goes on, for as long as this lives.
+pub(super) struct Going<'a>(&'a AtomicU64);
 
 impl Health {
     pub(super) fn new() -> Self {
         Self {
             started: Instant::now(),
             failed: AtomicBool::new(false),
-            began_ms: AtomicU64::new(0),
+            began_ms: [AtomicU64::new(0), AtomicU64::new(0)],
         }
     }
 
     /// Whether rows can't be written at present.
     pub(super) fn is_failing(&self) -> bool {
-        self.failed.load(Ordering::Relaxed) || self.slow().is_some()
+        self.has_failed() || self.is_slow()
     }
 
-    pub(super) fn begin(&self) -> Going<'_> {
-        self.began_ms.store(self.now_ms(), Ordering::Relaxed);
-        Going(self)
+    pub(super) fn begin(&self, work: Work) -> Going<'_> {
+        let began_ms = &self.began_ms[work as usize];
+        began_ms.store(self.now_ms(), Ordering::Relaxed);
+        Going(began_ms)
     }
 
-    /// A try has failed; whether it is the first.
+    /// A try to write has failed; whether it is the first.
     pub(super) fn failed(&self) -> bool {
         !self.failed.swap(true, Ordering::Relaxed)
     }
@@ -50,43 +57,52 @@ impl Health {
         self.failed.swap(false, Ordering::Relaxed)
     }
 
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
     fn now_ms(&self) -> u64 {
         1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// When the write began that takes too long.
-    fn slow(&self) -> Option<u64> {
-        let began_ms = self.began_ms.load(Ordering::Relaxed);
-        let took_ms = self.now_ms().saturating_sub(began_ms);
-        (began_ms != 0 && u128::from(took_ms) > SLOW.as_millis()).then_some(began_ms)
+    /// Whether a write or a sync takes too long.
+    fn is_slow(&self) -> bool {
+        let took_ms = |began_ms: &AtomicU64| match began_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            began_ms => self.now_ms().saturating_sub(began_ms),
+        };
+        let longest_ms = self.began_ms.iter().map(took_ms).max().unwrap_or(0);
+        u128::from(longest_ms) > SLOW.as_millis()
     }
 }
 
 impl Drop for Going<'_> {
     fn drop(&mut self) {
-        self.0.began_ms.store(0, Ordering::Relaxed);
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
-/// Tells of each write that takes long, as a disk hangs or another process holds the database; and when it is over.
-pub(super) async fn tell_of_slow(health: Arc<Health>, metrics: UsageMetrics) {
-    let mut told = None;
+/// Tells once where what goes on takes long, as a disk hangs or another process holds the database, and when that is over. Of tries that
+/// failed those tell who make them.
+pub(super) async fn tell_of_slow(health: Arc<Health>) {
+    let mut told = false;
     loop {
         tokio::time::sleep(SLOW).await;
-        let slow = health.slow();
-        if slow.is_some() && told != slow {
-            metrics.failed();
-        }
-        match (told, slow) {
-            (None, Some(_)) => tracing::error!(
-                error = "the database or its disk is slow, or locked by another process",
-                "{HALT}"
-            ),
-            // One that failed is told of by who tries it again.
-            (Some(_), None) if !health.is_failing() => tracing::info!("usage is recorded again"),
+        match (told, health.is_slow()) {
+            _ if health.has_failed() => told = false,
+            (false, true) => {
+                tracing::error!(
+                    error = "the database or its disk is slow, or locked by another process",
+                    "{HALT}"
+                );
+                told = true;
+            }
+            (true, false) => {
+                tracing::info!("usage is recorded again");
+                told = false;
+            }
             _ => {}
         }
-        told = slow;
     }
 }
 
@@ -94,30 +110,37 @@ pub(super) async fn tell_of_slow(health: Arc<Health>, metrics: UsageMetrics) {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_thread_that_its_disk_holds_up_is_seen_by_others() {
-        let health = Arc::new(Health::new());
-        let held = Arc::clone(&health);
-        let (go, wait) = std::sync::mpsc::channel::<()>();
-        let (begun, began) = std::sync::mpsc::channel::<()>();
-        let held_up = move || {
-            let _going = held.begin();
-            begun.send(()).unwrap();
-            wait.recv().unwrap();
-        };
-        let writing = std::thread::Builder::new().spawn(held_up).unwrap();
-        began.recv().unwrap();
-        tokio::time::sleep(SLOW + Duration::from_millis(50)).await;
-        assert!(health.is_failing());
-        go.send(()).unwrap();
-        writing.join().unwrap();
-        assert!(!health.is_failing());
+    #[test]
+    fn a_thread_that_its_disk_holds_up_is_seen_by_others() {
+        for work in [Work::Write, Work::Sync] {
+            let health = Arc::new(Health::new());
+            let held = Arc::clone(&health);
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let (begun, began) = std::sync::mpsc::channel::<()>();
+            let held_up = move || {
+                let _going = held.begin(work);
+                begun.send(()).unwrap();
+                wait.recv().unwrap();
+            };
+            let working = std::thread::Builder::new().spawn(held_up).unwrap();
+            began.recv().unwrap();
+            // The other kind of work goes on beside it, and ends.
+            drop(health.begin(match work {
+                Work::Write => Work::Sync,
+                Work::Sync => Work::Write,
+            }));
+            std::thread::sleep(SLOW + Duration::from_millis(50));
+            assert!(health.is_failing());
+            go.send(()).unwrap();
+            working.join().unwrap();
+            assert!(!health.is_failing());
+        }
     }
 
     #[test]
     fn what_failed_is_failing_until_rows_are_written() {
         let health = Health::new();
-        drop(health.begin());
+        drop(health.begin(Work::Write));
         assert!(!health.is_failing() && health.failed() && !health.failed());
         assert!(health.is_failing());
         assert!(health.written() && !health.written());

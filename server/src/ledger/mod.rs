@@ -88,8 +88,8 @@ impl Ledger {
             metrics: metrics.usage(),
         };
         let mut tasks = JoinSet::new();
-        let syncing = sync_often(store.clone(), unsynced);
-        let telling = tell_of_slow(Arc::clone(&health), metrics.usage());
+        let syncing = sync_often(store.clone(), unsynced, Arc::clone(&health));
+        let telling = tell_of_slow(Arc::clone(&health));
         let counting = limiting.counting();
         tasks.spawn(limiting.keep_while(async move {
             // Each is a task of its own: a disk may hold up the one that writes. They end with it.

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Entry;
 use super::counting::{Charge, Counting, counts};
-use super::health::{HALT, Health};
+use super::health::{HALT, Health, Work};
 use super::recorder::Recorder;
 use crate::metrics::UsageMetrics;
 
@@ -92,7 +92,7 @@ impl Writing {
         }
         let counts = counts(batch.charges.iter());
         loop {
-            let going = self.health.begin();
+            let going = self.health.begin(Work::Write);
             let (whole, sealed) = sealed(batch).await;
             batch = whole;
             let usage = Usage {
@@ -104,10 +104,12 @@ impl Writing {
                 Ok(()) => self.writer.write_all(usage).await,
                 Err(error) => Err(error),
             };
-            drop(going);
             let Err(error) = written else { break };
             let error = anyhow::Error::new(error);
-            if self.health.failed() {
+            let first = self.health.failed();
+            // Not before: in between, requests would begin.
+            drop(going);
+            if first {
                 tracing::error!(error = format!("{error:#}"), "{HALT}");
             }
             self.metrics.failed();
@@ -189,13 +191,16 @@ async fn sealed(mut batch: Batch) -> (Batch, Result<(), Error>) {
 }
 
 /// Has rows that were written outlive a loss of power, beside the writing of others.
-pub(super) async fn sync_often(store: Store, unsynced: Arc<AtomicBool>) {
+pub(super) async fn sync_often(store: Store, unsynced: Arc<AtomicBool>, health: Arc<Health>) {
     loop {
         tokio::time::sleep(SYNC_EVERY).await;
         if !unsynced.swap(false, Ordering::Relaxed) {
             continue;
         }
-        if let Err(error) = store.sync_log().await {
+        let going = health.begin(Work::Sync);
+        let synced = store.sync_log().await;
+        drop(going);
+        if let Err(error) = synced {
             tracing::warn!(%error, "rows of usage could not be synced");
             unsynced.store(true, Ordering::Relaxed);
         }

@@ -126,7 +126,7 @@ impl UsageWriter {
         let written = self.try_write(usage, None).await;
         if written.is_err() {
             // No way leads there.
-            self.detour = None;
+            (self.detour, self.detoured) = (None, false);
         }
         written
     }

@@ -24,7 +24,7 @@ const REPEAT_LIMIT: usize = 1000;
 
 /// What is measured.
 #[derive(Debug, Args)]
-pub struct EngineBenchArgs {
+pub(crate) struct EngineBenchArgs {
     #[command(flatten)]
     store: StoreArgs,
     /// A model of the catalogue, a GGUF file, or a directory with safetensors

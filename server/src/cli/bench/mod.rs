@@ -25,7 +25,7 @@ pub struct BenchArgs {
 
 /// What is measured without a server.
 #[derive(Debug, Subcommand)]
-pub enum BenchCommand {
+pub(super) enum BenchCommand {
     /// How fast a model computes prompts and answers on this machine, without HTTP
     Engine(Box<EngineBenchArgs>),
 }

@@ -22,7 +22,7 @@ const CONNECTIONS: u64 = 1024;
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok();
     let mut findings = vec![kernels(cpu::best().name), threads()];
-    findings.extend(read("/sys/fs/cgroup/cpu.max").and_then(|max| quota(&max)));
+    findings.extend(read("/proc/self/cgroup").and_then(|groups| quota(&groups, &read)));
     findings.push(rates(&Roof::measure()));
     findings.push(memory(args));
     findings.extend(read("/sys/kernel/mm/transparent_hugepage/enabled").map(|modes| huge_pages(&modes)));
@@ -68,12 +68,31 @@ fn threads() -> Finding {
     )
 }
 
-/// Of a control group's `cpu.max`: microseconds of processors that it has in so many, or `max`.
-fn quota(max: &str) -> Option<Finding> {
-    let mut fields = max.split_whitespace();
-    let quota: f64 = fields.next()?.parse().ok()?;
-    let period: f64 = fields.next()?.parse().ok()?;
-    let processors = quota / period;
+/// What the groups of `/proc/self/cgroup` leave of the processors: the least of the process's own group and of those above it.
+fn quota(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<Finding> {
+    let of_line = |line: &str| {
+        let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>().try_into().ok()?;
+        let above = Path::new(path).ancestors().filter_map(Path::to_str);
+        let shares = above.filter_map(|path| {
+            let path = path.trim_end_matches('/');
+            if controllers.is_empty() {
+                return share(&read(&format!("/sys/fs/cgroup{path}/cpu.max"))?);
+            }
+            let place = format!("/sys/fs/cgroup/{controllers}{path}");
+            let part = |name: &str| read(&format!("{place}/cpu.cfs_{name}_us"));
+            share(&format!("{} {}", part("quota")?.trim(), part("period")?.trim()))
+        });
+        shares.min_by(f64::total_cmp)
+    };
+    let cpu = |line: &&str| {
+        let controllers = line.split(':').nth(1).unwrap_or_default();
+        controllers.is_empty() || controllers.split(',').any(|one| one == "cpu")
+    };
+    let processors = groups
+        .lines()
+        .filter(cpu)
+        .filter_map(of_line)
+        .min_by(f64::total_cmp)?;
     let found = format!("the control group has the time of {processors:.1} processors");
     let whole = processors >= 1.0 && processors.fract() < 0.01;
     Some(if whole {
@@ -85,6 +104,14 @@ fn quota(max: &str) -> Option<Finding> {
             "threads are halted within steps for what is no whole processor: set a whole number (systemd: CPUQuota, containers: --cpus)",
         )
     })
+}
+
+/// Processors of a quota: microseconds in so many, as `cpu.max` has them; `None` where there is no limit.
+fn share(max: &str) -> Option<f64> {
+    let mut fields = max.split_whitespace();
+    let quota: f64 = fields.next()?.parse().ok()?;
+    let period: f64 = fields.next()?.parse().ok()?;
+    (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
 
 fn rates(roof: &Roof) -> Finding {
@@ -119,19 +146,23 @@ fn memory(args: &DoctorArgs) -> Finding {
             ),
         );
     };
+    let found = format!("{} may be planned with", in_gib(free));
     match plan::memory_of(&args.store.clone().path(), model, free) {
-        Ok((weights, tokens)) => Finding::good(
+        Ok(Some((weights, tokens))) => Finding::good(
             WHAT,
             format!(
-                "{} may be planned with, of which {model} takes {} and leaves a cache of {tokens} tokens",
-                in_gib(free),
+                "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
                 in_gib(weights)
             ),
         ),
+        Ok(None) => Finding::good(
+            WHAT,
+            format!("{found}; {model} is an encoder, which takes little more than its file"),
+        ),
         Err(error) => Finding::bad(
             WHAT,
-            format!("{} may be planned with: {error:#}", in_gib(free)),
-            "name a smaller model or one with fewer bits (rempart plan tells what each needs), or end what else takes memory",
+            format!("{found}: {error:#}"),
+            "`rempart model list` tells what is here, and `rempart plan` what each needs: a smaller one, or one of fewer bits, takes less",
         ),
     }
 }
@@ -241,12 +272,38 @@ mod tests {
 
     #[test]
     fn a_quota_is_good_where_it_is_whole() {
-        let state = |max| quota(max).map(|finding| finding.state());
-        assert_eq!(state("max 100000\n"), None);
-        assert_eq!(state("200000 100000\n"), Some(State::Good));
-        assert_eq!(state("150000 100000\n"), Some(State::Warning));
-        assert_eq!(state("50000 100000\n"), Some(State::Warning));
-        assert_eq!(state(""), None);
+        let of = |groups: &str, files: &[(&str, &str)]| {
+            let read = |path: &str| {
+                files
+                    .iter()
+                    .find(|(name, _)| *name == path)
+                    .map(|(_, text)| (*text).to_owned())
+            };
+            quota(groups, &read).map(|finding| finding.state())
+        };
+        let second = |max: &str| {
+            of(
+                "0::/system.slice/rempart.service\n",
+                &[("/sys/fs/cgroup/system.slice/cpu.max", max)],
+            )
+        };
+        assert_eq!(second("max 100000\n"), None);
+        assert_eq!(second("200000 100000\n"), Some(State::Good));
+        assert_eq!(second("150000 100000\n"), Some(State::Warning));
+        assert_eq!(second("50000 100000\n"), Some(State::Warning));
+        assert_eq!(second("0 0"), None);
+        let files = |quota| {
+            [
+                ("/sys/fs/cgroup/cpu,cpuacct/docker/cpu.cfs_quota_us", quota),
+                ("/sys/fs/cgroup/cpu,cpuacct/docker/cpu.cfs_period_us", "100000\n"),
+            ]
+        };
+        let first = |quota| of("4:memory:/docker\n3:cpu,cpuacct:/docker\n0::/\n", &files(quota));
+        assert_eq!(first("-1\n"), None);
+        assert_eq!(first("400000\n"), Some(State::Good));
+        assert_eq!(first("450000\n"), Some(State::Warning));
+        assert_eq!(of("", &[]), None);
+        assert_eq!(of("nonsense\n::\n", &[]), None);
     }
 
     #[test]

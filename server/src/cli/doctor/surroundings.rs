@@ -31,14 +31,25 @@ const SYNCHRONIZED: [&str; 4] = [
     "/run/ntpsec/ntpd.pid",
 ];
 
-pub(super) fn findings(args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
+pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let kept = SYNCHRONIZED.iter().any(|file| Path::new(file).exists());
-    let mut findings = vec![clock(now, kept), disk("models", &args.store.clone().path())];
-    let database = args.database.as_deref().map(place_of).transpose()?;
-    if let Some(Database::File(path)) = &database {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        findings.push(disk("database", folder.unwrap_or(Path::new("."))));
+    let mut findings = vec![
+        clock(now, kept),
+        disk("models", &args.store.clone().path(), "models are fetched there"),
+    ];
+    match args.database.as_deref().map(place_of) {
+        Some(Ok(Database::File(path))) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            findings.push(disk("database", folder, "where it is full no request is taken"));
+        }
+        Some(Err(error)) => findings.push(Finding::bad(
+            "database",
+            error.to_string(),
+            "--database takes a file or a URL",
+        )),
+        Some(Ok(Database::Server(_))) | None => {}
     }
     if let Some(path) = &args.tls_certificate {
         findings.push(match ends(path) {
@@ -50,7 +61,7 @@ pub(super) fn findings(args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
             ),
         });
     }
-    Ok(findings)
+    findings
 }
 
 /// Rows of the audit chain, limits by the minute and tokens of a login all go by it.
@@ -73,34 +84,21 @@ fn clock(now: Duration, kept: bool) -> Finding {
     Finding::good(WHAT, "kept by a service")
 }
 
-/// What is free where a folder is, or will be.
-fn disk(what: &'static str, folder: &Path) -> Finding {
+/// What is free where a folder is, or will be, and why it is needed.
+fn disk(what: &'static str, folder: &Path, why: &str) -> Finding {
     let there = folder.ancestors().find(|folder| folder.exists());
     let there = there.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
     let free = rustix::fs::statvfs(&there).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let at = folder.display();
     match free {
-        Ok(free) => space(what, folder, free),
-        Err(error) => Finding::bad(
+        Ok(free) if free >= DISK_BYTES_MIN => Finding::good(what, format!("{} free at {at}", in_gib(free))),
+        Ok(free) => Finding::warning(
             what,
-            format!("{}: {error}", folder.display()),
-            "name a folder that can be read",
+            format!("{} free at {at}", in_gib(free)),
+            format!("make room, {} at least: {why}", in_gib(DISK_BYTES_MIN)),
         ),
+        Err(error) => Finding::bad(what, format!("{at}: {error}"), "name a folder that can be read"),
     }
-}
-
-fn space(what: &'static str, folder: &Path, free: u64) -> Finding {
-    let found = format!("{} free at {}", in_gib(free), folder.display());
-    if free >= DISK_BYTES_MIN {
-        return Finding::good(what, found);
-    }
-    Finding::warning(
-        what,
-        found,
-        format!(
-            "make room, {} at least: where a database is full no request is taken",
-            in_gib(DISK_BYTES_MIN)
-        ),
-    )
 }
 
 /// When the first certificate of a chain ends, since 1970.
@@ -175,13 +173,8 @@ mod tests {
         assert_eq!(clock(Duration::ZERO, true).state(), State::Bad);
         assert_eq!(clock(now, false).state(), State::Warning);
         assert_eq!(clock(now, true).state(), State::Good);
-        let state = |free| space("models", Path::new("/models"), free).state();
-        assert_eq!(
-            (state(DISK_BYTES_MIN), state(DISK_BYTES_MIN - 1)),
-            (State::Good, State::Warning)
-        );
         // What is not there yet will be on its parent's disk.
         let folder = tempfile::tempdir().unwrap();
-        assert!(!disk("models", &folder.path().join("not/there/yet")).is_bad());
+        assert!(!disk("models", &folder.path().join("not/there/yet"), "").is_bad());
     }
 }
