@@ -105,6 +105,7 @@ pub struct ShapeArgs {
     /// Let the rate grow from --ramp-up-start-rps to --request-rate
     #[arg(long, value_enum, requires = "ramp_up_start_rps")]
     pub ramp_up_strategy: Option<RampShape>,
+    /// Requests a second at the beginning of the step
     #[arg(long, value_name = "RPS", requires = "ramp_up_strategy")]
     pub ramp_up_start_rps: Option<f64>,
     /// Requests of each step [default: 5 for each client, at least 50; what --duration-s has room for; a whole trace]

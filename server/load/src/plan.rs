@@ -112,7 +112,7 @@ impl Plan {
         ensure!(plan.in_flight_max >= 1, "--in-flight-max: at least 1");
         ensure!(
             (0.0..10.0).contains(&args.results.regression_tolerance),
-            "--regression-tolerance: a share, from 0 on; 0.05 is 5 %"
+            "--regression-tolerance: a share from 0 to below 10; 0.05 is 5 %"
         );
         Ok(plan)
     }
