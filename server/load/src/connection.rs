@@ -29,11 +29,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 /// An HTTP/1.1 connection. It makes progress within [`Connection::drive`] alone, so that it ends with its request.
 pub(crate) struct Connection {
     pub sender: http1::SendRequest<Full<Bytes>>,
-    driver: http1::Connection<Io, Full<Bytes>>,
+    /// `None` once it has ended: who waits for a connection learns of its end by that this is dropped.
+    driver: Option<http1::Connection<Io, Full<Bytes>>>,
     pub stamp: Stamp,
     /// Whether a request was answered on it before.
     pub reused: bool,
-    ended: bool,
 }
 
 /// When a socket last gave bytes.
@@ -87,10 +87,9 @@ impl Connection {
             .map_err(|error| Failure::http(&error))?;
         Ok(Self {
             sender,
-            driver,
+            driver: Some(driver),
             stamp,
             reused: false,
-            ended: false,
         })
     }
 
@@ -103,14 +102,16 @@ impl Connection {
             sender,
             driver,
             stamp,
-            ended,
             ..
         } = self;
         let mut work = pin!(work(sender, stamp.clone()));
         poll_fn(move |cx| {
             // The work learns of an error from its own side of the connection.
-            if !*ended && Pin::new(&mut *driver).poll(cx).is_ready() {
-                *ended = true;
+            let ended = driver
+                .as_mut()
+                .is_some_and(|driver| Pin::new(driver).poll(cx).is_ready());
+            if ended {
+                *driver = None;
             }
             work.as_mut().poll(cx)
         })
@@ -119,7 +120,7 @@ impl Connection {
 
     /// Whether it can take another request, as far as this side knows.
     pub(crate) fn is_open(&self) -> bool {
-        !self.ended && !self.sender.is_closed()
+        self.driver.is_some() && !self.sender.is_closed()
     }
 }
 
