@@ -35,12 +35,12 @@ impl ClientCertificate {
         })
     }
 
-    /// Of the first certificate in a file in PEM.
+    /// Of the first certificate in a file in PEM that an option names.
     ///
     /// # Errors
     /// What the system says, and that there is none in it.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let failed = || format!("--certificate {}", path.display());
+    pub fn read(option: &str, path: &Path) -> anyhow::Result<Self> {
+        let failed = || format!("{option} {}", path.display());
         let read = file::read(path, FILE_BYTES_MAX).with_context(failed)?;
         let bytes = read.with_context(|| format!("{}: more than {FILE_BYTES_MAX} bytes", failed()))?;
         let der = CertificateDer::from_pem_slice(&bytes).ok();

@@ -122,7 +122,7 @@ pub(super) fn key(command: KeyCommand) -> anyhow::Result<()> {
             };
             let actor = database.actor();
             if let Some(file) = &certificate {
-                let certificate = ClientCertificate::read(file)?;
+                let certificate = ClientCertificate::read("--certificate", file)?;
                 let made = store.create_certificate_key(&actor, &wanted, &certificate.key);
                 return say(&format!("{} is the key of this certificate", made.await?.0));
             }

@@ -93,14 +93,20 @@ fn a_pipe_in_the_place_of_a_certificate_is_not_waited_for() {
     let pipe = folder.path().join("client.pem");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
-    let refused = format!("{:#}", ClientCertificate::read(&pipe).unwrap_err());
+    let refused = format!(
+        "{:#}",
+        ClientCertificate::read("--certificate", &pipe).unwrap_err()
+    );
     assert_eq!(
         refused,
         format!("--certificate {}: it is no regular file", pipe.display())
     );
     let large = folder.path().join("large.pem");
     std::fs::write(&large, vec![b' '; (1 << 20) + 1]).unwrap();
-    let refused = format!("{:#}", ClientCertificate::read(&large).unwrap_err());
+    let refused = format!(
+        "{:#}",
+        ClientCertificate::read("--certificate", &large).unwrap_err()
+    );
     assert!(refused.ends_with("more than 1048576 bytes"), "{refused}");
 }
 

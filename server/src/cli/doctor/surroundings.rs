@@ -3,24 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
 use rempart_governance::Database;
-use rempart_hub::file;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use x509_cert::Certificate;
-use x509_cert::der::Decode as _;
 
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
+use crate::certificate::ClientCertificate;
 use crate::config::place_of;
 
 /// Less is soon full of rows and logs.
 const DISK_BYTES_MIN: u64 = 2 << 30;
 /// The next certificate should be on its way by then.
 const RENEWAL: Duration = Duration::from_hours(24 * 30);
-/// A certificate is some KiB.
-const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
 /// 2026-11-01: this version was made later.
 const MADE_S: u64 = 1_793_491_200;
 /// What the services that keep the time leave while they do.
@@ -57,7 +50,7 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
             Err(error) => Finding::bad(
                 "certificate",
                 format!("{error:#}"),
-                "--tls-certificate takes a chain in PEM",
+                "give the chain that the server is to show, in PEM",
             ),
         });
     }
@@ -103,17 +96,8 @@ fn disk(what: &'static str, folder: &Path, why: &str) -> Finding {
 
 /// When the first certificate of a chain ends, since 1970.
 fn ends(path: &Path) -> anyhow::Result<Duration> {
-    let name = || path.display().to_string();
-    let bytes = file::read(path, CERTIFICATE_BYTES_MAX).with_context(name)?;
-    let bytes = bytes.with_context(|| format!("{}: more than {CERTIFICATE_BYTES_MAX} bytes", name()))?;
-    let der = CertificateDer::from_pem_slice(&bytes).ok();
-    let certificate = der.and_then(|der| Certificate::from_der(&der).ok());
-    let certificate = certificate.with_context(|| format!("{}: no certificate in PEM", name()))?;
-    Ok(certificate
-        .tbs_certificate()
-        .validity()
-        .not_after
-        .to_unix_duration())
+    let certificate = ClientCertificate::read("--tls-certificate", path)?;
+    Ok(Duration::from_secs(u64::try_from(certificate.ends).unwrap_or(0)))
 }
 
 fn certificate(ends: Duration, now: Duration) -> Finding {
