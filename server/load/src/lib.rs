@@ -1,10 +1,10 @@
 //! `rempart bench`: load on any OpenAI-compatible server, and what its clients see of it.
 //!
-//! A request's way: [`options`] are checked into a [`plan`]; [`measure`] runs its steps; [`run`] sends requests at their times,
-//! which a [`schedule`] made of a [`dataset`]'s texts; [`client`] takes the answers down event by event into [`record`]s, and a
-//! [`summary`] makes figures of them. [`slo`] and [`baseline`] judge those, and [`report`] tells them.
+//! A request's way: `options` are checked into a `plan`; `measure` runs its steps; `run` sends requests at their times,
+//! which a `schedule` made of a `dataset`'s texts; `client` takes the answers down event by event into `record`s, and a
+//! `summary` makes figures of them. `slo` and `baseline` judge those, and `report` tells them.
 //!
-//! Times come from one monotonic [`clock`]. Nothing that is kept holds a prompt, an answer or a key.
+//! Times come from one monotonic `clock`. Nothing that is kept holds a prompt, an answer or a key.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::cast_sign_loss, reason = "no time, count or share here is negative")]
