@@ -32,6 +32,7 @@ PLACES = 8
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
 RETRY_S = 0.05
 ROW_REQUESTS = 2000
+ROW_BLOCK = 50
 NAME = "model"
 NAMED = ["--served-model-name", NAME]
 
@@ -177,7 +178,12 @@ def row(model, folder, seconds, turns):
         sides = [(http.client.HTTPConnection("127.0.0.1", plain.port), json_),
                  (http.client.HTTPConnection("127.0.0.1", kept.port), json_ | {"Authorization": f"Bearer {key}"})]
         for _ in range(turns):
-            took = [sorted(refused(*side) for _ in range(ROW_REQUESTS)) for side in sides]
+            took = [[], []]
+            # In short blocks by turns: a machine whose speed changes changes both.
+            for _ in range(ROW_REQUESTS // ROW_BLOCK):
+                for side, times in zip(sides, took, strict=True):
+                    times.extend(refused(*side) for _ in range(ROW_BLOCK))
+            took = [sorted(times) for times in took]
             for at, values in added.items():
                 values.append(took[1][ROW_REQUESTS * at // 100] - took[0][ROW_REQUESTS * at // 100])
     for at, values in added.items():
