@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 
+# That of the list's packages.
+VERSION = "13.0.2"
 LIST = pathlib.Path(__file__).with_name("cuda_requirements.txt")
 LINE = "# ---\n"
 # CUDA_ERROR_STUB_LIBRARY.

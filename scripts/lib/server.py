@@ -23,13 +23,19 @@ def end_on_sigterm():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def release_folder():
-    """Where release builds are, wherever cargo is told to build."""
+def host():
+    """The platform that the toolchain is for, as `--target` names it."""
+    out = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
+    return next(line.split()[1] for line in out.splitlines() if line.startswith("host: "))
+
+
+def release_folder(target=""):
+    """Where release builds are, wherever cargo is told to build, and those for a `target` that it was told by name."""
     command = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"]
     out = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     if out.returncode != 0:
         raise ServerError(f"cargo metadata failed: {out.stderr.strip()}")
-    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / "release"
+    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / target / "release"
 
 
 def binary():
@@ -56,14 +62,16 @@ class Server:
 
     ready_path = "/readyz"
 
-    def __init__(self, model, log, port=0, arguments=(), executable=None, authority=None):
-        """`authority` is the file of the certificate that has signed the server's own, where there is TLS."""
+    def __init__(self, model, log, port=0, arguments=(), executable=None, authority=None, more=None):
+        """`authority` is the file of the certificate that has signed the server's own, where there is TLS; `more` adds to the
+        environment."""
         self.port = free_port(port)
         self.trust = ssl.create_default_context(cafile=authority) if authority else None
         self.root = f"{'https' if authority else 'http'}://127.0.0.1:{self.port}"
         self.log = pathlib.Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.command = [str(part) for part in (executable or binary(), *self.options(model), *arguments)]
+        self.more = more or {}
         self.process, self.started = None, None
         # What `get` and `post` show, where keys are asked for.
         self.key = None
@@ -77,8 +85,8 @@ class Server:
         with self.log.open("wb") as log:
             self.started = time.perf_counter()
             try:
-                self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                                start_new_session=True)
+                self.process = subprocess.Popen(self.command, env=os.environ | self.more, stdin=subprocess.DEVNULL, stdout=log,
+                                                stderr=log, start_new_session=True)
             except OSError as error:
                 raise ServerError(f"{self.command[0]} cannot be started ({error.strerror}); "
                                   "cargo build --release --package rempart makes it") from None

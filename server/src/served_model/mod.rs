@@ -414,9 +414,16 @@ fn open(device: Device) -> anyhow::Result<candle_core::Device> {
     let cuda = rempart_kernels::open_cuda;
     match device {
         Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Cuda => cuda().context("--device cuda: no CUDA card can be used"),
+        Device::Cuda => cuda().context(
+            "--device cuda: no CUDA card can be used; nvidia-smi tells whether there is a driver and a card, \
+             and --device cpu does without",
+        ),
         Device::Auto if rempart_kernels::HAS_CUDA => Ok(cuda().unwrap_or_else(|error| {
-            tracing::warn!(%error, "no CUDA card can be used: the model computes on the CPU");
+            tracing::warn!(
+                %error,
+                "no CUDA card can be used: the model computes on the CPU; nvidia-smi tells whether there is a \
+                 driver and a card, and --device cpu asks for none"
+            );
             candle_core::Device::Cpu
         })),
         Device::Auto => Ok(candle_core::Device::Cpu),
