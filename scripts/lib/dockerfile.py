@@ -44,9 +44,18 @@ def steps(path):
             arguments[key.strip()] = value.strip()
             continue
         if name == "FROM":
-            text = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], text)
+            text = expand(text, arguments)
         found.append(Step(name, " ".join([*options, text]) if name == "COPY" else text.strip(), options))
     return found
+
+
+def expand(text, variables):
+    """A text with what its ${names} stand for."""
+    def value(match):
+        if match[1] not in variables:
+            raise DockerfileError(f"{match[0]} is not set")
+        return variables[match[1]]
+    return re.sub(r"\$\{(\w+)\}", value, text)
 
 
 def base(text):

@@ -6,16 +6,12 @@ import signal
 import subprocess
 import tempfile
 
-from lib import dockerfile
+from lib import bases, dockerfile
 
 REPO = pathlib.Path(__file__).resolve().parent.parent.parent
 CACHE = REPO / ".cache" / "image"
 RELEASE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Where the image `rust` has it.
-CARGO_HOME = "/usr/local/cargo"
-TOOLCHAIN = "/usr/local/rustup/toolchains/stable"
 
 
 class RootError(Exception):
@@ -60,19 +56,18 @@ class Stage:
     def __init__(self, name, image, made):
         self.root = CACHE / "stages" / name
         self.name, self.shell = name, ["/bin/sh", "-c"]
-        self.variables, self.folder, self.user = {"PATH": PATH, "HOME": "/root"}, "/", None
+        self.folder, self.user = "/", None
         self.entry, self.health = [], []
-        self.toolchain = None
-        print(f"== {name}: {image}, a Debian {RELEASE} of debootstrap", flush=True)
         if self.root.exists():
             shutil.rmtree(self.root)
         self.root.parent.mkdir(parents=True, exist_ok=True)
         run(["cp", "--archive", made, self.root])
         shutil.copy("/etc/resolv.conf", self.root / "etc/resolv.conf")
-        if image.startswith("rust:"):
-            told = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True, cwd=REPO).stdout
-            self.toolchain = pathlib.Path(told.strip())
-            self.variables |= {"CARGO_HOME": CARGO_HOME, "PATH": f"{TOOLCHAIN}/bin:{PATH}"}
+        self.base = bases.of(image, self.root)
+        self.variables, self.mounted = dict(self.base.variables), dict(self.base.mounted)
+        # What was not done as the Dockerfile says.
+        self.replaced = [f"{image}: a Debian {RELEASE} of debootstrap {self.base.told}"]
+        print(f"== {name}: in place of {self.replaced[0]}", flush=True)
 
     def set(self, step):
         """A step that only says how others run."""
@@ -80,7 +75,7 @@ class Stage:
         if name in ("ENV", "ARG"):
             for pair in text.split():
                 key, _, value = pair.partition("=")
-                self.variables[key] = value
+                self.variables[key] = dockerfile.expand(value, self.variables)
         elif name == "WORKDIR":
             self.folder = text
             (self.root / text.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -95,15 +90,18 @@ class Stage:
 
     def run(self, step):
         """A RUN, its caches kept beside the roots."""
+        if bases.RUSTUP in step.text:
+            mounts, done = bases.rustup(self.root, self.variables)
+            self.mounted |= mounts
+            self.replaced.append(f"RUN {step.text}: {done}")
+            print(f"NOT RUN {step.text}\n  {done}", flush=True)
+            return
         print(f"RUN {step.text}", flush=True)
-        binds = {target: self.kept(target) for target in dockerfile.mounts(step)}
-        if self.toolchain:
-            binds[TOOLCHAIN] = self.toolchain
-        self.inside([*self.shell, step.text], binds)
+        self.inside([*self.shell, step.text], self.mounted | {target: self.kept(target) for target in dockerfile.mounts(step)})
 
     def kept(self, target):
         """The folder of a cache: cargo's registry is that of this machine, so that nothing is fetched twice."""
-        if target == f"{CARGO_HOME}/registry":
+        if target == f"{self.variables.get('CARGO_HOME')}/registry":
             folder = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo")) / "registry"
         else:
             folder = CACHE / "kept" / target.strip("/").replace("/", "-")
@@ -142,7 +140,10 @@ class Stage:
 
     def start(self, arguments, binds):
         """Starts the ENTRYPOINT as the image's user, on a root that can't be written, in a network of its own."""
-        return Running(self, arguments, binds)
+        for added in self.base.added:
+            if (self.root / added.lstrip("/")).exists():
+                raise RootError(f"{added} is in the image, which a container's runtime must bring")
+        return Running(self, arguments, self.base.added | binds)
 
 
 class Running:
@@ -176,7 +177,7 @@ class Running:
         return self.process.poll() is not None
 
     def told(self):
-        return pathlib.Path(self.log.name).read_text(encoding="utf-8", errors="replace")[-2000:]
+        return pathlib.Path(self.log.name).read_text(encoding="utf-8", errors="replace")[-4000:]
 
     def stop(self, seconds):
         """SIGTERM, and the status with which it ends."""
