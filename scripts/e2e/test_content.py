@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import re
+import signal
 import sqlite3
 import subprocess
 import time
@@ -28,10 +29,11 @@ def run(*arguments, told=None, **options):
 
 
 @pytest.fixture
-def governed(own_server, tmp_path):
-    """A server with a database, and its first key."""
+def governed(own_server, tmp_path, request):
+    """A server with a database, and its first key; a test adds options."""
     database = tmp_path / "rempart.db"
-    server = own_server("smollm2", "server.log", ["--database", str(database), "--served-model-name", "m"])
+    more = getattr(request, "param", [])
+    server = own_server("smollm2", "server.log", ["--database", str(database), "--served-model-name", "m", *more])
     key = re.search(r"^sk-rempart-\S+$", server.log.read_text(), re.MULTILINE)[0]
     return server, database, openai.OpenAI(base_url=f"{server.root}/v1", api_key=key, max_retries=0)
 
@@ -93,6 +95,27 @@ def test_what_is_recorded_is_read_by_its_reader_alone(governed, tmp_path):
     run("content", "keygen", other)
     with pytest.raises(AssertionError, match="are not sealed for this key"):
         opened(database, other)
+    assert re.search(r"^\d+ records of what was asked", run("audit", "verify", "--database", database), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("governed", "tokens"), [([], 96), (["--drain-timeout-s", "1"], 8000)], indirect=["governed"])
+def test_sigterm_loses_nothing_that_was_answered(governed, tokens, tmp_path):
+    server, database, client = governed
+    key = begin(database, tmp_path)
+    until(client, "content")
+    got, finish = [], None
+    with contextlib.suppress(openai.APIError):
+        chunks = client.completions.create(model="m", prompt=CANARY, max_tokens=tokens, stream=True, extra_body={"ignore_eos": True})
+        for chunk in chunks:
+            got.append(chunk.choices[0].text)
+            finish = chunk.choices[0].finish_reason
+            if len(got) == 4:
+                server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    # Where the time for answers that run is over, what had been said of one is there.
+    assert len(got) >= 4 and (finish == "length") == (tokens == 96)
+    record = next(record for record in opened(database, key) if record["asked"].get("prompt") == CANARY)
+    assert record["answered"][0]["content"].startswith("".join(got)) and record["answered"][0]["finish_reason"] == finish
     assert re.search(r"^\d+ records of what was asked", run("audit", "verify", "--database", database), re.MULTILINE)
 
 
