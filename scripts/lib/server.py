@@ -23,19 +23,13 @@ def end_on_sigterm():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def host():
-    """The platform that the toolchain is for, as `--target` names it."""
-    out = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
-    return next(line.split()[1] for line in out.splitlines() if line.startswith("host: "))
-
-
-def release_folder(target=""):
-    """Where release builds are, wherever cargo is told to build, and those for a `target` that it was told by name."""
+def release_folder():
+    """Where release builds are, wherever cargo is told to build."""
     command = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"]
     out = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     if out.returncode != 0:
         raise ServerError(f"cargo metadata failed: {out.stderr.strip()}")
-    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / target / "release"
+    return pathlib.Path(json.loads(out.stdout)["target_directory"]) / "release"
 
 
 def binary():
