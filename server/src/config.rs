@@ -10,6 +10,7 @@ mod oidc;
 mod pull;
 mod request;
 mod tls;
+mod traces;
 mod trust;
 
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ pub use pull::{PullArgs, Secret, StoreArgs};
 pub use request::{RequestArgs, RequestLimits};
 use tls::Guards;
 pub use tls::{TlsArgs, TlsSettings};
+pub use traces::TracesArgs;
 pub use trust::{TrustArgs, TrustSettings};
 
 /// Why a configuration cannot work.
@@ -174,6 +176,8 @@ pub struct ServeArgs {
     pub governance: GovernanceArgs,
     #[command(flatten)]
     pub request: RequestArgs,
+    #[command(flatten)]
+    pub traces: TracesArgs,
 }
 
 /// Limits of the engine.
@@ -282,6 +286,8 @@ pub struct Settings {
     pub http: HttpSettings,
     pub request: RequestLimits,
     pub governance: GovernanceSettings,
+    /// `None`: requests are not traced.
+    pub traces: Option<rempart_traces::Settings>,
 }
 
 #[derive(Debug, Clone)]
@@ -373,6 +379,7 @@ impl ServeArgs {
             http,
             request: self.request.limits(),
             governance: self.governance.settings()?,
+            traces: self.traces.settings(),
         })
     }
 }

@@ -31,5 +31,6 @@ mod runner;
 pub mod served_model;
 pub mod shutdown;
 pub mod telemetry;
+pub mod traces;
 pub mod turns;
 pub mod warm_up;

@@ -8,6 +8,7 @@ mod http;
 mod lifecycle;
 mod rejection;
 mod tls;
+mod traces;
 mod usage;
 
 use std::sync::Arc;

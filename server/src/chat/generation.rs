@@ -16,6 +16,7 @@ use crate::ledger::{Meter, Used};
 use crate::model::Model;
 use crate::openai::logprobs::{self, PromptLogprobs};
 use crate::openai::shared::{CompletionTokensDetails, Usage};
+use crate::traces::Moments;
 
 /// What happened to one choice.
 #[derive(Debug)]
@@ -51,6 +52,7 @@ pub struct Generation {
     overdue: Pin<Box<Sleep>>,
     arrived: Instant,
     meter: Meter,
+    moments: Moments,
     span: Span,
 }
 
@@ -139,6 +141,7 @@ impl Generation {
             overdue: Box::pin(sleep_until((timing.deadline + OVERDUE).into())),
             arrived,
             meter,
+            moments: Moments::new(arrived),
             span,
         })
     }
@@ -214,7 +217,10 @@ impl Generation {
     }
 
     fn update(&mut self, event: StreamEvent) -> Result<Option<Update>, ApiError> {
-        let StreamEvent { choice: at, event } = event;
+        self.moments.note(&event.event, event.at);
+        let StreamEvent {
+            choice: at, event, ..
+        } = event;
         if self.choices[at].finished {
             return Ok(None);
         }
@@ -298,7 +304,9 @@ impl Generation {
         Ok(self.told(at, piece, Some(reason)))
     }
 
-    fn note_unread(&mut self, StreamEvent { choice, event }: &StreamEvent) {
+    fn note_unread(&mut self, unread: &StreamEvent) {
+        let StreamEvent { choice, event, at } = unread;
+        self.moments.note(event, *at);
         match event {
             Event::Started { cached_tokens } => {
                 let prompt = choice * self.prompts.len() / self.choices.len();
@@ -332,7 +340,8 @@ impl Generation {
             other => other,
         };
         self.meter.said(at, &said, finish_reason);
-        if finish_reason.is_some() {
+        if let Some(reason) = finish_reason {
+            self.moments.finished(reason);
             choice.finished = true;
             self.open -= 1;
         }
@@ -366,6 +375,7 @@ impl Drop for Generation {
             self.meter.end(Some(OK));
         }
         let usage = self.usage();
+        self.moments.tell(&usage);
         self.span.in_scope(|| {
             tracing::info!(
                 prompt_tokens = usage.prompt_tokens,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use rempart_governance::Database;
+use rempart_traces::Traces;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -92,6 +93,7 @@ async fn serve(settings: Settings, listeners: Listeners, options: Options) -> an
     let listen = tokio::net::TcpListener::from_std;
     let listener = listen(listeners.clients)?;
     let admin = listeners.admin.map(listen).transpose()?;
+    let traces = open_traces(settings.traces.as_ref())?;
     let database = settings.governance.database.as_ref();
     let claimed = database.map(Database::claim).transpose();
     // Until the end: another server that counts limits by itself would grant them once more.
@@ -101,13 +103,16 @@ async fn serve(settings: Settings, listeners: Listeners, options: Options) -> an
     if settings.http.zero_egress {
         access.record_server("server.confined", Map::new()).await?;
     }
-    let app: AppState = Arc::new(App::new(
-        settings.http.clone(),
-        settings.request.clone(),
-        access,
-        metrics,
-        shutdown.clone(),
-    ));
+    let app: AppState = Arc::new(
+        App::new(
+            settings.http.clone(),
+            settings.request.clone(),
+            access,
+            metrics,
+            shutdown.clone(),
+        )
+        .traced(traces),
+    );
     app.registry.record_loads(loads_recorder(&app));
     let mut tasks = tokio::task::JoinSet::new();
     let keys = Arc::clone(&app);
@@ -139,9 +144,19 @@ async fn serve(settings: Settings, listeners: Listeners, options: Options) -> an
         tracing::error!(%error, "the audit chain can't be written");
     }
     let whole = app.access.close().await;
+    app.end_traces();
     result?;
     ensure!(whole, "the last rows of usage could not be written");
     Ok(())
+}
+
+/// Opens the file of traces, where requests are traced.
+fn open_traces(settings: Option<&rempart_traces::Settings>) -> anyhow::Result<Option<Traces>> {
+    let open = |settings: &rempart_traces::Settings| {
+        let traces = Traces::open(settings, env!("CARGO_PKG_VERSION"));
+        traces.with_context(|| format!("--traces-file {}", settings.file.display()))
+    };
+    settings.map(open).transpose()
 }
 
 /// What the audit chain says of how the server was started; `rempart gdpr record` reads it.

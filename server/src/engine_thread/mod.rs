@@ -89,6 +89,8 @@ struct Submission {
 pub struct StreamEvent {
     pub choice: usize,
     pub event: Event,
+    /// When: a choice starts as its step does, and the rest happens at a step's end.
+    pub at: Instant,
 }
 
 /// The events of the submitted requests. Dropping it aborts all their sequences before the next step.

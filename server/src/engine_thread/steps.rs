@@ -272,7 +272,14 @@ impl<R: ModelRunner> Steps<R> {
         live.measure(index, &event, (began, now), &self.metrics);
         let finished = matches!(event, Event::Finished(_));
         let choice = live.first_choice + index;
-        if let Err(mpsc::error::TrySendError::Full(_)) = live.events.try_send(StreamEvent { choice, event }) {
+        let at = if matches!(event, Event::Started { .. }) {
+            began
+        } else {
+            now
+        };
+        if let Err(mpsc::error::TrySendError::Full(_)) =
+            live.events.try_send(StreamEvent { choice, event, at })
+        {
             tracing::error!("an answer outgrew its channel. This is a bug.");
             live.aborted = true;
             self.engine.abort(request);

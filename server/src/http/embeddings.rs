@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::{AppState, Arrived, generate, limits};
 use crate::encoder::normalize;
 use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
+use crate::traces;
 
 pub async fn embeddings(
     State(app): State<AppState>,
@@ -56,6 +57,7 @@ pub async fn embeddings(
     drop(body);
     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     meter.model(&model.name);
+    traces::model(&model.name);
     let computing = model.engine.run(sequences, app.timing(arrived.0).deadline);
     let vectors = meter.encoding(tokens, computing).await?;
     let embedding = |(index, mut vector): (usize, Vec<f32>)| {

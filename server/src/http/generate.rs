@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::openai::prompted::Prompted;
 use crate::registry::Use;
 use crate::shutdown::Phase;
+use crate::traces;
 
 /// A generation that runs, and what it was started with.
 pub(super) struct Started {
@@ -121,6 +122,7 @@ where
     drop(body);
     let model = model?;
     meter.model(model.id());
+    traces::model(model.id());
     meter.reserve(prepared.tokens).await?;
     app.follow_format(&model, &mut prepared, deadline).await?;
     let rules = prepared.rules.clone();

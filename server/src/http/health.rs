@@ -92,5 +92,8 @@ pub async fn version() -> Json<Version> {
 
 pub async fn metrics(State(app): State<AppState>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    if let Some(traces) = &app.traces {
+        app.metrics.traced(traces.counts());
+    }
     (content_type, app.metrics.render(not_ready(&app).is_none())).into_response()
 }

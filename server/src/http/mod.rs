@@ -35,6 +35,7 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use rempart_traces::Traces;
 use tokio::sync::Semaphore;
 
 use crate::access::Access;
@@ -69,6 +70,8 @@ pub struct App {
     bodies: Arc<Bodies>,
     /// Turns of requests of administration.
     administration: Semaphore,
+    /// Where requests are traced.
+    traces: Option<Traces>,
     responses: Mutex<ResponseStore>,
 }
 
@@ -89,6 +92,7 @@ impl App {
             compilation: Preparation::new(COMPILING_MAX, http.prepare_queue_max, metrics.clone()),
             bodies: Arc::new(Bodies::new(http.bodies_bytes_max)),
             administration: Semaphore::new(administration::TURNS),
+            traces: None,
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,
                 limits.responses_bytes_max,
@@ -103,6 +107,19 @@ impl App {
             limits,
             metrics,
             shutdown,
+        }
+    }
+
+    /// Has requests traced.
+    #[must_use]
+    pub fn traced(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// Writes what is left of traces; none is taken afterwards.
+    pub fn end_traces(&self) {
+        if let Some(traces) = &self.traces {
+            traces.close();
         }
     }
 

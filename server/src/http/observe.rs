@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -11,12 +11,14 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
+use rempart_traces::{Context, FutureExt as _};
 use tracing::Instrument as _;
 
 use super::AppState;
 use super::error::ApiError;
 use crate::metrics::GaugeGuard;
 use crate::shutdown::Phase;
+use crate::traces;
 
 const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -112,14 +114,35 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
         .extensions()
         .get::<RequestId>()
         .and_then(|id| id.0.to_str().ok().map(str::to_owned));
-    let span = tracing::info_span!("request", id, method, route, traceparent = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "request",
+        id,
+        method,
+        route,
+        traceparent = tracing::field::Empty,
+        trace_id = tracing::field::Empty
+    );
     if let Some(parent) = traceparent(request.headers()) {
         span.record("traceparent", parent);
     }
+    let came = request
+        .extensions()
+        .get::<Arrived>()
+        .map_or(began, |arrived| arrived.0);
+    let traces = app.traces.as_ref();
+    let traced = traces.and_then(|traces| traces::begin(traces, request.headers(), route, came));
+    let traced = traced.unwrap_or_default();
+    if let Some(id) = traces::id(&traced) {
+        span.record("trace_id", id);
+    }
     let in_flight = app.metrics.in_flight();
-    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone()))
-        .catch_unwind()
-        .await;
+    let answered = AssertUnwindSafe(
+        next.run(request)
+            .instrument(span.clone())
+            .with_context(traced.clone()),
+    )
+    .catch_unwind()
+    .await;
     let response = answered.unwrap_or_else(|_| {
         app.metrics.handler_panicked();
         span.in_scope(|| tracing::error!("a handler panicked. This is a bug."));
@@ -134,6 +157,7 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     }
     let (status, took) = (response.status().as_u16(), began.elapsed());
     app.metrics.answered(route, method, status, took);
+    traces::answered(&traced, response.status());
     span.in_scope(|| match route {
         // Probes and scrapes come every few seconds; what they find is logged where it happens.
         "/livez" | "/readyz" | "/health" | "/metrics" => {
@@ -149,6 +173,7 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
         Body::new(Guarded {
             body,
             _in_flight: in_flight,
+            _traced: traced,
         })
     })
 }
@@ -201,6 +226,8 @@ fn method_label(method: &Method) -> &'static str {
 struct Guarded {
     body: Body,
     _in_flight: GaugeGuard,
+    /// Ends with it, after what the body has to tell.
+    _traced: Context,
 }
 
 impl HttpBody for Guarded {
@@ -209,7 +236,7 @@ impl HttpBody for Guarded {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut task::Context<'_>,
     ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }

@@ -20,6 +20,7 @@ use crate::openai::rank::{
     DocumentText, RankedDocument, RerankRequest, Reranked, Score, ScoreRequest, Scores,
 };
 use crate::openai::shared::Truncate;
+use crate::traces;
 
 pub async fn rerank(
     State(app): State<AppState>,
@@ -72,6 +73,7 @@ async fn reranked(
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     meter.model(&model);
+    traces::model(&model);
     let computing = comparison.scores(app.timing(arrived).deadline);
     let scores = meter.encoding(tokens, computing).await?;
     let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
@@ -126,6 +128,7 @@ pub async fn score(
     drop(body);
     let (model, tokens) = (comparison.model.name.clone(), comparison.tokens());
     meter.model(&model);
+    traces::model(&model);
     let computing = comparison.scores(app.timing(arrived.0).deadline);
     let scores = meter.encoding(tokens, computing).await?;
     let score = |(index, score)| Score {

@@ -69,6 +69,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-traces",
+        folder: "server/traces",
+        dependencies: &[],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart",
         folder: "server",
         dependencies: &[
@@ -80,6 +86,7 @@ const MEMBERS: &[Member] = &[
             "rempart-load",
             "rempart-models",
             "rempart-text",
+            "rempart-traces",
         ],
         dev_dependencies: &[],
     },
