@@ -104,6 +104,9 @@ pub(crate) const STEP_TOKENS_LIMIT: usize = 1 << 20;
 const QUEUE_REQUESTS_LIMIT: usize = 1 << 16;
 const CONNECTIONS_LIMIT: usize = 1 << 20;
 
+/// Open connections that a server has, unless it is told another number.
+pub const CONNECTIONS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
@@ -238,7 +241,7 @@ pub struct HttpArgs {
     #[arg(long, env = "REMPART_ALLOWED_HOST", value_delimiter = ',')]
     pub allowed_host: Vec<String>,
     /// Open connections; a further one gets a 503 and is closed
-    #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value = "1024")]
+    #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value_t = CONNECTIONS_MAX)]
     pub connections_max: NonZeroUsize,
     /// Open connections from one address, or from one /64 of IPv6; loopback has no such limit
     #[arg(long, env = "REMPART_CONNECTIONS_PER_ADDRESS_MAX", default_value = "256")]

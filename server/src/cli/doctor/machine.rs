@@ -10,14 +10,13 @@ use rempart_kernels::{cpu, pool};
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan;
+use crate::config::CONNECTIONS_MAX;
 use crate::{runner, served_model};
 
 /// Drivers for CUDA 13 begin with it.
 const DRIVER_MIN: u32 = 580;
 /// Files that a server opens beside its connections: models, database, log.
 const OTHER_FILES: u64 = 128;
-/// What `--connections-max` is by default.
-const CONNECTIONS: u64 = 1024;
 
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -202,15 +201,15 @@ fn swap(swaps: &str) -> Finding {
 fn open_files(soft: u64) -> Finding {
     const WHAT: &str = "open files";
     let found = format!("a process may have {soft}");
-    if soft >= CONNECTIONS + OTHER_FILES {
+    let wanted = CONNECTIONS_MAX.get() as u64 + OTHER_FILES;
+    if soft >= wanted {
         return Finding::good(WHAT, found);
     }
     Finding::warning(
         WHAT,
         found,
         format!(
-            "{CONNECTIONS} connections (--connections-max) need more: raise it to {} (ulimit -n, systemd: LimitNOFILE), or lower the option",
-            CONNECTIONS + OTHER_FILES
+            "{CONNECTIONS_MAX} connections (--connections-max) need more: raise it to {wanted} (ulimit -n, systemd: LimitNOFILE), or lower the option"
         ),
     )
 }
