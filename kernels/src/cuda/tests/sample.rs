@@ -1,5 +1,11 @@
 //! Sampling, against the steps of `server/engine/src/sampling` written down one by one, with whole sorts and sums of whole numbers.
 
+#![expect(
+    clippy::cast_sign_loss,
+    clippy::float_cmp,
+    reason = "weights are not negative; a penalty is off at exactly its neutral value, and ties are of equal numbers"
+)]
+
 use super::common::Rng;
 use super::machine::Machine;
 use super::{kernels, on_every_machine};
@@ -352,7 +358,7 @@ fn chosen(case: &Case, raw: &[f32]) -> Option<u32> {
     }
     let weights = filtered(case, &logits, &order);
     let total: u128 = weights.iter().map(|weight| fixed(*weight)).sum();
-    let point = (case.uniform * (1_u64 << 53) as f64) as u128 * total >> 53;
+    let point = ((case.uniform * (1_u64 << 53) as f64) as u128 * total) >> 53;
     let mut before = 0;
     let token = weights.iter().position(|weight| {
         before += fixed(*weight);
