@@ -5,11 +5,11 @@
 // stay below 2^63. What is cut off of weights is less than 2^-43 each, where the best one's is 1. The last of some best tokens is
 // found by histograms of three parts of the key, and among equal keys by counting tokens from the first on.
 //
-// Bytes a token: 4 to look for the best; 12 for top_k; 8 to weigh; 12 for top_p; 4 to draw. With log-probabilities 4, and 20 for
-// a list. Operations: some 45 to weigh, 10 in each other look. A row has one multiprocessor, with 128 operations and some 32
-// bytes a cycle. 128k tokens with top_k and top_p: 5.2 MB and 16 million operations, so 164,000 and 128,000 cycles, of which some pass
-// at the same time: 94 to 167 us on an H100 at 1.75 GHz, 66 to 117 on an L40S at 2.5 GHz, for one row as for 132 or 142. Greedy:
-// 16,000 cycles, so 9.4 and 6.6 us.
+// Bytes a token: 4 to look for the best; 12 for top_k; 8 to weigh; 12 for top_p; 4 to draw. With log-probabilities 4, and 20
+// for a list. Operations: some 45 to weigh, 10 in each other look. A row has one multiprocessor, with 128 operations and some
+// 32 bytes a cycle. 128k tokens with top_k and top_p: 5.2 MB and 16 million operations, so 164,000 and 128,000 cycles, of which
+// some pass at the same time: 94 to 167 us on an H100 at 1.75 GHz, 66 to 117 on an L40S at 2.5 GHz, for one row as for 132 or
+// 142. Greedy: 16,000 cycles, so 9.4 and 6.6 us.
 #include "gpu.cuh"
 
 constexpr uint32_t kNone = ~0u;
