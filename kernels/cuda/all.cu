@@ -3,3 +3,4 @@
 #include "block.cu"
 #include "product.cu"
 #include "round.cu"
+#include "sample.cu"

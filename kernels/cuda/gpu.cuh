@@ -21,6 +21,14 @@ DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
+// Adds to a number that other threads add to as well, and gives what it was. Only whole numbers: their sum knows no order.
+DEVICE uint32_t add_atomic(uint32_t* to, uint32_t x) { return atomicAdd(to, x); }
+DEVICE uint64_t add_atomic(uint64_t* to, uint64_t x) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(x));
+}
+// The upper 64 bits of a product of 128.
+DEVICE uint64_t high_product(uint64_t x, uint64_t y) { return __umul64hi(x, y); }
+
 DEVICE float from_f16(uint16_t bits) {
   float x;
   asm("{ .reg .b16 h; mov.b16 h, %1; cvt.f32.f16 %0, h; }" : "=f"(x) : "h"(bits));

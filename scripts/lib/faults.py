@@ -73,8 +73,8 @@ def place_of(kernel):
         return "product", f"-DFORMATS(X)=X({found[2]})", f"cuda::tests::packed::{found[1]}::host::{found[2]}"
     if found := re.fullmatch(r"attend_\w+_(\d+)", kernel):
         return "attention", f"-DWIDTHS_OF_HEADS(X)=X({found[1]})", f"cuda::tests::attention::host::{kernel}"
-    if kernel == "round_rows":
-        return "round", "", "cuda::tests::round::host::round_rows"
+    if found := {"round_rows": "round", "sample": "sample"}.get(kernel):
+        return found, "", f"cuda::tests::{found}::host::{kernel}"
     return "block", "", f"cuda::tests::block::host::{kernel}"
 
 

@@ -3,8 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
-use rempart_engine::{Batch, Constraint, ModelRunner, SampleRow, Sampled, TokenMask, sampling};
-use rempart_kernels::{op, pool};
+use rempart_engine::{
+    Batch, Constraint, Logprob, Logprobs, ModelRunner, SampleKind, SampleRow, Sampled, TokenMask, rng,
+    sampling,
+};
+use rempart_kernels::{
+    op::{self, SampledToken, SamplingRow},
+    pool,
+};
 use rempart_models::{AttentionRow, Error, ForwardInput, Steps};
 
 use crate::served_model::Ranks;
@@ -61,6 +67,10 @@ impl ModelRunner for CandleRunner {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
+        let wanted: Vec<_> = rows.iter().map(sampling_row).collect();
+        if let Some(tokens) = op::sample(&logits, &wanted)? {
+            return Ok(tokens.into_iter().map(sampled).collect());
+        }
         let logits = logits.to_device(&Device::Cpu)?;
         let vocab = logits.dim(1)?;
         let sampled = op::edit(&logits, |values| {
@@ -69,6 +79,47 @@ impl ModelRunner for CandleRunner {
         })?;
         Ok(sampled)
     }
+}
+
+/// What a card's kernel is told of a row.
+fn sampling_row<'a>(row: &SampleRow<'a>) -> SamplingRow<'a> {
+    let params = row.params;
+    SamplingRow {
+        temperature: params.temperature,
+        top_p: params.top_p,
+        top_k: params.top_k,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        logit_bias: &params.logit_bias,
+        prompt: row.prompt,
+        output: row.output,
+        banned: row.banned,
+        allowed: row.allowed.map(TokenMask::words),
+        uniform: rng::uniform(row.seed, row.position as u64),
+        score: match row.kind {
+            SampleKind::Sample => None,
+            SampleKind::Score(token) => Some(token),
+        },
+        logprobs: row.logprobs,
+    }
+}
+
+/// What became of a row, as the engine knows it.
+fn sampled(row: SampledToken) -> Sampled {
+    let Some(token) = row.token else {
+        return Sampled::invalid();
+    };
+    let logprob = row.logprobs.map(|found| {
+        let top = found.top.into_iter();
+        Logprobs {
+            chosen: found.chosen,
+            rank: found.rank,
+            top: top.map(|(token, logprob)| Logprob { token, logprob }).collect(),
+        }
+    });
+    Sampled { token, logprob }
 }
 
 /// What `work` makes of each item, in order, computed by all threads of the pool.

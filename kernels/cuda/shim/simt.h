@@ -84,6 +84,14 @@ template <class T> T shuffle_xor(T x, int mask, int line = __builtin_LINE()) {
   return x;
 }
 
+// Threads give way only where they meet.
+template <class T> T add_atomic(T* to, T x) {
+  T before = *to;
+  *to = before + x;
+  return before;
+}
+inline uint64_t high_product(uint64_t x, uint64_t y) { return uint64_t((unsigned __int128)(x) * y >> 64); }
+
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }

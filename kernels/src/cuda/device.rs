@@ -100,9 +100,10 @@ pub(crate) enum Scratch {
     Shares,
     Wide,
     Parts,
+    Weights,
 }
 
-const SCRATCHES: usize = 5;
+const SCRATCHES: usize = 6;
 
 /// Devices that have the kernels, as long as weights or recorded steps are on them.
 static LOADED: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
@@ -193,7 +194,7 @@ impl Gpu {
         self.stream.clone_htod(numbers).map_err(Error::wrap)
     }
 
-    #[cfg(test)]
+    /// What all that was started before has left there.
     pub(crate) fn download<T: DeviceRepr>(&self, memory: &CudaSlice<T>) -> Result<Vec<T>> {
         self.stream.clone_dtoh(memory).map_err(Error::wrap)
     }

@@ -16,6 +16,7 @@ mod nccl;
 pub(crate) mod ops;
 mod packed;
 mod panels;
+mod sample;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "cuda")]

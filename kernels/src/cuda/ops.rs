@@ -8,11 +8,15 @@ use super::{
     block::{self, NormArgs, RopeArgs, WriteArgs},
     device::{Gpu, Scratch, elements, rows, with_elements},
     packed::{self, Rounded},
+    sample::{self, Inputs, Places},
     weight::CardWeight,
 };
 use crate::{
     Heads, Weight,
-    op::{Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions},
+    op::{
+        Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions, SampledToken,
+        SamplingRow,
+    },
 };
 
 /// A tensor's numbers as an operation gets them.
@@ -277,4 +281,34 @@ pub(crate) fn paged_attention(
         run(&plan.many, false)
     })?;
     Ok((gpu.storage(out), layout.shape().clone()))
+}
+
+/// A token for each row of logits `[rows, vocab]`; `None` where the kernel has no room for what is asked. One copy there and
+/// one back.
+pub(crate) fn sample(
+    (storage, layout): Input<'_>,
+    rows: &[SamplingRow<'_>],
+) -> Result<Option<Vec<SampledToken>>> {
+    let gpu = &*Gpu::of(&storage.device)?;
+    let (n, vocab) = layout.shape().dims2()?;
+    if n != rows.len() {
+        bail!(
+            "sample: {n} rows of logits, and {} that say what to do",
+            rows.len()
+        );
+    }
+    let Some(inputs) = Inputs::new(rows, vocab) else {
+        return Ok(None);
+    };
+    let (words, results) = (gpu.upload(&inputs.words)?, gpu.empty::<u32>(inputs.results())?);
+    let places = Places {
+        logits: elements::<f32>("sample", gpu, storage, layout)?,
+        inputs: gpu.address(&words),
+        weights: gpu.scratch(Scratch::Weights, inputs.weights_bytes())?,
+        results: gpu.address(&results),
+    };
+    // SAFETY: as in `product`; whatever reads the logits does so in the same stream, before.
+    unsafe { gpu.launch(&sample::sample(&inputs, &places))? };
+    let results = gpu.download(&results)?;
+    Ok(Some(inputs.read(&results[..inputs.results()], rows)))
 }

@@ -17,6 +17,7 @@ mod common;
 mod machine;
 mod packed;
 mod round;
+mod sample;
 
 /// Random shapes for each kernel.
 const CASES: u64 = 200;
@@ -81,12 +82,17 @@ use on_every_machine;
 /// What is compiled is tested, and nothing else.
 #[test]
 fn every_kernel_has_a_test() {
-    let mut tested: Vec<String> = [attention::KERNELS, block::KERNELS, round::KERNELS]
-        .concat()
-        .into_iter()
-        .map(str::to_owned)
-        .chain(packed::kernels())
-        .collect();
+    let mut tested: Vec<String> = [
+        attention::KERNELS,
+        block::KERNELS,
+        round::KERNELS,
+        sample::KERNELS,
+    ]
+    .concat()
+    .into_iter()
+    .map(str::to_owned)
+    .chain(packed::kernels())
+    .collect();
     tested.sort();
     let compiled: Vec<String> = rempart_simt::kernels()
         .into_iter()

@@ -12,6 +12,7 @@ mod paged_attention;
 mod product;
 mod rms_norm;
 mod rope;
+mod sample;
 
 pub use bidirectional::{BidirectionalOptions, bidirectional_attention};
 pub use dense::{Around, dense, feed_forward, layer_norm};
@@ -22,6 +23,7 @@ pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};
 pub use product::{Activation, InputNorm, Projection, gated_projections, linear, linear_add, projections};
 pub use rms_norm::{rms_norm, rms_norm_add};
 pub use rope::{RopeOptions, RopeStyle, rope};
+pub use sample::{SampledToken, SamplingRow, TokenLogprobs, sample};
 
 pub use crate::cpu::{DenseLayer, FeedForwardLayers, KEY_GROUP, LayerNorm};
 

@@ -85,6 +85,11 @@ impl TokenMask {
         word.is_some_and(|word| word >> (token as usize % WORD) & 1 == 1)
     }
 
+    /// Its words, as [`TokenMask::from_words`] takes them; tokens of missing ones it does not hold.
+    pub fn words(&self) -> &[u32] {
+        &self.0
+    }
+
     /// Whether it holds none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
