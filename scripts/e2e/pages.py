@@ -126,14 +126,10 @@ class Machine:
         return done.stdout
 
     def shell(self, command):
-        """Output of a command; what it exports, the next one has, until `forget`."""
+        """Output of a command; what it exports, those after it have, as in a terminal."""
         exported = shlex.quote(str(self.exported))
         script = f"set -euo pipefail\n[ ! -e {exported} ] || . {exported}\n{command}\nexport -p > {exported}"
         return self.run(["bash", "-c", script])
-
-    def forget(self):
-        """A new block, a new shell."""
-        (self.folder.parent / "exported").unlink(missing_ok=True)
 
 
 def shape(text):

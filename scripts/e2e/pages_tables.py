@@ -30,6 +30,7 @@ ELSEWHERE = {"docs/audit.md": "test_auditor.py"}
 
 # Variables that a page speaks of, or that stand for what a reader has.
 SETTINGS = {
+    "docs/clients.md": {"SSL_CERT_FILE": "ca.pem", "NODE_EXTRA_CA_CERTS": "ca.pem"},
     "docs/bench.md": {"URL": "http://127.0.0.1:8080/v1"},
     "docs/governance.md": {"PGHOST": "the folder of a cluster's socket", "PGUSER": "postgres"},
 }
@@ -52,6 +53,8 @@ BEFORE = {
     ("docs/bench.md", "rempart bench --base-url https://llm"):
         f"{CERTIFICATE}rempart serve model.gguf --bind 0.0.0.0:8443 --allow-remote --tls-certificate certificate.pem --tls-key key.pem",
     ("docs/bench.md", "rempart bench --base-url $URL --concurrency 8 --num-prompts 400 --result"): "rempart serve model.gguf",
+    ("docs/clients.md", "export OPENAI_API_KEY"): f"""{CERTIFICATE}rempart serve smollm2-135m-instruct --bind 127.0.0.1:8443 \\
+        --database rempart.db --tls-certificate certificate.pem --tls-key key.pem | grep -x 'sk-rempart-.*' > first.key""",
     ("docs/configuration.md", "curl -X POST http://127.0.0.1:9090"): "rempart serve model.gguf --admin-bind 127.0.0.1:9090",
     ("docs/governance.md", "rempart oidc fetch"): LOGIN,
     ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
@@ -66,6 +69,12 @@ TELLS = {
     ("README.md", "from openai import"): r"\w",
     ("README.md", "rempart plan"): r"tokens/s",
     ("docs/bench.md", "rempart bench --base-url https://llm"): r"ttft_p95",
+    ("docs/clients.md", "from openai import"): r"\w",
+    ("docs/clients.md", "import OpenAI"): r"\w",
+    ("docs/clients.md", "import os\n\nfrom anthropic"): r"\w",
+    ("docs/clients.md", "from langchain"): r"\w",
+    ("docs/clients.md", "import os\n\nfrom llama_index"): r"\w",
+    ("docs/clients.md", "import { createOpenAICompatible"): r"\w",
     ("docs/configuration.md", "rempart config check"): r"would start with it",
     ("docs/configuration.md", "rempart config show"): r"^models = .*# file$",
     ("docs/configuration.md", "curl -X POST"): r'"state": ?"ready"',
@@ -107,6 +116,7 @@ PUT_IN = {
     # A machine that runs tests has other things to do.
     ("docs/bench.md", "ttft_p95=500ms,itl_p99=80ms"): "ttft_p95=60s,itl_p99=60s",
     ("docs/bench.md", "--num-prompts 400"): f"--num-prompts 16 {FEW} --regression-tolerance 9",
+    ("docs/clients.md", "sk-rempart-..."): read("first.key"),
     ("docs/governance.md", "postgres://rempart@db.example/rempart?sslmode=verify-full"):
         lambda reader: f"postgres://rempart@localhost/rempart?host={reader.own.environment['PGHOST']}",
     ("docs/governance.md", "https://login.example.org/realms/company"): read("login.issuer"),

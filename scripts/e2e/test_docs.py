@@ -143,7 +143,6 @@ class Reader:
         if block.language in ("json", "text", ""):
             self.compare(block)
             return
-        self.own.forget()
         for command in block.commands():
             if entry(NOT_RUN, self.page, command):
                 continue
@@ -159,7 +158,7 @@ class Reader:
             return self.own.shell(text)
         name = "snippet.py" if language == "python" else "snippet.mjs"
         (self.own.folder / name).write_text(text, encoding="utf-8")
-        return self.own.run([self.interpreter(language, text), name])
+        return self.own.shell(f"{self.interpreter(language, text)} {name}")
 
     def interpreter(self, language, text):
         if language == "js":
