@@ -56,9 +56,12 @@ BEFORE = {
     ("docs/clients.md", "export OPENAI_API_KEY"): f"""{CERTIFICATE}rempart serve smollm2-135m-instruct --bind 127.0.0.1:8443 \\
         --database rempart.db --tls-certificate certificate.pem --tls-key key.pem | grep -x 'sk-rempart-.*' > first.key""",
     ("docs/configuration.md", "curl -X POST http://127.0.0.1:9090"): "rempart serve model.gguf --admin-bind 127.0.0.1:9090",
+    ("docs/gdpr.md", "rempart gdpr record"):
+        "rempart serve model.gguf --database rempart.db; rempart user add anna@example.org --name Anna --database rempart.db",
     ("docs/governance.md", "rempart oidc fetch"): LOGIN,
     ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
     ("docs/monitoring.md", "promtool"): f"{CERTIFICATE}cp ca.pem /etc/prometheus/rempart-ca.pem",
+    ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
     ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
 }
@@ -80,6 +83,8 @@ TELLS = {
     ("docs/configuration.md", "curl -X POST"): r'"state": ?"ready"',
     ("docs/doctor.md", "rempart doctor --machine --json"): r"^{.*}$",
     ("docs/egress.md", "rempart doctor --egress"): r"^all \d+ attempts were stopped",
+    ("docs/gdpr.md", "rempart audit verify"): r"each is what was written",
+    ("docs/gdpr.md", "rempart content status"): r"nothing is recorded",
     ("docs/governance.md", "rempart serve smollm2-135m-instruct --database rempart.db     # a new one"): r"^sk-rempart-\S+$",
     ("docs/governance.md", "rempart key create laptop --database rempart.db --project sales"): r"^sk-rempart-\S+$",
     ("docs/governance.md", "rempart user add"): r"^user_\w+",
