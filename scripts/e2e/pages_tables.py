@@ -1,0 +1,135 @@
+"""What test_docs.py has to know of pages beside what stands there. A key is a page and how the command begins."""
+import re
+
+MINUTES = "takes minutes"
+BUILDS = "builds with cargo, and fetches what it builds from"
+FETCHES = "fetches from the Hugging Face Hub"
+CARD = "needs an NVIDIA card"
+CONTAINER = "needs a container engine"
+SYSTEMD = "needs systemd to be running"
+
+# Commands that are not executed, and why.
+NOT_RUN = {
+    ("README.md", "scripts/demo"): f"{BUILDS}; the step `demo` of scripts/test runs it",
+    ("README.md", "scripts/test"): f"{MINUTES}, and is what runs this",
+    ("README.md", "CUDA_COMPUTE_CAP=90 cargo build"): BUILDS,
+    ("README.md", "cargo build"): BUILDS,
+    ("README.md", "rempart pull"): f"{FETCHES}; server/hub's tests pull from one of their own",
+    ("docs/egress.md", "unshare -n"): "takes 20 seconds; test_egress.py does it in less",
+    ("docs/gpu.md", "CUDA_COMPUTE_CAP=89 cargo build"): BUILDS,
+    ("docs/gpu.md", "docker"): f"{CONTAINER} and {CARD}",
+    ("docs/governance.md", "client = openai.OpenAI"): "a part of a program; test_oidc.py has such clients",
+    ("docs/monitoring.md", "systemctl"): SYSTEMD,
+    ("docs/performance.md", "scripts/bench-peers"): f"{MINUTES}, and {BUILDS}",
+    ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
+    ("docs/supply-chain.md", "scripts/test"): f"{BUILDS}; a step of scripts/test",
+}
+
+# Pages whose commands another test executes.
+ELSEWHERE = {"docs/audit.md": "test_auditor.py"}
+
+# Variables that a page speaks of, or that stand for what a reader has.
+SETTINGS = {
+    "docs/clients.md": {"SSL_CERT_FILE": "ca.pem", "NODE_EXTRA_CA_CERTS": "ca.pem"},
+    "docs/bench.md": {"URL": "http://127.0.0.1:8080/v1"},
+    "docs/governance.md": {"PGHOST": "the folder of a cluster's socket", "PGUSER": "postgres"},
+}
+
+KNOWN = "sleep 2.2  # a server looks at its database every two seconds"
+# A login of the test's own, whose address is in login.issuer.
+LOGIN = "python login.py > login.issuer 2> login.log & while [ ! -s login.issuer ]; do sleep 0.1; done"
+CERTIFICATE = r"""
+new="openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc"
+$new -x509 -keyout ca-key.pem -out ca.pem -subj /CN=authority -addext basicConstraints=critical,CA:TRUE 2>&1
+$new -keyout key.pem -out request.pem -subj /CN=server 2>&1
+printf subjectAltName=DNS:llm.example,DNS:localhost,IP:127.0.0.1 > names
+openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -extfile names -out certificate.pem 2>&1
+"""
+
+# What is done before a command: what the page takes for granted, or what a command that is not executed would have done.
+BEFORE = {
+    ("README.md", "curl http://127.0.0.1:8080/v1/chat"): "rempart serve SmolLM2-135M-Instruct.Q4_1.gguf",
+    ("docs/bench.md", "rempart bench --base-url http://127.0.0.1"): "rempart serve model.gguf",
+    ("docs/bench.md", "rempart bench --base-url https://llm"):
+        f"{CERTIFICATE}rempart serve model.gguf --bind 0.0.0.0:8443 --allow-remote --tls-certificate certificate.pem --tls-key key.pem",
+    ("docs/bench.md", "rempart bench --base-url $URL --concurrency 8 --num-prompts 400 --result"): "rempart serve model.gguf",
+    ("docs/clients.md", "export OPENAI_API_KEY"): f"""{CERTIFICATE}rempart serve smollm2-135m-instruct --bind 127.0.0.1:8443 \\
+        --database rempart.db --tls-certificate certificate.pem --tls-key key.pem | grep -x 'sk-rempart-.*' > first.key""",
+    ("docs/configuration.md", "curl -X POST http://127.0.0.1:9090"): "rempart serve model.gguf --admin-bind 127.0.0.1:9090",
+    ("docs/gdpr.md", "rempart gdpr record"):
+        "rempart serve model.gguf --database rempart.db; rempart user add anna@example.org --name Anna --database rempart.db",
+    ("docs/governance.md", "rempart oidc fetch"): LOGIN,
+    ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
+    ("docs/monitoring.md", "promtool"): f"{CERTIFICATE}cp ca.pem /etc/prometheus/rempart-ca.pem",
+    ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
+    ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
+    ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
+}
+
+# What a command prints, as a pattern of one of its lines.
+TELLS = {
+    ("README.md", "curl http://127.0.0.1:8080/v1/chat"): r"^data: \[DONE\]$",
+    ("README.md", "from openai import"): r"\w",
+    ("README.md", "rempart plan"): r"tokens/s",
+    ("docs/bench.md", "rempart bench --base-url https://llm"): r"ttft_p95",
+    ("docs/clients.md", "from openai import"): r"\w",
+    ("docs/clients.md", "import OpenAI"): r"\w",
+    ("docs/clients.md", "import os\n\nfrom anthropic"): r"\w",
+    ("docs/clients.md", "from langchain"): r"\w",
+    ("docs/clients.md", "import os\n\nfrom llama_index"): r"\w",
+    ("docs/clients.md", "import { createOpenAICompatible"): r"\w",
+    ("docs/configuration.md", "rempart config check"): r"would start with it",
+    ("docs/configuration.md", "rempart config show"): r"^models = .*# file$",
+    ("docs/configuration.md", "curl -X POST"): r'"state": ?"ready"',
+    ("docs/doctor.md", "rempart doctor --machine --json"): r"^{.*}$",
+    ("docs/egress.md", "rempart doctor --egress"): r"^all \d+ attempts were stopped",
+    ("docs/gdpr.md", "rempart audit verify"): r"each is what was written",
+    ("docs/gdpr.md", "rempart content status"): r"nothing is recorded",
+    ("docs/governance.md", "rempart serve smollm2-135m-instruct --database rempart.db     # a new one"): r"^sk-rempart-\S+$",
+    ("docs/governance.md", "rempart key create laptop --database rempart.db --project sales"): r"^sk-rempart-\S+$",
+    ("docs/governance.md", "rempart user add"): r"^user_\w+",
+    ("docs/governance.md", "rempart audit verify --database rempart.db   "): r"^last: \d+:[0-9a-f]{64}",
+    ("docs/governance.md", "rempart limit list"): r"^project sales: .*tokens-per-day=2000000",
+    ("docs/governance.md", "rempart retention status"): r"^usage +183 days",
+    ("docs/governance.md", "rempart content keygen"): r"^[0-9a-f]{64}$",
+    ("docs/planning.md", "rempart plan smollm2"): r"tokens/s",
+    ("docs/planning.md", "rempart plan --list-cards"): r"^l40s ",
+    ("docs/planning.md", "rempart bench engine"): r"tok/s",
+    ("docs/supply-chain.md", "rempart model list"): r"^smollm2-135m-instruct .*[0-9a-f]{64}",
+    ("docs/transport.md", "curl --cacert ca.pem https"): r"\w",
+    ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): r'"object": ?"list"',
+}
+
+
+def printed(pattern, which=-1):
+    """The group of the pattern in what the page's commands have printed so far: by default the last such."""
+    return lambda reader: re.findall(pattern, reader.all, re.MULTILINE)[which]
+
+
+def read(name):
+    """What stands in a file of the reader's."""
+    return lambda reader: (reader.own.folder / name).read_text(encoding="utf-8").strip()
+
+
+FEW = "--random-input-len 16 --random-output-len 4"
+# Text of a page for which readers put in their own, and less of what takes long where a test's time would be spent on measuring.
+PUT_IN = {
+    ("README.md", "bench engine ./model.gguf"): "bench engine ./model.gguf --repeat 1 --batch 1 --prompt-tokens 16 --answer-tokens 2",
+    ("README.md", "--concurrency 1,8"): f"--concurrency 1,8 --num-prompts 8 {FEW}",
+    ("docs/bench.md", "--concurrency 1,4,16"): f"--concurrency 1,4,16 --num-prompts 16 {FEW}",
+    ("docs/bench.md", "--duration-s 300"): f"--duration-s 2 {FEW}",
+    # A machine that runs tests has other things to do.
+    ("docs/bench.md", "ttft_p95=500ms,itl_p99=80ms"): "ttft_p95=60s,itl_p99=60s",
+    ("docs/bench.md", "--num-prompts 400"): f"--num-prompts 16 {FEW} --regression-tolerance 9",
+    ("docs/clients.md", "sk-rempart-..."): read("first.key"),
+    ("docs/governance.md", "postgres://rempart@db.example/rempart?sslmode=verify-full"):
+        lambda reader: f"postgres://rempart@localhost/rempart?host={reader.own.environment['PGHOST']}",
+    ("docs/governance.md", "https://login.example.org/realms/company"): read("login.issuer"),
+    ("docs/governance.md", "67iibbOw"): printed(r"^sk-rempart-(\w{8})-", 1),
+    ("docs/governance.md", "17:4be1..."): printed(r"^last: (\d+:[0-9a-f]{64})"),
+    ("docs/governance.md", "5f0c..."): printed(r"^([0-9a-f]{64})$"),
+    ("docs/governance.md", "6d1f..."): printed(r"^([0-9a-f]{64})$"),
+    ("docs/planning.md", "bench engine smollm2-135m-instruct"):
+        "bench engine smollm2-135m-instruct --repeat 1 --batch 1 --prompt-tokens 16 --answer-tokens 2",
+    ("docs/transport.md", "sk-rempart-..."): printed(r"^(sk-rempart-\S+)$"),
+}
