@@ -6,8 +6,10 @@ CONFIGURATION = "/etc/rempart/rempart.toml"
 MODELS = "/var/lib/rempart/models"
 READY = "http://127.0.0.1:8080/readyz"
 READY_S = 60
+# Of who installs.
+HOME = "/root"
 # Where Debian's own tools, systemd and the shell of who installs write: what is there is not the package's.
-OTHERS = ("/root/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/", "/var/cache/", "/var/log/", "/etc/machine-id", "/etc/.pwd.lock",
+OTHERS = (f"{HOME}/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/", "/var/cache/", "/var/log/", "/etc/machine-id", "/etc/.pwd.lock",
           "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-")
 DATA = "/var/lib/rempart"
 
@@ -57,20 +59,20 @@ def runs_confined(host, _package):
 def says_what_it_lacks(host, _package):
     """without its model it says which one it wants, and serves when that has come"""
     host.must(["systemctl", "stop", UNIT])
-    host.must(["mv", MODELS, "/root/models"])
+    host.must(["mv", MODELS, f"{HOME}/models"])
     host.must(["systemctl", "start", UNIT])
     deadline = time.monotonic() + READY_S
     while "fetch it with `rempart pull smollm2-135m-instruct`" not in journal(host):
         if time.monotonic() > deadline:
             raise CheckError(f"it does not say what it lacks:\n{journal(host)}")
         time.sleep(0.2)
-    host.must(["mv", "/root/models", MODELS])
+    host.must(["mv", f"{HOME}/models", MODELS])
     wait_ready(host)
 
 
 def heeds_its_file(host, _package):
     """a wrong option is told and not tried again; a reload is heeded"""
-    host.must(["cp", CONFIGURATION, "/root/kept.toml"])
+    host.must(["cp", CONFIGURATION, f"{HOME}/kept.toml"])
     host.must(["sh", "-c", f"echo 'bnid = \"127.0.0.1:1\"' >> {CONFIGURATION}"])
     host.must(["systemctl", "reload", UNIT])
     wait_ready(host)
@@ -82,7 +84,7 @@ def heeds_its_file(host, _package):
         time.sleep(0.2)
     if "bnid is no option" not in journal(host):
         raise CheckError(f"it does not say which option is wrong:\n{journal(host)}")
-    host.must(["cp", "/root/kept.toml", CONFIGURATION])
+    host.must(["cp", f"{HOME}/kept.toml", CONFIGURATION])
     host.must(["systemctl", "restart", UNIT])
     wait_ready(host)
 
