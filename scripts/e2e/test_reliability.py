@@ -1,0 +1,56 @@
+"""The checks of scripts/reliability in short. What counts is held to its bar; what is a time is measured, and held with room: other
+things run on machines that run tests."""
+import os
+import pathlib
+
+import models
+import pytest
+from lib import server
+from lib.reliability import disconnects, drain, figures, slow, trend
+from lib.reliability.programs import Programs
+
+# Seconds and milliseconds that a busy machine may take more.
+ROOM = {" s": 10, " ms": 2000}
+RATIO_WITH_ROOM = 5
+
+
+@pytest.fixture(scope="module")
+def programs():
+    found = os.environ.get("REMPART_HOLLOW")
+    hollow = pathlib.Path(found) if found else server.release_folder() / "examples" / "hollow"
+    return Programs(server.binary(), hollow, models.fetch("smollm2", models.default_directory()))
+
+
+def hold(found):
+    """Times have room, and all else has none."""
+    for figure in (figure for figure in found if figure.bar):
+        unit = next((unit for unit in (" ms", " s") if figure.bar.endswith(unit)), None)
+        bar = float(figure.bar.removeprefix("<= ").removesuffix(unit)) + ROOM[unit] if unit else None
+        assert figure.met or bar and figure.number <= bar, figures.table("", found)
+
+
+def test_drain(current, programs):
+    current.close()
+    hold(drain.check(programs, tokens=24))
+
+
+def test_disconnects(current, programs):
+    current.close()
+    hold(disconnects.check(programs, disconnects=200, warm_up=200))
+
+
+def test_slow_clients(current, programs):
+    current.close()
+    found = slow.check(programs, turns=2, requests=40, arguments=["--header-timeout-s", 3, "--body-timeout-s", 6], closed_s_max=11)
+    ratio, = (figure for figure in found if figure.name == "ratio of the medians")
+    assert ratio.number <= RATIO_WITH_ROOM, figures.table("", found)
+    hold([figure for figure in found if figure is not ratio])
+
+
+def test_a_slope_knows_what_it_does_not_know():
+    hours = [at / 3600 for at in range(1800)]
+    noise = [0.3 * (-1) ** at + 0.2 * (at * 7919 % 13) / 13 for at in range(1800)]
+    flat, leaking = trend.slope(hours, noise), trend.slope(hours, [one + 3 * hour for one, hour in zip(noise, hours, strict=True)])
+    assert (flat.at_most(1), leaking.at_most(1)) == (True, False)
+    assert leaking.low < 3 + flat.rate < leaking.high
+    assert trend.slope(hours[:60], noise[:60]).at_most(1) is None and trend.slope(hours[:3], noise[:3]).at_most(1) is None

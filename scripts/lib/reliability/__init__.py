@@ -1,0 +1,1 @@
+"""The checks of scripts/reliability, a file for each, and what they share."""
