@@ -7,6 +7,7 @@ FETCHES = "fetches from the Hugging Face Hub"
 CARD = "needs an NVIDIA card"
 CONTAINER = "needs a container engine"
 SYSTEMD = "needs systemd to be running"
+NEWCOMER = "scripts/newcomer carries it out, on a Debian of its own"
 
 # Commands that are not executed, and why.
 NOT_RUN = {
@@ -19,8 +20,16 @@ NOT_RUN = {
     ("docs/gpu.md", "CUDA_COMPUTE_CAP=89 cargo build"): BUILDS,
     ("docs/gpu.md", "docker"): f"{CONTAINER} and {CARD}",
     ("docs/governance.md", "client = openai.OpenAI"): "a part of a program; test_oidc.py has such clients",
+    ("docs/install.md", "apt install"): NEWCOMER,
+    ("docs/install.md", "rempart pull smollm2"): NEWCOMER,
+    ("docs/install.md", "KEY="): NEWCOMER,
+    ("docs/install.md", "systemctl"): NEWCOMER,
+    ("docs/install.md", "curl"): NEWCOMER,
+    ("docs/install.md", "rempart pull hf:"): f"{FETCHES}; server/hub's tests pull from one of their own",
+    ("docs/install.md", "REMPART_MODELS="): CONTAINER,
     ("docs/monitoring.md", "systemctl"): SYSTEMD,
     ("docs/performance.md", "scripts/bench-peers"): f"{MINUTES}, and {BUILDS}",
+    ("docs/reliability.md", "scripts/reliability"): f"{MINUTES}; test_reliability.py runs it for a shorter time",
     ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
     ("docs/supply-chain.md", "scripts/test"): f"{BUILDS}; a step of scripts/test",
 }

@@ -1,4 +1,5 @@
 """Every command of the README and of docs/ is executed as it stands there, in the order of the page; what can't be is in a table."""
+import configparser
 import json
 import os
 import pathlib
@@ -10,11 +11,12 @@ import models
 import pages
 import pytest
 import test_auditor
+import yaml
 from lib import postgres, server
 from pages_tables import BEFORE, ELSEWHERE, NOT_RUN, PUT_IN, SETTINGS, TELLS
 from test_plan import CONFIG
 
-LANGUAGES = {"sh", "python", "js", "json", "text", ""}
+LANGUAGES = {"sh", "python", "js", "json", "ini", "yaml", "text", ""}
 # An environment of its own, because LangChain and LlamaIndex want another version of OpenAI's package.
 FRAMEWORKS = server.REPO / ".cache" / "e2e-frameworks-venv" / "bin" / "python"
 PACKAGES = server.REPO / ".cache" / "e2e-js" / "node_modules"
@@ -47,6 +49,13 @@ WITH_COMMANDS = [page for page in PAGES
 def test_every_block_is_of_a_kind_that_is_known():
     strange = [f"{block}: {block.language}" for page in pages.names() for block in pages.blocks(page) if block.language not in LANGUAGES]
     assert not strange, "say in this test what is done with these blocks"
+
+
+def test_settings_of_others_are_well_formed():
+    """What a page says to put into files of programs that are not here."""
+    read = {"yaml": yaml.safe_load, "ini": lambda text: configparser.RawConfigParser().read_string(text)}
+    found = [read[block.language](block.text) for page in pages.names() for block in pages.blocks(page) if block.language in read]
+    assert found
 
 
 def test_every_entry_of_the_tables_has_its_command():
