@@ -2,7 +2,7 @@
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::failure::{self, Failure};
+use rempart_client::{Failure, ServerError};
 
 /// What an event brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) struct PromptDetails {
 struct Chunk {
     choices: Option<Vec<Choice>>,
     usage: Option<Usage>,
-    error: Option<ErrorBody>,
+    error: Option<serde_json::Value>,
 }
 
 #[derive(serde::Deserialize)]
@@ -66,32 +66,6 @@ struct Delta {
     refusal: Value,
 }
 
-/// An error as OpenAI has it. Of its message nothing is kept, since it may repeat what was asked.
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
-enum ErrorBody {
-    Object {
-        #[serde(default)]
-        code: Option<serde_json::Value>,
-        #[serde(default, rename = "type")]
-        kind: Option<serde_json::Value>,
-    },
-    Other(IgnoredAny),
-}
-
-impl ErrorBody {
-    fn code(&self) -> Option<String> {
-        let Self::Object { code, kind } = self else {
-            return None;
-        };
-        [code, kind].into_iter().flatten().find_map(|value| match value {
-            serde_json::Value::String(text) => failure::code(text),
-            serde_json::Value::Number(number) => Some(number.to_string()),
-            _ => None,
-        })
-    }
-}
-
 /// Whether a member is there, and whether it holds anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Value {
@@ -108,7 +82,7 @@ enum Value {
 pub(crate) fn read(data: &[u8]) -> Result<Brought, Failure> {
     let chunk: Chunk = serde_json::from_slice(data).map_err(|_| Failure::BadEvent)?;
     if let Some(error) = chunk.error {
-        return Err(Failure::InStream(error.code()));
+        return Err(Failure::InStream(ServerError::of(&error).code));
     }
     let choices = chunk.choices.unwrap_or_default();
     Ok(Brought {
@@ -117,16 +91,6 @@ pub(crate) fn read(data: &[u8]) -> Result<Brought, Failure> {
         finished: choices.iter().any(|choice| choice.finish_reason == Value::Full),
         usage: chunk.usage,
     })
-}
-
-/// The code of the error in the body of an answer that is one.
-pub(crate) fn error_code(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        error: Option<ErrorBody>,
-    }
-    let body: Body = serde_json::from_slice(body).ok()?;
-    body.error?.code()
 }
 
 impl Choice {
@@ -261,9 +225,5 @@ mod tests {
         );
         assert_eq!(read(b"garbage"), Err(Failure::BadEvent));
         assert_eq!(read(b"[1]"), Err(Failure::BadEvent));
-        assert_eq!(
-            error_code(br#"{"error":{"code":"model_not_found"}}"#).as_deref(),
-            Some("model_not_found")
-        );
     }
 }

@@ -4,27 +4,22 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, SERVER, USER_AGENT};
-use hyper::{Method, Request, Response, StatusCode};
-use tokio::net::lookup_host;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Response, StatusCode};
+use rempart_client::{
+    Accept, Document, ERROR_BYTES_MAX, Events, Failure as Http, Patience, STREAM_BYTES_MAX, Sender,
+    ServerError, Target, next, whole,
+};
 use tokio::time::timeout;
 
 use crate::chunk::{self, Usage};
 use crate::clock::Clock;
-use crate::connection::{Connection, Stamp};
+use crate::connection::{Stamp, Stamped};
 use crate::failure::Failure;
-use crate::limits::{
-    BODY_BYTES_MAX, ERROR_BYTES_MAX, EVENTS_MORE, EVENTS_PER_TOKEN_MAX, LIST_BYTES_MAX, Patience,
-    STREAM_BYTES_MAX,
-};
+use crate::limits::{BODY_BYTES_MAX, EVENTS_MORE, EVENTS_PER_TOKEN_MAX, LIST_BYTES_MAX};
 use crate::record::Seen;
-use crate::sse::{Events, TooLong};
-use crate::target::Target;
 
 /// How long a stream may go on behind its last event before its connection is given up.
 const END_WAIT: Duration = Duration::from_millis(50);
@@ -47,14 +42,7 @@ pub(crate) struct Client {
     addresses: Vec<SocketAddr>,
     patience: Patience,
     clock: Clock,
-    idle: Mutex<Vec<Connection>>,
-}
-
-/// An answer that was asked for once, outside of a measurement.
-pub(crate) struct Document {
-    pub status: u16,
-    pub server: Option<String>,
-    pub body: Vec<u8>,
+    idle: Mutex<Vec<Stamped>>,
 }
 
 /// A connection that was open when it was taken, and was not when it was used.
@@ -66,13 +54,7 @@ impl Client {
     /// # Errors
     /// Where it has no address.
     pub(crate) async fn new(target: Target, patience: Patience, clock: Clock) -> anyhow::Result<Self> {
-        let host = target.host.clone();
-        let addresses: Vec<SocketAddr> = timeout(patience.connect, lookup_host((host.as_str(), target.port)))
-            .await
-            .with_context(|| format!("looking up {host} took longer than --connect-timeout-s"))?
-            .with_context(|| format!("looking up {host}: is --base-url right?"))?
-            .collect();
-        ensure!(!addresses.is_empty(), "{host} has no address");
+        let addresses = target.addresses(&patience).await?;
         Ok(Self {
             target,
             addresses,
@@ -98,7 +80,7 @@ impl Client {
         let whole = self.patience.request;
         timeout(whole, self.attempt(outgoing, seen))
             .await
-            .unwrap_or(Err(Failure::RequestTimeout))
+            .unwrap_or(Err(Http::RequestTimeout.into()))
     }
 
     async fn attempt(&self, outgoing: &Outgoing, seen: &mut Seen) -> Result<(), Failure> {
@@ -111,22 +93,23 @@ impl Client {
         let connection = self.open().await?;
         match self.exchange(connection, outgoing, seen).await {
             Ok(ended) => ended,
-            Err(Stale) => Err(Failure::Lost("before the answer began".to_owned())),
+            Err(Stale) => Err(Http::Lost("before the answer began".to_owned()).into()),
         }
     }
 
-    async fn open(&self) -> Result<Connection, Failure> {
-        let opening = Connection::open(&self.target, &self.addresses, self.clock);
-        timeout(self.patience.connect, opening)
+    async fn open(&self) -> Result<Stamped, Failure> {
+        let opening = Stamped::open(&self.target, &self.addresses, self.clock);
+        let opened = timeout(self.patience.connect, opening)
             .await
-            .unwrap_or(Err(Failure::ConnectTimeout))
+            .unwrap_or(Err(Http::ConnectTimeout));
+        Ok(opened?)
     }
 
-    fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self) -> Option<Stamped> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn put_idle(&self, mut connection: Connection) {
+    fn put_idle(&self, mut connection: Stamped) {
         connection.reused = true;
         if connection.is_open() {
             self.idle
@@ -138,7 +121,7 @@ impl Client {
 
     async fn exchange(
         &self,
-        mut connection: Connection,
+        mut connection: Stamped,
         outgoing: &Outgoing,
         seen: &mut Seen,
     ) -> Result<Result<(), Failure>, Stale> {
@@ -146,18 +129,18 @@ impl Client {
         let ended = connection
             .drive(async |sender, stamp| {
                 let response = match self.head(sender, outgoing).await {
-                    Err(Failure::Lost(_)) if reused => return Err(Stale),
+                    Err(Http::Lost(_)) if reused => return Err(Stale),
                     other => other,
                 };
                 Ok(match response {
                     Ok(response) => self.answer(response, outgoing, &stamp, seen).await,
-                    Err(failure) => Err(failure),
+                    Err(failure) => Err(failure.into()),
                 })
             })
             .await?;
         if ended.is_ok() {
             // What a server sends behind an answer, such as the last chunk, is taken before the next request.
-            let ready = connection.drive(async |sender, _| sender.ready().await.is_ok());
+            let ready = connection.drive(async |mut sender, _| sender.is_ready().await);
             if timeout(END_WAIT, ready).await.is_ok_and(|open| open) {
                 self.put_idle(connection);
             }
@@ -165,52 +148,15 @@ impl Client {
         Ok(ended)
     }
 
-    async fn head(
-        &self,
-        sender: &mut SendRequest<Full<Bytes>>,
-        outgoing: &Outgoing,
-    ) -> Result<Response<Incoming>, Failure> {
-        let request = self.request(
-            Method::POST,
-            &outgoing.path,
-            outgoing.body.clone(),
-            outgoing.stream,
-        )?;
-        let sending = async {
-            sender.ready().await?;
-            sender.send_request(request).await
-        };
-        timeout(self.patience.idle, sending)
-            .await
-            .map_err(|_| Failure::IdleTimeout)?
-            .map_err(|error| Failure::http(&error))
-    }
-
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-        stream: bool,
-    ) -> Result<Request<Full<Bytes>>, Failure> {
-        let accept = if stream {
-            "text/event-stream"
+    async fn head(&self, mut sender: Sender<'_>, outgoing: &Outgoing) -> Result<Response<Incoming>, Http> {
+        let accept = if outgoing.stream {
+            Accept::Events
         } else {
-            "application/json"
+            Accept::Json
         };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, self.target.authority())
-            .header(USER_AGENT, AGENT)
-            .header(ACCEPT, accept)
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| Failure::Protocol(error.to_string()))?;
-        for (name, value) in self.target.headers() {
-            request.headers_mut().insert(name.clone(), value.clone());
-        }
-        Ok(request)
+        let (path, body) = (&outgoing.path, outgoing.body.clone());
+        let request = self.target.request(AGENT, Method::POST, path, body, accept)?;
+        sender.send(request, self.patience.idle).await
     }
 
     async fn answer(
@@ -223,24 +169,23 @@ impl Client {
         let status = response.status();
         if status != StatusCode::OK {
             // The status is the reason, whether or not its body can be read.
-            let body = self
-                .body(response.into_body(), ERROR_BYTES_MAX)
+            let body = whole(response.into_body(), ERROR_BYTES_MAX, self.patience.idle)
                 .await
                 .unwrap_or_default();
-            return Err(Failure::Status {
+            return Err(Failure::Http(Http::Status {
                 status: status.as_u16(),
-                code: chunk::error_code(&body),
-            });
+                code: ServerError::in_body(&body).code,
+            }));
         }
         if !outgoing.stream {
-            let body = self.body(response.into_body(), BODY_BYTES_MAX).await?;
-            let usage = document_usage(&body).ok_or(Failure::BadBody)?;
+            let body = whole(response.into_body(), BODY_BYTES_MAX, self.patience.idle).await?;
+            let usage = document_usage(&body).ok_or(Http::BadBody)?;
             seen.whole(usage, stamp.last());
             return Ok(());
         }
         let kind = response.headers().get(CONTENT_TYPE);
         if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
-            return Err(Failure::NotAStream);
+            return Err(Http::NotAStream.into());
         }
         self.events(response.into_body(), outgoing.output_tokens, stamp, seen)
             .await
@@ -254,69 +199,29 @@ impl Client {
         seen: &mut Seen,
     ) -> Result<(), Failure> {
         let mut state = Stream::new(tokens);
-        while let Some(bytes) = self.next(&mut body).await? {
+        while let Some(bytes) = next(&mut body, self.patience.idle).await? {
             state.bytes += bytes.len() as u64;
             if state.bytes > STREAM_BYTES_MAX {
-                return Err(Failure::TooLong);
+                return Err(Http::TooLong.into());
             }
             state.take(&bytes, stamp, seen)?;
             if state.done {
                 // The connection can be used again where the server ends the body, too, and that comes at once or never.
-                let _ended = timeout(END_WAIT, body.frame()).await;
+                let _ended = next(&mut body, END_WAIT).await;
                 break;
             }
         }
         state.end(seen)
     }
 
-    async fn body(&self, mut body: Incoming, bytes_max: usize) -> Result<Vec<u8>, Failure> {
-        let mut held = Vec::new();
-        while let Some(bytes) = self.next(&mut body).await? {
-            if held.len() + bytes.len() > bytes_max {
-                return Err(Failure::TooLong);
-            }
-            held.extend_from_slice(&bytes);
-        }
-        Ok(held)
-    }
-
-    /// The next bytes of a body, none of trailers.
-    async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
-        let frame = timeout(self.patience.idle, body.frame())
-            .await
-            .map_err(|_| Failure::IdleTimeout)?;
-        match frame {
-            None => Ok(None),
-            Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Some(Err(error)) => Err(Failure::http(&error)),
-        }
-    }
-
-    /// Asks for a document on a connection of its own.
+    /// Asks for a document on a connection of its own, outside of a measurement.
     ///
     /// # Errors
     /// Why none came.
-    pub(crate) async fn get(&self, path: &str) -> Result<Document, Failure> {
-        let mut connection = self.open().await?;
-        let getting = connection.drive(async |sender, _| {
-            let request = self.request(Method::GET, path, Bytes::new(), false)?;
-            let response = timeout(self.patience.idle, sender.send_request(request))
-                .await
-                .map_err(|_| Failure::IdleTimeout)?
-                .map_err(|error| Failure::http(&error))?;
-            let server = response
-                .headers()
-                .get(SERVER)
-                .and_then(|value| value.to_str().ok());
-            Ok(Document {
-                status: response.status().as_u16(),
-                server: server.map(str::to_owned),
-                body: self.body(response.into_body(), LIST_BYTES_MAX).await?,
-            })
-        });
-        timeout(self.patience.request, getting)
+    pub(crate) async fn get(&self, path: &str) -> Result<Document, Http> {
+        rempart_client::Client::new(self.target.clone(), self.patience, AGENT)
+            .get(path, Accept::Json, LIST_BYTES_MAX)
             .await
-            .unwrap_or(Err(Failure::RequestTimeout))
     }
 }
 
@@ -368,18 +273,12 @@ impl Stream {
     /// What the end of the stream means.
     fn end(&self, seen: &Seen) -> Result<(), Failure> {
         if !self.done && (!self.finished || self.events.is_within()) {
-            return Err(Failure::ClosedEarly);
+            return Err(Http::ClosedEarly.into());
         }
         if seen.first.is_none() {
             return Err(Failure::NoToken);
         }
         Ok(())
-    }
-}
-
-impl From<TooLong> for Failure {
-    fn from(_: TooLong) -> Self {
-        Self::EventTooLong
     }
 }
 

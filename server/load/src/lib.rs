@@ -30,10 +30,8 @@ mod run;
 mod schedule;
 mod search;
 mod slo;
-mod sse;
 mod stats;
 mod summary;
-mod target;
 mod verdict;
 
 use std::fs;

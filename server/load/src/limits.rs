@@ -2,18 +2,10 @@
 
 use std::time::Duration;
 
-/// Of one server-sent event, over all its lines.
-pub(crate) const EVENT_BYTES_MAX: usize = 1 << 20;
-/// Of the lines of a response's head, as hyper reads them.
-pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Of an answer that is one JSON document: embeddings are large.
 pub(crate) const BODY_BYTES_MAX: usize = 64 << 20;
-/// Of the body that comes with an error status; only its code is read.
-pub(crate) const ERROR_BYTES_MAX: usize = 64 << 10;
 /// Of a list of models.
 pub(crate) const LIST_BYTES_MAX: usize = 4 << 20;
-/// Of all bytes of one stream.
-pub(crate) const STREAM_BYTES_MAX: u64 = 1 << 30;
 /// Events of one stream: as many for each token that was asked for, and some more.
 pub(crate) const EVENTS_PER_TOKEN_MAX: usize = 4;
 pub(crate) const EVENTS_MORE: usize = 64;
@@ -34,20 +26,7 @@ pub(crate) const PROMPT_TOKENS_MAX: u32 = 1 << 22;
 pub(crate) const OUTPUT_TOKENS_MAX: u32 = 1 << 20;
 /// Of a result that is read as a baseline.
 pub(crate) const BASELINE_BYTES_MAX: u64 = 1 << 30;
-/// Of a certificate file.
-pub(crate) const CA_BYTES_MAX: u64 = 16 << 20;
 /// Of everything that a run waits for.
 pub(crate) const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 /// Requests that wait between the pacer and the tasks that send them.
 pub(crate) const PACED_MAX: usize = 4096;
-
-/// How long one request may take, and how much it may bring.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// For the connection and its TLS handshake.
-    pub connect: Duration,
-    /// For the head of the response, and then between two reads.
-    pub idle: Duration,
-    /// For the whole request.
-    pub request: Duration,
-}

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
+use rempart_client::Failure as Http;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -301,29 +302,36 @@ fn failure(record: &Record) -> Option<&Failure> {
 /// What to do about a failure of all requests.
 fn hint(failure: &Failure) -> &'static str {
     match failure {
-        Failure::Connect(_) | Failure::ConnectTimeout => " Is the server running, and is --base-url right?",
-        Failure::Tls(_) => {
+        Failure::Http(failure) => hint_for(failure),
+        _ => "",
+    }
+}
+
+fn hint_for(failure: &Http) -> &'static str {
+    match failure {
+        Http::Connect(_) | Http::ConnectTimeout => " Is the server running, and is --base-url right?",
+        Http::Tls(_) => {
             " Name the authority of its certificate with --ca-file; for a test, --insecure takes any certificate."
         }
-        Failure::Status {
+        Http::Status {
             status: 401 | 403, ..
         } => " Give a key that may do this in OPENAI_API_KEY.",
-        Failure::Status { status: 404, .. } => {
+        Http::Status { status: 404, .. } => {
             " --base-url ends with the API's version, like http://host:8080/v1, and --model is a name that the server lists."
         }
-        Failure::Status {
+        Http::Status {
             status: 400 | 413 | 422,
             ..
         } => {
             " The server does not take such a request: look at the lengths, which its context must hold, and at --extra-body."
         }
-        Failure::Status {
+        Http::Status {
             status: 429 | 503, ..
         } => " The server has too much to do, or a limit for this key: lower the load.",
-        Failure::IdleTimeout | Failure::RequestTimeout => {
+        Http::IdleTimeout | Http::RequestTimeout => {
             " Is the model loaded? --idle-timeout-s and --timeout-s say how long to wait."
         }
-        Failure::NotAStream | Failure::BadEvent | Failure::BadBody | Failure::Protocol(_) => {
+        Http::NotAStream | Http::BadEvent | Http::BadBody | Http::Protocol(_) => {
             " Does an OpenAI-compatible server answer at --base-url, and has it this --endpoint?"
         }
         _ => "",
@@ -339,10 +347,16 @@ async fn find_model(client: &Client, asked: Option<&str>) -> anyhow::Result<Serv
     let path = client.target().path("models");
     let document = match client.get(&path).await {
         Ok(document) => document,
-        Err(failure @ (Failure::Connect(_) | Failure::ConnectTimeout | Failure::Tls(_))) => {
-            bail!("{}: {failure}.{}", client.target().authority(), hint(&failure))
+        Err(failure @ (Http::Connect(_) | Http::ConnectTimeout | Http::Tls(_))) => {
+            bail!(
+                "{}: {failure}.{}",
+                client.target().authority(),
+                hint_for(&failure)
+            )
         }
-        Err(failure) if asked.is_none() => bail!("{path}: {failure}.{} Or name the --model.", hint(&failure)),
+        Err(failure) if asked.is_none() => {
+            bail!("{path}: {failure}.{} Or name the --model.", hint_for(&failure))
+        }
         Err(_) => return Ok(Server::named(asked)),
     };
     let list = serde_json::from_slice::<List>(&document.body)
@@ -355,13 +369,13 @@ async fn find_model(client: &Client, asked: Option<&str>) -> anyhow::Result<Serv
                 ..Server::named(asked)
             });
         }
-        let failure = Failure::Status {
+        let failure = Http::Status {
             status: document.status,
             code: None,
         };
         bail!(
             "{path}: no list of models ({failure}).{} Or name the --model.",
-            hint(&failure)
+            hint_for(&failure)
         );
     };
     let id = |entry: &Map<String, Value>| entry.get("id").and_then(Value::as_str).map(str::to_owned);

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
+use rempart_client::{AccessArgs, PatienceArgs};
 
 use crate::body::Endpoint;
 use crate::schedule::RampShape;
@@ -43,19 +44,8 @@ pub struct ServerArgs {
     /// The model's name [default: the first that the server lists]
     #[arg(long)]
     pub model: Option<String>,
-    /// Sent as a bearer token; better given by the environment, where other users don't see it
-    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// Sent with each request; may be repeated
-    // Taken apart later: clap repeats what it can't parse, and this may be a key.
-    #[arg(long = "header", value_name = "NAME=VALUE")]
-    pub headers: Vec<String>,
-    /// Authorities that the server's certificate must come from, in PEM, instead of those that this machine trusts
-    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
-    pub ca_file: Option<PathBuf>,
-    /// Take any certificate: whoever is on the way can read the key
-    #[arg(long)]
-    pub insecure: bool,
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// A JSON object that goes into the body of each request, over what would be there
     #[arg(long, value_name = "JSON")]
     pub extra_body: Option<String>,
@@ -65,15 +55,8 @@ pub struct ServerArgs {
     /// [default: the server's]
     #[arg(long)]
     pub temperature: Option<f64>,
-    /// For a connection and its TLS handshake
-    #[arg(long, value_name = "S", default_value = "10")]
-    pub connect_timeout_s: f64,
-    /// For the head of an answer, and then between two parts of it
-    #[arg(long, value_name = "S", default_value = "120")]
-    pub idle_timeout_s: f64,
-    /// For a whole request
-    #[arg(long, value_name = "S", default_value = "600")]
-    pub timeout_s: f64,
+    #[command(flatten)]
+    pub patience: PatienceArgs,
 }
 
 #[derive(Clone, Debug, Args)]

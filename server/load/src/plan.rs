@@ -4,19 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use rempart_client::{Patience, Target, seconds};
 use serde_json::{Map, Value, json};
 
 use crate::body::Template;
 use crate::clock::{Nanos, nanos};
 use crate::dataset::{Dataset, Lengths, Listed, Synthetic, Trace, Words};
-use crate::limits::{
-    CONCURRENCY_MAX, Patience, RATE_MAX, STEP_REQUESTS_MAX, STEP_TOKENS_MAX, STEPS_MAX, TIMEOUT_MAX,
-};
+use crate::limits::{CONCURRENCY_MAX, RATE_MAX, STEP_REQUESTS_MAX, STEP_TOKENS_MAX, STEPS_MAX, TIMEOUT_MAX};
 use crate::options::{DatasetArgs, DatasetName, LoadArgs, ServerArgs, ShapeArgs};
 use crate::run::Cancellation;
 use crate::schedule::{Arrivals, Ramp};
 use crate::summary::Goodput;
-use crate::target::{Secret, Target, Trust};
 
 /// A run, checked.
 pub(crate) struct Plan {
@@ -89,7 +87,7 @@ impl Plan {
         )?;
         let target = target(&args.server)?;
         let plan = Self {
-            patience: patience(&args.server)?,
+            patience: args.server.patience.patience()?,
             template: template(&args.server, &target)?,
             target,
             model: args.server.model.clone(),
@@ -286,28 +284,11 @@ fn volume(args: &ShapeArgs) -> anyhow::Result<Volume> {
     ensure!(args.num_prompts != Some(0), "--num-prompts: at least 1");
     let duration = args
         .duration_s
-        .map(|seconds| duration("--duration-s", seconds))
+        .map(|typed| seconds("--duration-s", typed))
         .transpose()?;
     Ok(Volume {
         requests: args.num_prompts,
         duration,
-    })
-}
-
-fn duration(option: &str, seconds: f64) -> anyhow::Result<Duration> {
-    ensure!(
-        seconds > 0.0 && seconds <= TIMEOUT_MAX.as_secs_f64(),
-        "{option} {seconds}: must be more than 0 and at most {} seconds",
-        TIMEOUT_MAX.as_secs()
-    );
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-fn patience(args: &ServerArgs) -> anyhow::Result<Patience> {
-    Ok(Patience {
-        connect: duration("--connect-timeout-s", args.connect_timeout_s)?,
-        idle: duration("--idle-timeout-s", args.idle_timeout_s)?,
-        request: duration("--timeout-s", args.timeout_s)?,
     })
 }
 
@@ -328,26 +309,7 @@ fn target(args: &ServerArgs) -> anyhow::Result<Target> {
         .base_url
         .as_deref()
         .context("--base-url: where is the server?")?;
-    let trust = match (&args.ca_file, args.insecure) {
-        (_, true) => Trust::Anybody,
-        (Some(path), _) => Trust::File(path.clone()),
-        (None, false) => Trust::Machine,
-    };
-    let header = |text: &String| {
-        let (name, value) = text.split_once('=').context("--header: needs NAME=VALUE")?;
-        Ok((name.trim().to_owned(), value.trim().to_owned()))
-    };
-    let headers = args
-        .headers
-        .iter()
-        .map(header)
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let key = args
-        .api_key
-        .as_deref()
-        .filter(|key| !key.is_empty())
-        .map(Secret::from);
-    Target::new(url, key.as_ref(), &headers, &trust)
+    args.access.target("--base-url", url)
 }
 
 fn template(args: &ServerArgs, target: &Target) -> anyhow::Result<Template> {

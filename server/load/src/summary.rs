@@ -257,8 +257,8 @@ fn most_at_once(completed: &[&Record]) -> usize {
 pub(crate) mod tests {
     use super::*;
     use crate::chunk::Usage;
-    use crate::failure::Failure;
     use crate::record::Seen;
+    use rempart_client::Failure;
 
     const MS: Nanos = 1_000_000;
 
@@ -291,7 +291,7 @@ pub(crate) mod tests {
         records[1].seen.usage.prompt_tokens = Some(12);
         records[1].seen.usage.completion_tokens = Some(7);
         let mut failed = record(600, 1, 1);
-        failed.end = End::Failed(Failure::IdleTimeout);
+        failed.end = End::Failed(Failure::IdleTimeout.into());
         let mut cancelled = record(700, 1, 1);
         cancelled.end = End::Cancelled;
         records.extend([failed, cancelled]);

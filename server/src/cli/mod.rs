@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod bench;
+mod chat;
 mod config;
 mod content;
 mod doctor;
@@ -19,6 +20,7 @@ mod reload;
 mod retention;
 mod serve;
 mod shell;
+mod top;
 mod usage;
 
 use std::ffi::OsString;
@@ -34,6 +36,7 @@ use crate::telemetry;
 use audit::AuditCommand;
 use backup::{BackupArgs, RestoreArgs};
 use bench::BenchArgs;
+use chat::ChatArgs;
 use config::ConfigCommand;
 use content::ContentCommand;
 use doctor::{DoctorArgs, TrialArgs};
@@ -45,6 +48,7 @@ use people::{GdprCommand, UserCommand};
 use plan::PlanArgs;
 use retention::RetentionCommand;
 use shell::{CompletionsArgs, ManArgs};
+use top::TopArgs;
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -70,6 +74,10 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     /// Put load on a server and measure what its clients see, or measure a model alone
     Bench(Box<BenchArgs>),
+    /// Watch a running server: requests, queue, tokens a second, latencies, by model and by project
+    Top(Box<TopArgs>),
+    /// Talk to a model of a running server
+    Chat(Box<ChatArgs>),
     /// List, verify and sign models
     #[command(subcommand)]
     Model(ModelCommand),
@@ -134,8 +142,10 @@ pub enum Command {
 pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<ExitCode> {
     telemetry::init(&cli.log)?;
     let done = match cli.command {
-        // The one command that tells more than whether it worked.
+        // These tell more than whether it worked.
         Command::Bench(args) => return bench::bench(&args),
+        Command::Chat(args) => return chat::chat(&args),
+        Command::Top(args) => top::top(&args),
         Command::CheckFormat if check::run() => Ok(()),
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
         Command::Rank => served_model::rank(),

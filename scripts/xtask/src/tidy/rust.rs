@@ -16,9 +16,12 @@ const HUB: &str = "server/hub/";
 const HUB_CLIENT: &str = "server/hub/src/pull/";
 /// Only commands that a person or a timer starts may fetch, and no code that serves: a command's module is used by `cli` alone.
 const FETCHING: [&str; 2] = ["server/src/cli/pull.rs", "server/src/cli/oidc.rs"];
-/// The load generator has a client of its own, which one command starts.
+/// hyper's client is in one crate, of which two others make what three commands start.
+const CLIENT: &str = "server/client/";
 const LOAD: &str = "server/load/";
 const LOADING: &str = "server/src/cli/bench/";
+const TERMINAL: &str = "server/terminal/";
+const AT_A_TERMINAL: [&str; 2] = ["server/src/cli/top.rs", "server/src/cli/chat.rs"];
 /// Tests are clients of the server that they start.
 const SERVER_TESTS: &str = "server/tests/";
 
@@ -29,7 +32,7 @@ pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
         features(file, &source, findings);
         http_client(file, &source, findings);
         pull(file, &source, findings);
-        load(file, &source, findings);
+        clients(file, &source, findings);
         ignored_tests(file, &source, findings);
     }
 }
@@ -104,7 +107,7 @@ fn pull(file: &File, source: &Source, findings: &mut Vec<Finding>) {
     }
 }
 
-fn load(file: &File, source: &Source, findings: &mut Vec<Finding>) {
+fn clients(file: &File, source: &Source, findings: &mut Vec<Finding>) {
     let mut find = |word: &str, places: &[&str]| {
         if places.iter().any(|place| file.path.starts_with(place)) {
             return;
@@ -118,8 +121,13 @@ fn load(file: &File, source: &Source, findings: &mut Vec<Finding>) {
         }
     };
     find("rempart_load", &[LOAD, LOADING]);
-    find("hyper::client", &[LOAD, SERVER_TESTS]);
-    find("hyper_util::client", &[LOAD, SERVER_TESTS]);
+    find(
+        "rempart_terminal",
+        &[TERMINAL, AT_A_TERMINAL[0], AT_A_TERMINAL[1]],
+    );
+    find("rempart_client", &[CLIENT, LOAD, TERMINAL]);
+    find("hyper::client", &[CLIENT, SERVER_TESTS]);
+    find("hyper_util::client", &[CLIENT, SERVER_TESTS]);
 }
 
 /// The path that starts here, a group in braces included: `rempart_hub::{a, b::c}`, or `rempart_hub as x`.
@@ -260,24 +268,47 @@ mod tests {
     }
 
     #[test]
-    fn the_load_generator_is_reached_by_its_command_alone() {
-        let text = "use rempart_load::LoadArgs;\n";
-        let places = ["server/load/examples/bench.rs", "server/src/cli/bench/mod.rs"];
-        assert!(found(check, &places.map(|place| (place, text))).is_empty());
-        for serving in [
+    fn clients_are_reached_by_their_commands_alone() {
+        let serving = [
             "server/src/http/mod.rs",
             "server/src/cli/mod.rs",
             "server/src/cli/serve.rs",
+            "server/hub/src/lib.rs",
+        ];
+        let bench = ["server/load/examples/bench.rs", "server/src/cli/bench/mod.rs"];
+        let terminal = [
+            "server/terminal/src/lib.rs",
+            "server/src/cli/top.rs",
+            "server/src/cli/chat.rs",
+        ];
+        let client = [
+            "server/client/src/client.rs",
+            "server/load/src/client.rs",
+            "server/terminal/src/models.rs",
+        ];
+        let (bench, terminal, client): (&[&str], &[&str], &[&str]) = (&bench, &terminal, &client);
+        for (text, places) in [
+            ("use rempart_load::LoadArgs;\n", bench),
+            ("fn f() { rempart_terminal::top(&args) }\n", terminal),
+            ("use rempart_client::Client;\n", client),
         ] {
-            assert_eq!(found(check, &[(serving, text)]), [format!("{serving}:1: egress")]);
+            for place in places {
+                assert!(found(check, &[(place, text)]).is_empty(), "{place}: {text}");
+            }
+            for place in serving {
+                assert_eq!(
+                    found(check, &[(place, text)]),
+                    [format!("{place}:1: egress")],
+                    "{text}"
+                );
+            }
         }
         let text = "use hyper::client::conn::http1;\n";
-        let places = ["server/load/src/connection.rs", "server/tests/server/tls.rs"];
+        let places = ["server/client/src/connection.rs", "server/tests/server/tls.rs"];
         assert!(found(check, &places.map(|place| (place, text))).is_empty());
-        assert_eq!(
-            found(check, &[("server/src/http/accept.rs", text)]),
-            ["server/src/http/accept.rs:1: egress"]
-        );
+        for place in ["server/src/http/accept.rs", "server/load/src/connection.rs"] {
+            assert_eq!(found(check, &[(place, text)]), [format!("{place}:1: egress")]);
+        }
     }
 
     #[test]

@@ -1,29 +1,63 @@
-//! The server that is measured: where it is, what is sent with each request, and whom it must prove to be.
+//! The server that is asked: where it is, what is sent with each request, and whom it must prove to be.
 
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use hyper::Uri;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
+use hyper::{Method, Request, Uri};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::limits::CA_BYTES_MAX;
+use crate::failure::Failure;
+use crate::limits::{CA_BYTES_MAX, Patience};
+
+/// What the answer to a request should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accept {
+    Json,
+    /// Server-sent events.
+    Events,
+    /// Prometheus's text format and other plain text.
+    Text,
+}
+
+impl Accept {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Events => "text/event-stream",
+            Self::Text => "text/plain",
+        }
+    }
+}
 
 /// A key; nothing prints it.
 #[derive(Clone)]
-pub(crate) struct Secret(String);
+pub struct Secret(pub(crate) String);
 
 impl From<&str> for Secret {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
     }
 }
 
@@ -35,7 +69,7 @@ impl fmt::Debug for Secret {
 
 /// Whose certificates a server may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Trust {
+pub enum Trust {
     /// Those of the authorities that this machine trusts.
     #[default]
     Machine,
@@ -47,38 +81,44 @@ pub(crate) enum Trust {
 
 /// A server, ready to be connected to.
 #[derive(Clone)]
-pub(crate) struct Target {
-    pub host: String,
-    pub port: u16,
+pub struct Target {
+    /// What it was given by, for messages.
+    option: String,
+    host: String,
+    port: u16,
     /// What the routes are appended to, without a slash at its end: `/v1`.
     base: String,
     authority: String,
-    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     headers: HeaderMap,
 }
 
 impl Target {
-    /// Reads a base URL like `https://host:8443/v1`.
+    /// Reads a URL like `https://host:8443/v1`, which an option gave.
     ///
     /// # Errors
     /// Where the URL, a header or a certificate file is wrong; the message names which, and no value of a header.
-    pub(crate) fn new(
+    pub fn new(
+        option: &str,
         url: &str,
         key: Option<&Secret>,
         headers: &[(String, String)],
         trust: &Trust,
     ) -> anyhow::Result<Self> {
-        let uri: Uri = url.parse().with_context(|| format!("--base-url {url}"))?;
+        // Told before anything repeats the URL: a password in it is a secret, too.
+        ensure!(
+            !url.contains(['@', '?']),
+            "{option}: no user, password or query belongs there; a key goes into --api-key"
+        );
+        let uri: Uri = url.parse().with_context(|| format!("{option} {url}"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => bail!("--base-url {url}: must begin with http:// or https://"),
+            _ => bail!("{option} {url}: must begin with http:// or https://"),
         };
-        let authority = uri.authority().context("--base-url: needs a host")?;
-        ensure!(
-            !authority.as_str().contains('@') && uri.query().is_none(),
-            "--base-url: no user, password or query belongs there; a key goes into --api-key"
-        );
+        let authority = uri
+            .authority()
+            .with_context(|| format!("{option}: needs a host"))?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         ensure!(
@@ -87,12 +127,13 @@ impl Target {
         );
         let tls = if tls {
             let name = ServerName::try_from(host.clone())
-                .context("--base-url: not a name that a certificate can have")?;
+                .with_context(|| format!("{option}: not a name that a certificate can have"))?;
             Some((Arc::new(tls_config(trust)?), name))
         } else {
             None
         };
         Ok(Self {
+            option: option.to_owned(),
             host,
             port,
             base: uri.path().trim_end_matches('/').to_owned(),
@@ -103,28 +144,67 @@ impl Target {
     }
 
     /// The path and query of a route: `chat/completions` is `/v1/chat/completions`. One with a slash in front stands for itself.
-    pub(crate) fn path(&self, route: &str) -> String {
+    pub fn path(&self, route: &str) -> String {
         if route.starts_with('/') {
             return route.to_owned();
         }
         format!("{}/{route}", self.base)
     }
 
-    pub(crate) fn authority(&self) -> &str {
+    /// The path of the URL itself, without a slash at its end: empty where it has none.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    pub(crate) fn headers(&self) -> &HeaderMap {
-        &self.headers
+    /// Looks the server's name up.
+    ///
+    /// # Errors
+    /// Where it has no address, or nobody tells it in time.
+    pub async fn addresses(&self, patience: &Patience) -> anyhow::Result<Vec<SocketAddr>> {
+        let host = self.host.as_str();
+        let addresses: Vec<SocketAddr> = timeout(patience.connect, lookup_host((host, self.port)))
+            .await
+            .with_context(|| format!("looking up {host} took longer than --connect-timeout-s"))?
+            .with_context(|| format!("looking up {host}: is {} right?", self.option))?
+            .collect();
+        ensure!(!addresses.is_empty(), "{host} has no address");
+        Ok(addresses)
+    }
+
+    /// A request with everything that each one has.
+    ///
+    /// # Errors
+    /// Where the path can't be one.
+    pub fn request(
+        &self,
+        agent: &'static str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        accept: Accept,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.authority)
+            .header(USER_AGENT, agent)
+            .header(ACCEPT, accept.media_type())
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Failure::Protocol(error.to_string()))?;
+        for (name, value) in &self.headers {
+            request.headers_mut().insert(name.clone(), value.clone());
+        }
+        Ok(request)
     }
 
     /// Whether a key goes to another machine in the clear.
-    pub(crate) fn tells_key(&self) -> bool {
-        let loopback = self.host == "localhost"
-            || self
-                .host
-                .parse()
-                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    pub fn tells_key(&self) -> bool {
+        let loopback = self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         self.tls.is_none() && self.headers.contains_key(AUTHORIZATION) && !loopback
     }
 }
@@ -240,12 +320,25 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.base)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn target(url: &str) -> anyhow::Result<Target> {
-        Target::new(url, Some(&"sk-very-secret".into()), &[], &Trust::Machine)
+        Target::new(
+            "--base-url",
+            url,
+            Some(&"sk-very-secret".into()),
+            &[],
+            &Trust::Machine,
+        )
     }
 
     #[test]
@@ -256,7 +349,8 @@ mod tests {
         assert_eq!(target.path("/rerank"), "/rerank");
         assert!(!target.tells_key());
         assert!(
-            super::Target::new("http://[::1]/v1", None, &[], &Trust::Machine).is_ok_and(|t| t.host == "::1")
+            super::Target::new("--base-url", "http://[::1]/v1", None, &[], &Trust::Machine)
+                .is_ok_and(|t| t.host == "::1")
         );
     }
 
@@ -273,12 +367,12 @@ mod tests {
             assert!(target(url).is_err(), "{url}");
         }
         let key = Secret::from("sk-very\nsecret");
-        let said = Target::new("http://a/v1", Some(&key), &[], &Trust::Machine)
+        let said = Target::new("--base-url", "http://a/v1", Some(&key), &[], &Trust::Machine)
             .err()
             .unwrap();
         assert!(!format!("{said:?} {key:?}").contains("sk-very"));
         let header = [("X-Token".to_owned(), "hid\nden".to_owned())];
-        let said = Target::new("http://a/v1", None, &header, &Trust::Machine)
+        let said = Target::new("--base-url", "http://a/v1", None, &header, &Trust::Machine)
             .err()
             .unwrap();
         assert!(!format!("{said:?}").contains("hid"), "{said:?}");
@@ -287,7 +381,7 @@ mod tests {
 
     #[test]
     fn trust_is_for_tls() {
-        let said = Target::new("http://a/v1", None, &[], &Trust::Anybody)
+        let said = Target::new("--base-url", "http://a/v1", None, &[], &Trust::Anybody)
             .err()
             .unwrap();
         assert!(said.to_string().contains("--insecure"));

@@ -4,11 +4,11 @@ use crate::limits::EVENT_BYTES_MAX;
 
 /// An event, or a line of one, is longer than any server's would be.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TooLong;
+pub struct TooLong;
 
 /// Reads the `data` of events; other fields and comments are skipped. Lines end with LF or CR LF.
 #[derive(Debug, Default)]
-pub(crate) struct Events {
+pub struct Events {
     /// Of a line whose end has not come.
     line: Vec<u8>,
     /// Of the lines of the event that has not ended.
@@ -21,7 +21,7 @@ impl Events {
     ///
     /// # Errors
     /// What `on_event` returned first; or `TooLong`.
-    pub(crate) fn push<E: From<TooLong>>(
+    pub fn push<E: From<TooLong>>(
         &mut self,
         mut bytes: &[u8],
         mut on_event: impl FnMut(&[u8]) -> Result<(), E>,
@@ -45,7 +45,7 @@ impl Events {
     }
 
     /// Whether what came so far ends within an event.
-    pub(crate) fn is_within(&self) -> bool {
+    pub fn is_within(&self) -> bool {
         self.has_data || !self.line.is_empty()
     }
 

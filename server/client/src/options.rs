@@ -1,0 +1,124 @@
+//! The options of every command that asks a server, as they are typed.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::limits::{Patience, seconds};
+use crate::target::{Secret, Target, Trust};
+
+/// Who asks, and whom the server must prove to be.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub struct AccessArgs {
+    /// Sent as a bearer token; better given by the environment, where other users don't see it
+    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    api_key: Option<Secret>,
+    /// Sent with each request; may be repeated
+    // Taken apart later: clap repeats what it can't parse, and this may be a key.
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    headers: Vec<Secret>,
+    /// Authorities that the server's certificate must come from, in PEM, instead of those that this machine trusts
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca_file: Option<PathBuf>,
+    /// Take any certificate: whoever is on the way can read the key
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Server")]
+#[expect(clippy::struct_field_names, reason = "options are named after their fields")]
+pub struct PatienceArgs {
+    /// For a connection and its TLS handshake
+    #[arg(long, value_name = "S", default_value = "10")]
+    connect_timeout_s: f64,
+    /// For the head of an answer, and then between two parts of it
+    #[arg(long, value_name = "S", default_value = "120")]
+    idle_timeout_s: f64,
+    /// For a whole request
+    #[arg(long, value_name = "S", default_value = "600")]
+    timeout_s: f64,
+}
+
+impl AccessArgs {
+    /// The server at a URL that another option gave.
+    ///
+    /// # Errors
+    /// Names the option that is wrong.
+    pub fn target(&self, option: &str, url: &str) -> anyhow::Result<Target> {
+        let trust = match (&self.ca_file, self.insecure) {
+            (_, true) => Trust::Anybody,
+            (Some(path), _) => Trust::File(path.clone()),
+            (None, false) => Trust::Machine,
+        };
+        let header = |Secret(text): &Secret| {
+            let (name, value) = text.split_once('=').context("--header: needs NAME=VALUE")?;
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        };
+        let headers = self
+            .headers
+            .iter()
+            .map(header)
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let key = self.api_key.as_ref().filter(|key| !key.0.is_empty());
+        Target::new(option, url, key, &headers, &trust)
+    }
+}
+
+impl PatienceArgs {
+    /// # Errors
+    /// Names the option that is wrong.
+    pub fn patience(&self) -> anyhow::Result<Patience> {
+        Ok(Patience {
+            connect: seconds("--connect-timeout-s", self.connect_timeout_s)?,
+            idle: seconds("--idle-timeout-s", self.idle_timeout_s)?,
+            request: seconds("--timeout-s", self.timeout_s)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Typed {
+        #[command(flatten)]
+        access: AccessArgs,
+        #[command(flatten)]
+        patience: PatienceArgs,
+    }
+
+    #[test]
+    fn keys_are_in_no_debug_output_and_in_no_error() {
+        let typed = |header: &str| {
+            Typed::try_parse_from(["x", "--api-key", "sk-hidden", "--header", header]).unwrap()
+        };
+        let good = typed("X-Token=tok-hidden");
+        assert!(!format!("{good:?}").contains("hidden"), "{good:?}");
+        let target = good.access.target("--base-url", "http://localhost/v1").unwrap();
+        assert!(!format!("{target:?}").contains("hidden"), "{target:?}");
+        for bad in ["tok-hidden", "no name=tok-hidden", "X=tok-\nhidden"] {
+            let said = typed(bad)
+                .access
+                .target("--base-url", "http://localhost")
+                .unwrap_err();
+            assert!(!format!("{said:?}").contains("hidden"), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn times_that_are_none_are_named() {
+        for bad in ["0", "-1", "nan", "inf", "1e9"] {
+            let option = format!("--idle-timeout-s={bad}");
+            let typed = Typed::try_parse_from(["x", &option]).unwrap();
+            let said = typed.patience.patience().unwrap_err().to_string();
+            assert!(said.contains("--idle-timeout-s"), "{said}");
+        }
+    }
+}
