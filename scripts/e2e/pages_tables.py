@@ -7,6 +7,7 @@ FETCHES = "fetches from the Hugging Face Hub"
 CARD = "needs an NVIDIA card"
 CONTAINER = "needs a container engine"
 SYSTEMD = "needs systemd to be running"
+TERMINAL = "needs a terminal, as test_terminal.py has"
 NEWCOMER = "scripts/newcomer carries it out, on a Debian of its own"
 
 # Commands that are not executed, and why.
@@ -28,6 +29,10 @@ NOT_RUN = {
     ("docs/install.md", "rempart pull hf:"): f"{FETCHES}; server/hub's tests pull from one of their own",
     ("docs/install.md", "REMPART_MODELS="): CONTAINER,
     ("docs/monitoring.md", "systemctl"): SYSTEMD,
+    ("docs/operate.md", "export OPENAI_API_KEY"): TERMINAL,
+    ("docs/operate.md", "rempart top"): TERMINAL,
+    ("docs/operate.md", "rempart chat --base-url"): TERMINAL,
+    ("docs/operate.md", "git diff"): f"{TERMINAL}, and a repository",
     ("docs/performance.md", "scripts/bench-peers"): f"{MINUTES}, and {BUILDS}",
     ("docs/reliability.md", "scripts/reliability"): f"{MINUTES}; test_reliability.py runs it for a shorter time",
     ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
@@ -70,6 +75,7 @@ BEFORE = {
     ("docs/governance.md", "rempart oidc fetch"): LOGIN,
     ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
     ("docs/monitoring.md", "promtool"): f"{CERTIFICATE}cp ca.pem /etc/prometheus/rempart-ca.pem",
+    ("docs/operate.md", "rempart chat --prompt"): "rempart serve model.gguf",
     ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
     ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
@@ -101,6 +107,7 @@ TELLS = {
     ("docs/governance.md", "rempart limit list"): r"^project sales: .*tokens-per-day=2000000",
     ("docs/governance.md", "rempart retention status"): r"^usage +183 days",
     ("docs/governance.md", "rempart content keygen"): r"^[0-9a-f]{64}$",
+    ("docs/operate.md", "rempart chat --prompt"): r"\w",
     ("docs/planning.md", "rempart plan smollm2"): r"tokens/s",
     ("docs/planning.md", "rempart plan --list-cards"): r"^l40s ",
     ("docs/planning.md", "rempart bench engine"): r"tok/s",

@@ -16,7 +16,7 @@ from lib import postgres, server
 from pages_tables import BEFORE, ELSEWHERE, NOT_RUN, PUT_IN, SETTINGS, TELLS
 from test_plan import CONFIG
 
-LANGUAGES = {"sh", "python", "js", "json", "ini", "yaml", "text", ""}
+LANGUAGES = {"sh", "python", "js", "json", "ini", "yaml", "console", "text", ""}
 # Settings of programs that are not here, each with what reads them.
 SETTINGS_OF_OTHERS = {"ini": lambda text: configparser.RawConfigParser().read_string(text), "yaml": yaml.safe_load}
 # An environment of its own, because LangChain and LlamaIndex want another version of OpenAI's package.
@@ -155,7 +155,8 @@ class Reader:
         if block.language in ("json", "text", ""):
             self.compare(block)
             return
-        if block.language in SETTINGS_OF_OTHERS:
+        # A screen is a picture of a moment.
+        if block.language == "console" or block.language in SETTINGS_OF_OTHERS:
             return
         for command in block.commands():
             if entry(NOT_RUN, self.page, command):
