@@ -120,7 +120,7 @@ mod tests {
             "/temperature hot",
             "/temperature 3",
             "/temperature nan",
-            "/sytem x",
+            "/system-text x",
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }

@@ -1,0 +1,164 @@
+"""`rempart top` and `rempart chat` at a terminal of their own, against a real server."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from fcntl import ioctl
+
+import pytest
+from lib import server
+
+SIZE = struct.pack("HHHH", 30, 120, 0, 0)
+
+
+class Terminal:
+    """A program with a terminal: what it writes is collected, what is typed is sent."""
+
+    def __init__(self, command, environment=None):
+        self.leader, follower = pty.openpty()
+        ioctl(follower, termios.TIOCSWINSZ, SIZE)
+        self.before = termios.tcgetattr(follower)
+        self.follower = follower
+        self.text = ""
+        environment = {**os.environ, "TERM": "xterm-256color", **(environment or {})}
+        self.process = subprocess.Popen(
+            command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True,
+            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        )
+
+    def type(self, text):
+        os.write(self.leader, text.encode())
+
+    def wait_for(self, pattern, seconds=30):
+        """Waits for a pattern behind what was waited for before, and gives its match."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = re.search(pattern, self.text)
+            if found:
+                self.text = self.text[found.end():]
+                return found
+            if select.select([self.leader], [], [], 0.1)[0]:
+                try:
+                    self.text += os.read(self.leader, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        raise AssertionError(f"{pattern!r} not in {self.text[-2000:]!r}")
+
+    def ends_with(self, status, seconds=10):
+        assert self.process.wait(seconds) == status
+        # What the program has changed of the terminal is as it was.
+        assert termios.tcgetattr(self.follower)[:4] == self.before[:4]
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.leader)
+        os.close(self.follower)
+
+
+@pytest.fixture(scope="module")
+def serving(module_server):
+    return module_server("smollm2", "terminal.log")
+
+
+@pytest.fixture
+def at_terminal(serving):
+    """Starts a command at a terminal of its own, on the server."""
+    started = []
+
+    def start(command, *arguments, **environment):
+        typed = [server.binary(), command, "--base-url", f"{serving.root}/v1", *arguments]
+        started.append(Terminal([str(part) for part in typed], environment))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.close()
+
+
+def run(serving, command, *arguments, typed=None):
+    line = [server.binary(), command, "--base-url", f"{serving.root}/v1", *arguments]
+    return subprocess.run([str(part) for part in line], input=typed, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_top_shows_the_server_and_leaves_the_terminal_as_it_was(at_terminal):
+    top = at_terminal("top", "--interval", "0.5")
+    top.wait_for("rempart top")
+    top.wait_for("ready")
+    top.wait_for("OUT TOK/S")
+    top.type("\t")
+    top.wait_for("no_database")
+    top.type("?")
+    top.wait_for("time to the first token")
+    top.type("q")
+    top.ends_with(0)
+
+
+def test_a_signal_leaves_the_terminal_as_it_was(at_terminal):
+    top = at_terminal("top", "--interval", "0.5")
+    top.wait_for("ready")
+    top.process.send_signal(signal.SIGTERM)
+    top.ends_with(0)
+
+
+def test_top_once_counts_what_the_server_counts(serving):
+    once = run(serving, "top", "--once", "--interval", "0.2")
+    assert once.returncode == 0, once.stderr
+    assert "ready" in once.stdout and "TTFT p95" in once.stdout and "\x1b" not in once.stdout
+    nobody = subprocess.run([server.binary(), "top", "--once", "--base-url", "http://127.0.0.1:1/v1"], capture_output=True, text=True,
+                            timeout=60, check=False)
+    assert nobody.returncode == 1 and "could not connect" in nobody.stderr
+
+
+def test_chat_answers_a_script(serving):
+    answer = run(serving, "chat", "--prompt", "Say hello.", "--max-tokens", "8", "--temperature", "0")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() and "\x1b" not in answer.stdout
+    piped = run(serving, "chat", "--max-tokens", "8", "--temperature", "0", typed="Say hello.")
+    assert (piped.returncode, piped.stdout) == (0, answer.stdout)
+    refused = run(serving, "chat", "--prompt", "x", "--model", "no-such-model")
+    assert refused.returncode == 1 and "model_not_found" in refused.stderr
+    assert run(serving, "chat", typed="").returncode == 1
+
+
+def test_a_conversation_at_a_terminal(at_terminal, tmp_path):
+    chat = at_terminal("chat", "--temperature", "0", "--max-tokens", "16")
+    chat.wait_for("/help tells more")
+    chat.type("Say \\\rhello.\r")
+    chat.wait_for(r"\[\d+ tokens.*TTFT \d+ ms")
+    chat.type("\x1b[A\r")
+    chat.wait_for(r"\[\d+ tokens.*TTFT \d+ ms")
+    saved = tmp_path / "said.json"
+    chat.type(f"/save {saved}\r")
+    chat.wait_for("saved in")
+    messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert messages[0]["content"] == messages[2]["content"] == "Say \nhello."
+    chat.type("/nonsense\r")
+    chat.wait_for("no such command")
+    chat.type("\x04")
+    chat.ends_with(0)
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_program(at_terminal, serving):
+    chat = at_terminal("chat", "--temperature", "0", "--max-tokens", "4000", NO_COLOR="1")
+    chat.wait_for("/help tells more")
+    chat.type("Write a long story about the sea.\r")
+    # The echo of what was typed, and then the beginning of an answer.
+    chat.wait_for(r"(?s)the sea\..*?\n\w+ \w+")
+    chat.type("\x03")
+    chat.wait_for(r"\[stopped; ")
+    end = time.monotonic() + 10
+    while serving.metric("vllm:num_requests_running") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert serving.metric("vllm:num_requests_running") == 0
+    chat.type("/quit\r")
+    chat.ends_with(0)
