@@ -1,5 +1,6 @@
 """Traces: each request that uses a model, in OpenTelemetry's own words, joined to its client's trace, with nothing that was said."""
 import json
+import re
 import subprocess
 import time
 
@@ -24,7 +25,7 @@ def traced(own_server, tmp_path):
 
 
 def parent(sampled=True, trace=TRACE):
-    return {"traceparent": f"00-{trace}-{PARENT}-0{int(sampled)}"}
+    return {"traceparent": f"00-{trace}-{PARENT}-0{int(sampled)}", "tracestate": f"u={CANARY}"}
 
 
 def spans(file):
@@ -44,11 +45,13 @@ def spans(file):
 def until_written(served, file, count):
     end = time.monotonic() + WRITTEN_S
     while time.monotonic() < end:
-        if len(found := spans(file)) >= count:
-            assert served.metric("rempart_trace_spans_total") == served.metric("rempart_trace_spans_written_total") == len(found)
+        written = served.metric("rempart_trace_spans_written_total")
+        if written >= count:
+            found = spans(file)
+            assert served.metric("rempart_trace_spans_total") == written == len(found)
             return found
         time.sleep(0.2)
-    raise AssertionError(f"{len(found)} spans of {count}")
+    raise AssertionError(f"{written} spans of {count}")
 
 
 def told(span):
@@ -118,6 +121,21 @@ def test_every_use_of_a_model_is_traced_and_nothing_else(traced):
     whole = next(span for span in requests if span.name == f"text_completion {model}")
     assert told(whole)["gen_ai.response.finish_reasons"] == ["length", "length"]
     assert CANARY not in file.read_text()
+
+
+def test_strangers_are_not_traced(own_server, tmp_path):
+    file, database = tmp_path / "traces.jsonl", tmp_path / "rempart.db"
+    served = own_server("smollm2", "traces-keys.log", ["--traces-file", str(file), "--database", str(database)])
+    key = re.search(r"^sk-rempart-\S+$", served.log.read_text(), re.MULTILINE)[0]
+    served.key = key
+    model = {"model": served.model_name(), "prompt": "a", "max_tokens": 1}
+    stranger, known = (openai.OpenAI(base_url=f"{served.root}/v1", api_key=shown, max_retries=0) for shown in ("none", key))
+    with pytest.raises(openai.AuthenticationError):
+        stranger.completions.create(**model, extra_headers=parent())
+    known.completions.create(**model)
+    assert served.stop() == 0
+    requests = [told(span) for span, _ in spans(file) if span.kind == SERVER]
+    assert [request["http.response.status_code"] for request in requests] == [200] and requests[0]["rempart.project"]
 
 
 def test_sigterm_writes_what_waits(traced):

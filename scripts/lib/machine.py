@@ -3,6 +3,7 @@
 It has namespaces of its own for mounts, processes, names, control groups and the network, in which there is loopback alone. The kernel
 is the host's, whose settings it can't write. Needs root, and a kernel that lets root make namespaces and mount control groups.
 """
+import os
 import pathlib
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from lib import roots
 # What every Debian that serves something has: an init, and what asks it something.
 PACKAGES = ("systemd-sysv", "curl", "ca-certificates")
 BOOT_S = 60
+END_S = 30
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # In mounts of its own: a control group for all that the root has. The host's tree of them is mounted twice, and so seen by this alone.
@@ -124,12 +126,13 @@ class Machine:
 
     def __exit__(self, *_):
         if self.process.poll() is None:
-            # Its end is that of all in it.
-            self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
-        if self.first:
-            while pathlib.Path(f"/proc/{self.first}").exists():
-                time.sleep(0.02)
+            # The end of the first process is that of all in it; who waits for that one ends then.
+            os.kill(int(self.first or self.process.pid), signal.SIGKILL)
+            try:
+                self.process.communicate(timeout=END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.communicate()
         subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE, "sh", self.root, self.group], stdin=subprocess.DEVNULL,
                        capture_output=True, check=False)
 

@@ -48,7 +48,7 @@ def runs_confined(host, _package):
     status = dict(line.split(":\t", 1) for line in host.must(["cat", f"/proc/{shown(host, 'MainPID')}/status"]).splitlines() if ":\t" in line)
     user = host.must(["id", "--user", "rempart"]).strip()
     found = {"user": set(status["Uid"].split()) == {user}, "no new rights": status["NoNewPrivs"] == "1",
-             "no capability": int(status["CapEff"], 16) == 0, "system calls filtered": status["Seccomp"] == "2"}
+             "no capability": int(status["CapBnd"], 16) == 0, "system calls filtered": status["Seccomp"] == "2"}
     if missing := [name for name, holds in found.items() if not holds]:
         raise CheckError(f"it lacks {', '.join(missing)}: {status}")
     mode = host.must(["stat", "--format", "%U %a", DATA]).strip()
@@ -101,6 +101,15 @@ def upgrades(host, package):
         raise CheckError("the server of before still runs")
 
 
+def comes_back(host, package):
+    """what was removed and is installed again serves as before"""
+    host.must(["apt-get", "remove", "--yes", "rempart"])
+    if host.run(["systemctl", "is-active", UNIT]).stdout.strip() == "active":
+        raise CheckError("the server still runs after its removal")
+    host.must(["apt-get", "install", "--yes", f"./{package.name}"])
+    wait_ready(host)
+
+
 def purges(host, before):
     """A purge leaves the company's data and what owns them, and nothing else of the package."""
     told = host.must(["apt-get", "purge", "--yes", "rempart"])
@@ -129,7 +138,7 @@ def goes_without_trace(host, package, before):
 
 def check(host, package, before):
     """All of it, in an order in which each finds what it needs. `before`: the files that there were before the package."""
-    for one in (runs_confined, says_what_it_lacks, heeds_its_file, upgrades):
+    for one in (runs_confined, says_what_it_lacks, heeds_its_file, upgrades, comes_back):
         began = time.monotonic()
         one(host, package)
         print(f"ok {time.monotonic() - began:5.1f} s  {one.__doc__}", flush=True)

@@ -45,25 +45,27 @@ fn time_at(moment: Instant) -> SystemTime {
 }
 
 /// Begins the trace of a request, where it uses a model.
-pub fn begin(traces: &Traces, headers: &HeaderMap, route: &'static str, came: Instant) -> Option<Context> {
+pub fn begin(
+    traces: &Traces,
+    headers: &HeaderMap,
+    (method, route): (&'static str, &'static str),
+    came: Instant,
+) -> Option<Context> {
     let operation = operation(route)?;
     let attributes = vec![
         KeyValue::new(OPERATION, operation),
         KeyValue::new("gen_ai.provider.name", "rempart"),
-        KeyValue::new("http.request.method", "POST"),
+        KeyValue::new("http.request.method", method),
         KeyValue::new("http.route", route),
     ];
     let context = traces.begin(headers, operation.to_owned(), time_at(came), attributes);
     Some(context.with_value(Operation(operation)))
 }
 
-/// Says for which project the request that runs was made. By whom is in the rows of usage, which are kept for as long as is said there.
-pub fn project(name: &str) {
-    Context::map_current(|request| {
-        request
-            .span()
-            .set_attribute(KeyValue::new("rempart.project", name.to_owned()));
-    });
+/// Says for which project a request was made. By whom is in the rows of usage, which are kept for as long as is said there.
+pub fn project(request: &Context, name: &str) {
+    let span = request.span();
+    span.set_attribute(KeyValue::new("rempart.project", name.to_owned()));
 }
 
 /// Says which model the request that runs has got.

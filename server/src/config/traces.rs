@@ -1,6 +1,5 @@
 //! Where traces of requests go, if they are kept.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -26,15 +25,16 @@ pub struct TracesArgs {
     #[arg(
         long,
         env = "REMPART_TRACES_QUEUE_MAX",
-        default_value = "4096",
+        default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=65_536),
         requires = "traces_file"
     )]
-    pub traces_queue_max: NonZeroUsize,
+    pub traces_queue_max: u32,
 }
 
 impl TracesArgs {
     pub(super) fn settings(self) -> Option<Settings> {
-        let (ratio, queue_max) = (self.traces_ratio, self.traces_queue_max.get());
+        let (ratio, queue_max) = (self.traces_ratio, self.traces_queue_max as usize);
         let file_bytes_max = self.traces_file_mib_max * MIB;
         self.traces_file.map(|file| Settings {
             file,

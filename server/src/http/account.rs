@@ -18,7 +18,6 @@ use super::observe::Arrived;
 use crate::access::Caller;
 use crate::ledger::{Meter, Refused};
 use crate::metrics::Rejection;
-use crate::traces;
 
 /// When a place may be free again, in seconds.
 const RETRY_AFTER_S: u64 = 1;
@@ -46,9 +45,6 @@ pub async fn account(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if let Some(project) = caller.project() {
-        traces::project(project);
-    }
     let meter = match app.access.meter(&caller, route.as_str(), arrived.0).await {
         Ok(meter) => meter,
         Err(Refused::Unrecorded) => {

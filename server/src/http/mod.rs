@@ -26,6 +26,7 @@ pub mod sse;
 pub mod timeout_io;
 pub mod tls;
 pub mod tokenize;
+pub mod traced;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -176,7 +177,8 @@ pub fn app(state: AppState) -> Router {
         .route("/v2/rerank", post(rank::rerank_v2))
         .route("/v1/score", post(rank::score))
         .route("/score", post(rank::score))
-        .route_layer(from_fn_with_state(Arc::clone(&state), account::account));
+        .route_layer(from_fn_with_state(Arc::clone(&state), account::account))
+        .route_layer(from_fn_with_state(Arc::clone(&state), traced::trace));
     let inference = using
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses/input_tokens", post(responses::input_tokens))

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::task::{self, Poll};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -11,14 +11,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
-use rempart_traces::{Context, FutureExt as _};
 use tracing::Instrument as _;
 
 use super::AppState;
 use super::error::ApiError;
 use crate::metrics::GaugeGuard;
 use crate::shutdown::Phase;
-use crate::traces;
 
 const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -125,24 +123,10 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     if let Some(parent) = traceparent(request.headers()) {
         span.record("traceparent", parent);
     }
-    let came = request
-        .extensions()
-        .get::<Arrived>()
-        .map_or(began, |arrived| arrived.0);
-    let traces = app.traces.as_ref();
-    let traced = traces.and_then(|traces| traces::begin(traces, request.headers(), route, came));
-    let traced = traced.unwrap_or_default();
-    if let Some(id) = traces::id(&traced) {
-        span.record("trace_id", id);
-    }
     let in_flight = app.metrics.in_flight();
-    let answered = AssertUnwindSafe(
-        next.run(request)
-            .instrument(span.clone())
-            .with_context(traced.clone()),
-    )
-    .catch_unwind()
-    .await;
+    let answered = AssertUnwindSafe(next.run(request).instrument(span.clone()))
+        .catch_unwind()
+        .await;
     let response = answered.unwrap_or_else(|_| {
         app.metrics.handler_panicked();
         span.in_scope(|| tracing::error!("a handler panicked. This is a bug."));
@@ -157,7 +141,6 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     }
     let (status, took) = (response.status().as_u16(), began.elapsed());
     app.metrics.answered(route, method, status, took);
-    traces::answered(&traced, response.status());
     span.in_scope(|| match route {
         // Probes and scrapes come every few seconds; what they find is logged where it happens.
         "/livez" | "/readyz" | "/health" | "/metrics" => {
@@ -173,7 +156,6 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
         Body::new(Guarded {
             body,
             _in_flight: in_flight,
-            _traced: traced,
         })
     })
 }
@@ -205,14 +187,14 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The route's pattern, or "other": a label must not take values that clients choose.
-fn route_label(matched: Option<&str>) -> &'static str {
+pub(super) fn route_label(matched: Option<&str>) -> &'static str {
     matched
         .and_then(|path| ROUTES.iter().chain(ADMIN_ROUTES).find(|route| **route == path))
         .copied()
         .unwrap_or("other")
 }
 
-fn method_label(method: &Method) -> &'static str {
+pub(super) fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "POST" => "POST",
@@ -226,8 +208,6 @@ fn method_label(method: &Method) -> &'static str {
 struct Guarded {
     body: Body,
     _in_flight: GaugeGuard,
-    /// Ends with it, after what the body has to tell.
-    _traced: Context,
 }
 
 impl HttpBody for Guarded {
@@ -236,7 +216,7 @@ impl HttpBody for Guarded {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }

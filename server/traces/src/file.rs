@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,26 +30,58 @@ pub(super) struct File {
     counters: Arc<Counters>,
 }
 
-/// A file, and how long it is.
+/// A file that is open, and which one it is.
 #[derive(Debug)]
 struct Open {
     file: fs::File,
-    bytes: u64,
+    /// Its device and its number there.
+    identity: (u64, u64),
+    /// A device has no length, and is nobody's to rename.
+    is_file: bool,
 }
 
 impl Open {
     fn new(path: &Path) -> io::Result<Self> {
-        let mut options = fs::OpenOptions::new();
-        options.append(true).create(true);
-        #[cfg(unix)]
-        {
-            // Who asked when is for those who run the server.
-            use std::os::unix::fs::OpenOptionsExt as _;
-            options.mode(0o640);
+        if fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a pipe, which waits for its reader",
+            ));
         }
-        let file = options.open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { file, bytes })
+        let mut options = fs::OpenOptions::new();
+        // Who asked when is for those who run the server.
+        let file = options
+            .append(true)
+            .read(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
+        let about = file.metadata()?;
+        let is_file = about.is_file();
+        if is_file {
+            file.try_lock()
+                .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another server writes to it"))?;
+            end_line(&file, about.len())?;
+        }
+        let identity = (about.dev(), about.ino());
+        Ok(Self {
+            file,
+            identity,
+            is_file,
+        })
+    }
+}
+
+/// Ends the line that a process left when it was killed: the next one would be spoiled with it.
+fn end_line(mut file: &fs::File, length: u64) -> io::Result<()> {
+    let mut last = [b'\n'];
+    if let Some(at) = length.checked_sub(1) {
+        file.read_exact_at(&mut last, at)?;
+    }
+    if last == [b'\n'] {
+        Ok(())
+    } else {
+        file.write_all(b"\n")
     }
 }
 
@@ -65,20 +98,26 @@ impl File {
 
     fn add(&self, line: &[u8]) -> io::Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = line.len() as u64;
-        if open.bytes > 0 && open.bytes + length > self.bytes_max {
+        // Somebody may have moved or emptied it meanwhile.
+        let is_there =
+            fs::metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == open.identity);
+        if !is_there {
+            *open = Open::new(&self.path)?;
+        }
+        let mut length = open.file.metadata()?.len();
+        if open.is_file && length > 0 && length + line.len() as u64 > self.bytes_max {
             let mut before = OsString::from(&self.path);
             before.push(BEFORE);
             fs::rename(&self.path, before)?;
             *open = Open::new(&self.path)?;
+            length = 0;
         }
-        if let Err(error) = open.file.write_all(line) {
+        let written = open.file.write_all(line);
+        if written.is_err() && open.is_file {
             // Half a line would spoil the next one, too.
-            open.file.set_len(open.bytes)?;
-            return Err(error);
+            let _ = open.file.set_len(length);
         }
-        open.bytes += length;
-        Ok(())
+        written
     }
 }
 

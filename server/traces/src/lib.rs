@@ -26,7 +26,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span, SpanData,
-    SpanProcessor,
+    SpanLimits, SpanProcessor,
 };
 
 pub use opentelemetry::trace::{FutureExt, Status, TraceContextExt};
@@ -34,10 +34,13 @@ pub use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 
 use file::File;
 
+const TRACEPARENT: &str = "traceparent";
 /// The scope of all spans, and the name of the service.
 const NAME: &str = "rempart";
 /// How long spans wait for others before they are written.
 const WRITTEN_EVERY: Duration = Duration::from_secs(1);
+/// Spans of a line.
+const BATCH: usize = 512;
 /// How long the last spans get at the end.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
@@ -80,12 +83,13 @@ impl Traces {
     /// Opens the file, which is added to; its folder must be there. `version` is the service's.
     ///
     /// # Errors
-    /// The file can't be opened.
+    /// The file can't be opened, is a pipe, or is another server's.
     pub fn open(settings: &Settings, version: &'static str) -> io::Result<Self> {
         let counters = Arc::new(Counters::default());
         let file = File::open(&settings.file, settings.file_bytes_max, Arc::clone(&counters))?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(settings.queue_max)
+            .with_max_export_batch_size(BATCH.min(settings.queue_max))
             .with_scheduled_delay(WRITTEN_EVERY)
             .build();
         let writer = BatchSpanProcessor::builder(file)
@@ -99,6 +103,8 @@ impl Traces {
                 settings.ratio,
             ))))
             .with_resource(service.build())
+            // The environment is read in one place, which is not here.
+            .with_span_limits(SpanLimits::default())
             .with_span_processor(Counted {
                 writer,
                 counters: Arc::clone(&counters),
@@ -173,11 +179,13 @@ struct Headers<'h>(&'h HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        // Not `tracestate`: that is a text of the client's, which the spans would carry.
+        let value = self.0.get(key).filter(|_| key == TRACEPARENT)?;
+        value.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(http::HeaderName::as_str).collect()
+        vec![TRACEPARENT]
     }
 }
 

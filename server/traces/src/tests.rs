@@ -184,3 +184,74 @@ fn a_folder_that_is_not_there_is_an_error() {
     };
     assert!(Traces::open(&missing, "1").is_err());
 }
+
+/// Has a span of a name written.
+fn tell(traces: &Traces, name: &str) {
+    drop(traces.begin(&HeaderMap::new(), name.to_owned(), at(1), Vec::new()));
+    traces.provider.force_flush().expect("it is written");
+}
+
+fn names(path: &Path) -> Vec<Value> {
+    spans(path).iter().map(|span| span["name"].clone()).collect()
+}
+
+#[test]
+fn a_file_that_is_moved_away_is_made_again() {
+    let folder = TempDir::new().expect("a folder");
+    let settings = settings(&folder);
+    let traces = Traces::open(&settings, "1").expect("the file opens");
+    tell(&traces, "first");
+    let moved = folder.path().join("moved");
+    fs::rename(&settings.file, &moved).expect("it is moved");
+    tell(&traces, "second");
+    fs::write(&settings.file, "").expect("it is emptied");
+    tell(&traces, "third");
+    assert_eq!(names(&moved), ["first"]);
+    assert_eq!(names(&settings.file), ["third"]);
+}
+
+#[test]
+fn a_line_that_was_left_unfinished_spoils_no_other() {
+    let folder = TempDir::new().expect("a folder");
+    let settings = settings(&folder);
+    fs::write(&settings.file, "{\"resourceSpans\":[").expect("it is written");
+    let traces = Traces::open(&settings, "1").expect("the file opens");
+    tell(&traces, "whole");
+    let text = fs::read_to_string(&settings.file).expect("the file is there");
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).is_ok())
+        .collect();
+    assert_eq!(lines, [false, true]);
+}
+
+#[test]
+fn a_file_has_one_writer_and_a_device_stays_one() {
+    let folder = TempDir::new().expect("a folder");
+    let settings = settings(&folder);
+    let _traces = Traces::open(&settings, "1").expect("the file opens");
+    let second = Traces::open(&settings, "1").expect_err("it is taken");
+    assert_eq!(second.to_string(), "another server writes to it");
+    let device = Settings {
+        file: "/dev/null".into(),
+        file_bytes_max: 1,
+        ..settings.clone()
+    };
+    let traces = Traces::open(&device, "1").expect("a device opens");
+    tell(&traces, "a");
+    tell(&traces, "b");
+    assert!(!fs::metadata("/dev/null").expect("it is there").is_file());
+}
+
+#[test]
+fn what_a_client_keeps_in_its_trace_is_not_written() {
+    let folder = TempDir::new().expect("a folder");
+    let settings = settings(&folder);
+    let traces = Traces::open(&settings, "1").expect("the file opens");
+    let mut headers = from(true);
+    headers.insert("tracestate", HeaderValue::from_static("u=the harvest was good"));
+    drop(traces.begin(&headers, "a".to_owned(), at(1), Vec::new()));
+    traces.close();
+    let text = fs::read_to_string(&settings.file).expect("the file is there");
+    assert!(text.contains(TRACE) && !text.contains("harvest"));
+}
