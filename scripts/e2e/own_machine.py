@@ -33,6 +33,9 @@ def furnish(folder):
         new.mkdir(parents=True, exist_ok=True)
     for source, target in ((etc, "/etc"), (mnt, "/mnt"), (share, "/usr/local/share")):
         subprocess.run(["mount", "--bind", source, target], check=True)
+    # The rest is the host's, which no command of a page writes to; what tests share is in /tmp.
+    subprocess.run(["mount", "--rbind", "/tmp", "/tmp"], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)
 
 
 def show(sources, targets):
