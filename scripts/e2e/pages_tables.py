@@ -76,7 +76,7 @@ BEFORE = {
     ("docs/governance.md", "rempart oidc fetch"): LOGIN,
     ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
     ("docs/monitoring.md", "promtool"): f"{CERTIFICATE}cp ca.pem /etc/prometheus/rempart-ca.pem",
-    ("docs/operate.md", "rempart chat --prompt"): "rempart serve model.gguf",
+    ("docs/operate.md", "rempart chat --prompt"): "rempart serve model.gguf --context-length 128",
     ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
     ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
