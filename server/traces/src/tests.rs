@@ -235,7 +235,7 @@ fn a_file_has_one_writer_and_a_device_stays_one() {
     let device = Settings {
         file: "/dev/null".into(),
         file_bytes_max: 1,
-        ..settings.clone()
+        ..settings
     };
     let traces = Traces::open(&device, "1").expect("a device opens");
     tell(&traces, "a");
