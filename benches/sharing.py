@@ -31,6 +31,9 @@ WEIGHTS = {"one": 1, "two": 2, "four": 4}
 PLACES = 8
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
 RETRY_S = 0.05
+# Of the client beside a flood, short ones, so that there are many; and of those that flood.
+FLOOD_ONE_TOKENS, FLOOD_TOKENS = (4, 12), (24, 72)
+FLOOD_PAUSE_S = 0.1
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
 NAME = "model"
@@ -61,9 +64,11 @@ class Client:
             self.refused += 1
             await asyncio.sleep(RETRY_S)
 
-    async def until(self, end, max_tokens=48):
+    async def until(self, end, tokens=(48, 48), pause_s=0.0):
+        """Answers of as many tokens as this, and pauses between them of up to so long."""
         while time.monotonic() < end:
-            await self.once(max_tokens)
+            await self.once(self.rng.randint(*tokens))
+            await asyncio.sleep(self.rng.uniform(0, pause_s))
 
 
 async def for_seconds(clients, seconds):
@@ -95,12 +100,15 @@ async def shares(server, keys, seconds):
 
 
 async def flood(server, keys, seconds):
-    """The time to the first token of one client, in three companies."""
+    """The time to the first token of one client, in three companies. No prompt comes twice, so that none is cached; and answers differ
+    in length, or else all would begin and end in the same steps, and a request always come at the same moment of them."""
     found = {}
     for name, others in {"alone": 0, "beside": PLACES - 1, "flooded": 4 * PLACES}.items():
-        one = Client(server, keys["two"], random.Random(1))
-        company = [Client(server, keys["one"], random.Random(at)) for at in range(others)]
-        await for_seconds([one, *company], seconds)
+        one = Client(server, keys["two"], random.Random())
+        company = [Client(server, keys["one"], random.Random()) for _ in range(others)]
+        end = time.monotonic() + seconds
+        asked = one.until(end, FLOOD_ONE_TOKENS, FLOOD_PAUSE_S)
+        await asyncio.gather(asked, *(client.until(end, FLOOD_TOKENS) for client in company))
         found[name] = p95(one.first_s)
         print(f"{name}: {len(one.first_s)} answers, TTFT median {1000 * statistics.median(one.first_s):.0f} ms, "
               f"p95 {1000 * found[name]:.0f} ms; the others were refused {sum(c.refused for c in company)} times")
@@ -143,13 +151,15 @@ def overhead(model, folder, seconds, turns):
         plain.wait_ready()
         kept.wait_ready()
         key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
-        for _ in range(turns):
-            found["open"].append(throughput(plain, None, seconds))
-            found["keys"].append(throughput(kept, key, seconds))
-    medians = {name: statistics.median(values) for name, values in found.items()}
+        sides = [("open", plain, None), ("keys", kept, key)]
+        for turn in range(turns):
+            # Whoever comes second finds a machine that has been busy: each does as often.
+            for name, server, secret in sides if turn % 2 == 0 else reversed(sides):
+                found[name].append(throughput(server, secret, seconds))
+    ratios = [keys / without for without, keys in zip(*found.values(), strict=True)]
     told = {name: ", ".join(f"{value:.0f}" for value in values) for name, values in found.items()}
-    print(f"32 clients, output tokens/s: without keys {told['open']}; with keys {told['keys']}; medians' ratio "
-          f"{medians['keys'] / medians['open']:.3f}")
+    print(f"32 clients, output tokens/s: without keys {told['open']}; with keys {told['keys']}; ratio "
+          f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f}")
 
 
 def refused(connection, headers):

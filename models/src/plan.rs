@@ -141,12 +141,14 @@ fn block_bytes(config: &ModelConfig, request: &PlanRequest) -> Result<u64> {
     Ok(sum)
 }
 
-/// Intermediate results that live at the same time in the widest part of a block, plus the logits.
+/// Intermediate results that live at the same time in the widest part of a block, plus the logits; a card that samples keeps
+/// weights beside the logits of rows whose likelihoods are told, which can be all.
 fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
     let attention = 3 * config.query_size() + 4 * config.kv_size();
     let mlp = 2 * config.intermediate_size;
     let per_token = 4 * config.hidden_size + attention.max(mlp);
-    let logits = request.logit_rows * config.vocab_size;
+    let kept = if request.dedicated { 2 } else { 1 };
+    let logits = kept * request.logit_rows * config.vocab_size;
     ((request.step_tokens * per_token + logits) * size_of::<f32>()) as u64
 }
 
@@ -196,6 +198,18 @@ mod tests {
             (plan.blocks * KvCache::block_bytes(&tiny(), 16, KvDtype::Bf16)) as u64
         );
         assert!(plan.kv_tokens() >= 2048);
+    }
+
+    #[test]
+    fn a_card_has_room_for_weights_beside_the_logits() {
+        let own = PlanRequest {
+            dedicated: true,
+            ..request()
+        };
+        let [card, host] = [own, request()].map(|request| MemoryPlan::new(&tiny(), &request).unwrap());
+        let logits = (request().logit_rows * tiny().vocab_size * 4) as u64;
+        assert_eq!(card.activations, host.activations + logits);
+        assert!(card.total() <= card.available);
     }
 
     #[test]

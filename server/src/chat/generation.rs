@@ -394,7 +394,8 @@ fn undecodable() -> ApiError {
     ApiError::internal()
 }
 
-fn refusal(model: &Model, error: &SubmitError) -> ApiError {
+/// What a client is told whose requests were not taken.
+pub fn refusal(model: &Model, error: &SubmitError) -> ApiError {
     match error {
         SubmitError::Overloaded { retry_after_s } => ApiError::overloaded(*retry_after_s),
         SubmitError::NeverQueued(limit) => {

@@ -171,14 +171,7 @@ impl EngineHandle {
         timing: Timing,
     ) -> Result<TokenStream, SubmitError> {
         self.check_queueable(&requests)?;
-        let queued = self.progress.queued();
-        if queued.requests >= self.config.queue_requests_max {
-            return Err(self.overloaded(Rejection::QueueRequests));
-        }
-        if queued.requests > 0 && queued.tokens >= self.config.queue_tokens_max {
-            return Err(self.overloaded(Rejection::QueueTokens));
-        }
-        self.check_flow(&requests)?;
+        self.check_room(flow_of(&requests), queued_of(&requests))?;
         let deadline_ms = self.progress.clock_ms(timing.deadline);
         for request in &mut requests {
             request.deadline_ms = Some(deadline_ms);
@@ -234,14 +227,31 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Whether the requests' flow may queue so many more.
-    fn check_flow(&self, requests: &[Request]) -> Result<(), SubmitError> {
-        let flow = flow_of(requests);
+    /// Whether a request of this flow may be queued now, however small it is: what would be refused need not be read.
+    ///
+    /// # Errors
+    /// [`SubmitError::Overloaded`].
+    pub fn check_open(&self, flow: u64) -> Result<(), SubmitError> {
+        let least = Queued {
+            requests: 1,
+            tokens: 1,
+        };
+        self.check_room(flow, least)
+    }
+
+    /// Whether the queue, and a flow's part of it, have room for so much more.
+    fn check_room(&self, flow: u64, needed: Queued) -> Result<(), SubmitError> {
+        let queued = self.progress.queued();
+        if queued.requests >= self.config.queue_requests_max {
+            return Err(self.overloaded(Rejection::QueueRequests));
+        }
+        if queued.requests > 0 && queued.tokens >= self.config.queue_tokens_max {
+            return Err(self.overloaded(Rejection::QueueTokens));
+        }
         if flow == 0 {
             return Ok(());
         }
         let (mut all, mut own) = self.progress.flow_queued(flow);
-        let needed = queued_of(requests);
         // The last of them is the one that is asked for.
         let others = needed.requests.saturating_sub(1);
         all.requests += others;

@@ -2,17 +2,16 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody as _};
 use axum::extract::Request;
 use axum::response::IntoResponse as _;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -27,6 +26,7 @@ use tower::ServiceExt as _;
 use super::AppState;
 use super::addresses::Addresses;
 use super::error::ApiError;
+use super::guarded::{Guard, Guarded};
 use super::timeout_io::TimeoutIo;
 use super::tls::Tls;
 use crate::certificate::ClientCertificate;
@@ -325,7 +325,8 @@ async fn answer(
     unread: Arc<AtomicBool>,
 ) -> axum::response::Response {
     unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
-    let request = request.map(|body| Body::new(Watched { body, unread }));
+    let guard = Unread(unread);
+    let request = request.map(|body| Body::new(Guarded { body, guard }));
     match router.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -333,33 +334,12 @@ async fn answer(
     .into_response()
 }
 
-/// A request's body that notes when it was read to its end.
-struct Watched {
-    body: Incoming,
-    unread: Arc<AtomicBool>,
-}
+/// Whether a request's body has not been read to its end.
+struct Unread(Arc<AtomicBool>);
 
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let poll = Pin::new(&mut self.body).poll_frame(context);
-        if matches!(poll, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.unread.store(false, Ordering::Relaxed);
-        }
-        poll
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Guard for Unread {
+    fn ended(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

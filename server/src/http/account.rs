@@ -1,19 +1,16 @@
 //! Around every request that asks a model: what it uses is recorded, once, however it ends.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use axum::Extension;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::{Frame, SizeHint};
 use rempart_governance::{Recording, Standing};
 
 use super::AppState;
 use super::error::ApiError;
+use super::guarded::{Guard, Guarded};
 use super::observe::Arrived;
 use crate::access::Caller;
 use crate::ledger::{Meter, Refused};
@@ -64,12 +61,12 @@ pub async fn account(
     };
     request.extensions_mut().insert(meter.clone());
     let recording = meter.recording();
-    let guard = Guard { meter: meter.clone() };
+    let open = Open { meter: meter.clone() };
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     let whole = response.body().size_hint().exact().is_some();
     if whole {
-        guard.meter.settle(status).await;
+        open.meter.settle(status).await;
     }
     tell_standing(response.headers_mut(), app.access.standing(&caller));
     if let Some(recording) = recording {
@@ -79,7 +76,8 @@ pub async fn account(
     if whole {
         return response;
     }
-    response.map(|body| Body::new(Accounted { body, status, guard }))
+    let guard = Account { open, status };
+    response.map(|body| Body::new(Guarded { body, guard }))
 }
 
 /// What of the request is recorded, for whoever reads the answer.
@@ -126,45 +124,25 @@ fn duration(ms: i64) -> String {
 }
 
 /// Ends the account of a request that nobody waits for any more.
-struct Guard {
+struct Open {
     meter: Meter,
 }
 
-impl Drop for Guard {
+impl Drop for Open {
     fn drop(&mut self) {
         // A handler that panicked is answered with that, further out.
         self.meter.end(std::thread::panicking().then_some(500));
     }
 }
 
-/// The body of an answer that is still being made. Fields are dropped in this order: what makes the answer tells what was used
-/// before the account ends.
-struct Accounted {
-    body: Body,
+/// The account of an answer that is still being made.
+struct Account {
+    open: Open,
     status: u16,
-    guard: Guard,
 }
 
-impl HttpBody for Accounted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if matches!(frame, Poll::Ready(None)) {
-            self.guard.meter.end(Some(self.status));
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Guard for Account {
+    fn ended(&mut self) {
+        self.open.meter.end(Some(self.status));
     }
 }

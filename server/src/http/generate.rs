@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::limits::Received;
 use super::{App, limits};
 use crate::access::Caller;
-use crate::chat::generation::{Cut, Generation};
+use crate::chat::generation::{self, Cut, Generation};
 use crate::chat::{Prepared, Rules};
 use crate::config::RequestLimits;
 use crate::encoder::EncoderModel;
@@ -96,6 +96,9 @@ where
     let (checks, check_limits) = (parse.clone(), app.limits.clone());
     let check = move |body: &[u8]| checks(body, &check_limits).map(drop);
     let model = model_for(app, &body, arrived, check).await;
+    if let Ok(model) = &model {
+        refuse_early(model, &body)?;
+    }
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
     let asked = body.meter.clone();
     let work = move || {
@@ -134,6 +137,17 @@ where
         rules,
     };
     Ok((started, kept))
+}
+
+/// Refuses what the queue has no room for before anything is made of it: whoever floods a server must not keep it from reading what
+/// others send.
+fn refuse_early(model: &Model, body: &Received) -> Result<(), ApiError> {
+    let open = model.engine.check_open(body.caller.flow().id);
+    open.map_err(|error| {
+        body.meter.model(model.id());
+        traces::model(model.id());
+        generation::refusal(model, &error)
+    })
 }
 
 /// What ends an answer early: the process ends, or what its caller has shown does.

@@ -12,6 +12,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod error;
 mod generate;
+mod guarded;
 pub mod head;
 pub mod health;
 pub mod limits;

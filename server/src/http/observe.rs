@@ -1,11 +1,9 @@
 //! Around every request: its id, its span, its metrics, one line in the log, and a net for panics.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -15,6 +13,7 @@ use tracing::Instrument as _;
 
 use super::AppState;
 use super::error::ApiError;
+use super::guarded::{Guard, Guarded};
 use crate::metrics::GaugeGuard;
 use crate::shutdown::Phase;
 
@@ -155,7 +154,7 @@ pub async fn observe(State(app): State<AppState>, request: Request, next: Next) 
     response.map(|body| {
         Body::new(Guarded {
             body,
-            _in_flight: in_flight,
+            guard: in_flight,
         })
     })
 }
@@ -204,28 +203,5 @@ pub(super) fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// A body that counts as in flight until it has been sent or dropped.
-struct Guarded {
-    body: Body,
-    _in_flight: GaugeGuard,
-}
-
-impl HttpBody for Guarded {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
-    }
-}
+/// A request counts as in flight until its answer has been sent or dropped.
+impl Guard for GaugeGuard {}

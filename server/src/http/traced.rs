@@ -2,17 +2,15 @@
 //!
 //! It begins behind the layer that asks for keys: strangers fill no file.
 
-use std::pin::Pin;
-use std::task::{self, Poll};
-
 use axum::Extension;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use rempart_traces::{Context, FutureExt as _};
 
 use super::AppState;
+use super::guarded::{Guard, Guarded};
 use super::observe::{Arrived, method_label, route_label};
 use crate::access::Caller;
 use crate::traces;
@@ -41,36 +39,8 @@ pub async fn trace(
     }
     let response = next.run(request).with_context(context.clone()).await;
     traces::answered(&context, response.status());
-    response.map(|body| {
-        Body::new(Traced {
-            body,
-            _request: context,
-        })
-    })
+    response.map(|body| Body::new(Guarded { body, guard: context }))
 }
 
-/// A body whose request's span ends with it, after what it has to tell.
-struct Traced {
-    body: Body,
-    _request: Context,
-}
-
-impl HttpBody for Traced {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
-    }
-}
+/// A request's span ends with its answer, after what that has to tell.
+impl Guard for Context {}
