@@ -8,6 +8,29 @@ use clap::Args;
 use crate::limits::{Patience, seconds};
 use crate::target::{Secret, Target, Trust};
 
+/// A server: where it is, who asks, and whom it must prove to be.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerArgs {
+    /// Where the server is, with the version's path
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080/v1")]
+    base_url: String,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// Whom a server must prove to be.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub struct TrustArgs {
+    /// Authorities that the server's certificate must come from, in PEM, instead of those that this machine trusts
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca_file: Option<PathBuf>,
+    /// Take any certificate: whoever is on the way can read the key
+    #[arg(long)]
+    insecure: bool,
+}
+
 /// Who asks, and whom the server must prove to be.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
@@ -19,12 +42,8 @@ pub struct AccessArgs {
     // Taken apart later: clap repeats what it can't parse, and this may be a key.
     #[arg(long = "header", value_name = "NAME=VALUE")]
     headers: Vec<Secret>,
-    /// Authorities that the server's certificate must come from, in PEM, instead of those that this machine trusts
-    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
-    ca_file: Option<PathBuf>,
-    /// Take any certificate: whoever is on the way can read the key
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// How long a request may take.
@@ -43,17 +62,38 @@ pub struct PatienceArgs {
     timeout_s: f64,
 }
 
+impl ServerArgs {
+    /// # Errors
+    /// Names the option that is wrong.
+    pub fn target(&self) -> anyhow::Result<Target> {
+        self.access.target("--base-url", &self.base_url)
+    }
+
+    /// Another place of the same server, which gets the same key.
+    ///
+    /// # Errors
+    /// Names the option that is wrong.
+    pub fn target_at(&self, option: &str, url: &str) -> anyhow::Result<Target> {
+        self.access.target(option, url)
+    }
+}
+
+impl TrustArgs {
+    pub fn trust(&self) -> Trust {
+        match (&self.ca_file, self.insecure) {
+            (_, true) => Trust::Anybody,
+            (Some(path), _) => Trust::File(path.clone()),
+            (None, false) => Trust::Machine,
+        }
+    }
+}
+
 impl AccessArgs {
     /// The server at a URL that another option gave.
     ///
     /// # Errors
     /// Names the option that is wrong.
     pub fn target(&self, option: &str, url: &str) -> anyhow::Result<Target> {
-        let trust = match (&self.ca_file, self.insecure) {
-            (_, true) => Trust::Anybody,
-            (Some(path), _) => Trust::File(path.clone()),
-            (None, false) => Trust::Machine,
-        };
         let header = |Secret(text): &Secret| {
             let (name, value) = text.split_once('=').context("--header: needs NAME=VALUE")?;
             Ok((name.trim().to_owned(), value.trim().to_owned()))
@@ -64,7 +104,7 @@ impl AccessArgs {
             .map(header)
             .collect::<anyhow::Result<Vec<_>>>()?;
         let key = self.api_key.as_ref().filter(|key| !key.0.is_empty());
-        Target::new(option, url, key, &headers, &trust)
+        Target::new(option, url, key, &headers, &self.trust.trust())
     }
 }
 

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod color;
 mod models;
 mod top;
 mod visible;

@@ -73,7 +73,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let mut conversation = Conversation::new(model, args.system.clone());
     conversation.temperature = args.temperature;
     conversation.max_tokens = args.max_tokens;
-    let color = args.has_color() && std::io::stdout().is_terminal();
+    let color = args.color.is_wanted() && std::io::stdout().is_terminal();
     if let Some(prompt) = piped {
         return once(&client, &runtime, conversation, prompt, color);
     }

@@ -65,7 +65,7 @@ pub fn run(args: &TopArgs) -> anyhow::Result<()> {
         "a live view needs a terminal; --once prints one picture"
     );
     let mut terminal = ratatui::try_init().context("preparing the terminal")?;
-    let shown = show(&mut terminal, &runtime, &source, args.has_color());
+    let shown = show(&mut terminal, &runtime, &source, args.color.is_wanted());
     ratatui::restore();
     shown
 }
