@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, SERVER};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONTENT_TYPE, HeaderName, SERVER};
+use hyper::{Method, Response};
 use tokio::time::timeout;
 
 use crate::connection::{Connection, next, whole};
@@ -29,8 +28,6 @@ pub struct Document {
     pub status: u16,
     /// The software, as it names itself.
     pub server: Option<String>,
-    /// When to ask again, as the server says it: seconds, or a date (RFC 9110, 10.2.3).
-    pub retry_after: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -62,39 +59,23 @@ impl Client {
     /// # Errors
     /// Why none came. A status that is no success is none.
     pub async fn get(&self, path: &str, accept: Accept, bytes_max: usize) -> Result<Document, Failure> {
-        let request = self
-            .target
-            .request(self.agent, Method::GET, path, Bytes::new(), accept)?;
-        self.document(request, bytes_max).await
-    }
-
-    /// Posts JSON whose answer is a document of at most so many bytes.
-    ///
-    /// # Errors
-    /// Why none came. A status that is no success is none.
-    pub async fn post(&self, path: &str, body: Bytes, bytes_max: usize) -> Result<Document, Failure> {
-        let request = self
-            .target
-            .request(self.agent, Method::POST, path, body, Accept::Json)?;
-        self.document(request, bytes_max).await
-    }
-
-    async fn document(&self, request: Request<Full<Bytes>>, bytes_max: usize) -> Result<Document, Failure> {
-        let asking = async {
+        let getting = async {
             let mut connection = self.open().await?;
+            let request = self
+                .target
+                .request(self.agent, Method::GET, path, Bytes::new(), accept)?;
             connection
                 .drive(async |mut sender| {
                     let response = sender.send(request, self.patience.idle).await?;
                     Ok(Document {
                         status: response.status().as_u16(),
                         server: header(&response, &SERVER).map(str::to_owned),
-                        retry_after: header(&response, &RETRY_AFTER).map(str::to_owned),
                         body: whole(response.into_body(), bytes_max, self.patience.idle).await?,
                     })
                 })
                 .await
         };
-        timeout(self.patience.request, asking)
+        timeout(self.patience.request, getting)
             .await
             .unwrap_or(Err(Failure::RequestTimeout))
     }
