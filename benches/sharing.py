@@ -31,8 +31,9 @@ WEIGHTS = {"one": 1, "two": 2, "four": 4}
 PLACES = 8
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
 RETRY_S = 0.05
-# Of the client beside a flood, short ones, so that there are many; and of those that flood.
-FLOOD_ONE_TOKENS, FLOOD_TOKENS = (4, 12), (24, 72)
+# Of the clients beside a flood: one that asks for little at any moment, so that there are many answers, and one that always asks for as
+# much as those that flood.
+FLOOD_SHORT, FLOOD_TOKENS = (8, 16), (24, 72)
 FLOOD_PAUSE_S = 0.1
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
@@ -60,7 +61,9 @@ class Client:
         try:
             answer = await stream.stream(self.server.port, "/v1/completions", body, on_piece=count, key=self.key)
             self.first_s.append(answer.first_token_s)
-        except stream.StreamError:
+        except stream.StreamError as error:
+            if not str(error).startswith("503:"):
+                raise
             self.refused += 1
             await asyncio.sleep(RETRY_S)
 
@@ -99,20 +102,22 @@ async def shares(server, keys, seconds):
               f"{100 * (got[name] / total / due - 1):+.1f} %")
 
 
-async def flood(server, keys, seconds):
-    """The time to the first token of one client, in three companies. No prompt comes twice, so that none is cached; and answers differ
-    in length, or else all would begin and end in the same steps, and a request always come at the same moment of them."""
+async def flood(server, keys, seconds, turn):
+    """The time to the first token of two clients of one project, in three companies of another. No prompt comes twice, so that none is
+    cached; and answers differ in length, or else all would begin and end in the same steps, and a request always come at the same
+    moment of them."""
     found = {}
-    for name, others in {"alone": 0, "beside": PLACES - 1, "flooded": 4 * PLACES}.items():
-        one = Client(server, keys["two"], random.Random())
-        company = [Client(server, keys["one"], random.Random()) for _ in range(others)]
+    for name, others in {"alone": 0, "beside": PLACES - 2, "flooded": 4 * PLACES}.items():
+        short, long = (Client(server, keys["two"], random.Random(f"{name}{turn}{kind}")) for kind in ("short", "long"))
+        company = [Client(server, keys["one"], random.Random(f"{name}{turn}{at}")) for at in range(others)]
         end = time.monotonic() + seconds
-        asked = one.until(end, FLOOD_ONE_TOKENS, FLOOD_PAUSE_S)
-        await asyncio.gather(asked, *(client.until(end, FLOOD_TOKENS) for client in company))
-        found[name] = p95(one.first_s)
-        print(f"{name}: {len(one.first_s)} answers, TTFT median {1000 * statistics.median(one.first_s):.0f} ms, "
-              f"p95 {1000 * found[name]:.0f} ms; the others were refused {sum(c.refused for c in company)} times")
-    return found["flooded"] / found["beside"]
+        await asyncio.gather(short.until(end, FLOOD_SHORT, FLOOD_PAUSE_S),
+                             *(client.until(end, FLOOD_TOKENS) for client in (long, *company)))
+        for kind, one in ("short", short), ("long", long):
+            found[name, kind] = p95(one.first_s)
+            print(f"{name}, {kind}: {len(one.first_s)} answers, TTFT median {1000 * statistics.median(one.first_s):.0f} ms, p95 "
+                  f"{1000 * p95(one.first_s):.0f} ms, refused {one.refused} times; the others {sum(c.refused for c in company)}")
+    return {kind: found["flooded", kind] / found["beside", kind] for kind in ("short", "long")}
 
 
 def throughput(server, key, seconds):
@@ -138,9 +143,11 @@ def sharing(model, folder, seconds, turns):
             keys[name] = rempart("key", "create", "--database", database, "--project", name, "client").strip()
         time.sleep(2)
         asyncio.run(shares(server, keys, seconds))
-        ratios = [asyncio.run(flood(server, keys, seconds)) for _ in range(turns)]
-        print(f"flooded over beside, p95: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median "
-              f"{statistics.median(ratios):.2f}")
+        ratios = [asyncio.run(flood(server, keys, seconds, turn)) for turn in range(turns)]
+        for kind in ratios[0]:
+            of_kind = [ratio[kind] for ratio in ratios]
+            print(f"{kind} answers, flooded over beside, p95: {', '.join(f'{ratio:.2f}' for ratio in of_kind)}; median "
+                  f"{statistics.median(of_kind):.2f}")
 
 
 def overhead(model, folder, seconds, turns):
@@ -205,7 +212,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--only", choices=["sharing", "overhead", "row"])
     options = parser.parse_args()
     measures = {"sharing": sharing, "overhead": overhead, "row": row}

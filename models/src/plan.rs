@@ -33,7 +33,7 @@ pub struct PlanRequest {
     /// Bytes for keys and values; `None` lets the plan decide.
     pub kv: Option<u64>,
     /// Whether the memory is there for models alone, as a card's is: then a plan that decides gives keys and values all that
-    /// is left.
+    /// is left. What samples there needs memory, too.
     pub dedicated: bool,
     /// Ranks that have a part of the model each, all in this memory: `weights` are those of all.
     pub ranks: usize,
@@ -142,14 +142,18 @@ fn block_bytes(config: &ModelConfig, request: &PlanRequest) -> Result<u64> {
 }
 
 /// Intermediate results that live at the same time in the widest part of a block, plus the logits; a card that samples keeps
-/// weights beside the logits of rows whose likelihoods are told, which can be all.
+/// weights beside the logits of rows whose likelihoods are told, in a buffer of a power of two.
 fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
     let attention = 3 * config.query_size() + 4 * config.kv_size();
     let mlp = 2 * config.intermediate_size;
     let per_token = 4 * config.hidden_size + attention.max(mlp);
-    let kept = if request.dedicated { 2 } else { 1 };
-    let logits = kept * request.logit_rows * config.vocab_size;
-    ((request.step_tokens * per_token + logits) * size_of::<f32>()) as u64
+    let logits = request.logit_rows * config.vocab_size * size_of::<f32>();
+    let weights = if request.dedicated {
+        logits.next_power_of_two()
+    } else {
+        0
+    };
+    (request.step_tokens * per_token * size_of::<f32>() + logits + weights) as u64
 }
 
 impl fmt::Display for MemoryPlan {
@@ -207,8 +211,11 @@ mod tests {
             ..request()
         };
         let [card, host] = [own, request()].map(|request| MemoryPlan::new(&tiny(), &request).unwrap());
-        let logits = (request().logit_rows * tiny().vocab_size * 4) as u64;
-        assert_eq!(card.activations, host.activations + logits);
+        let (more, logits) = (
+            card.activations - host.activations,
+            request().logit_rows * tiny().vocab_size * 4,
+        );
+        assert!(more.is_power_of_two() && more >= logits as u64);
         assert!(card.total() <= card.available);
     }
 

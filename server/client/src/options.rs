@@ -22,7 +22,7 @@ pub struct ServerArgs {
 /// Whom a server must prove to be.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
-pub struct TrustArgs {
+struct TrustArgs {
     /// Authorities that the server's certificate must come from, in PEM, instead of those that this machine trusts
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca_file: Option<PathBuf>,
@@ -79,7 +79,7 @@ impl ServerArgs {
 }
 
 impl TrustArgs {
-    pub fn trust(&self) -> Trust {
+    fn trust(&self) -> Trust {
         match (&self.ca_file, self.insecure) {
             (_, true) => Trust::Anybody,
             (Some(path), _) => Trust::File(path.clone()),

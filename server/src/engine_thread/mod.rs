@@ -227,7 +227,7 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Whether a request of this flow may be queued now, however small it is: what would be refused need not be read.
+    /// Whether a request of this flow may be queued now, however small it is: what would be refused need not be prepared.
     ///
     /// # Errors
     /// [`SubmitError::Overloaded`].

@@ -96,7 +96,9 @@ where
     let (checks, check_limits) = (parse.clone(), app.limits.clone());
     let check = move |body: &[u8]| checks(body, &check_limits).map(drop);
     let model = model_for(app, &body, arrived, check).await;
-    if let Ok(model) = &model {
+    if let Ok(model) = &model
+        && body.meter.recording().is_none()
+    {
         refuse_early(model, &body)?;
     }
     let (bytes, request_limits, prepared_for) = (body.bytes.clone(), app.limits.clone(), model.clone());
@@ -139,8 +141,8 @@ where
     Ok((started, kept))
 }
 
-/// Refuses what the queue has no room for before anything is made of it: whoever floods a server must not keep it from reading what
-/// others send.
+/// Refuses what the queue has no room for before it is parsed, rendered and tokenized: whoever floods a server must not keep it from
+/// the work for others. Not what is recorded: of that a refused body is kept, too, and has to be read for it.
 fn refuse_early(model: &Model, body: &Received) -> Result<(), ApiError> {
     let open = model.engine.check_open(body.caller.flow().id);
     open.map_err(|error| {

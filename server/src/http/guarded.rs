@@ -8,12 +8,13 @@ use hyper::body::{Frame, SizeHint};
 
 /// What a body keeps.
 pub(super) trait Guard: Unpin {
-    /// The body was read to its end. One that is dropped before that says nothing.
+    /// The body was read to its end, which may be told more than once. One that is dropped before that says nothing.
     fn ended(&mut self) {}
 }
 
-/// A body, and what is dropped after it: what makes an answer has told all that it has to tell when its guard goes.
+/// A body, of a request or of an answer, and its guard.
 pub(super) struct Guarded<B, G> {
+    // Fields are dropped in this order: what makes an answer tells what was used before its account ends.
     pub body: B,
     pub guard: G,
 }

@@ -49,11 +49,12 @@ async fn a_full_queue_answers_at_once_with_the_time_to_wait() {
         .unwrap();
     assert!((1..=120).contains(&seconds));
     assert!(server.metric(rejected).await >= 1.0);
-    // What has no room is not read: not even what is wrong with it is found out.
-    let read = "rempart_prepare_duration_seconds_count";
-    let before = server.metric(read).await;
+    // What has no room is not prepared: not even what is wrong with it is found out. It is counted once.
+    let prepared = "rempart_prepare_duration_seconds_count";
+    let before = (server.metric(prepared).await, server.metric(rejected).await);
     assert_eq!(server.chat(json!({"temperature": -1})).await.status, 503);
-    assert_eq!(server.metric(read).await, before);
+    let after = (server.metric(prepared).await, server.metric(rejected).await);
+    assert_eq!(after, (before.0, before.1 + 1.0));
     server.controls.open();
     assert_eq!(first.join_all().await, [200]);
     // Those that came after the request that was refused may have been refused as well.
