@@ -1,5 +1,8 @@
 //! The pool of cache blocks: reference counts, and a prefix cache that finds full blocks again by content.
 //!
+//! A sequence that gives way also parks the block that it has begun, where it alone looks for it: if nobody needed the room
+//! meanwhile, it goes on where it was and nothing is computed again.
+//!
 //! Blocks are released tail first and a published block's parent is always published too (see `publish`), so among
 //! the blocks nobody holds, a child is older than its parent and evicted before it: every findable block has a
 //! findable parent, and a hit can be verified exactly by comparing tokens and parent.
@@ -219,20 +222,65 @@ impl BlockPool {
             }
             Some(_) => None,
             None => {
-                let content = Content {
-                    key,
-                    source,
-                    tokens: tokens.into(),
-                };
-                let previous = self.blocks[id as usize].content.replace(content);
-                assert!(
-                    previous.is_none(),
-                    "block {id} was published twice. This is a bug."
-                );
-                self.by_key.insert(key, id);
+                self.name(id, key, source, tokens);
                 Some(id)
             }
         }
+    }
+
+    /// Makes the begun block of a sequence that gives way findable, for [`BlockPool::find_begun`] alone: its holder releases
+    /// it next. Nothing happens if the key is taken, by an equal block or another.
+    pub(crate) fn park(
+        &mut self,
+        salt: Salt,
+        before: &[BlockId],
+        id: BlockId,
+        key: BlockKey,
+        tokens: &[Token],
+    ) {
+        assert!(
+            (1..self.block_size).contains(&tokens.len()),
+            "only begun blocks are parked. This is a bug."
+        );
+        if !self.by_key.contains_key(&key) {
+            self.name(id, key, Source::after(salt, before), tokens);
+        }
+    }
+
+    /// The parked block of these tokens after `found`, if it is still there.
+    pub(crate) fn find_begun(
+        &self,
+        salt: Salt,
+        found: &[BlockId],
+        key: BlockKey,
+        tokens: &[Token],
+    ) -> Option<BlockId> {
+        let id = self.by_key.get(&key).copied()?;
+        self.is_content(id, Source::after(salt, found), tokens)
+            .then_some(id)
+    }
+
+    /// A parked block that is held again will be written to, so nobody else may find it.
+    pub(crate) fn unpark(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        assert_eq!(block.holders, 1, "block {id} is written by one. This is a bug.");
+        let content = block.content.take();
+        let key = content.expect("a parked block has content. This is a bug.").key;
+        self.by_key.remove(&key);
+    }
+
+    fn name(&mut self, id: BlockId, key: BlockKey, source: Source, tokens: &[Token]) {
+        let content = Content {
+            key,
+            source,
+            tokens: tokens.into(),
+        };
+        let previous = self.blocks[id as usize].content.replace(content);
+        assert!(
+            previous.is_none(),
+            "block {id} was published twice. This is a bug."
+        );
+        self.by_key.insert(key, id);
     }
 
     /// Gives up one hold on each block of the table, the last block first, and empties it.

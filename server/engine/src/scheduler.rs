@@ -211,6 +211,7 @@ impl Scheduler {
     }
 
     pub(crate) fn preempt(&mut self, rank: Rank) {
+        self.park(rank.seq);
         let sequence = self
             .sequences
             .get_mut(&rank.seq)
@@ -226,6 +227,25 @@ impl Scheduler {
         self.waiting.insert(rank);
         self.flows.wait(flow, rank);
         self.report.preemptions += 1;
+    }
+
+    /// Makes the block that a sequence has begun findable for it, if those before it are.
+    fn park(&mut self, seq: SeqId) {
+        let size = self.config.block_size;
+        let sequence = self
+            .sequences
+            .get_mut(&seq)
+            .expect("a running sequence lives. This is a bug.");
+        let (full, begun) = (sequence.computed / size, sequence.computed % size);
+        sequence.parked = 0;
+        if begun == 0 || sequence.published < full {
+            return;
+        }
+        sequence.parked = sequence.computed;
+        let (key, tokens) = sequence.begun(&self.hasher, size);
+        let before = &sequence.table[..full];
+        self.pool
+            .park(sequence.salt, before, sequence.table[full], key, tokens);
     }
 
     pub(crate) fn sequence(&self, seq: SeqId) -> &Sequence {

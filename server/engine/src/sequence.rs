@@ -36,6 +36,8 @@ pub(crate) struct Sequence {
     /// Leading tokens whose keys and values are in `table`.
     pub(crate) computed: usize,
     pub(crate) table: Vec<BlockId>,
+    /// What `computed` was when it last gave way, if the end of that lies in a parked block.
+    pub(crate) parked: usize,
     /// Leading blocks of `table` that are findable by content.
     pub(crate) published: usize,
     /// False once a block could not be published: its successors can't be either.
@@ -64,6 +66,7 @@ impl Sequence {
             allowed: None,
             computed: 0,
             table: Vec::new(),
+            parked: 0,
             published: 0,
             publishing: true,
             keys: Vec::new(),
@@ -139,6 +142,17 @@ impl Sequence {
                 .unwrap_or_else(|| hasher.root(self.salt));
             self.keys.push(hasher.chain(parent, block));
         }
+    }
+
+    /// Key and tokens of the begun block that was parked; those before it have theirs in `keys`.
+    pub(crate) fn begun(&self, hasher: &Hasher, block_size: usize) -> (BlockKey, &[Token]) {
+        let full = self.parked / block_size;
+        let parent = match full {
+            0 => hasher.root(self.salt),
+            _ => self.keys[full - 1],
+        };
+        let tokens = &self.tokens[full * block_size..self.parked];
+        (hasher.chain(parent, tokens), tokens)
     }
 
     pub(crate) fn event(&self, event: Event) -> Output {

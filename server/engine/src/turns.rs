@@ -191,20 +191,29 @@ impl Scheduler {
         Claim::Taken
     }
 
-    /// The blocks of a waiting sequence that are in the cache, and how many more it needs.
+    /// The blocks of a waiting sequence that are in the cache, the one it parked included, and how many more it needs.
     fn find(&mut self, seq: SeqId) -> (Vec<BlockId>, usize) {
         let block_size = self.config.block_size;
         let sequence = self
             .sequences
             .get_mut(&seq)
             .expect("a waiting sequence lives. This is a bug.");
-        let found = if self.groups[&sequence.request].is_scoring() {
-            Vec::new()
-        } else {
-            sequence.extend_keys(&self.hasher, block_size);
-            self.pool
-                .find_prefix(sequence.salt, &sequence.keys, &sequence.tokens)
-        };
+        if self.groups[&sequence.request].is_scoring() {
+            sequence.parked = 0;
+            return (Vec::new(), sequence.tokens.len().div_ceil(block_size));
+        }
+        sequence.extend_keys(&self.hasher, block_size);
+        let salt = sequence.salt;
+        let mut found = self.pool.find_prefix(salt, &sequence.keys, &sequence.tokens);
+        let mut begun = None;
+        if sequence.parked > 0 && found.len() == sequence.parked / block_size {
+            let (key, tokens) = sequence.begun(&self.hasher, block_size);
+            begun = self.pool.find_begun(salt, &found, key, tokens);
+        }
+        match begun {
+            Some(id) => found.push(id),
+            None => sequence.parked = 0,
+        }
         let fresh = sequence.tokens.len().div_ceil(block_size) - found.len();
         (found, fresh)
     }
@@ -216,8 +225,14 @@ impl Scheduler {
             .expect("a waiting sequence lives. This is a bug.");
         let flow = sequence.flow();
         self.pool.hold(&found, flow);
-        sequence.computed = found.len() * self.config.block_size;
         sequence.published = found.len();
+        sequence.computed = found.len() * self.config.block_size;
+        if sequence.parked > 0 {
+            sequence.published -= 1;
+            sequence.computed = sequence.parked;
+            self.pool.unpark(found[sequence.published]);
+        }
+        sequence.parked = 0;
         sequence.table = found;
         for _ in 0..fresh {
             let id = self

@@ -242,3 +242,40 @@ fn damage_is_found() {
         .unwrap_err();
     assert!(shared.contains("shared but not published"), "{shared}");
 }
+
+#[test]
+fn a_begun_block_is_found_by_its_own_text_and_by_one() {
+    let mut pool = BlockPool::new(4, 4);
+    let keys = Keys::new(1);
+    let root = keys.root(SALT);
+    let (full, begun) = ([1, 2, 3, 4], [5, 6]);
+    let first = pool.alloc(0).unwrap();
+    let key = keys.chain(root, &full);
+    pool.publish(SALT, &[], first, key, &full).unwrap();
+    let second = pool.alloc(0).unwrap();
+    let begun_key = keys.chain(key, &begun);
+    pool.park(SALT, &[first], second, begun_key, &begun);
+    // An equal one that is parked beside it is not kept.
+    let other = pool.alloc(0).unwrap();
+    pool.park(SALT, &[first], other, begun_key, &begun);
+    pool.release(&mut vec![other]);
+    assert_eq!(pool.cached(), 0);
+    pool.release(&mut vec![first, second]);
+    assert_eq!((pool.available(), pool.cached()), (4, 2));
+    check(&pool, &[]);
+    assert_eq!(pool.find_begun(SALT, &[first], begun_key, &begun), Some(second));
+    assert_eq!(pool.find_begun(SALT, &[], begun_key, &begun), None);
+    assert_eq!(pool.find_begun(SALT, &[first], begun_key, &[5, 7]), None);
+    pool.hold(&[first, second], 0);
+    pool.unpark(second);
+    assert_eq!(pool.find_begun(SALT, &[first], begun_key, &begun), None);
+    check(&pool, &[&[first, second]]);
+    // Full, it is published as any other.
+    let rest = [5, 6, 7, 8];
+    let rest_key = keys.chain(key, &rest);
+    assert_eq!(
+        pool.publish(SALT, &[first], second, rest_key, &rest),
+        Some(second)
+    );
+    check(&pool, &[&[first, second]]);
+}

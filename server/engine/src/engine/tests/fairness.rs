@@ -160,6 +160,35 @@ fn a_flood_gives_up_places_to_others_and_no_more_than_their_share() {
 }
 
 #[test]
+fn who_gave_up_a_place_goes_on_where_it_was() {
+    // In the smaller pool the newcomer and the one that runs get the block that was begun, and the one before it.
+    for (blocks, computed) in [(32, 1), (7, 6)] {
+        let mut engine = engine(EngineConfig {
+            blocks,
+            sequences_max: 2,
+            ..ROOMY
+        });
+        for id in [10, 11] {
+            add(&mut engine, id, 6, 12);
+        }
+        for _ in 0..5 {
+            engine.step(0).unwrap();
+        }
+        add(&mut engine, 20, 4, 3);
+        let report = engine.step(0).unwrap();
+        assert_eq!((starts(&report.outputs), report.preemptions), (vec![20], 1));
+        let resumed = (0..10).find_map(|_| {
+            engine.step(0).unwrap();
+            engine.check_integrity();
+            let rows = &engine.runner().rows;
+            rows.iter().find(|row| row.seq == SeqId(1)).cloned()
+        });
+        assert_eq!(resumed.unwrap().tokens.len(), computed, "{blocks} blocks");
+        assert_eq!(finishes(&run_all(&mut engine)).len(), 2);
+    }
+}
+
+#[test]
 fn the_first_in_order_keeps_its_place() {
     let mut engine = engine(EngineConfig {
         sequences_max: 2,
