@@ -267,6 +267,12 @@ pub struct HttpArgs {
     /// Seconds a request may take, waiting included
     #[arg(long, env = "REMPART_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub request_timeout_s: u64,
+    /// Refusals (429 and 503) in a second that a project is sent at once; further ones wait for their turn
+    #[arg(long, env = "REMPART_REFUSALS_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub refusals_per_second: u32,
+    /// Milliseconds that a refusal waits for its turn at most; 0 sends all at once
+    #[arg(long, env = "REMPART_REFUSAL_WAIT_MAX_MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub refusal_wait_max_ms: u64,
     /// Seconds between comments that keep a silent stream open
     #[arg(long, env = "REMPART_KEEP_ALIVE_S", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub keep_alive_s: u64,
@@ -344,6 +350,8 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     pub write_timeout: Duration,
     pub request_timeout: Duration,
+    pub refusals_per_second: u32,
+    pub refusal_wait_max: Duration,
     pub keep_alive: Duration,
     pub drain_timeout: Duration,
     pub prepare_concurrency: usize,
@@ -449,6 +457,8 @@ impl HttpArgs {
             body_timeout: Duration::from_secs(self.body_timeout_s),
             write_timeout: Duration::from_secs(self.write_timeout_s),
             request_timeout: Duration::from_secs(self.request_timeout_s),
+            refusals_per_second: self.refusals_per_second,
+            refusal_wait_max: Duration::from_millis(self.refusal_wait_max_ms),
             keep_alive: Duration::from_secs(self.keep_alive_s),
             drain_timeout: Duration::from_secs(self.drain_timeout_s),
             prepare_concurrency: self.prepare_concurrency.map_or_else(cores, NonZeroUsize::get),

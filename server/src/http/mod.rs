@@ -20,6 +20,7 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod organization;
+mod pace;
 pub mod rank;
 pub mod reference;
 pub mod responses;
@@ -54,6 +55,7 @@ use bodies::Bodies;
 use error::ApiError;
 use limits::Preparation;
 use observe::Arrived;
+use pace::Pace;
 
 /// What every handler can reach.
 pub struct App {
@@ -75,6 +77,8 @@ pub struct App {
     /// Where requests are traced.
     traces: Option<Traces>,
     responses: Mutex<ResponseStore>,
+    /// When projects are refused.
+    refusals: Pace,
 }
 
 pub type AppState = Arc<App>;
@@ -95,6 +99,7 @@ impl App {
             bodies: Arc::new(Bodies::new(http.bodies_bytes_max)),
             administration: Semaphore::new(administration::TURNS),
             traces: None,
+            refusals: Pace::new(http.refusals_per_second, http.refusal_wait_max),
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,
                 limits.responses_bytes_max,
@@ -179,7 +184,8 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/score", post(rank::score))
         .route("/score", post(rank::score))
         .route_layer(from_fn_with_state(Arc::clone(&state), account::account))
-        .route_layer(from_fn_with_state(Arc::clone(&state), traced::trace));
+        .route_layer(from_fn_with_state(Arc::clone(&state), traced::trace))
+        .route_layer(from_fn_with_state(Arc::clone(&state), pace::pace_refusals));
     let inference = using
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses/input_tokens", post(responses::input_tokens))

@@ -1,6 +1,6 @@
 //! What keys and projects may use, and what is told when it is used up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use rempart_governance::{Metric, NewKey, NewKeyRequest, Role, Subject};
@@ -335,6 +335,37 @@ async fn no_project_fills_the_queue() {
     assert_eq!(
         (refused.status.as_u16(), &refused.json()["error"]["code"]),
         (400, &json!("request_too_large"))
+    );
+}
+
+/// Whoever comes again at once with every refusal waits for the next, and nobody else does.
+#[tokio::test]
+async fn refusals_come_at_a_pace() {
+    let governed = governed(&["--refusals-per-second", "2", "--refusal-wait-max-ms", "1500"]).await;
+    governed.store.create_project("test", "sales", &[]).await.unwrap();
+    let (eager, other) = (
+        governed.key("default", Role::Member).await,
+        governed.key("sales", Role::Member).await,
+    );
+    for key in [&eager, &other] {
+        let once = [(Metric::RequestsPerMinute, 1)];
+        governed.limit(&Subject::Key(key.id.0.clone()), &once).await;
+        assert_eq!(governed.embed(key).await.status, 200);
+    }
+    let timed = async |key: &NewKey| {
+        let began = Instant::now();
+        assert_eq!(governed.embed(key).await.status, 429);
+        began.elapsed()
+    };
+    let all = futures::future::join_all((0..6).map(|_| timed(&eager)));
+    let (mut all, other) = tokio::join!(all, timed(&other));
+    all.sort();
+    let [half, whole, most] = [500, 1000, 1500].map(Duration::from_millis);
+    assert!(other < half, "{other:?}");
+    assert!(all[1] < half && all[2] >= half / 2, "{all:?}");
+    assert!(
+        all[3] >= whole / 2 && all[5] >= whole && all[5] < most + whole,
+        "{all:?}"
     );
 }
 
