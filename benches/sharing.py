@@ -2,15 +2,17 @@
 """How projects share a machine, on a real model: token shares by weight, what a flood costs others, what keys cost at all,
 and what a row of usage adds to a request.
 
-    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3] [--only sharing|overhead|row]
+    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3] [--only sharing|flood|overhead|row]
 
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
-after a warm-up.  The time to the first token of one client is measured alone, beside as many clients of another project as
-run at once, and beside four times as many, which flood the queue.  Throughput at 32 clients is measured with and without
+after a warm-up.  The time to the first token of two clients is measured alone, and in turns beside as many clients of another project
+as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients is measured with and without
 keys, in turns.  Standard library only.
 """
 import argparse
 import asyncio
+import collections
+import contextlib
 import http.client
 import json
 import pathlib
@@ -35,6 +37,8 @@ RETRY_S = 0.05
 # much as those that flood.
 FLOOD_SHORT, FLOOD_TOKENS = (8, 16), (24, 72)
 FLOOD_PAUSE_S = 0.1
+# Clients of the other project.
+COMPANIES = {"alone": 0, "beside": PLACES - 2, "flooded": 4 * PLACES}
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
 NAME = "model"
@@ -102,22 +106,43 @@ async def shares(server, keys, seconds):
               f"{100 * (got[name] / total / due - 1):+.1f} %")
 
 
-async def flood(server, keys, seconds, turn):
-    """The time to the first token of two clients of one project, in three companies of another. No prompt comes twice, so that none is
+async def company(server, keys, seconds, name, turn):
+    """The times to the first token of two clients of one project, in a company of another. No prompt comes twice, so that none is
     cached; and answers differ in length, or else all would begin and end in the same steps, and a request always come at the same
     moment of them."""
-    found = {}
-    for name, others in {"alone": 0, "beside": PLACES - 2, "flooded": 4 * PLACES}.items():
-        short, long = (Client(server, keys["two"], random.Random(f"{name}{turn}{kind}")) for kind in ("short", "long"))
-        company = [Client(server, keys["one"], random.Random(f"{name}{turn}{at}")) for at in range(others)]
-        end = time.monotonic() + seconds
-        await asyncio.gather(short.until(end, FLOOD_SHORT, FLOOD_PAUSE_S),
-                             *(client.until(end, FLOOD_TOKENS) for client in (long, *company)))
-        for kind, one in ("short", short), ("long", long):
-            found[name, kind] = p95(one.first_s)
-            print(f"{name}, {kind}: {len(one.first_s)} answers, TTFT median {1000 * statistics.median(one.first_s):.0f} ms, p95 "
-                  f"{1000 * p95(one.first_s):.0f} ms, refused {one.refused} times; the others {sum(c.refused for c in company)}")
-    return {kind: found["flooded", kind] / found["beside", kind] for kind in ("short", "long")}
+    short, long = (Client(server, keys["two"], random.Random(f"{name}{turn}{kind}")) for kind in ("short", "long"))
+    others = [Client(server, keys["one"], random.Random(f"{name}{turn}{at}")) for at in range(COMPANIES[name])]
+    end = time.monotonic() + seconds
+    await asyncio.gather(short.until(end, FLOOD_SHORT, FLOOD_PAUSE_S),
+                         *(client.until(end, FLOOD_TOKENS) for client in (long, *others)))
+    print(f"{name}: refused {short.refused + long.refused} times, the others {sum(c.refused for c in others)}")
+    return {"short": short.first_s, "long": long.first_s}
+
+
+def flood(server, keys, seconds, turns):
+    """What a flood adds: companies by turns, each as often the first; of each all times of all turns, as a twentieth of one turn's is a
+    handful."""
+    times = collections.defaultdict(list)
+    for turn in range(turns):
+        names = [name for name in COMPANIES if name != "alone" or turn == 0]
+        for name in names if turn % 2 == 0 else reversed(names):
+            for kind, first_s in asyncio.run(company(server, keys, seconds, name, turn)).items():
+                times[name, kind] += first_s
+    for kind in ("short", "long"):
+        for name in COMPANIES:
+            first_s = times[name, kind]
+            print(f"{kind} answers, {name}: {len(first_s)}, TTFT median {1000 * statistics.median(first_s):.0f} ms, p95 "
+                  f"{1000 * p95(first_s):.0f} ms")
+        ratios = resampled(times["flooded", kind], times["beside", kind])
+        print(f"{kind} answers, flooded over beside, p95: {p95(times['flooded', kind]) / p95(times['beside', kind]):.2f} "
+              f"(95 % interval {ratios[0]:.2f} to {ratios[1]:.2f})")
+
+
+def resampled(over, under, times=2000):
+    """The bootstrap's 95 % interval of a ratio of 95th percentiles (Efron 1979)."""
+    rng = random.Random(0)
+    ratios = sorted(p95(rng.choices(over, k=len(over))) / p95(rng.choices(under, k=len(under))) for _ in range(times))
+    return ratios[times // 40], ratios[-times // 40]
 
 
 def throughput(server, key, seconds):
@@ -132,7 +157,9 @@ def with_keys(folder, arguments=()):
     return database, ["--database", database, *NAMED, *arguments]
 
 
-def sharing(model, folder, seconds, turns):
+@contextlib.contextmanager
+def projects(model, folder):
+    """A server, and a key for each project."""
     database, arguments = with_keys(folder, ["--sequences-max", PLACES, "--queue-requests-max", 4 * PLACES])
     with Server(model, pathlib.Path(folder) / "sharing.log", arguments=arguments) as server:
         server.wait_ready()
@@ -142,12 +169,18 @@ def sharing(model, folder, seconds, turns):
             rempart("project", "weight", "--database", database, name, str(weight))
             keys[name] = rempart("key", "create", "--database", database, "--project", name, "client").strip()
         time.sleep(2)
-        asyncio.run(shares(server, keys, seconds))
-        ratios = [asyncio.run(flood(server, keys, seconds, turn)) for turn in range(turns)]
-        for kind in ratios[0]:
-            of_kind = [ratio[kind] for ratio in ratios]
-            print(f"{kind} answers, flooded over beside, p95: {', '.join(f'{ratio:.2f}' for ratio in of_kind)}; median "
-                  f"{statistics.median(of_kind):.2f}")
+        yield server, keys
+
+
+def sharing(model, folder, seconds, turns):
+    with projects(model, folder) as (server, keys):
+        for _ in range(turns):
+            asyncio.run(shares(server, keys, seconds))
+
+
+def flooding(model, folder, seconds, turns):
+    with projects(model, folder) as (server, keys):
+        flood(server, keys, seconds, turns)
 
 
 def overhead(model, folder, seconds, turns):
@@ -213,9 +246,9 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--only", choices=["sharing", "overhead", "row"])
+    parser.add_argument("--only", choices=["sharing", "flood", "overhead", "row"])
     options = parser.parse_args()
-    measures = {"sharing": sharing, "overhead": overhead, "row": row}
+    measures = {"sharing": sharing, "flood": flooding, "overhead": overhead, "row": row}
     for measure in [measures[options.only]] if options.only else measures.values():
         with tempfile.TemporaryDirectory() as folder:
             measure(options.model, folder, options.seconds, options.turns)
