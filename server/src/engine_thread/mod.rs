@@ -231,7 +231,7 @@ impl EngineHandle {
     ///
     /// # Errors
     /// [`SubmitError::Overloaded`].
-    pub fn check_open(&self, flow: u64) -> Result<(), SubmitError> {
+    pub fn check_not_full(&self, flow: u64) -> Result<(), SubmitError> {
         let least = Queued {
             requests: 1,
             tokens: 1,

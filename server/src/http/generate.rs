@@ -144,7 +144,7 @@ where
 /// Refuses what the queue has no room for before it is parsed, rendered and tokenized: whoever floods a server must not keep it from
 /// the work for others. Not what is recorded: of that a refused body is kept, too, and has to be read for it.
 fn refuse_early(model: &Model, body: &Received) -> Result<(), ApiError> {
-    let open = model.engine.check_open(body.caller.flow().id);
+    let open = model.engine.check_not_full(body.caller.flow().id);
     open.map_err(|error| {
         body.meter.model(model.id());
         traces::model(model.id());

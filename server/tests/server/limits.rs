@@ -306,6 +306,10 @@ async fn no_project_fills_the_queue() {
     let late = async {
         // All but three are refused before anything else happens.
         governed.metric_becomes(PROJECT_QUEUE, 13.0).await;
+        // For the project that fills its part, whatever else is wrong; others are told that.
+        let wrong = json!({"temperature": -1});
+        assert_eq!(governed.chat(&governed.first, wrong.clone()).await.status, 503);
+        assert_eq!(governed.chat(&other, wrong).await.status, 400);
         let late = governed.chat(&other, json!({}));
         let opening = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
