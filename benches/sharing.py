@@ -5,7 +5,7 @@ and what a row of usage adds to a request.
     python3 benches/sharing.py MODEL [--seconds 40] [--turns 3] [--only sharing|flood|overhead|row]
 
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
-after a warm-up.  The time to the first token of two clients is measured alone, and in turns beside as many clients of another project
+after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many clients of another project
 as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients is measured with and without
 keys, in turns.  Standard library only.
 """

@@ -1,6 +1,6 @@
 //! The pool of cache blocks: reference counts, and a prefix cache that finds full blocks again by content.
 //!
-//! A sequence that gives way also parks the block that it has begun, where it alone looks for it: if nobody needed the room
+//! A sequence that gives way also parks the block that it has begun, where such sequences alone look for it: if nobody needed the room
 //! meanwhile, it goes on where it was and nothing is computed again.
 //!
 //! Blocks are released tail first and a published block's parent is always published too (see `publish`), so among
@@ -229,7 +229,7 @@ impl BlockPool {
     }
 
     /// Makes the begun block of a sequence that gives way findable, for [`BlockPool::find_begun`] alone: its holder releases
-    /// it next. Nothing happens if the key is taken, by an equal block or another.
+    /// it next. An equal one that is parked already stays; nothing happens if the key is taken by another.
     pub(crate) fn park(
         &mut self,
         salt: Salt,

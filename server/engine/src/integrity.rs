@@ -73,6 +73,9 @@ impl Scheduler {
         if runs && !sequence.started {
             return Err("it runs and was never started".to_owned());
         }
+        if sequence.parked > 0 && (runs || sequence.parked >= sequence.tokens.len()) {
+            return Err("it has parked what it can't need".to_owned());
+        }
         if sequence.drafted > 0 {
             return Err("it holds guesses between steps".to_owned());
         }

@@ -99,7 +99,11 @@ impl App {
             bodies: Arc::new(Bodies::new(http.bodies_bytes_max)),
             administration: Semaphore::new(administration::TURNS),
             traces: None,
-            refusals: Pace::new(http.refusals_per_second, http.refusal_wait_max),
+            refusals: Pace::new(
+                http.refusals_per_second,
+                http.refusal_wait_max,
+                http.connections_max,
+            ),
             responses: Mutex::new(ResponseStore::new(
                 limits.responses_retention,
                 limits.responses_bytes_max,

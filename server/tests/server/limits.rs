@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
+use rempart::shutdown::Phase;
 use rempart_governance::{Metric, NewKey, NewKeyRequest, Role, Subject};
 use serde_json::{Value, json};
 
@@ -345,7 +346,7 @@ async fn no_project_fills_the_queue() {
 /// Whoever comes again at once with every refusal waits for the next, and nobody else does.
 #[tokio::test]
 async fn refusals_come_at_a_pace() {
-    let governed = governed(&["--refusals-per-second", "2", "--refusal-wait-max-ms", "1500"]).await;
+    let governed = governed(&["--refusals-per-second", "1", "--refusal-wait-max-ms", "2000"]).await;
     governed.store.create_project("test", "sales", &[]).await.unwrap();
     let (eager, other) = (
         governed.key("default", Role::Member).await,
@@ -361,16 +362,23 @@ async fn refusals_come_at_a_pace() {
         assert_eq!(governed.embed(key).await.status, 429);
         began.elapsed()
     };
-    let all = futures::future::join_all((0..6).map(|_| timed(&eager)));
+    let all = futures::future::join_all((0..4).map(|_| timed(&eager)));
     let (mut all, other) = tokio::join!(all, timed(&other));
     all.sort();
-    let [half, whole, most] = [500, 1000, 1500].map(Duration::from_millis);
-    assert!(other < half, "{other:?}");
-    assert!(all[1] < half && all[2] >= half / 2, "{all:?}");
+    // One is refused at once, and the others after 1, 2 and 2 s.
+    let [half, whole] = [500, 1000].map(Duration::from_millis);
+    assert!(other < whole && all[0] < whole, "{other:?}, {all:?}");
     assert!(
-        all[3] >= whole / 2 && all[5] >= whole && all[5] < most + whole,
+        all[1] >= half && all[2] >= whole + half && all[3] >= whole + half,
         "{all:?}"
     );
+    // Nobody is kept waiting by the end of the process.
+    let draining = async {
+        tokio::time::sleep(half).await;
+        governed.server.app.shutdown.advance(Phase::Draining);
+    };
+    let (last, ()) = tokio::join!(timed(&eager), draining);
+    assert!(last < whole + half, "{last:?}");
 }
 
 #[tokio::test]
