@@ -34,8 +34,8 @@ pub use retention::{BrokenRetention, Cut, DAY_MS, DAY_S, KeptSums, Policy, Trimm
 pub use role::{Role, Scope};
 pub use secret::Secret;
 pub use store::{
-    ASKS_MAX, AuditQuery, ContentQuery, Counts, Database, Deleted, Error, Kept, Leases, LoginSubject, Member,
-    NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof, Record, ServiceAccount, Store, Usage,
+    ASKS_MAX, AuditQuery, Census, ContentQuery, Counts, Database, Deleted, Error, Kept, Leases, LoginSubject,
+    Member, NewKeyRequest, Note, Noted, Oldest, Person, Project, Proof, Record, ServiceAccount, Store, Usage,
     UsageSum, UsageWriter, WEIGHT_MAX, Way, now_ms, now_s,
 };
 pub use usage::{BATCH_ROWS_MAX, BrokenUsage, Outcome, UsageBatch, UsageEvent, UsageTotal};

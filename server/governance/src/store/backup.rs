@@ -73,6 +73,11 @@ const TABLES: &[(&str, &[&str], &str)] = &[
 /// Of what may be absent all else are numbers; a server wants to know of what type an absent value is.
 const TEXT_THAT_MAY_BE_ABSENT: &str = "owner";
 
+/// The tables of a copy.
+pub(super) fn tables() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|(name, _, _)| *name)
+}
+
 /// Writes lines, and counts and digests them.
 struct Lines<W> {
     out: W,

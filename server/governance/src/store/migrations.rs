@@ -17,6 +17,11 @@ const CHANGES: &[(&str, &str)] = &[
     ("content", include_str!("../../migrations/0009_content.sql")),
 ];
 
+/// How many there are, which is the number of the last.
+pub(super) fn known() -> usize {
+    CHANGES.len()
+}
+
 /// Makes the changes that a database has not seen.
 pub(super) fn migrator() -> Migrator {
     let change = |(number, &(about, words)): (i64, &(&'static str, &'static str))| {

@@ -3,6 +3,7 @@
 mod accounts;
 mod audit;
 mod backup;
+mod census;
 mod content;
 mod database;
 mod direct;
@@ -32,6 +33,7 @@ use thiserror::Error;
 
 pub use accounts::ServiceAccount;
 pub use audit::{AuditQuery, Record};
+pub use census::Census;
 pub use content::{ContentQuery, Kept};
 pub use database::{Database, Way};
 use database::{Durable, Opened, WAIT};

@@ -5,6 +5,7 @@
 mod support;
 
 mod backup;
+mod census;
 mod content;
 mod content_proof;
 mod file;
