@@ -38,6 +38,8 @@ NOT_RUN = {
     ("docs/reliability.md", "scripts/reliability"): f"{MINUTES}; test_reliability.py runs it for a shorter time",
     ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
     ("docs/supply-chain.md", "scripts/test"): f"{BUILDS}; a step of scripts/test",
+    ("docs/troubleshoot.md", "set -a"): SYSTEMD,
+    ("docs/troubleshoot.md", "journalctl"): SYSTEMD,
 }
 
 # Pages whose commands another test executes.
@@ -80,6 +82,8 @@ BEFORE = {
     ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
     ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
+    ("docs/troubleshoot.md", "rempart support-bundle"):
+        "echo 'models = \"model.gguf\"' > rempart.toml; rempart serve --config rempart.toml",
 }
 
 # What a command prints, as a pattern of one of its lines.
@@ -115,6 +119,7 @@ TELLS = {
     ("docs/supply-chain.md", "rempart model list"): r"^smollm2-135m-instruct .*[0-9a-f]{64}",
     ("docs/transport.md", "curl --cacert ca.pem https"): r"\w",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): r'"object": ?"list"',
+    ("docs/troubleshoot.md", "rempart support-bundle"): r"^server/metrics.txt +\d+ bytes",
 }
 
 

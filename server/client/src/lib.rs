@@ -1,5 +1,5 @@
 //! An HTTP client for what a person at a terminal asks of an OpenAI-compatible server: `rempart bench`,
-//! `top` and `chat`.
+//! `top`, `chat` and `support-bundle`.
 //!
 //! A [`Target`] is made of the options; a [`Client`] asks it, one request on a connection, and gives a document or the events of
 //! a stream. The load generator, which keeps times of its own, drives [`Connection`]s itself.

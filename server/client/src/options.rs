@@ -69,6 +69,16 @@ impl ServerArgs {
         self.access.target("--base-url", &self.base_url)
     }
 
+    /// The key and the values of headers, for who keeps them out of what is written.
+    pub fn secrets(&self) -> Vec<String> {
+        let AccessArgs { api_key, headers, .. } = &self.access;
+        let values = headers
+            .iter()
+            .filter_map(|Secret(text)| Some(text.split_once('=')?.1.trim()));
+        let key = api_key.iter().map(|Secret(key)| key.as_str());
+        key.chain(values).map(str::to_owned).collect()
+    }
+
     /// Another place of the same server, which gets the same key.
     ///
     /// # Errors

@@ -1,16 +1,17 @@
 //! `rempart config`: what options a server has, what it would start with, and whether it would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, CommandFactory as _, Subcommand};
+use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Subcommand};
 
 use super::file::{OPTION, SERVE, command_with_file, key_of};
 use super::{Cli, Command};
+use crate::config::ServeArgs;
 
 /// What is asked of the configuration.
 #[derive(Debug, Subcommand)]
@@ -43,28 +44,36 @@ pub(super) fn config(command: &ConfigCommand, file: Option<PathBuf>) -> anyhow::
     let mut out = std::io::stdout().lock();
     match command {
         ConfigCommand::Check(typed) => {
-            check(&typed.behind_serve(file))?;
+            check(&behind_serve(file, &typed.options))?;
             writeln!(out, "`rempart serve` would start with it, as far as options tell")?;
         }
         ConfigCommand::Show(typed) => {
-            for (key, effective) in effective(&typed.behind_serve(file))? {
-                effective.write(&key, &mut out)?;
-            }
+            show(&behind_serve(file, &typed.options), &mut out)?;
         }
         ConfigCommand::Reference => reference(&mut out)?,
     }
     Ok(())
 }
 
-impl ServeOptions {
-    fn behind_serve(&self, file: Option<PathBuf>) -> Vec<OsString> {
-        let mut typed: Vec<OsString> = ["rempart", SERVE].map(OsString::from).to_vec();
-        if let Some(file) = file {
-            typed.extend([format!("--{OPTION}").into(), file.into()]);
-        }
-        typed.extend(self.options.iter().cloned());
-        typed
+/// How a server with these options would be typed.
+pub(super) fn behind_serve(file: Option<PathBuf>, options: &[OsString]) -> Vec<OsString> {
+    let mut typed: Vec<OsString> = ["rempart", SERVE].map(OsString::from).to_vec();
+    if let Some(file) = file {
+        typed.extend([format!("--{OPTION}").into(), file.into()]);
     }
+    typed.extend(options.iter().cloned());
+    typed
+}
+
+/// Writes what a server would have of each option, without secrets.
+///
+/// # Errors
+/// It can't be parsed, or not be written.
+pub(super) fn show(typed: &[OsString], out: &mut impl Write) -> anyhow::Result<()> {
+    for (key, effective) in effective(typed)? {
+        effective.write(&key, out)?;
+    }
+    Ok(())
 }
 
 /// Whether `rempart serve` would start, as far as its options tell.
@@ -83,23 +92,58 @@ pub(super) fn check(typed: &[OsString]) -> anyhow::Result<()> {
 /// # Errors
 /// It can't be parsed.
 pub(super) fn effective(typed: &[OsString]) -> anyhow::Result<BTreeMap<String, Effective>> {
-    let (command, in_file) = command_with_file(typed)?;
-    // A file can be looked at before there is a model.
-    let mut command = command.mut_subcommand(SERVE, |serve| {
-        serve.mut_arg("models", |models| models.required(false))
-    });
-    let matches = command.try_get_matches_from_mut(typed)?;
-    let serve = command
-        .find_subcommand(SERVE)
-        .context("there is such a command")?;
-    let (SERVE, matches) = matches.subcommand().context("a command is typed")? else {
-        anyhow::bail!("what follows are options of `rempart serve`");
-    };
+    let parsed = Parsed::of(typed)?;
     let of = |arg: &Arg| {
         let key = key_of(arg)?;
-        Some((key.to_owned(), Effective::of(arg, matches, in_file.contains(key))))
+        let in_file = parsed.in_file.contains(key);
+        Some((key.to_owned(), Effective::of(arg, &parsed.matches, in_file)))
     };
-    Ok(serve.get_arguments().filter_map(of).collect())
+    Ok(parsed.serve.get_arguments().filter_map(of).collect())
+}
+
+/// The options themselves, without the check of whether a server can have them together; and those of them that are secrets.
+///
+/// # Errors
+/// They can't be parsed.
+pub(super) fn unchecked(typed: &[OsString]) -> anyhow::Result<(ServeArgs, Vec<String>)> {
+    let Parsed { serve, matches, .. } = Parsed::of(typed)?;
+    let secret = serve.get_arguments().filter(|arg| arg.is_hide_env_values_set());
+    let values = secret.filter_map(|arg| matches.get_raw(arg.get_id().as_str()));
+    let secrets = values
+        .flatten()
+        .map(|value| value.to_string_lossy().into_owned())
+        .collect();
+    Ok((ServeArgs::from_arg_matches(&matches)?, secrets))
+}
+
+/// What was typed behind `rempart serve`.
+struct Parsed {
+    serve: clap::Command,
+    matches: ArgMatches,
+    /// Keys that the file has.
+    in_file: BTreeSet<String>,
+}
+
+impl Parsed {
+    fn of(typed: &[OsString]) -> anyhow::Result<Self> {
+        let (command, in_file) = command_with_file(typed)?;
+        // A file can be looked at before there is a model.
+        let mut command = command.mut_subcommand(SERVE, |serve| {
+            serve.mut_arg("models", |models| models.required(false))
+        });
+        let mut matches = command.try_get_matches_from_mut(typed)?;
+        let serve = command
+            .find_subcommand(SERVE)
+            .context("there is such a command")?;
+        let Some((_, matches)) = matches.remove_subcommand().filter(|(name, _)| name == SERVE) else {
+            anyhow::bail!("what follows are options of `rempart serve`");
+        };
+        Ok(Self {
+            serve: serve.clone(),
+            matches,
+            in_file,
+        })
+    }
 }
 
 impl Effective {
@@ -186,13 +230,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rempart.toml");
         std::fs::write(&path, text).unwrap();
-        let typed = ServeOptions {
-            options: more.iter().map(OsString::from).collect(),
-        };
+        let options: Vec<OsString> = more.iter().map(OsString::from).collect();
         let mut out = Vec::new();
-        for (key, effective) in effective(&typed.behind_serve(Some(path))).unwrap() {
-            effective.write(&key, &mut out).unwrap();
-        }
+        show(&behind_serve(Some(path), &options), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

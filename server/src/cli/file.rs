@@ -24,7 +24,7 @@ pub(super) const SERVE: &str = "serve";
 /// Its one argument that is no option.
 const MODELS: &str = "models";
 /// Commands that read no file, or read it by themselves.
-const WITHOUT: [&str; 3] = ["config", "completions", "man"];
+const WITHOUT: [&str; 4] = ["config", "support-bundle", "completions", "man"];
 
 /// What was read of a file.
 pub(super) struct ConfigFile {

@@ -20,6 +20,7 @@ mod reload;
 mod retention;
 mod serve;
 mod shell;
+mod support;
 mod top;
 mod usage;
 
@@ -48,6 +49,7 @@ use people::{GdprCommand, UserCommand};
 use plan::PlanArgs;
 use retention::RetentionCommand;
 use shell::{CompletionsArgs, ManArgs};
+use support::SupportBundleArgs;
 use top::TopArgs;
 use usage::UsageCommand;
 
@@ -120,6 +122,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// Look at this machine as a server would, and prove on it what this installation promises
     Doctor(DoctorArgs),
+    /// Put what who is to help has to know of a server into a file, without anything confidential
+    SupportBundle(Box<SupportBundleArgs>),
     /// Print what a shell completes the command line by
     Completions(CompletionsArgs),
     /// Write the manual pages
@@ -151,6 +155,7 @@ pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Rank => served_model::rank(),
         Command::TryEgress(args) => doctor::try_egress(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::SupportBundle(args) => support::bundle(&args, cli.config),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::Serve(args) => serve::run(*args, typed),

@@ -14,7 +14,15 @@ fn help() {
     insta::assert_snapshot!("help", command.render_help());
     command.build();
     for name in [
-        "serve", "pull", "plan", "bench", "key", "project", "audit", "doctor",
+        "serve",
+        "pull",
+        "plan",
+        "bench",
+        "key",
+        "project",
+        "audit",
+        "doctor",
+        "support-bundle",
     ] {
         let help = command.find_subcommand_mut(name).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}"), help);

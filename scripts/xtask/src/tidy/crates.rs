@@ -75,6 +75,12 @@ const MEMBERS: &[Member] = &[
         dev_dependencies: &[],
     },
     Member {
+        name: "rempart-operations",
+        folder: "server/operations",
+        dependencies: &["rempart-client"],
+        dev_dependencies: &[],
+    },
+    Member {
         name: "rempart-terminal",
         folder: "server/terminal",
         dependencies: &["rempart-client"],
@@ -97,6 +103,7 @@ const MEMBERS: &[Member] = &[
             "rempart-kernels",
             "rempart-load",
             "rempart-models",
+            "rempart-operations",
             "rempart-terminal",
             "rempart-text",
             "rempart-traces",
@@ -379,6 +386,7 @@ mod tests {
         let text = "[dependencies]\nrempart-client.workspace = true\n";
         for (name, folder) in [
             ("rempart-load", "server/load"),
+            ("rempart-operations", "server/operations"),
             ("rempart-terminal", "server/terminal"),
         ] {
             let path = format!("{folder}/Cargo.toml");

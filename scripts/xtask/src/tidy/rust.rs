@@ -16,12 +16,14 @@ const HUB: &str = "server/hub/";
 const HUB_CLIENT: &str = "server/hub/src/pull/";
 /// Only commands that a person or a timer starts may fetch, and no code that serves: a command's module is used by `cli` alone.
 const FETCHING: [&str; 2] = ["server/src/cli/pull.rs", "server/src/cli/oidc.rs"];
-/// hyper's client is in one crate, of which two others make what three commands start.
+/// hyper's client is in one crate, of which others make what commands start.
 const CLIENT: &str = "server/client/";
 const LOAD: &str = "server/load/";
 const LOADING: &str = "server/src/cli/bench/";
 const TERMINAL: &str = "server/terminal/";
 const AT_A_TERMINAL: [&str; 2] = ["server/src/cli/top.rs", "server/src/cli/chat.rs"];
+const OPERATIONS: &str = "server/operations/";
+const OPERATING: &str = "server/src/cli/support.rs";
 /// Tests are clients of the server that they start.
 const SERVER_TESTS: &str = "server/tests/";
 
@@ -125,7 +127,8 @@ fn clients(file: &File, source: &Source, findings: &mut Vec<Finding>) {
         "rempart_terminal",
         &[TERMINAL, AT_A_TERMINAL[0], AT_A_TERMINAL[1]],
     );
-    find("rempart_client", &[CLIENT, LOAD, TERMINAL]);
+    find("rempart_operations", &[OPERATIONS, OPERATING]);
+    find("rempart_client", &[CLIENT, LOAD, OPERATIONS, TERMINAL]);
     find("hyper::client", &[CLIENT, SERVER_TESTS]);
     find("hyper_util::client", &[CLIENT, SERVER_TESTS]);
 }
@@ -281,16 +284,18 @@ mod tests {
             "server/src/cli/top.rs",
             "server/src/cli/chat.rs",
         ];
+        let operations = ["server/operations/src/lib.rs", "server/src/cli/support.rs"];
         let client = [
             "server/client/src/client.rs",
             "server/load/src/client.rs",
+            "server/operations/src/bundle/asked.rs",
             "server/terminal/src/models.rs",
         ];
-        let (bench, terminal, client): (&[&str], &[&str], &[&str]) = (&bench, &terminal, &client);
         for (text, places) in [
-            ("use rempart_load::LoadArgs;\n", bench),
-            ("fn f() { rempart_terminal::top(&args) }\n", terminal),
-            ("use rempart_client::Client;\n", client),
+            ("use rempart_load::LoadArgs;\n", &bench[..]),
+            ("fn f() { rempart_terminal::top(&args) }\n", &terminal),
+            ("use rempart_operations::Bundle;\n", &operations),
+            ("use rempart_client::Client;\n", &client),
         ] {
             for place in places {
                 assert!(found(check, &[(place, text)]).is_empty(), "{place}: {text}");

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use crate::config::StoreArgs;
+use crate::config::{ServeArgs, StoreArgs};
 use finding::Finding;
 
 pub(super) use egress::{TrialArgs, try_egress};
@@ -61,10 +61,38 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells what is found on the machine and around it.
-fn look(args: &DoctorArgs) -> anyhow::Result<bool> {
+/// What is found of a server that would be started so, as JSON, an object in each line.
+///
+/// # Errors
+/// None that is expected.
+pub(super) fn told_of(serve: &ServeArgs) -> anyhow::Result<String> {
+    let args = DoctorArgs {
+        machine: true,
+        egress: false,
+        model: serve.models.first().cloned(),
+        store: serve.store.clone(),
+        tls_certificate: serve.tls.tls_certificate.clone(),
+        database: serve.governance.database.clone(),
+        pid: None,
+        json: true,
+    };
+    let mut lines = String::new();
+    for finding in findings(&args) {
+        lines += &serde_json::to_string(&finding)?;
+        lines.push('\n');
+    }
+    Ok(lines)
+}
+
+fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = machine::findings(args);
     findings.extend(surroundings::findings(args));
+    findings
+}
+
+/// Tells what is found on the machine and around it.
+fn look(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let findings = findings(args);
     let mut out = std::io::stdout().lock();
     for finding in &findings {
         if args.json {
