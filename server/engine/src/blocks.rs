@@ -1,7 +1,7 @@
 //! The pool of cache blocks: reference counts, and a prefix cache that finds full blocks again by content.
 //!
-//! A sequence that gives way also parks the block that it has begun, where such sequences alone look for it: if nobody needed the room
-//! meanwhile, it goes on where it was and nothing is computed again.
+//! A sequence that gives way also parks the block that it has begun, where such sequences alone look for it: if nobody
+//! needed the room meanwhile, it goes on where it was and nothing is computed again.
 //!
 //! Blocks are released tail first and a published block's parent is always published too (see `publish`), so among
 //! the blocks nobody holds, a child is older than its parent and evicted before it: every findable block has a

@@ -94,8 +94,8 @@ impl Pace {
     }
 }
 
-/// The layer that lets a project's refusals wait for their turns, as far as the request has time. Without keys there are no others to
-/// be kept from anything.
+/// The layer that lets a project's refusals wait for their turns, as far as the request has time. Without keys there are no
+/// others to be kept from anything.
 pub(super) async fn pace_refusals(
     State(app): State<AppState>,
     Extension(arrived): Extension<Arrived>,
