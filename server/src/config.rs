@@ -267,7 +267,7 @@ pub struct HttpArgs {
     /// Seconds a request may take, waiting included
     #[arg(long, env = "REMPART_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub request_timeout_s: u64,
-    /// Refusals (over a limit, or of a full queue) in a second that a project is sent at once; further ones wait for their turn
+    /// Refusals of full queues in a second that a project is sent at once; further ones wait for their turn
     #[arg(long, env = "REMPART_REFUSALS_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub refusals_per_second: u32,
     /// Milliseconds that a refusal waits for its turn at most; 0 sends all at once

@@ -29,8 +29,8 @@ const FLOWS_KEPT: usize = 1024;
 const FLOW_WAITING_MAX: usize = 32;
 /// Of all flows, as a part of the connections that may be open.
 const CONNECTIONS_PER_WAITING: usize = 8;
-/// What is a refusal, and not the state of a server: a limit, and a full queue.
-const PACED: [&str; 2] = ["rate_limit_exceeded", "server_is_overloaded"];
+/// What is paced. Not who is over a limit: more of it may come back while a client waits, which would then get less.
+const PACED: &str = "server_is_overloaded";
 
 /// When each flow is refused next, and how many wait for that.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub(super) async fn pace_refusals(
         .extensions()
         .get::<ApiError>()
         .and_then(|error| error.code);
-    if code.is_some_and(|code| PACED.contains(&code))
+    if code == Some(PACED)
         && let Caller::Holder(_) = &caller
         && let Some(wait) = app.refusals.turn(caller.flow().id, Instant::now())
     {

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
-use rempart::shutdown::Phase;
 use rempart_governance::{Metric, NewKey, NewKeyRequest, Role, Subject};
 use serde_json::{Value, json};
 
@@ -343,43 +342,39 @@ async fn no_project_fills_the_queue() {
     );
 }
 
-/// Whoever comes again at once with every refusal waits for the next, and nobody else does.
+/// Whoever comes again at once with every refusal of a full queue waits for the next.
 #[tokio::test]
 async fn refusals_come_at_a_pace() {
-    let governed = governed(&["--refusals-per-second", "1", "--refusal-wait-max-ms", "2000"]).await;
-    governed.store.create_project("test", "sales", &[]).await.unwrap();
-    let (eager, other) = (
-        governed.key("default", Role::Member).await,
-        governed.key("sales", Role::Member).await,
-    );
-    for key in [&eager, &other] {
-        let once = [(Metric::RequestsPerMinute, 1)];
-        governed.limit(&Subject::Key(key.id.0.clone()), &once).await;
-        assert_eq!(governed.embed(key).await.status, 200);
-    }
-    let timed = async |key: &NewKey| {
+    let queue = ["--queue-requests-max", "2", "--sequences-max", "1"];
+    let pace = ["--refusals-per-second", "1", "--refusal-wait-max-ms", "2000"];
+    let governed = governed(&[queue, pace].concat()).await;
+    governed.server.controls.close();
+    let timed = async || {
         let began = Instant::now();
-        assert_eq!(governed.embed(key).await.status, 429);
-        began.elapsed()
+        let answer = governed.chat(&governed.first, json!({})).await;
+        (answer.status.as_u16(), began.elapsed())
     };
-    let all = futures::future::join_all((0..4).map(|_| timed(&eager)));
-    let (mut all, other) = tokio::join!(all, timed(&other));
-    all.sort();
-    // One is refused at once, and the others after 1, 2 and 2 s.
+    let flood = async {
+        governed.server.controls.held().await;
+        let all = futures::future::join_all((0..5).map(|_| timed()));
+        let opening = async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            governed.server.controls.open();
+        };
+        tokio::join!(all, opening).0
+    };
+    let (running, flood) = tokio::join!(timed(), flood);
+    assert_eq!(running.0, 200);
+    let refused = flood.iter().filter(|(status, _)| *status == 503);
+    let mut times: Vec<Duration> = refused.map(|(_, time)| *time).collect();
+    times.sort();
+    // A project may queue one. One more is refused at once, and the others after 1, 2 and 2 s.
     let [half, whole] = [500, 1000].map(Duration::from_millis);
-    assert!(other < whole && all[0] < whole, "{other:?}, {all:?}");
+    assert_eq!(times.len(), 4, "{flood:?}");
     assert!(
-        all[1] >= half && all[2] >= whole + half && all[3] >= whole + half,
-        "{all:?}"
+        times[0] < whole && times[1] >= half && times[2] >= whole + half && times[3] >= whole + half,
+        "{times:?}"
     );
-    // Nobody is kept waiting by the end of the process.
-    let draining = async {
-        tokio::time::sleep(half).await;
-        governed.server.app.shutdown.advance(Phase::Draining);
-    };
-    let last = futures::future::join_all((0..3).map(|_| timed(&eager)));
-    let (last, ()) = tokio::join!(last, draining);
-    assert!(last.iter().all(|time| *time < whole + half), "{last:?}");
 }
 
 #[tokio::test]
