@@ -368,9 +368,9 @@ async fn refusals_come_at_a_pace() {
     let refused = flood.iter().filter(|(status, _)| *status == 503);
     let mut times: Vec<Duration> = refused.map(|(_, time)| *time).collect();
     times.sort();
-    // A project may queue one. One more is refused at once, and the others after 1, 2 and 2 s.
+    // Of a full queue one is refused at once, and the others after 1, 2 and 2 s. One may still have found room.
     let [half, whole] = [500, 1000].map(Duration::from_millis);
-    assert_eq!(times.len(), 4, "{flood:?}");
+    assert!(times.len() >= 4, "{flood:?}");
     assert!(
         times[0] < whole && times[1] >= half && times[2] >= whole + half && times[3] >= whole + half,
         "{times:?}"
