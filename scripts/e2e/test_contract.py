@@ -236,6 +236,7 @@ def run(operation, mode, cases, root, rules, became, key=None):
     one()
 
 
+@pytest.mark.slow
 def test_the_server_does_what_its_document_says(served, document, subtests):
     schema = schemathesis.openapi.from_dict(quick(document, served))
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -268,6 +269,7 @@ def of_what_there_is(document, ids):
     return document
 
 
+@pytest.mark.slow
 def test_the_organization_is_as_the_document_says(own_server, tmp_path, subtests):
     """The routes that have something to tell only where there are keys."""
     server = own_server("smollm2", "organization.log", ["--database", str(tmp_path / "rempart.db")])

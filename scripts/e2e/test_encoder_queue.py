@@ -21,6 +21,7 @@ def test_the_queue_is_empty_when_its_client_has_left(served):
     assert tokens == 0
 
 
+@pytest.mark.slow
 def test_retry_after_is_when_there_is_room(own_server):
     """At least half of the time that it takes until the same request is accepted: else every retry is refused too."""
     running = own_server(WITH_ENCODER, "encoder-retry.log", ["--queue-tokens-max", "60000"])

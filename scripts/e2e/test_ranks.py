@@ -57,6 +57,7 @@ def ranks(of, log, *arguments, name="smollm2"):
     return start(name, f"ranks-{log}.log", ["--tensor-parallel", of, *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_ranks_answer_as_one_does(name):
     # Rounded to 16 bits, no token of these is as likely as another.
