@@ -9,6 +9,7 @@ token within some logits of its best: there ours may take that one, and the comp
 tokens.  The default rounding may be further off at a few.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -102,10 +103,11 @@ def perplexity(running, fixture):
 
 
 def greedy(running, fixture):
-    """All divergences over the prompts; empty when every token is the reference's."""
-    name = running.model_name()
-    return [divergence for number, case in enumerate(fixture["greedy"])
-            for divergence in _greedy_case(running, name, number, case)]
+    """All divergences over the prompts, which are asked all at once; empty when every token is the reference's."""
+    name, cases = running.model_name(), fixture["greedy"]
+    with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+        found = list(pool.map(lambda numbered: list(_greedy_case(running, name, *numbered)), enumerate(cases)))
+    return [divergence for divergences in found for divergence in divergences]
 
 
 def _greedy_case(running, name, number, case):

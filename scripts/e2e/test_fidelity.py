@@ -30,6 +30,7 @@ def test_greedy_tokens(served, record_property):
     check_greedy_tokens(served.name, "default", served.server, record_property)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", [name for name in fidelity.ROUNDINGS if name != "default"])
 @pytest.mark.parametrize("name", MODELS)
 def test_finer_roundings(name, rounding, own_server, record_property):
