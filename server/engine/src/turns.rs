@@ -33,6 +33,16 @@ enum Claim {
     Within,
 }
 
+/// What the cache has of a waiting sequence, and what it does not.
+struct Found {
+    /// The blocks of its beginning and, behind them, the one that it parked.
+    blocks: Vec<BlockId>,
+    /// Tokens computed where the parked block is among them.
+    parked: Option<usize>,
+    /// Blocks that are needed beside them.
+    fresh: usize,
+}
+
 impl Scheduler {
     /// Fills the step with prompts, and starts waiting sequences.
     pub(crate) fn share_prefill(&mut self, plan: &mut Plan) {
@@ -151,10 +161,10 @@ impl Scheduler {
                 None => return Claim::Within,
             }
         }
-        let (found, fresh) = self.find(rank.seq);
-        let needed = fresh + self.pool.unheld(&found);
+        let found = self.find(rank.seq);
+        let needed = found.fresh + self.pool.unheld(&found.blocks);
         // Blocks of those who give way may be among the found ones.
-        let counted = fresh + self.pool.foreign(&found, flow);
+        let counted = found.fresh + self.pool.foreign(&found.blocks, flow);
         if self.exceeds_cap(flow, counted) {
             return Claim::AtCap;
         }
@@ -184,57 +194,64 @@ impl Scheduler {
             self.give_way(victim, plan);
         }
         // A victim may have shared what was found, which then counts as needed.
-        if !self.pool.fits(&found, fresh, self.running.len()) {
+        if !self.pool.fits(&found.blocks, found.fresh, self.running.len()) {
             return Claim::Within;
         }
-        self.take_blocks(rank.seq, found, fresh);
+        self.take_blocks(rank.seq, found);
         Claim::Taken
     }
 
-    /// The blocks of a waiting sequence that are in the cache, the one it parked included, and how many more it needs.
-    fn find(&mut self, seq: SeqId) -> (Vec<BlockId>, usize) {
+    /// What the cache has of a waiting sequence.
+    fn find(&mut self, seq: SeqId) -> Found {
         let block_size = self.config.block_size;
         let sequence = self
             .sequences
             .get_mut(&seq)
             .expect("a waiting sequence lives. This is a bug.");
+        let needed = sequence.tokens.len().div_ceil(block_size);
         if self.groups[&sequence.request].is_scoring() {
-            sequence.parked = 0;
-            return (Vec::new(), sequence.tokens.len().div_ceil(block_size));
+            return Found {
+                blocks: Vec::new(),
+                parked: None,
+                fresh: needed,
+            };
         }
         sequence.extend_keys(&self.hasher, block_size);
         let salt = sequence.salt;
-        let mut found = self.pool.find_prefix(salt, &sequence.keys, &sequence.tokens);
-        let mut begun = None;
-        if sequence.parked > 0 && found.len() == sequence.parked / block_size {
+        let mut blocks = self.pool.find_prefix(salt, &sequence.keys, &sequence.tokens);
+        let mut parked = None;
+        if sequence.parked > 0 && blocks.len() == sequence.parked / block_size {
             let (key, tokens) = sequence.begun(&self.hasher, block_size);
-            begun = self.pool.find_begun(salt, &found, key, tokens);
+            if let Some(id) = self.pool.find_begun(salt, &blocks, key, tokens) {
+                blocks.push(id);
+                parked = Some(sequence.parked);
+            }
         }
-        match begun {
-            Some(id) => found.push(id),
-            None => sequence.parked = 0,
+        let fresh = needed - blocks.len();
+        Found {
+            blocks,
+            parked,
+            fresh,
         }
-        let fresh = sequence.tokens.len().div_ceil(block_size) - found.len();
-        (found, fresh)
     }
 
-    fn take_blocks(&mut self, seq: SeqId, found: Vec<BlockId>, fresh: usize) {
+    fn take_blocks(&mut self, seq: SeqId, found: Found) {
         let sequence = self
             .sequences
             .get_mut(&seq)
             .expect("a waiting sequence lives. This is a bug.");
         let flow = sequence.flow();
-        self.pool.hold(&found, flow);
-        sequence.published = found.len();
-        sequence.computed = found.len() * self.config.block_size;
-        if sequence.parked > 0 {
+        self.pool.hold(&found.blocks, flow);
+        sequence.published = found.blocks.len();
+        sequence.computed = found.blocks.len() * self.config.block_size;
+        if let Some(computed) = found.parked {
             sequence.published -= 1;
-            sequence.computed = sequence.parked;
-            self.pool.unpark(found[sequence.published]);
+            sequence.computed = computed;
+            self.pool.unpark(found.blocks[sequence.published]);
         }
         sequence.parked = 0;
-        sequence.table = found;
-        for _ in 0..fresh {
+        sequence.table = found.blocks;
+        for _ in 0..found.fresh {
             let id = self
                 .pool
                 .alloc(flow)
