@@ -1,7 +1,7 @@
 //! The engine thread under pressure and in trouble.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rempart::engine_thread::Health;
 use serde_json::json;
@@ -9,6 +9,23 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::support::{SCRIPT, TestServer, chat_body, finished, post_request};
+
+/// Without keys there is nobody to be kept from anything: no refusal waits for another.
+#[tokio::test]
+async fn without_keys_all_are_refused_at_once() {
+    let queue = ["--queue-requests-max", "2", "--sequences-max", "1"];
+    let pace = ["--refusals-per-second", "1", "--refusal-wait-max-ms", "60000"];
+    let server = TestServer::start(&[queue, pace].concat()).await;
+    server.controls.close();
+    let _running = send(&server, 1);
+    server.controls.held().await;
+    let mut asked = send(&server, 24);
+    let began = Instant::now();
+    for _ in 0..22 {
+        assert_eq!(asked.join_next().await.unwrap().unwrap(), 503);
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
 
 /// Sends chat requests that nobody waits for here.
 fn send(server: &TestServer, count: usize) -> JoinSet<u16> {

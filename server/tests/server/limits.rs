@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use rempart::shutdown::Phase;
 use rempart_governance::{Metric, NewKey, NewKeyRequest, Role, Subject};
 use serde_json::{Value, json};
 
@@ -378,6 +379,32 @@ async fn refusals_come_at_a_pace() {
         times[0] < whole && times[1] >= half && times[2] >= whole + half && times[3] >= whole + half,
         "{times:?}"
     );
+}
+
+/// Who waits for a refusal is told at once when the server ends.
+#[tokio::test]
+async fn a_drain_ends_what_refusals_wait_for() {
+    let queue = ["--queue-requests-max", "2", "--sequences-max", "1"];
+    let pace = ["--refusals-per-second", "1", "--refusal-wait-max-ms", "60000"];
+    let governed = governed(&[queue, pace].concat()).await;
+    governed.server.controls.close();
+    let ask = || governed.chat(&governed.first, json!({}));
+    let flood = async {
+        governed.server.controls.held().await;
+        let mut asked: FuturesUnordered<_> = (0..24).map(|_| ask()).collect();
+        // The first is told at once; the last one's turn would be twenty seconds later.
+        assert_eq!(asked.next().await.unwrap().status, 503);
+        let early = tokio::time::timeout(Duration::from_millis(500), asked.next()).await;
+        assert!(early.is_err(), "the others wait");
+        let began = Instant::now();
+        governed.server.app.shutdown.advance(Phase::Draining);
+        for _ in 0..21 {
+            assert_eq!(asked.next().await.unwrap().status, 503);
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        governed.server.controls.open();
+    };
+    tokio::join!(ask(), flood);
 }
 
 #[tokio::test]
