@@ -125,7 +125,7 @@ def test_it_serves_as_before(confined, place):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         rows = rempart("audit", "tail", *running.options).stdout
-        assert "server.started" in rows and "server.confined" in rows, rows
+        assert "server.started" in rows and "server.confined" in rows and "seccomp" in rows, rows
     page = client.with_options(base_url=running.server.root).get("/metrics", cast_to=str)
     assert re.search(r"^rempart_zero_egress 1$", page, re.MULTILINE)
     assert "the kernel refuses this process every connection to elsewhere" in running.server.log.read_text()
@@ -169,12 +169,25 @@ def without_landlock():
     assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
 
 
-def test_a_kernel_without_landlock_ends_the_start(tmp_path):
-    done = rempart("serve", tmp_path / "model", "--zero-egress", "--bind", "127.0.0.1:0", preexec_fn=without_landlock)
+@pytest.mark.parametrize("database", ["postgres://a@127.0.0.1:6543/a", "postgres://a@localhost/a?host=/run"])
+def test_a_kernel_without_landlock_ends_the_start_where_connections_must_be_told_apart(tmp_path, database):
+    done = rempart("serve", tmp_path / "model", "--zero-egress", "--bind", "127.0.0.1:0", "--database", database,
+                   preexec_fn=without_landlock)
     assert done.returncode != 0
     assert "--zero-egress: the kernel can't hold TCP to ports: it takes Linux 6.7 or newer" in done.stderr
-    proof = rempart("doctor", "--egress", preexec_fn=without_landlock)
+    proof = rempart("doctor", "--egress", "--database", database, preexec_fn=without_landlock)
     assert proof.returncode != 0 and "all " not in proof.stdout
+
+
+def test_a_kernel_without_landlock_confines_who_connects_to_nobody(tmp_path):
+    """As Debian 12's does, where the package is installed."""
+    proof = rempart("doctor", "--egress", preexec_fn=without_landlock)
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert "confined by seccomp alone" in proof.stdout
+    stopped = re.findall(r"^stopped by seccomp.*: (.*)$", proof.stdout, re.MULTILINE)
+    assert len(stopped) > 15 and not re.search("NOT STOPPED|by Landlock", proof.stdout)
+    done = rempart("serve", tmp_path / "model", "--zero-egress", "--bind", "127.0.0.1:0", preexec_fn=without_landlock)
+    assert "by=seccomp alone" in done.stderr and "model: No such file" in done.stderr, done.stderr
 
 
 def test_a_database_without_an_address_ends_the_start(tmp_path):

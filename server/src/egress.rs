@@ -15,11 +15,13 @@ pub fn confine(database: Option<&Database>) -> anyhow::Result<Confined> {
     let reach = reach(database);
     let confined = rempart_confinement::confine(reach)?;
     tracing::info!(
-        landlock_abi = confined.landlock_abi,
-        seccomp = true,
+        by = %confined,
         may_connect_to = %reach,
         "the kernel refuses this process every connection to elsewhere"
     );
+    if confined.landlock_abi.is_none() {
+        tracing::warn!("one wall instead of two: docs/egress.md says what that leaves open");
+    }
     look_up(way.as_ref())?;
     Ok(confined)
 }

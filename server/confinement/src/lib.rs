@@ -65,10 +65,22 @@ pub enum Error {
 }
 
 /// What holds a process that was confined.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confined {
-    /// The generation of Landlock's interface that the kernel and this program have in common, 4 or more.
-    pub landlock_abi: u32,
+    /// The generation of Landlock's interface that the kernel and this program have in common, 4 or more. `None`: the kernel
+    /// can't hold TCP to ports, and the filter of system calls, which refuses to connect at all, holds the process by itself.
+    pub landlock_abi: Option<u32>,
+}
+
+impl fmt::Display for Confined {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.landlock_abi {
+            Some(abi) => write!(formatter, "Landlock, ABI {abi}, and seccomp"),
+            None => formatter.write_str(
+                "seccomp alone, as no Landlock holds TCP to ports here (that of Linux 6.7 does, where it is enabled)",
+            ),
+        }
+    }
 }
 
 /// What the kernel tells of a process.

@@ -7,26 +7,33 @@ use landlock::{
 
 use crate::{Error, Reach};
 
-/// Restricts the calling thread. Returns the generation of the interface.
+/// Restricts the calling thread. Returns the generation of the interface; `None` where the kernel has no Landlock, or one that
+/// knows no ports, and there is nobody to connect to: the filter of system calls then refuses that whatever the port is. (Debian
+/// 12 has Linux 6.1.)
 ///
 /// # Errors
-/// Where the kernel has no Landlock, or one that knows no ports.
-pub(crate) fn restrict(reach: Reach) -> Result<u32, Error> {
-    let failed = |error: RulesetError| {
-        let mut said = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            said = error.to_string();
-            source = error.source();
-        }
-        Error::Landlock(said)
+/// Where it has none, and some connections must be told from others; or where what it has does not work.
+pub(crate) fn restrict(reach: Reach) -> Result<Option<u32>, Error> {
+    let missing = match rules(reach) {
+        Ok(LandlockStatus::Available { effective_abi, .. }) => return Ok(Some(effective_abi as u32)),
+        Ok(LandlockStatus::NotEnabled) => "it is not enabled".to_owned(),
+        Ok(LandlockStatus::NotImplemented) => "it has none".to_owned(),
+        // It was asked for what it must have.
+        Err(error @ RulesetError::HandleAccesses(_)) => innermost(&error),
+        Err(error) => return Err(Error::Landlock(innermost(&error))),
     };
-    let status = rules(reach).map_err(failed)?;
-    match status {
-        LandlockStatus::Available { effective_abi, .. } => Ok(effective_abi as u32),
-        LandlockStatus::NotEnabled => Err(Error::Landlock("it is not enabled".to_owned())),
-        LandlockStatus::NotImplemented => Err(Error::Landlock("it has none".to_owned())),
+    match reach {
+        Reach::Nobody => Ok(None),
+        Reach::UnixSockets | Reach::Port(_) => Err(Error::Landlock(missing)),
     }
+}
+
+fn innermost(error: &RulesetError) -> String {
+    let mut error: &dyn std::error::Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn rules(reach: Reach) -> Result<LandlockStatus, RulesetError> {

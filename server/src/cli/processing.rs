@@ -265,7 +265,7 @@ fn measures(out: &mut String, facts: &Facts) -> anyhow::Result<()> {
         ),
         (
             "zero_egress",
-            "confined by the kernel (Landlock, seccomp)",
+            "confined by the kernel",
             "not confined by the kernel",
         ),
         (

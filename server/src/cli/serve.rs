@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
+use rempart_confinement::Confined;
 use rempart_governance::Database;
 use rempart_traces::Traces;
 use serde_json::{Map, Value};
@@ -30,10 +31,9 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     // A core would hold what is asked and answered, and keys.
     rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
     let listeners = Listeners::bind(&settings.http)?;
-    if settings.http.zero_egress {
-        // Before the first thread: what a thread may do is its own.
-        egress::confine(settings.governance.database.as_ref()).context("--zero-egress")?;
-    }
+    // Before the first thread: what a thread may do is its own.
+    let confine = || egress::confine(settings.governance.database.as_ref()).context("--zero-egress");
+    let confined = settings.http.zero_egress.then(confine).transpose()?;
     if settings.http.admin.bind.is_some() || settings.http.admin.idle_unload.is_some() {
         rempart_kernels::use_one_heap();
     }
@@ -45,7 +45,7 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
         .build()
         .context("starting tokio")?;
     let options = Options::read(typed)?;
-    let result = runtime.block_on(serve(settings, listeners, options));
+    let result = runtime.block_on(serve(settings, listeners, options, confined));
     // A model that is still loading, or a step in flight, is not waited for.
     runtime.shutdown_background();
     result
@@ -79,7 +79,12 @@ impl Listeners {
     }
 }
 
-async fn serve(settings: Settings, listeners: Listeners, options: Options) -> anyhow::Result<()> {
+async fn serve(
+    settings: Settings,
+    listeners: Listeners,
+    options: Options,
+    confined: Option<Confined>,
+) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.zero_egress(settings.http.zero_egress);
     let shutdown = Shutdown::default();
@@ -100,8 +105,9 @@ async fn serve(settings: Settings, listeners: Listeners, options: Options) -> an
     let _claimed = claimed.context("--database")?;
     let access = open_access(&settings.governance, &metrics).await?;
     access.record_server("server.started", facts(&settings)).await?;
-    if settings.http.zero_egress {
-        access.record_server("server.confined", Map::new()).await?;
+    if let Some(confined) = confined {
+        let by = Map::from_iter([("by".to_owned(), confined.to_string().into())]);
+        access.record_server("server.confined", by).await?;
     }
     let app: AppState = Arc::new(
         App::new(

@@ -68,10 +68,7 @@ pub(crate) fn try_egress(args: &TrialArgs) -> anyhow::Result<()> {
         port => Reach::Port(port.parse().context("a port")?),
     };
     let (confined, attempts) = try_everything(reach, args.elsewhere)?;
-    say(&format!(
-        "confined by Landlock, ABI {}, and seccomp; may connect to: {reach}",
-        confined.landlock_abi
-    ))?;
+    say(&format!("confined by {confined}; may connect to: {reach}"))?;
     let mut open = 0;
     for attempt in &attempts {
         let (line, stopped) = tell(attempt);
