@@ -1,6 +1,7 @@
 """Administration as the official client and an operator meet it, on either kind of database."""
 import concurrent.futures
 import json
+import pathlib
 import re
 import subprocess
 import time
@@ -146,6 +147,8 @@ def test_who_is_erased_is_nobody_and_checkpoints_hold(governed):
     assert told["person"]["email"] == "anna@example.org" and len(told["requests"]) == 1
     assert [key["name"] for key in told["keys"]] == ["laptop"]
     assert {row["action"] for row in told["record"]} >= {"user.added", "user.exported"}
+    before = checkpoints.with_name("before.jsonl")
+    rempart("backup", *database, str(before))
     rempart("gdpr", "erase", *database, "anna@example.org")
     assert "no such person" in rempart("gdpr", "export", *database, "anna@example.org", fails=True)
     time.sleep(2)
@@ -154,6 +157,12 @@ def test_who_is_erased_is_nobody_and_checkpoints_hold(governed):
     assert "checkpoints, each signed" in rempart(*verify)
     chain = rempart("audit", "export", *database)
     assert "anna" not in chain.lower() and len(chain.splitlines()) > 5
+    place = pathlib.Path(database[1])
+    copy = checkpoints.with_name("copy.jsonl")
+    rempart("backup", *database, str(copy))
+    written = [copy, checkpoints, server.log, *(place.parent.glob(f"{place.name}*") if place.is_file() else ())]
+    names = (b"anna@example.org", b"anna example")
+    assert not [path for path in written if any(name in path.read_bytes().lower() for name in names)], "a name of theirs is left"
     # One that somebody else has signed is refused, and one that is changed.
     lines = checkpoints.read_text().splitlines()
     checkpoints.write_text(lines[-1].replace('"seq":', '"seq":1') + "\n")

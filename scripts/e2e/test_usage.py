@@ -99,9 +99,10 @@ def read(client, at):
 
 
 def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store):
-    """Of answers that were read to their end none is missing, with others reading the same database all the while."""
+    """Of answers that were read to their end and acknowledged changes none is missing, while others read the database."""
     server, database, key = governed("first.log")
     client, got, lock, stop = client_of(server, key, timeout=20), [], threading.Lock(), threading.Event()
+    changed = []
 
     def ask(at):
         while not stop.is_set():
@@ -113,6 +114,14 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
             with lock:
                 got.append(used)
 
+    def change():
+        while not stop.is_set():
+            try:
+                changed.append(client.admin.organization.projects.create(name=f"project {len(changed)}").id)
+            except openai.APIError:
+                pass
+            time.sleep(0.02)
+
     def look():
         # Whoever opens and closes the file must take nothing from the server.
         while not stop.is_set():
@@ -120,12 +129,12 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
             time.sleep(0.05)
     for round_ in range(KILLS):
         stop.clear()
-        with concurrent.futures.ThreadPoolExecutor(CLIENTS + 1) as pool:
-            work = [pool.submit(ask, at) for at in range(CLIENTS)] + [pool.submit(look)]
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS + 2) as pool:
+            work = [pool.submit(ask, at) for at in range(CLIENTS)] + [pool.submit(change), pool.submit(look)]
             time.sleep(0.4 + 0.05 * (round_ % 7))
             # However slow the machine is, there is something to lose.
             until = time.monotonic() + ROUND_S
-            while len(got) <= ANSWERS * (round_ + 1) and time.monotonic() < until:
+            while (len(got) <= ANSWERS * (round_ + 1) or len(changed) <= round_) and time.monotonic() < until:
                 time.sleep(0.02)
             server.process.kill()
             server.process.wait()
@@ -139,9 +148,11 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
         written = store.rows("SELECT input, output FROM usage_event WHERE outcome = 'completed'")
         missing = collections.Counter((str(used[0]), str(used[1])) for used in got) - collections.Counter(written)
         assert not missing, (round_, len(got), len(written))
+        recorded = {row[0] for row in store.rows("SELECT object FROM audit_event WHERE action = 'project.created'")}
+        assert set(changed) <= recorded, (round_, len(changed), len(recorded))
         assert "and each is what was written" in rempart("audit", "verify", "--database", database)
-    print(f"{KILLS} kills, {len(got)} answers read to their end, {len(written)} rows")
-    assert len(got) > ANSWERS * KILLS
+    print(f"{KILLS} kills, {len(got)} answers read to their end, {len(written)} rows; {len(changed)} changes, {len(recorded)}")
+    assert len(got) > ANSWERS * KILLS and len(changed) >= KILLS
 
 
 def test_usage_and_costs_as_the_official_client_reads_them(governed, tmp_path):
