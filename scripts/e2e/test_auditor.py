@@ -101,6 +101,12 @@ def used(audited, report):
         assert own[2:4] == [audited[f"{name}'s key"], "m"] and int(own[4]) > 0
 
 
+def version(audited, tail):
+    loaded, = rows(tail)
+    # A file that no pull has made has no manifest.
+    assert loaded["object"] == "m" and loaded["detail"] == {"sha256": None, "signer": None}, tail
+
+
 def leaver(audited, tail):
     left, = [row for row in rows(tail) if row["object"] == audited["bert"]]
     ended, = [row for row in rows(tail) if row["object"] == audited["bert's key"]]
@@ -151,6 +157,7 @@ CHECKS = {
     "Who has a right now, and since when?": rights,
     "Who are the administrators?": administrators,
     "Who used what model, and when?": used,
+    "Which version of a model answered?": version,
     "Did somebody who left lose access on that day?": leaver,
     "Who was refused?": refused,
     "Is what people ask and are answered kept?": kept,
