@@ -21,6 +21,8 @@ MODELS = ("smollm2", "qwen2.5-coder", "gemma3")
 CHAT_MODELS = ("smollm2", "qwen2.5-coder")
 # One that generates and, served beside it, an encoder.
 WITH_ENCODER = "qwen2.5-coder+minilm"
+# What the model computes is then the same on every processor, but for ties.
+EXACT = ("--activations", "int16", "--kv-dtype", "f32")
 LOGS = server.REPO / ".cache" / "e2e"
 READY_S = 300
 CLONE_NEWNET = 0x40000000
@@ -31,6 +33,7 @@ class Served:
     """A model, the server that serves it, a client, and the encoder beside the model if there is one."""
 
     name: str
+    options: tuple[str, ...]
     server: server.Server
     client: openai.OpenAI
     model: str
@@ -55,15 +58,15 @@ class Current:
         self.served = None
         self.stack = contextlib.ExitStack()
 
-    def serve(self, name):
-        if self.served is not None and self.served.name == name:
+    def serve(self, name, options=()):
+        if self.served is not None and (self.served.name, self.served.options) == (name, options):
             return self.served
         self.close()
-        running = self.stack.enter_context(start(name, f"{name}.log", ["--log-level", "trace"]))
+        running = self.stack.enter_context(start(name, f"{name}.log", ["--log-level", "trace", *options]))
         running.wait_ready(READY_S)
         client = self.stack.enter_context(make_client(running))
         model, *beside = [entry.id for entry in client.models.list()]
-        self.served = Served(name, running, client, model, beside[0] if beside else None)
+        self.served = Served(name, options, running, client, model, beside[0] if beside else None)
         return self.served
 
     def close(self):
@@ -129,7 +132,7 @@ def current():
 
 @pytest.fixture
 def served(request, current):
-    served = current.serve(request.param)
+    served = current.serve(request.param, EXACT if request.node.get_closest_marker("exact") else ())
     yield served
     assert served.server.process.poll() is None, f"the server died:\n{served.server.log_tail()}"
 

@@ -40,6 +40,7 @@ ROUNDINGS = {
     # Keys and values in bf16 alone move a logit of Qwen2.5-Coder by 0.02, so that the order of sums, which is another one in each
     # instruction set, decides between tokens that are 0.03 apart: what the kernels compute is seen beside keys and values in f32.
     "int16": Rounding(("--activations", "int16", "--kv-dtype", "f32"), perplexity=0.0002, logits=0.01),
+    "int16-bf16-kv": Rounding(("--activations", "int16", "--kv-dtype", "bf16"), perplexity=0.001, logits=0.05),
     "bf16-kv": Rounding(("--activations", "int8", "--kv-dtype", "bf16"), perplexity=0.005, logits=0.35),
     "default": Rounding((), perplexity=0.0075, logits=0.4, far=4),
 }
