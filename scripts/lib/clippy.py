@@ -8,9 +8,9 @@ STAND_IN = pathlib.Path(__file__).resolve().parent / "nvcc_stand_in.py"
 NO_GENERATION = "99"
 FEATURES = "rempart-kernels/cuda,rempart/cuda,rempart-models/nccl"
 COMMON, STRICT = ("cargo", "clippy", "--release", "--locked"), ("--", "-D", "warnings")
-# All code with the feature, and then the only crate that has some for builds without it.
+# All code with the feature, and then the crates that have code for it as they are without it, where some may be unused.
 WHOLE = (*COMMON, "--workspace", "--all-targets", "--features", FEATURES, *STRICT)
-WITHOUT = (*COMMON, "--package", "rempart-kernels", *STRICT)
+WITHOUT = (*COMMON, "--package", "rempart-kernels", "--package", "rempart-models", "--package", "rempart", *STRICT)
 
 
 def settings(folder, path):
