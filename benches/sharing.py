@@ -2,12 +2,12 @@
 """How projects share a machine, on a real model: token shares by weight, what a flood costs others, what keys cost at all,
 and what a row of usage adds to a request.
 
-    python3 benches/sharing.py MODEL [--seconds 40] [--turns 3] [--only sharing|flood|overhead|row]
+    python3 benches/sharing.py MODEL [--seconds 40] [--turns 4] [--only sharing|flood|overhead|row]
 
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
-after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many clients of another project
-as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients is measured with and without
-keys, in turns.  Standard library only.
+after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many
+clients of another project as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients, and
+what it takes of the processor, is measured with and without keys, in turns.  Standard library only.
 """
 import argparse
 import asyncio
@@ -15,6 +15,7 @@ import collections
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import random
 import re
@@ -133,23 +134,40 @@ def flood(server, keys, seconds, turns):
             first_s = times[name, kind]
             print(f"{kind} answers, {name}: {len(first_s)}, TTFT median {1000 * statistics.median(first_s):.0f} ms, p95 "
                   f"{1000 * p95(first_s):.0f} ms")
-        ratios = resampled(times["flooded", kind], times["beside", kind])
+        ratios = resampled_ratio(times["flooded", kind], times["beside", kind])
         print(f"{kind} answers, flooded over beside, p95: {p95(times['flooded', kind]) / p95(times['beside', kind]):.2f} "
               f"(95 % interval {ratios[0]:.2f} to {ratios[1]:.2f})")
 
 
-def resampled(over, under, times=2000):
-    """The bootstrap's 95 % interval of a ratio of 95th percentiles (Efron 1979)."""
+def interval(draw, times=2000):
+    """The bootstrap's 95 % interval (Efron 1979) of what is drawn."""
     rng = random.Random(0)
-    ratios = sorted(p95(rng.choices(over, k=len(over))) / p95(rng.choices(under, k=len(under))) for _ in range(times))
-    return ratios[times // 40], ratios[-times // 40]
+    drawn = sorted(draw(rng) for _ in range(times))
+    return drawn[times // 40], drawn[-times // 40]
+
+
+def resampled(values, statistic):
+    return interval(lambda rng: statistic(rng.choices(values, k=len(values))))
+
+
+def resampled_ratio(over, under):
+    """That of a ratio of 95th percentiles."""
+    return interval(lambda rng: p95(rng.choices(over, k=len(over))) / p95(rng.choices(under, k=len(under))))
+
+
+def processor_s(server):
+    """Seconds of the processor that a server has used."""
+    ticks = pathlib.Path(f"/proc/{server.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(server, key, seconds):
+    """Tokens a second, and seconds of the server's processor a token."""
     clients = [Client(server, key, random.Random(at)) for at in range(32)]
-    began = time.monotonic()
+    began, used = time.monotonic(), processor_s(server)
     asyncio.run(for_seconds(clients, seconds))
-    return sum(client.tokens for client in clients) / (time.monotonic() - began)
+    tokens = sum(client.tokens for client in clients)
+    return tokens / (time.monotonic() - began), (processor_s(server) - used) / tokens
 
 
 def with_keys(folder, arguments=()):
@@ -196,10 +214,14 @@ def overhead(model, folder, seconds, turns):
             # Whoever comes second finds a machine that has been busy: each does as often.
             for name, server, secret in sides if turn % 2 == 0 else reversed(sides):
                 found[name].append(throughput(server, secret, seconds))
-    ratios = [keys / without for without, keys in zip(*found.values(), strict=True)]
-    told = {name: ", ".join(f"{value:.0f}" for value in values) for name, values in found.items()}
-    print(f"32 clients, output tokens/s: without keys {told['open']}; with keys {told['keys']}; ratio "
-          f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f}")
+    for what, at, unit in (("output tokens/s", 0, 1), ("milliseconds of the processor a token", 1, 1000)):
+        sides = {name: [values[at] for values in pairs] for name, pairs in found.items()}
+        ratios = [keys / without for without, keys in zip(*sides.values(), strict=True)]
+        told = {name: ", ".join(f"{unit * value:.3g}" for value in values) for name, values in sides.items()}
+        low, high = resampled(ratios, statistics.median)
+        print(f"32 clients, {what}: without keys {told['open']}; with keys {told['keys']}; ratio "
+              f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f} "
+              f"(95 % interval {low:.3f} to {high:.3f})")
 
 
 def refused(connection, headers):
