@@ -29,6 +29,7 @@ NOT_RUN = {
     ("docs/install.md", "runuser -u rempart -- rempart pull hf:"): f"{FETCHES}; server/hub's tests pull from one of their own",
     ("docs/install.md", "runuser -u rempart -- install"): "writes where a server that is installed has its models",
     ("docs/install.md", "REMPART_MODELS="): CONTAINER,
+    ("docs/monitoring.md", "rempart traces send"): "runs until it is ended; test_traces_send.py has a collector for it",
     ("docs/monitoring.md", "systemctl"): SYSTEMD,
     ("docs/operate.md", "export OPENAI_API_KEY"): TERMINAL,
     ("docs/operate.md", "rempart top"): TERMINAL,

@@ -1,10 +1,11 @@
 //! One request at a time: a document, or an answer that is streamed.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderName, SERVER};
+use hyper::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, SERVER};
 use hyper::{Method, Response};
 use tokio::time::timeout;
 
@@ -28,6 +29,8 @@ pub struct Document {
     pub status: u16,
     /// The software, as it names itself.
     pub server: Option<String>,
+    /// When to ask again, where the server says so in seconds.
+    pub retry_after: Option<Duration>,
     pub body: Vec<u8>,
 }
 
@@ -59,23 +62,51 @@ impl Client {
     /// # Errors
     /// Why none came. A status that is no success is none.
     pub async fn get(&self, path: &str, accept: Accept, bytes_max: usize) -> Result<Document, Failure> {
-        let getting = async {
+        let read = async |body| whole(body, bytes_max, self.patience.idle).await;
+        self.document(Method::GET, path, Bytes::new(), accept, read).await
+    }
+
+    /// Posts JSON for the sake of the status: a body that has more than so many bytes, breaks off or takes half of the time for
+    /// a request is left out.
+    ///
+    /// # Errors
+    /// Why no status came.
+    pub async fn post(&self, path: &str, body: Bytes, bytes_max: usize) -> Result<Document, Failure> {
+        let read = async |body| {
+            let reading = timeout(
+                self.patience.request / 2,
+                whole(body, bytes_max, self.patience.idle),
+            );
+            Ok(reading.await.unwrap_or(Ok(Vec::new())).unwrap_or_default())
+        };
+        self.document(Method::POST, path, body, Accept::Json, read).await
+    }
+
+    async fn document(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        accept: Accept,
+        read: impl AsyncFnOnce(Incoming) -> Result<Vec<u8>, Failure>,
+    ) -> Result<Document, Failure> {
+        let asking = async {
             let mut connection = self.open().await?;
-            let request = self
-                .target
-                .request(self.agent, Method::GET, path, Bytes::new(), accept)?;
+            let request = self.target.request(self.agent, method, path, body, accept)?;
             connection
                 .drive(async |mut sender| {
                     let response = sender.send(request, self.patience.idle).await?;
+                    let seconds = header(&response, &RETRY_AFTER).and_then(|text| text.parse().ok());
                     Ok(Document {
                         status: response.status().as_u16(),
                         server: header(&response, &SERVER).map(str::to_owned),
-                        body: whole(response.into_body(), bytes_max, self.patience.idle).await?,
+                        retry_after: seconds.map(Duration::from_secs),
+                        body: read(response.into_body()).await?,
                     })
                 })
                 .await
         };
-        timeout(self.patience.request, getting)
+        timeout(self.patience.request, asking)
             .await
             .unwrap_or(Err(Failure::RequestTimeout))
     }

@@ -31,6 +31,18 @@ struct TrustArgs {
     insecure: bool,
 }
 
+/// What is sent with each request, and whom the server must prove to be: of any server, and so without OpenAI's key.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub struct HeaderArgs {
+    /// Sent with each request; may be repeated
+    // Taken apart later: clap repeats what it can't parse, and this may be a key.
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    headers: Vec<Secret>,
+    #[command(flatten)]
+    trust: TrustArgs,
+}
+
 /// Who asks, and whom the server must prove to be.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
@@ -38,12 +50,8 @@ pub struct AccessArgs {
     /// Sent as a bearer token; better given by the environment, where other users don't see it
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     api_key: Option<Secret>,
-    /// Sent with each request; may be repeated
-    // Taken apart later: clap repeats what it can't parse, and this may be a key.
-    #[arg(long = "header", value_name = "NAME=VALUE")]
-    headers: Vec<Secret>,
     #[command(flatten)]
-    trust: TrustArgs,
+    sent: HeaderArgs,
 }
 
 /// How long a request may take.
@@ -71,8 +79,9 @@ impl ServerArgs {
 
     /// The key and the values of headers, for who keeps them out of what is written.
     pub fn secrets(&self) -> Vec<String> {
-        let AccessArgs { api_key, headers, .. } = &self.access;
-        let values = headers
+        let AccessArgs { api_key, sent } = &self.access;
+        let values = sent
+            .headers
             .iter()
             .filter_map(|Secret(text)| Some(text.split_once('=')?.1.trim()));
         let key = api_key.iter().map(|Secret(key)| key.as_str());
@@ -98,23 +107,38 @@ impl TrustArgs {
     }
 }
 
+impl HeaderArgs {
+    /// The server at a URL that another option gave, which gets further headers, too: those that are typed go before them.
+    ///
+    /// # Errors
+    /// Names the option that is wrong.
+    pub fn target(&self, option: &str, url: &str, further: Vec<(String, String)>) -> anyhow::Result<Target> {
+        self.with(option, url, None, further)
+    }
+
+    fn with(
+        &self,
+        option: &str,
+        url: &str,
+        key: Option<&Secret>,
+        mut headers: Vec<(String, String)>,
+    ) -> anyhow::Result<Target> {
+        for Secret(text) in &self.headers {
+            let (name, value) = text.split_once('=').context("--header: needs NAME=VALUE")?;
+            headers.push((name.trim().to_owned(), value.trim().to_owned()));
+        }
+        Target::new(option, url, key, &headers, &self.trust.trust())
+    }
+}
+
 impl AccessArgs {
     /// The server at a URL that another option gave.
     ///
     /// # Errors
     /// Names the option that is wrong.
     pub fn target(&self, option: &str, url: &str) -> anyhow::Result<Target> {
-        let header = |Secret(text): &Secret| {
-            let (name, value) = text.split_once('=').context("--header: needs NAME=VALUE")?;
-            Ok((name.trim().to_owned(), value.trim().to_owned()))
-        };
-        let headers = self
-            .headers
-            .iter()
-            .map(header)
-            .collect::<anyhow::Result<Vec<_>>>()?;
         let key = self.api_key.as_ref().filter(|key| !key.0.is_empty());
-        Target::new(option, url, key, &headers, &self.trust.trust())
+        self.sent.with(option, url, key, Vec::new())
     }
 }
 
@@ -153,7 +177,12 @@ mod tests {
         assert!(!format!("{good:?}").contains("hidden"), "{good:?}");
         let target = good.access.target("--base-url", "http://localhost/v1").unwrap();
         assert!(!format!("{target:?}").contains("hidden"), "{target:?}");
-        for bad in ["tok-hidden", "no name=tok-hidden", "X=tok-\nhidden"] {
+        for bad in [
+            "tok-hidden",
+            "no name=tok-hidden",
+            "X=tok-\nhidden",
+            "Authorization: Bearer hidden=",
+        ] {
             let said = typed(bad)
                 .access
                 .target("--base-url", "http://localhost")

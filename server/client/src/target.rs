@@ -49,6 +49,13 @@ impl Accept {
 #[derive(Clone)]
 pub struct Secret(pub(crate) String);
 
+impl Secret {
+    /// What it is, for who takes it apart.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<&str> for Secret {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
@@ -218,9 +225,12 @@ fn header_map(key: Option<&Secret>, headers: &[(String, String)]) -> anyhow::Res
         map.insert(AUTHORIZATION, value);
     }
     for (name, value) in headers {
-        let parsed: HeaderName = name.parse().with_context(|| format!("--header {name}"))?;
+        // What stands for the name may be a part of a key that was typed the wrong way.
+        let parsed: HeaderName = name
+            .parse()
+            .map_err(|_| anyhow::anyhow!("a header that was given has no name: write NAME=VALUE"))?;
         let mut value = HeaderValue::try_from(value)
-            .map_err(|_| anyhow::anyhow!("--header {name}: a header can't hold this value"))?;
+            .map_err(|_| anyhow::anyhow!("a header that was given has a value that none can hold"))?;
         value.set_sensitive(true);
         map.insert(parsed, value);
     }

@@ -22,6 +22,7 @@ mod serve;
 mod shell;
 mod support;
 mod top;
+mod traces;
 mod usage;
 
 use std::ffi::OsString;
@@ -51,6 +52,7 @@ use retention::RetentionCommand;
 use shell::{CompletionsArgs, ManArgs};
 use support::SupportBundleArgs;
 use top::TopArgs;
+use traces::TracesCommand;
 use usage::UsageCommand;
 
 /// Serves open-weight language models on your own machines, over an OpenAI-compatible API.
@@ -122,6 +124,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Look at this machine as a server would, and prove on it what this installation promises
     Doctor(DoctorArgs),
+    /// Hand on what a server writes to its file of traces
+    #[command(subcommand)]
+    Traces(TracesCommand),
     /// Put what who is to help has to know of a server into a file, without anything confidential
     SupportBundle(Box<SupportBundleArgs>),
     /// Print what a shell completes the command line by
@@ -155,6 +160,7 @@ pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Rank => served_model::rank(),
         Command::TryEgress(args) => doctor::try_egress(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Traces(command) => traces::traces(&command),
         Command::SupportBundle(args) => support::bundle(&args, cli.config),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -27,7 +27,7 @@ fn help() {
         let help = command.find_subcommand_mut(name).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}"), help);
     }
-    for (name, below) in [("oidc", "fetch"), ("bench", "engine")] {
+    for (name, below) in [("oidc", "fetch"), ("bench", "engine"), ("traces", "send")] {
         let command = command.find_subcommand_mut(name).unwrap();
         let help = command.find_subcommand_mut(below).unwrap().render_help();
         insta::assert_snapshot!(format!("help_{name}_{below}"), help);

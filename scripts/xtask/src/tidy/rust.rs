@@ -23,7 +23,7 @@ const LOADING: &str = "server/src/cli/bench/";
 const TERMINAL: &str = "server/terminal/";
 const AT_A_TERMINAL: [&str; 2] = ["server/src/cli/top.rs", "server/src/cli/chat.rs"];
 const OPERATIONS: &str = "server/operations/";
-const OPERATING: &str = "server/src/cli/support.rs";
+const OPERATING: [&str; 2] = ["server/src/cli/support.rs", "server/src/cli/traces.rs"];
 /// Tests are clients of the server that they start.
 const SERVER_TESTS: &str = "server/tests/";
 
@@ -127,7 +127,7 @@ fn clients(file: &File, source: &Source, findings: &mut Vec<Finding>) {
         "rempart_terminal",
         &[TERMINAL, AT_A_TERMINAL[0], AT_A_TERMINAL[1]],
     );
-    find("rempart_operations", &[OPERATIONS, OPERATING]);
+    find("rempart_operations", &[OPERATIONS, OPERATING[0], OPERATING[1]]);
     find("rempart_client", &[CLIENT, LOAD, OPERATIONS, TERMINAL]);
     find("hyper::client", &[CLIENT, SERVER_TESTS]);
     find("hyper_util::client", &[CLIENT, SERVER_TESTS]);
@@ -284,7 +284,11 @@ mod tests {
             "server/src/cli/top.rs",
             "server/src/cli/chat.rs",
         ];
-        let operations = ["server/operations/src/lib.rs", "server/src/cli/support.rs"];
+        let operations = [
+            "server/operations/src/lib.rs",
+            "server/src/cli/support.rs",
+            "server/src/cli/traces.rs",
+        ];
         let client = [
             "server/client/src/client.rs",
             "server/load/src/client.rs",
