@@ -3,6 +3,7 @@ import collections
 import concurrent.futures
 import csv
 import io
+import itertools
 import os
 import re
 import sqlite3
@@ -102,7 +103,7 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
     """Of answers that were read to their end and acknowledged changes none is missing, while others read the database."""
     server, database, key = governed("first.log")
     client, got, lock, stop = client_of(server, key, timeout=20), [], threading.Lock(), threading.Event()
-    changed = []
+    changed, numbers = [], itertools.count()
 
     def ask(at):
         while not stop.is_set():
@@ -116,8 +117,10 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
 
     def change():
         while not stop.is_set():
+            # A name is given once: it may be one that was not acknowledged.
+            name = f"project {next(numbers)}"
             try:
-                changed.append(client.admin.organization.projects.create(name=f"project {len(changed)}").id)
+                changed.append(client.admin.organization.projects.create(name=name).id)
             except openai.APIError:
                 pass
             time.sleep(0.02)
