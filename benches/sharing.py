@@ -7,7 +7,8 @@ and what a row of usage adds to a request.
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
 after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many
 clients of another project as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients, and
-what it takes of the processor, is measured with and without keys, in turns.  Standard library only.
+what it takes of the processor, is measured with and without keys, in turns.  For the row MODEL may also be an encoder, whose
+answers take little time beside it.  Standard library only.
 """
 import argparse
 import asyncio
@@ -40,6 +41,10 @@ FLOOD_SHORT, FLOOD_TOKENS = (8, 16), (24, 72)
 FLOOD_PAUSE_S = 0.1
 # Clients of the other project.
 COMPANIES = {"alone": 0, "beside": PLACES - 2, "flooded": 4 * PLACES}
+# Refused, with a row like all others; and answered, with tokens that are reserved and settled.
+REFUSED = ("/v1/chat/completions", {"model": "model", "messages": [{"role": "user", "content": "Hi"}], "temperature": -1})
+ANSWERED = (("/v1/completions", {"model": "model", "prompt": "Hi", "max_tokens": 1}), ("/v1/embeddings", {"model": "model", "input": "Hi"}))
+ROW_LIMITS = ["requests-per-minute=100000000", "tokens-per-minute=100000000", "tokens-per-day=100000000"]
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
 NAME = "model"
@@ -224,43 +229,52 @@ def overhead(model, folder, seconds, turns):
               f"(95 % interval {low:.3f} to {high:.3f})")
 
 
-def refused(connection, headers):
-    """Microseconds that it takes to refuse a request, and to have its row written where there are keys."""
-    body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "temperature": -1})
+def asked(connection, headers, path, body):
+    """The status of an answer, and the microseconds that it took with its row, where there are keys."""
     began = time.perf_counter()
-    connection.request("POST", "/v1/chat/completions", body, headers)
+    connection.request("POST", path, json.dumps(body), headers)
     answer = connection.getresponse()
     answer.read()
-    assert answer.status == 400, answer.status
-    return 1e6 * (time.perf_counter() - began)
+    return answer.status, 1e6 * (time.perf_counter() - began)
+
+
+def added(sides, request, turns):
+    """What the second side's requests take more than the first's, by percentile, microseconds of each turn."""
+    expected = asked(*sides[0], *request)[0]
+    more = {50: [], 99: []}
+    for _ in range(turns):
+        took = [[], []]
+        # In short blocks by turns: a machine whose speed changes changes both.
+        for _ in range(ROW_REQUESTS // ROW_BLOCK):
+            for side, times in zip(sides, took, strict=True):
+                for _ in range(ROW_BLOCK):
+                    status, microseconds = asked(*side, *request)
+                    assert status == expected, status
+                    times.append(microseconds)
+        took = [sorted(times) for times in took]
+        for at, values in more.items():
+            values.append(took[1][ROW_REQUESTS * at // 100] - took[0][ROW_REQUESTS * at // 100])
+    return more
 
 
 def row(model, folder, seconds, turns):
     """What key, limits and a row that is waited for add to a request."""
     folder = pathlib.Path(folder)
     database, arguments = with_keys(folder)
-    added = {50: [], 99: []}
     with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
         plain.wait_ready()
         kept.wait_ready()
         key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
-        rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "requests-per-minute=100000000")
+        rempart("limit", "set", "--database", database, "--key", key.split("-")[2], *ROW_LIMITS)
         time.sleep(2)
         json_ = {"Content-Type": "application/json"}
         sides = [(http.client.HTTPConnection("127.0.0.1", plain.port), json_),
                  (http.client.HTTPConnection("127.0.0.1", kept.port), json_ | {"Authorization": f"Bearer {key}"})]
-        for _ in range(turns):
-            took = [[], []]
-            # In short blocks by turns: a machine whose speed changes changes both.
-            for _ in range(ROW_REQUESTS // ROW_BLOCK):
-                for side, times in zip(sides, took, strict=True):
-                    times.extend(refused(*side) for _ in range(ROW_BLOCK))
-            took = [sorted(times) for times in took]
-            for at, values in added.items():
-                values.append(took[1][ROW_REQUESTS * at // 100] - took[0][ROW_REQUESTS * at // 100])
-    for at, values in added.items():
-        print(f"p{at} of a refused request, microseconds more with key, limit and row: "
-              f"{', '.join(f'{value:.0f}' for value in values)}; median {statistics.median(values):.0f}")
+        answered = next(request for request in ANSWERED if asked(*sides[0], *request)[0] == 200)
+        for what, request in (("a refused request", REFUSED), (f"an answer of {answered[0]}", answered)):
+            for at, values in added(sides, request, turns).items():
+                print(f"p{at} of {what}, microseconds more with key, limits and row: "
+                      f"{', '.join(f'{value:.0f}' for value in values)}; median {statistics.median(values):.0f}")
 
 
 def main():
