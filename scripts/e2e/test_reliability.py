@@ -54,3 +54,12 @@ def test_a_slope_knows_what_it_does_not_know():
     assert (flat.at_most(1), leaking.at_most(1)) == (True, False)
     assert leaking.low < 3 + flat.rate < leaking.high
     assert trend.slope(hours[:60], noise[:60]).at_most(1) is None and trend.slope(hours[:3], noise[:3]).at_most(1) is None
+
+
+def test_one_bar_that_is_missed_weighs_more_than_one_that_wants_more_time():
+    met, missed = figures.at_least("shares", 0.99, 0.99), figures.at_least("shares", 0.98, 0.99)
+    short = figures.decided(missed, enough=False)
+    assert [figure.met for figure in (met, missed, short)] == [True, False, None]
+    assert figures.status([met, figures.told("seconds", 1)]) == figures.MET
+    assert figures.status([met, short]) == figures.TOO_SHORT
+    assert figures.status([short, missed, met]) == figures.MISSED

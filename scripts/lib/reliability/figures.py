@@ -29,9 +29,19 @@ def at_most(name, number, bar, unit="", more=""):
     return Figure(name, f"{shown(number)}{unit}{more}", f"<= {shown(bar)}{unit}", number <= bar, number)
 
 
+def at_least(name, number, bar, unit="", more=""):
+    """A figure that may be no less than its bar."""
+    return Figure(name, f"{shown(number)}{unit}{more}", f">= {shown(bar)}{unit}", number >= bar, number)
+
+
 def exactly(name, number, bar):
     """A count that must be this one."""
     return Figure(name, str(number), str(bar), number == bar, number)
+
+
+def decided(figure, enough):
+    """The figure, if there was enough of what it was taken from; else one that was too short to tell."""
+    return figure if enough else dataclasses.replace(figure, met=None)
 
 
 def told(name, value):
