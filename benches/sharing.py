@@ -8,7 +8,10 @@ Starts its own servers on loopback, with a database in a temporary folder.  Shar
 after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many
 clients of another project as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients, and
 what it takes of the processor, is measured with and without keys, in turns.  For the row MODEL may also be an encoder, whose
-answers take little time beside it.  Standard library only.
+answers take little time beside it.
+
+Exit status 0: every bar is met; 1: one is not; 3: none is missed, and the run was too short to tell of one.  Values decide; the
+intervals beside them tell how sure they are.  Standard library only.
 """
 import argparse
 import asyncio
@@ -16,6 +19,7 @@ import collections
 import contextlib
 import http.client
 import json
+import math
 import os
 import pathlib
 import random
@@ -29,6 +33,7 @@ import time
 REPO = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
 from lib import stream  # noqa: E402
+from lib.reliability import figures  # noqa: E402
 from lib.server import Server, binary  # noqa: E402
 
 WEIGHTS = {"one": 1, "two": 2, "four": 4}
@@ -47,6 +52,15 @@ ANSWERED = (("/v1/completions", {"model": "model", "prompt": "Hi", "max_tokens":
 ROW_LIMITS = ["requests-per-minute=100000000", "tokens-per-minute=100000000", "tokens-per-day=100000000"]
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
+# The bars.
+SHARE_OFF_PERCENT_MAX = 10
+FLOOD_RATIO_MAX = 1.2
+KEYS_RATIO_MIN = 0.99
+ROW_US_MAX = {50: 200, 99: 2000}
+# What they hold over: steps of the engine in a turn, and answers in each company, of which fewer have no 95th percentile.
+STEPS_MIN = 1000
+FLOOD_ANSWERS_MIN = 20
+STEPS = "rempart_step_duration_seconds_count"
 NAME = "model"
 NAMED = ["--served-model-name", NAME]
 
@@ -93,23 +107,30 @@ def p95(values):
     return sorted(values)[int(0.95 * (len(values) - 1))]
 
 
-async def shares(server, keys, seconds):
-    """The tokens that clients of each project got, all of them always waiting for some."""
+async def shares(server, keys, seconds, turn):
+    """The tokens that clients of each project got, all of them always waiting for some: what is farthest from due."""
     clients = {name: [Client(server, key, random.Random(f"{name}{at}")) for at in range(2 * PLACES)]
                for name, key in keys.items()}
     everyone = [client for group in clients.values() for client in group]
     end = time.monotonic() + 1.2 * seconds
     running = asyncio.gather(*(client.until(end) for client in everyone))
     await asyncio.sleep(0.1 * seconds)
+    steps = await asyncio.to_thread(server.metric, STEPS)
     before = {name: sum(client.tokens for client in group) for name, group in clients.items()}
     await asyncio.sleep(seconds)
+    steps = await asyncio.to_thread(server.metric, STEPS) - steps
     got = {name: sum(client.tokens for client in group) - before[name] for name, group in clients.items()}
     await running
     total = sum(got.values())
+    off = {}
     for name, weight in WEIGHTS.items():
         due = weight / sum(WEIGHTS.values())
-        print(f"weight {weight}: {got[name]} tokens, {got[name] / total:.3f} of all, due {due:.3f}, "
-              f"{100 * (got[name] / total / due - 1):+.1f} %")
+        off[weight] = 100 * (got[name] / total / due - 1)
+        print(f"weight {weight}: {got[name]} tokens, {got[name] / total:.3f} of all, due {due:.3f}, {off[weight]:+.1f} %")
+    weight = max(off, key=lambda weight: abs(off[weight]))
+    farthest = figures.at_most(f"turn {turn}: share farthest from due", abs(off[weight]), SHARE_OFF_PERCENT_MAX, " %",
+                               f" (weight {weight}, {steps:.0f} steps)")
+    return figures.decided(farthest, steps >= STEPS_MIN)
 
 
 async def company(server, keys, seconds, name, turn):
@@ -134,14 +155,22 @@ def flood(server, keys, seconds, turns):
         for name in names if turn % 2 == 0 else reversed(names):
             for kind, first_s in asyncio.run(company(server, keys, seconds, name, turn)).items():
                 times[name, kind] += first_s
+    found = []
     for kind in ("short", "long"):
         for name in COMPANIES:
             first_s = times[name, kind]
-            print(f"{kind} answers, {name}: {len(first_s)}, TTFT median {1000 * statistics.median(first_s):.0f} ms, p95 "
-                  f"{1000 * p95(first_s):.0f} ms")
-        ratios = resampled_ratio(times["flooded", kind], times["beside", kind])
-        print(f"{kind} answers, flooded over beside, p95: {p95(times['flooded', kind]) / p95(times['beside', kind]):.2f} "
-              f"(95 % interval {ratios[0]:.2f} to {ratios[1]:.2f})")
+            middle, late = (1000 * of(first_s or [math.nan]) for of in (statistics.median, p95))
+            print(f"{kind} answers, {name}: {len(first_s)}, TTFT median {middle:.0f} ms, p95 {late:.0f} ms")
+        found.append(flooded_over_beside(kind, times["flooded", kind], times["beside", kind]))
+    return found
+
+
+def flooded_over_beside(kind, flooded, beside):
+    name = f"{kind} answers, TTFT p95, flooded over beside"
+    if min(len(flooded), len(beside)) < FLOOD_ANSWERS_MIN:
+        return figures.Figure(name, f"{len(flooded)} over {len(beside)} answers", f"<= {figures.shown(FLOOD_RATIO_MAX)}")
+    low, high = resampled_ratio(flooded, beside)
+    return figures.at_most(name, p95(flooded) / p95(beside), FLOOD_RATIO_MAX, more=f" (95 % interval {low:.2f} to {high:.2f})")
 
 
 def interval(draw, times=2000):
@@ -180,6 +209,11 @@ def with_keys(folder, arguments=()):
     return database, ["--database", database, *NAMED, *arguments]
 
 
+def owner_key(server):
+    """The key that a server with a new database tells once."""
+    return re.search(r"^sk-rempart-\S+$", server.log.read_text(encoding="utf-8"), re.MULTILINE)[0]
+
+
 @contextlib.contextmanager
 def projects(model, folder):
     """A server, and a key for each project."""
@@ -191,19 +225,19 @@ def projects(model, folder):
             rempart("project", "create", "--database", database, name)
             rempart("project", "weight", "--database", database, name, str(weight))
             keys[name] = rempart("key", "create", "--database", database, "--project", name, "client").strip()
+        server.key = owner_key(server)
         time.sleep(2)
         yield server, keys
 
 
 def sharing(model, folder, seconds, turns):
     with projects(model, folder) as (server, keys):
-        for _ in range(turns):
-            asyncio.run(shares(server, keys, seconds))
+        return [asyncio.run(shares(server, keys, seconds, turn)) for turn in range(1, turns + 1)]
 
 
 def flooding(model, folder, seconds, turns):
     with projects(model, folder) as (server, keys):
-        flood(server, keys, seconds, turns)
+        return flood(server, keys, seconds, turns)
 
 
 def overhead(model, folder, seconds, turns):
@@ -213,20 +247,26 @@ def overhead(model, folder, seconds, turns):
     with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
         plain.wait_ready()
         kept.wait_ready()
-        key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
+        key = owner_key(kept)
         sides = [("open", plain, None), ("keys", kept, key)]
         for turn in range(turns):
             # Whoever comes second finds a machine that has been busy: each does as often.
             for name, server, secret in sides if turn % 2 == 0 else reversed(sides):
                 found[name].append(throughput(server, secret, seconds))
+    rows = []
     for what, at, unit in (("output tokens/s", 0, 1), ("milliseconds of the processor a token", 1, 1000)):
         sides = {name: [values[at] for values in pairs] for name, pairs in found.items()}
         ratios = [keys / without for without, keys in zip(*sides.values(), strict=True)]
         told = {name: ", ".join(f"{unit * value:.3g}" for value in values) for name, values in sides.items()}
-        low, high = resampled(ratios, statistics.median)
         print(f"32 clients, {what}: without keys {told['open']}; with keys {told['keys']}; ratio "
-              f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f} "
-              f"(95 % interval {low:.3f} to {high:.3f})")
+              f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+        low, high = resampled(ratios, statistics.median)
+        name, ratio = f"{what}, with keys over without", statistics.median(ratios)
+        more = f" (95 % interval {low:.3f} to {high:.3f})"
+        # The processor's time has no bar: it tells what a noisy ratio of throughputs can't.
+        judged = figures.at_least(name, ratio, KEYS_RATIO_MIN, more=more) if at == 0 else figures.told(name, f"{ratio:.3f}{more}")
+        rows.append(judged)
+    return rows
 
 
 def asked(connection, headers, path, body):
@@ -264,17 +304,20 @@ def row(model, folder, seconds, turns):
     with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
         plain.wait_ready()
         kept.wait_ready()
-        key = re.search(r"^sk-rempart-\S+$", (folder / "keys.log").read_text(encoding="utf-8"), re.MULTILINE)[0]
+        key = owner_key(kept)
         rempart("limit", "set", "--database", database, "--key", key.split("-")[2], *ROW_LIMITS)
         time.sleep(2)
         json_ = {"Content-Type": "application/json"}
         sides = [(http.client.HTTPConnection("127.0.0.1", plain.port), json_),
                  (http.client.HTTPConnection("127.0.0.1", kept.port), json_ | {"Authorization": f"Bearer {key}"})]
         answered = next(request for request in ANSWERED if asked(*sides[0], *request)[0] == 200)
+        found = []
         for what, request in (("a refused request", REFUSED), (f"an answer of {answered[0]}", answered)):
             for at, values in added(sides, request, turns).items():
-                print(f"p{at} of {what}, microseconds more with key, limits and row: "
-                      f"{', '.join(f'{value:.0f}' for value in values)}; median {statistics.median(values):.0f}")
+                name = f"p{at} of {what}, more with key, limits and row"
+                print(f"{name}: {', '.join(f'{value:.0f}' for value in values)} microseconds")
+                found.append(figures.at_most(name, statistics.median(values), ROW_US_MAX[at], " us"))
+        return found
 
 
 def main():
@@ -285,10 +328,14 @@ def main():
     parser.add_argument("--only", choices=["sharing", "flood", "overhead", "row"])
     options = parser.parse_args()
     measures = {"sharing": sharing, "flood": flooding, "overhead": overhead, "row": row}
-    for measure in [measures[options.only]] if options.only else measures.values():
+    found = []
+    for name in [options.only] if options.only else measures:
         with tempfile.TemporaryDirectory() as folder:
-            measure(options.model, folder, options.seconds, options.turns)
+            measured = measures[name](options.model, folder, options.seconds, options.turns)
+        print(figures.table(name, measured), flush=True)
+        found += measured
+    return figures.status(found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
