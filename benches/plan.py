@@ -4,7 +4,7 @@
     python3 benches/plan.py MODEL... [--turns 3] [--batch 1,8,32] [--repeat 3]
 
 For each model the medians of both and their ratio: prompts of 512 tokens, and so many answers behind about 600. Nothing else
-should run. Standard library only.
+should run. Exit status 0: each prediction is within 25 % of what was measured; 1: one is not. Standard library only.
 """
 import argparse
 import json
@@ -15,9 +15,11 @@ import sys
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
+from lib.reliability import figures  # noqa: E402
 from lib.server import binary  # noqa: E402
 
 PROMPT = 512
+OFF_PERCENT_MAX = 25
 
 
 def told(*arguments):
@@ -42,6 +44,14 @@ def turn(model, rates, batches, repeat):
         got.append(result["answer_tokens_per_s"])
 
 
+def compared(name, predicted, got):
+    """How far the median of the predictions is from that of the measurements."""
+    predicted, got = statistics.median(predicted), statistics.median(got)
+    off = 100 * (predicted / got - 1)
+    told = f"{off:+.0f} % (predicted {predicted:.1f}, measured {got:.1f} tokens/s)"
+    return figures.Figure(name, told, f"within {OFF_PERCENT_MAX} %", abs(off) <= OFF_PERCENT_MAX, off)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
@@ -49,16 +59,16 @@ def main():
     parser.add_argument("--batch", default="1,8,32", help="answers made at one time; of 1, 8, 32 and 64")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each in a turn")
     arguments = parser.parse_args()
+    found = []
     for model in arguments.models:
         rates = {}
         for _ in range(arguments.turns):
             turn(model, rates, arguments.batch, arguments.repeat)
-        print(pathlib.Path(model).name, flush=True)
-        for name, (predicted, got) in rates.items():
-            predicted, got = statistics.median(predicted), statistics.median(got)
-            print(f"  {name:12} predicted {predicted:8.1f}, measured {got:8.1f} tokens/s: {100 * (predicted / got - 1):+.0f} %",
-                  flush=True)
+        rows = [compared(name, *medians) for name, medians in rates.items()]
+        print(figures.table(pathlib.Path(model).name, rows), flush=True)
+        found += rows
+    return figures.status(found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
