@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run --release -p rempart-load --example truth
 //! ```
-//! Tells each figure beside the schedule's, and fails where a latency is off by more than 1 ms or a throughput by more than 1 %.
+//! Tells each figure beside the schedule's, and fails where a latency is off by more than 1 ms, a throughput by more than 1 %,
+//! or where the client takes more than a quarter of a core for 32 streams.
 //! It wants a machine on which little else runs.
 
 use std::io::Write as _;
@@ -29,7 +30,8 @@ struct Case {
     requests: u32,
     ttft_ms: u64,
     itl_ms: u64,
-    /// Whether latencies must be exact, too: with a thousand streams the server's own threads are late.
+    /// Whether latencies must be exact, too, and the client's share of a core is held to its bar, which is for 32 streams: with a
+    /// thousand the server's own threads are late.
     exact: bool,
 }
 
@@ -61,6 +63,7 @@ const CASES: [Case; 3] = [
 ];
 const OFF_MS_MAX: f64 = 1.0;
 const OFF_SHARE_MAX: f64 = 0.01;
+const CORE_SHARE_MAX: f64 = 0.25;
 const SERVER: &str = "serve";
 
 #[derive(Parser)]
@@ -182,7 +185,14 @@ impl Case {
         let share = result["rempart_bench"]["client_cpu_share"]
             .as_f64()
             .unwrap_or(f64::NAN);
-        writeln!(out, "  of a core: {share:.3}\n")?;
+        // Without a share nothing is proven: no comparison holds of a NaN.
+        let holds = !self.exact || share <= CORE_SHARE_MAX;
+        good &= holds;
+        writeln!(
+            out,
+            "  of a core: {share:.3}{}\n",
+            if holds { "" } else { ": OFF" }
+        )?;
         Ok(good)
     }
 }
