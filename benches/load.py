@@ -6,7 +6,8 @@
 
 Each client sends its next request when the last one has ended; with --rate, requests arrive at random times instead.
 Every prompt begins with a number of its own, so that no prefix cache can answer it; with --shared-prefix the common
-text comes first. Prompt lengths are calibrated against the server's own usage.prompt_tokens. Standard library only.
+text comes first. Prompt lengths are calibrated against the server's own usage.prompt_tokens. Exit status 1 where a request
+failed, and no bar else. Standard library only.
 """
 import argparse
 import asyncio
@@ -255,10 +256,12 @@ def parser():
 
 
 async def measure(options):
+    """Puts each load on the server in turn and returns how many requests failed."""
     extra = {"ignore_eos": True} | options.extra
     target = Target(options.port, options.model, options.endpoint, extra, options.timeout)
     rng = random.Random(options.seed)
     lengths = await Lengths.probe(target, rng)
+    failed = 0
     for clients, tokens in itertools.product(options.clients, options.prompt_tokens):
         requests = max(options.requests_min, round(options.waves * clients))
         load = Load(clients, tokens, requests, options.max_tokens, options.shared_prefix, options.rate)
@@ -267,15 +270,19 @@ async def measure(options):
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
+        failed += result["failed"]
+    return failed
 
 
 def main():
     try:
-        asyncio.run(measure(parser().parse_args()))
+        failed = asyncio.run(measure(parser().parse_args()))
     except ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    if failed:
+        sys.exit(f"error: {failed} requests failed; why is said above")
 
 
 if __name__ == "__main__":
