@@ -31,7 +31,7 @@ def hold(found):
 
 def test_drain(current, programs):
     current.close()
-    hold(drain.check(programs, tokens=24))
+    hold(drain.check(programs))
 
 
 def test_disconnects(current, programs):

@@ -9,13 +9,15 @@ from lib.reliability import figures
 from lib.reliability.programs import LOGS
 
 STREAMS = 50
+# Of each answer: so many that the first still runs when the last begins, and that all end within the drain.
+TOKENS = 64
 DRAIN_S = 30
 # What the end may take beyond the drain's own time.
 MORE_S = 2
 PROMPT = "Count to one thousand: {}, 2, 3,"
 
 
-async def streams_and_a_signal(running, tokens):
+async def streams_and_a_signal(running):
     """Streams at one time, and SIGTERM once each has begun. Returns the answers or errors, how many still ran then, and when that
     was."""
     name = running.model_name()
@@ -26,7 +28,7 @@ async def streams_and_a_signal(running, tokens):
             begun.add(number)
             if len(begun) == STREAMS:
                 all_begun.set()
-        body = {"model": name, "prompt": PROMPT.format(number), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        body = {"model": name, "prompt": PROMPT.format(number), "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
         try:
             return await stream.stream(running.port, "/v1/completions", body, on_piece)
         finally:
@@ -42,19 +44,19 @@ async def streams_and_a_signal(running, tokens):
     return await asyncio.gather(*tasks, return_exceptions=True), running_then, signalled
 
 
-def check(programs, tokens=64):
+def check(programs):
     """Figures of R5, with the real model: the signal is what the command `serve` makes of it."""
     arguments = ["--sequences-max", STREAMS, "--drain-timeout-s", DRAIN_S, "--context-length", 1024]
     with server.Server(programs.model, LOGS / "drain.log", arguments=arguments, executable=programs.rempart) as running:
         running.wait_ready(300)
-        answers, running_then, signalled = asyncio.run(streams_and_a_signal(running, tokens))
+        answers, running_then, signalled = asyncio.run(streams_and_a_signal(running))
         try:
             code = running.process.wait(DRAIN_S + 30)
         except subprocess.TimeoutExpired:
             raise server.ServerError(f"the server still ran {DRAIN_S + 30} s after its last answer") from None
         took = time.monotonic() - signalled
     whole = [answer for answer in answers
-             if isinstance(answer, stream.Answer) and (answer.finish, answer.completion_tokens) == ("length", tokens)]
+             if isinstance(answer, stream.Answer) and (answer.finish, answer.completion_tokens) == ("length", TOKENS)]
     causes = sorted({str(answer) for answer in answers if isinstance(answer, BaseException)})
     return [
         figures.exactly("streams that ran at SIGTERM", running_then, STREAMS),
