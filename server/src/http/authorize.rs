@@ -76,6 +76,7 @@ pub const NEEDS: &[(&str, Need)] = &[
     ("/detokenize", Need::Key(Scope::Use)),
     ("/v1/organization/usage/completions", Need::Key(Scope::Observe)),
     ("/v1/organization/usage/embeddings", Need::Key(Scope::Observe)),
+    ("/v1/organization/usage/{kind}", Need::Key(Scope::Observe)),
     ("/v1/organization/costs", Need::Key(Scope::Observe)),
     ("/v1/organization/projects", GOVERNING),
     ("/v1/organization/projects/{project_id}", GOVERNING),

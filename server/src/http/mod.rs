@@ -210,6 +210,7 @@ pub fn app(state: AppState) -> Router {
             get(organization::completions),
         )
         .route("/v1/organization/usage/embeddings", get(organization::embeddings))
+        .route("/v1/organization/usage/{kind}", get(organization::others))
         .route("/v1/organization/costs", get(organization::costs))
         .merge(administration::routes(&state))
         .route("/livez", get(health::livez))

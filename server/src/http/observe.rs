@@ -44,6 +44,7 @@ pub const ROUTES: &[&str] = &[
     "/detokenize",
     "/v1/organization/usage/completions",
     "/v1/organization/usage/embeddings",
+    "/v1/organization/usage/{kind}",
     "/v1/organization/costs",
     "/v1/organization/projects",
     "/v1/organization/projects/{project_id}",

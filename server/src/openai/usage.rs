@@ -17,6 +17,19 @@ pub const TIME_MAX: i64 = 253_402_300_799;
 const NAMES_MAX: usize = 100;
 const NAME_BYTES_MAX: usize = 256;
 
+/// Kinds of usage that OpenAI tells and this server never has.
+pub const NEVER_USED: [&str; 9] = [
+    "audio_speeches",
+    "audio_transcriptions",
+    "code_interpreter_sessions",
+    "decisions",
+    "file_search_calls",
+    "images",
+    "moderations",
+    "vector_stores",
+    "web_search_calls",
+];
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {

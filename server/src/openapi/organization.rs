@@ -5,7 +5,7 @@ use utoipa::openapi::{HttpMethod, Required};
 
 use super::operations::Call;
 use super::schema::{AnySchema, integer, list, string, word};
-use crate::openai::usage::{Asked, COST_WIDTHS, TIME_MAX, WIDTHS, Width};
+use crate::openai::usage::{Asked, COST_WIDTHS, NEVER_USED, TIME_MAX, WIDTHS, Width};
 
 /// All of them.
 pub(super) fn calls(tag: &str) -> Vec<Call> {
@@ -22,6 +22,13 @@ pub(super) fn calls(tag: &str) -> Vec<Call> {
             "What embeddings and ranks have used",
             Asked::Embeddings,
         ),
+        of_spans(
+            "/v1/organization/usage/{kind}",
+            tag,
+            "What this server does not have, of which none was used; other parameters are ignored",
+            &WIDTHS,
+        )
+        .part_of_path("kind", &format!("One of {}.", NEVER_USED.join(", "))),
         call(
             "/v1/organization/costs",
             tag,
@@ -31,14 +38,8 @@ pub(super) fn calls(tag: &str) -> Vec<Call> {
     ]
 }
 
-fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
-    let (widths, model, models): (&[Width], _, _) = match asked {
-        Asked::Costs => (&COST_WIDTHS, "line_item", "line_items"),
-        Asked::Completions | Asked::Embeddings => (&WIDTHS, "model", "models"),
-    };
-    let of_people = asked != Asked::Costs;
-    let mut groups = vec!["project_id", "api_key_id", model];
-    groups.extend(of_people.then_some("user_id"));
+/// A call whose answer is divided into spans of time.
+fn of_spans(path: &'static str, tag: &str, summary: &str, widths: &[Width]) -> Call {
     let names: Vec<&str> = widths.iter().map(|width| width.name).collect();
     let most = widths.iter().map(|width| width.count_max).max().unwrap_or(1);
     let limits: Vec<String> = widths
@@ -51,7 +52,7 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
         })
         .collect();
     let spans = format!("How many spans of time; unless asked {}.", limits.join(", "));
-    let call = Call::new(HttpMethod::Get, path, tag, summary)
+    Call::new(HttpMethod::Get, path, tag, summary)
         .asks(
             "start_time",
             true,
@@ -67,6 +68,19 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
         .asks("bucket_width", false, "How long a span is.", word(&names))
         .asks("limit", false, &spans, integer(&(1..=most)))
         .asks("page", false, "The `next_page` of the page before.", string())
+        .fails(&[404, 503])
+        .answers("UsagePage")
+}
+
+fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
+    let (widths, model, models): (&[Width], _, _) = match asked {
+        Asked::Costs => (&COST_WIDTHS, "line_item", "line_items"),
+        Asked::Completions | Asked::Embeddings => (&WIDTHS, "model", "models"),
+    };
+    let of_people = asked != Asked::Costs;
+    let mut groups = vec!["project_id", "api_key_id", model];
+    groups.extend(of_people.then_some("user_id"));
+    let call = of_spans(path, tag, summary, widths)
         .asks("project_ids", false, "Only these projects.", list(string()))
         .asks("api_key_ids", false, "Only these keys.", list(string()))
         .asks(models, false, "Only these models.", list(string()))
@@ -75,9 +89,7 @@ fn call(path: &'static str, tag: &str, summary: &str, asked: Asked) -> Call {
             false,
             "What results are divided by.",
             list(word(&groups)),
-        )
-        .fails(&[404, 503])
-        .answers("UsagePage");
+        );
     if of_people {
         call.asks("user_ids", false, "Only these people.", list(string()))
     } else {

@@ -1,6 +1,7 @@
 //! What was used, as OpenAI's administration tells it.
 
 use axum::http::Method;
+use rempart::openai::usage::NEVER_USED;
 use rempart_governance::{NewKey, Role, UsageEvent};
 use serde_json::{Value, json};
 
@@ -58,6 +59,32 @@ async fn usage_is_told_as_openai_tells_it() {
         }],
     });
     assert_eq!((&page["object"], &page["data"]), (&json!("page"), &json!([span])));
+}
+
+/// Dashboards read all kinds that there are.
+#[tokio::test]
+async fn of_what_there_is_not_none_was_used() {
+    let (governed, _, _) = used_by_two().await;
+    let day = governed.rows().await[0].began_ms / 86_400_000 * 86_400;
+    for kind in NEVER_USED {
+        let page = organization(&governed, &format!("usage/{kind}?start_time={day}&limit=1")).await;
+        let span = json!({"object": "bucket", "start_time": day, "end_time": day + 86_400, "results": []});
+        assert_eq!(
+            (&page["object"], &page["data"]),
+            (&json!("page"), &json!([span])),
+            "{kind}"
+        );
+    }
+    let page = organization(
+        &governed,
+        "usage/images?start_time=1&sizes[]=256x256&group_by[]=size&limit=1",
+    )
+    .await;
+    assert_eq!(page["object"], "page", "{page}");
+    let wrong = organization(&governed, "usage/images").await;
+    assert_eq!(wrong["error"]["param"], "start_time");
+    let unknown = organization(&governed, "usage/dreams?start_time=1").await;
+    assert_eq!(unknown["error"]["code"], "unknown_url");
 }
 
 #[tokio::test]
