@@ -152,6 +152,12 @@ async fn who_was_erased_is_nobody_and_the_chain_holds(place: Place) {
         names.iter().all(|name| occurrences(&place, name) == 0),
         "it is sealed from the first"
     );
+    // With the secret these would be her name again: they must not be left in the file either.
+    let sealed = [
+        place.text("SELECT sealed FROM person").await,
+        place.text("SELECT mark FROM person").await,
+    ];
+    assert!(sealed.iter().all(|text| occurrences(&place, text) > 0));
     store.erase_person("cli:root", ANNA).await.unwrap();
     assert_eq!(opens(&store, &key).await, Err(Denied::Revoked));
     assert!(matches!(store.person(ANNA).await, Err(Error::Missing(_))));
@@ -165,6 +171,8 @@ async fn who_was_erased_is_nobody_and_the_chain_holds(place: Place) {
             .any(|row| row.action == "user.erased" && row.object == anna.id)
     );
     assert!(names.iter().all(|name| occurrences(&place, name) == 0));
+    // A server keeps what was deleted until its own upkeep, and its log longer (docs/gdpr.md).
+    assert!(!place.is_file() || sealed.iter().all(|text| occurrences(&place, text) == 0));
     // Somebody new of that address is somebody else.
     let new = store
         .add_person("cli:root", ANNA, "Anna Example", Role::Member)
