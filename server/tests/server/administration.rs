@@ -9,20 +9,20 @@ use super::support::{Answer, Governed, governed};
 const ROOT: &str = "/v1/organization";
 
 /// What one key asks of administration.
-struct Desk<'a>(&'a Governed, &'a str);
+pub(super) struct Desk<'a>(pub(super) &'a Governed, pub(super) &'a str);
 
 impl Desk<'_> {
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(super) async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         self.0.send(self.1, method, &format!("{ROOT}{path}"), body).await
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(super) async fn get(&self, path: &str) -> Value {
         let answer = self.send(Method::GET, path, None).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         raw(&answer)
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(super) async fn post(&self, path: &str, body: Value) -> Value {
         let answer = self.send(Method::POST, path, Some(body)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         raw(&answer)
@@ -35,7 +35,12 @@ impl Desk<'_> {
     }
 
     /// Status, code and parameter of a refusal.
-    async fn refused(&self, method: Method, path: &str, body: Option<Value>) -> (u16, String, Value) {
+    pub(super) async fn refused(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, String, Value) {
         let answer = self.send(method, path, body).await;
         let error = raw(&answer)["error"].clone();
         let code = error["code"].as_str().unwrap_or_default().to_owned();
@@ -44,11 +49,11 @@ impl Desk<'_> {
 }
 
 /// The answer as it is: its identifiers are used.
-fn raw(answer: &Answer) -> Value {
+pub(super) fn raw(answer: &Answer) -> Value {
     serde_json::from_str(&answer.body).unwrap()
 }
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
 
@@ -62,7 +67,7 @@ async fn chats(governed: &Governed, key: &str) -> u16 {
 }
 
 /// A server and the key of an owner, an admin and an auditor.
-async fn offices() -> (Governed, [NewKey; 3]) {
+pub(super) async fn offices() -> (Governed, [NewKey; 3]) {
     let governed = governed(&[]).await;
     let keys = [
         governed.key("default", Role::Owner).await,

@@ -1,7 +1,12 @@
 //! Every number a client may send, at and beyond its limits.
 
+use axum::http::Method;
+use rempart::openai::administration::EXPIRES_MAX_S;
+use rempart::openai::usage::TIME_MAX;
+use rempart_governance::LIMIT_MAX;
 use serde_json::{Value, json};
 
+use super::administration::{Desk, offices, raw, text};
 use super::support::{TestServer, chat_body};
 
 struct Number {
@@ -147,5 +152,98 @@ async fn a_negative_zero_is_zero() {
         let number = number(name, ["", ""], ["", ""]);
         let answer = server.post_text(number.endpoint, &body(&number, "-0")).await;
         assert_eq!(answer.status == 200, allowed, "{name}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn limits_of_administration_are_kept_and_named() {
+    let (governed, [owner, ..]) = offices().await;
+    let desk = Desk(&governed, owner.reveal());
+    let project = desk.post("/projects", json!({"name": "sales"})).await;
+    let project = format!("/projects/{}", text(&project["id"]));
+    let rates = desk.get(&format!("{project}/rate_limits")).await;
+    let rates = format!("{project}/rate_limits/{}", text(&rates["data"][0]["id"]));
+    let keys = format!("{project}/api_keys");
+    for (path, field, highest) in [
+        (&rates, "max_requests_per_1_minute", LIMIT_MAX),
+        (&rates, "max_tokens_per_1_minute", LIMIT_MAX),
+        (&keys, "expires_in_seconds", EXPIRES_MAX_S),
+    ] {
+        let body = |value: i64| {
+            let mut body = json!({field: value});
+            if path == &keys {
+                body["name"] = json!("laptop");
+            }
+            body
+        };
+        for value in [1, highest] {
+            desk.post(path, body(value)).await;
+        }
+        for value in [0, highest + 1, i64::MIN, i64::MAX] {
+            let answer = desk.send(Method::POST, path, Some(body(value))).await;
+            let error = raw(&answer)["error"].clone();
+            assert_eq!(
+                (answer.status.as_u16(), &error["param"]),
+                (400, &json!(field)),
+                "{value}"
+            );
+            let limits = [1, highest].map(|limit| text(&error["message"]).contains(&limit.to_string()));
+            assert_eq!(limits, [true, true], "{error}");
+        }
+    }
+    for list in ["/api_keys", "/service_accounts", "/users", "/rate_limits"] {
+        asks_within(&desk, &format!("{project}{list}?limit="), "limit", [1, 100]).await;
+    }
+}
+
+#[tokio::test]
+async fn limits_of_queries_are_kept_and_named() {
+    let (governed, [owner, ..]) = offices().await;
+    let desk = Desk(&governed, owner.reveal());
+    let times = [0, TIME_MAX];
+    for (query, name, limits) in [
+        ("/usage/completions?start_time=", "start_time", times),
+        (
+            "/usage/completions?start_time=0&end_time=",
+            "end_time",
+            [1, TIME_MAX],
+        ),
+        ("/usage/completions?start_time=0&limit=", "limit", [1, 31]),
+        (
+            "/usage/completions?start_time=0&bucket_width=1h&limit=",
+            "limit",
+            [1, 168],
+        ),
+        (
+            "/usage/embeddings?start_time=0&bucket_width=1m&limit=",
+            "limit",
+            [1, 1_440],
+        ),
+        ("/usage/images?start_time=", "start_time", times),
+        ("/costs?start_time=", "start_time", times),
+        ("/costs?start_time=0&limit=", "limit", [1, 180]),
+        ("/audit_logs?effective_at[gt]=", "effective_at[gt]", times),
+        ("/audit_logs?effective_at[gte]=", "effective_at[gte]", times),
+        ("/audit_logs?effective_at[lt]=", "effective_at[lt]", times),
+        ("/audit_logs?effective_at[lte]=", "effective_at[lte]", times),
+        ("/audit_logs?limit=", "limit", [1, 100]),
+        ("/projects?limit=", "limit", [1, 100]),
+        ("/users?limit=", "limit", [1, 100]),
+        ("/admin_api_keys?limit=", "limit", [1, 100]),
+    ] {
+        asks_within(&desk, query, name, limits).await;
+    }
+}
+
+/// A query takes its limits, and names what is beyond them or no number.
+async fn asks_within(desk: &Desk<'_>, query: &str, name: &str, [lowest, highest]: [i64; 2]) {
+    for value in [lowest, highest] {
+        desk.get(&format!("{query}{value}")).await;
+    }
+    let beyond = [lowest - 1, highest + 1].map(|value| value.to_string());
+    let wrong = ["99999999999999999999", "1e3", "1.5", "x", ""];
+    for value in beyond.iter().map(String::as_str).chain(wrong) {
+        let refused = desk.refused(Method::GET, &format!("{query}{value}"), None).await;
+        assert_eq!((refused.0, refused.2), (400, json!(name)), "{query}{value}");
     }
 }
