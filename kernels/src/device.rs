@@ -17,6 +17,15 @@ pub fn open_cuda() -> Result<Device> {
     candle_core::bail!("this binary was built without the feature cuda")
 }
 
+/// Whether an operation failed as its device had no memory, by what the driver or cuBLAS said. (Errors of our own kernels reach Candle as
+/// texts.)
+pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let text = error.to_string();
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|name| text.contains(name))
+}
+
 /// Bytes of a device's own memory that are free; `None` for the CPU, which has the system's.
 ///
 /// # Errors
@@ -28,4 +37,25 @@ pub fn free_memory(device: &Device) -> Result<Option<u64>> {
     }
     let _ = device;
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Error;
+
+    use super::is_out_of_memory;
+
+    #[test]
+    fn a_lack_of_memory_is_told_from_other_failures() {
+        let wrapped = |text: &'static str| Error::wrap(std::io::Error::other(text)).bt();
+        assert!(is_out_of_memory(&wrapped(
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"
+        )));
+        assert!(is_out_of_memory(
+            &wrapped("CublasError(CUBLAS_STATUS_ALLOC_FAILED)").context("a product")
+        ));
+        assert!(!is_out_of_memory(&wrapped(
+            "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access\")"
+        )));
+    }
 }

@@ -75,7 +75,7 @@ const SEQUENCES_MAX: usize = 32;
 mod recorded {
     use std::collections::HashMap;
 
-    use candle_core::{Device, Result, Tensor};
+    use candle_core::{Device, Error, Result, Tensor};
 
     use super::{Heads, StepArrays};
     use crate::cuda::{StepGraph, graph_splits};
@@ -100,6 +100,17 @@ mod recorded {
         Recorded(Box<StepGraph>),
         /// It cannot be recorded.
         Refused,
+    }
+
+    impl Step {
+        /// What failed is not tried again, unless it found no memory, which may be another time.
+        fn after(error: &Error) -> Self {
+            if crate::is_out_of_memory(error) {
+                Self::Seen
+            } else {
+                Self::Refused
+            }
+        }
     }
 
     impl Known {
@@ -128,17 +139,17 @@ mod recorded {
             *used = self.now;
             if matches!(known, Step::Seen) {
                 let recorded = StepGraph::record(&self.device, self.heads, arrays, self.vocab, step);
-                *known = recorded.map_or(Step::Refused, |graph| Step::Recorded(Box::new(graph)));
+                *known = recorded.map_or_else(
+                    |error| Step::after(&error),
+                    |graph| Step::Recorded(Box::new(graph)),
+                );
             }
             let Step::Recorded(graph) = known else {
                 return None;
             };
             let logits = graph.run(arrays);
-            if logits.is_err() {
-                *known = Step::Refused;
-            }
             // Kernel by kernel it may still work, and if not, that says why.
-            logits.ok()
+            logits.map_err(|error| *known = Step::after(&error)).ok()
         }
 
         fn make_room(&mut self) {

@@ -9,6 +9,7 @@
 #[cfg(all(test, target_arch = "x86_64"))]
 extern crate self as rempart_kernels;
 
+mod card;
 pub mod cpu;
 // On the host the kernels are tested once: under an emulated processor that would take an hour.
 #[cfg(any(feature = "cuda", all(test, target_arch = "x86_64")))]
@@ -26,12 +27,13 @@ pub mod pool;
 pub mod roof;
 mod weight;
 
+pub use card::CardNeeds;
 #[cfg(feature = "cuda")]
 pub use cuda::CardWeight;
 #[cfg(feature = "nccl")]
 pub use cuda::{CARD_GROUP_BYTES, CardGroup};
 pub use dense::{Dense, Precision};
-pub use device::{HAS_CUDA, free_memory, open_cuda};
+pub use device::{HAS_CUDA, free_memory, is_out_of_memory, open_cuda};
 pub use error::Error;
 pub use format::Format;
 pub use graphs::{Graphs, Heads, StepArrays};

@@ -51,6 +51,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the device had no memory for what was computed.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Tensor(error) if rempart_kernels::is_out_of_memory(error))
+    }
+
     pub(crate) fn config(file: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Config {
             file: file.into(),

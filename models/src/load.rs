@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use rempart_kernels::{Activations, Format, Packed};
+use rempart_kernels::{Activations, CardNeeds, Format, KvDtype, Packed};
 
 use crate::{
     Architecture, Error, Model, ModelConfig, Result,
@@ -81,6 +81,21 @@ impl ModelFiles {
             Found::Gguf(file) => open_gguf(&file),
             Found::Safetensors(dir) => open_safetensors(&dir),
         }
+    }
+
+    /// Why no card computes this model, told before anything is loaded; `None` where one does.
+    pub fn card_refuses(&self, activations: Activations, kv_dtype: KvDtype) -> Option<String> {
+        let needs = CardNeeds {
+            head_dim: self.config.head_dim,
+            activations,
+            kv_dtype,
+        };
+        // Whatever has other dimensions is a norm or a bias, which is read in f32.
+        let matrices = self
+            .checkpoint
+            .tensors()
+            .filter(|(_, tensor)| tensor.shape.len() == 2);
+        needs.refused(matrices.map(|(_, tensor)| tensor.format))
     }
 
     /// Bytes that a rank's tensors take in memory once their layers have packed them.

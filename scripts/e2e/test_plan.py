@@ -58,10 +58,12 @@ def test_a_card_is_planned_from_its_datasheet(config):
     assert rates[1] < 3350e9 / memory["weights"]
 
 
-def test_a_faster_card_is_faster_and_a_small_one_too_small(config):
+def test_a_faster_card_is_faster_and_a_small_one_too_small(config, tmp_path):
     first, second = (told("plan", config, "--card", card)["answers"][0]["tokens_per_s"] for card in ("l4", "h200"))
     assert first < second
-    refused = rempart("plan", config, "--card", "a10", "--weights", "F32")
+    large = tmp_path / "large.json"
+    large.write_text(json.dumps(CONFIG | {"num_hidden_layers": 160}), encoding="utf-8")
+    refused = rempart("plan", str(large), "--card", "a10", "--weights", "Q8_0")
     assert refused.returncode == 1
     assert "the plan exceeds the memory available" in refused.stderr or "keys and values of one sequence" in refused.stderr
 
@@ -108,6 +110,8 @@ def test_what_the_model_was_not_made_for_is_refused(smollm2):
     (["plan", "CONFIG", "--card", "l4", "--context-length", "131073"], "131073 is more than the model was made for, 131072"),
     (["plan", "CONFIG", "--card", "l4", "--step-tokens-max", "1048577"], "the limit of 1048576"),
     (["plan", "CONFIG", "--card", "l4", "--kv-dtype", "int8"], "in bf16"),
+    (["plan", "CONFIG", "--card", "l4", "--weights", "BF16"], "a card has no kernels for weights in BF16"),
+    (["plan", "CONFIG", "--card", "l4", "--activations", "int16"], "a card rounds activations to 8 bits"),
     (["plan", "absent"], "absent"),
     (["bench", "engine", "absent"], "absent"),
     (["bench", "engine", "x.gguf", "--batch", "600"], "--step-tokens-max 512 must be at least the largest --batch, 600"),

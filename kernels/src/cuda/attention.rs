@@ -14,8 +14,6 @@ pub(crate) const SPLIT: usize = 128;
 const WARPS: usize = 4;
 /// A sequence with at least so many rows of queries has blocks of whole tiles that walk over its keys together.
 const MANY: usize = WARPS * ROWS;
-/// Widths of heads that there are kernels for.
-pub(crate) const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 
 /// The structure of `attention.cu`.
 #[derive(Debug, Clone, Copy)]

@@ -25,8 +25,6 @@ mod weight;
 #[cfg(test)]
 pub(crate) use args::{Address, Args, Launch};
 #[cfg(feature = "cuda")]
-pub(crate) use attention::HEAD_DIMS;
-#[cfg(feature = "cuda")]
 pub(crate) use device::{free_memory, open, trim};
 #[cfg(feature = "cuda")]
 pub(crate) use graph::{StepGraph, graph_splits};

@@ -4,7 +4,7 @@ use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 
 use super::{
     args::Address,
-    attention::{self, Arrays, HEAD_DIMS, Tensors, Work},
+    attention::{self, Arrays, Tensors, Work},
     block::{self, NormArgs, RopeArgs, WriteArgs},
     device::{Gpu, Scratch, elements, rows, with_elements},
     packed::{self, Rounded},
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Heads, Weight,
+    card::HEAD_DIMS,
     op::{
         Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions, SampledToken,
         SamplingRow,

@@ -106,10 +106,10 @@ impl KvCache {
             );
         }
         #[cfg(feature = "cuda")]
-        if !device.is_cpu() && !crate::cuda::HEAD_DIMS.contains(&head_dim) {
+        if !device.is_cpu() && !crate::card::HEAD_DIMS.contains(&head_dim) {
             bail!(
                 "this version has CUDA kernels for heads of {:?} dimensions, not {head_dim}: choose --device cpu",
-                crate::cuda::HEAD_DIMS
+                crate::card::HEAD_DIMS
             );
         }
         let shape = |side| {

@@ -124,7 +124,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The narrowest layout that loses nothing; none for formats without codes.
-    const fn of(format: Format) -> Option<Self> {
+    pub(crate) const fn of(format: Format) -> Option<Self> {
         let (bits, scales) = match format {
             Format::F32 | Format::F16 | Format::Bf16 => return None,
             Format::Q4_0 => (Bits::Four, Scales::Half { offset: 8 }),

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use rempart_hub::{file, store};
-use rempart_kernels::{Format, Packed};
+use rempart_kernels::{Activations, CardNeeds, Format, Packed};
 use rempart_models::speed::{CARDS, Card, FormatRates, Product, Rates, Step, Work};
 use rempart_models::{KvDtype, LoadedEncoder, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
 use serde::Serialize;
@@ -22,8 +22,6 @@ const BLOCK_SIZE: usize = 16;
 const BATCHES: [usize; 4] = [1, 8, 32, 64];
 /// Prompts of which the time to the first token is told, tokens.
 const PROMPTS: [usize; 3] = [128, 512, 4096];
-/// Dimensions of heads that there are kernels for on a card.
-const CARD_HEAD_DIMS: [usize; 3] = [64, 128, 256];
 /// Tokens of the largest step that is measured.
 const MEASURED_TOKENS_MAX: usize = 512;
 /// Largest configuration read, bytes.
@@ -70,6 +68,8 @@ struct Known {
     work: Work,
     /// Bytes of the weights, as the layers hold them.
     weights: u64,
+    /// Why no card computes it, if none does.
+    card_refuses: Option<String>,
 }
 
 /// What a plan tells.
@@ -132,20 +132,20 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let card = args.card.as_deref().map(card).transpose()?;
     let compute = args.compute.clone().check()?;
     let kv_dtype = compute.kv_dtype_on(card.is_none()).into();
-    ensure!(
-        card.is_none() || kv_dtype == KvDtype::Bf16,
-        "--kv-dtype: keys and values on a card are in bf16"
-    );
-    let known = Known::open(&args.store.clone().path(), model, &args.weights, kv_dtype)?;
+    let activations = compute.activations.into();
+    let known = Known::open(
+        &args.store.clone().path(),
+        model,
+        &args.weights,
+        (activations, kv_dtype),
+    )?;
+    if let (Some(_), Some(why)) = (card, &known.card_refuses) {
+        bail!("{why}; with --device auto a server computes this model on the CPU");
+    }
     let available = match card {
         Some(card) => card.memory_bytes() / 100 * CARD_PERCENT,
         None => memory_here(&compute)?,
     };
-    let head_dim = known.work.config().head_dim;
-    ensure!(
-        card.is_none() || CARD_HEAD_DIMS.contains(&head_dim),
-        "attention on a card is for heads of {CARD_HEAD_DIMS:?} dimensions; this model's have {head_dim}"
-    );
     let request = args.request(&known, available, card.is_some())?;
     let step_tokens = request.step_tokens;
     let (memory, context_length) =
@@ -154,10 +154,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let chunk = step_tokens.min(context_length).min(MEASURED_TOKENS_MAX);
     let (rates, device) = match card {
         Some(card) => (card.rates(&known.work), card.name.to_owned()),
-        None => (
-            Rates::measure(&known.work, compute.activations.into(), chunk)?,
-            this_machine(),
-        ),
+        None => (Rates::measure(&known.work, activations, chunk)?, this_machine()),
     };
     let sizes = Sizes {
         context_length,
@@ -175,19 +172,24 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Bytes of a model's weights; `None` of an encoder, which has no cache.
+///
+/// # Errors
+/// It is not found, or malformed.
+pub(super) fn weights_of(store: &Path, model: &str) -> anyhow::Result<Option<u64>> {
+    if !is_config(model) && LoadedEncoder::is_one(&store::resolve(store, model)?.path) {
+        return Ok(None);
+    }
+    Ok(Some(Known::with_defaults(store, model)?.weights))
+}
+
 /// Bytes of a model's weights, and tokens that its cache would have within so many bytes of a processor's memory, with a server's
-/// defaults; `None` of an encoder, which has no cache.
+/// defaults.
 ///
 /// # Errors
 /// It is not found, or does not fit.
-pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<Option<(u64, usize)>> {
-    let alone = Path::new(model)
-        .extension()
-        .is_some_and(|extension| extension == "json");
-    if !alone && LoadedEncoder::is_one(&store::resolve(store, model)?.path) {
-        return Ok(None);
-    }
-    let known = Known::open(store, model, "Q4_K", KvDtype::Int8)?;
+pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<(u64, usize)> {
+    let known = Known::with_defaults(store, model)?;
     let request = PlanRequest {
         available,
         weights: known.weights,
@@ -201,7 +203,7 @@ pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Re
         ranks: 1,
     };
     let (memory, _) = MemoryPlan::within(known.work.config(), request, true)?;
-    Ok(Some((memory.weights, memory.kv_tokens())))
+    Ok((memory.weights, memory.kv_tokens()))
 }
 
 fn is_config(model: &str) -> bool {
@@ -292,11 +294,21 @@ fn this_machine() -> String {
 }
 
 impl Known {
-    /// Of what was named; `weights` is the format of a configuration that comes alone.
-    fn open(store: &Path, model: &str, weights: &str, kv_dtype: KvDtype) -> anyhow::Result<Self> {
+    fn with_defaults(store: &Path, model: &str) -> anyhow::Result<Self> {
+        Self::open(store, model, "Q4_K", (Activations::Int8, KvDtype::Int8))
+    }
+
+    /// Of what was named, computed so; `weights` is the format of a configuration that comes alone.
+    fn open(
+        store: &Path,
+        model: &str,
+        weights: &str,
+        computed: (Activations, KvDtype),
+    ) -> anyhow::Result<Self> {
         if is_config(model) {
-            return Self::of_config(Path::new(model), weights, kv_dtype);
+            return Self::of_config(Path::new(model), weights, computed);
         }
+        let (activations, kv_dtype) = computed;
         let found = store::resolve(store, model)?;
         let files =
             ModelFiles::open(&found.path).with_context(|| format!("opening {}", found.path.display()))?;
@@ -305,10 +317,15 @@ impl Known {
             name: found.name,
             work,
             weights: files.checkpoint.loaded_bytes(),
+            card_refuses: files.card_refuses(activations, kv_dtype),
         })
     }
 
-    fn of_config(path: &Path, weights: &str, kv_dtype: KvDtype) -> anyhow::Result<Self> {
+    fn of_config(
+        path: &Path,
+        weights: &str,
+        (activations, kv_dtype): (Activations, KvDtype),
+    ) -> anyhow::Result<Self> {
         let named = |format: &&Format| format.name().eq_ignore_ascii_case(weights);
         let format = *Format::ALL.iter().find(named).with_context(|| {
             let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
@@ -337,10 +354,16 @@ impl Known {
         } else {
             Packed::bytes_of(format, config.vocab_size, config.hidden_size)
         };
+        let needs = CardNeeds {
+            head_dim: config.head_dim,
+            activations,
+            kv_dtype,
+        };
         let products = work.products.iter().map(Product::bytes);
         Ok(Self {
             name: path.display().to_string(),
             weights: products.fold(embedding, usize::saturating_add) as u64,
+            card_refuses: needs.refused([format]),
             work,
         })
     }

@@ -232,7 +232,7 @@ async fn supervise(settings: Settings, app: &AppState) -> anyhow::Result<()> {
 async fn load_and_watch(settings: Settings, app: &AppState) -> anyhow::Result<()> {
     let (metrics, prices) = (app.metrics.clone(), settings.governance.prices.clone());
     let loading = tokio::task::spawn_blocking(move || {
-        let loader = Loader::new(settings, metrics)?;
+        let mut loader = Loader::new(settings, metrics)?;
         let models = loader.load_first()?;
         anyhow::Ok((loader, models))
     });

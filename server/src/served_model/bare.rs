@@ -9,7 +9,7 @@ use rempart_models::parallel::{Collective, Single};
 use rempart_models::{KvCache, ModelFiles, Steps};
 
 use super::generator;
-use crate::config::ComputeSettings;
+use crate::config::{self, ComputeSettings};
 use crate::runner::CandleRunner;
 
 /// Prepares the device, the pool of threads and the kernels that were asked for, of one of `ranks` processes that compute together.
@@ -28,6 +28,36 @@ pub fn prepare(compute: &ComputeSettings, ranks: usize) -> anyhow::Result<Device
     rempart_kernels::pool::init((threads / ranks).max(1));
     super::choose_kernels(compute.kernels.as_deref())?;
     Ok(device)
+}
+
+/// Why the device can't compute a model, if it is a card and can't.
+pub(super) fn card_refuses(files: &ModelFiles, compute: &ComputeSettings, device: &Device) -> Option<String> {
+    let refused = || files.card_refuses(compute.activations.into(), compute.kv_dtype_on(false).into());
+    (!device.is_cpu()).then(refused).flatten()
+}
+
+/// Where a model of this name is computed: on the device, or on the processor where that is a card that can't and was not asked for.
+///
+/// # Errors
+/// It was asked for.
+pub fn device_for(
+    name: &str,
+    files: &ModelFiles,
+    compute: &ComputeSettings,
+    device: &Device,
+) -> anyhow::Result<Device> {
+    let Some(why) = card_refuses(files, compute, device) else {
+        return Ok(device.clone());
+    };
+    ensure!(
+        compute.device == config::Device::Auto,
+        "--device cuda: {why}; --device cpu computes this model"
+    );
+    tracing::warn!(
+        model = name,
+        "{why}: the models compute on the CPU; --device cpu leaves the card to others"
+    );
+    Ok(Device::Cpu)
 }
 
 /// Loads the model, with keys and values for the blocks of `config`.

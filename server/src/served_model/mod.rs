@@ -23,7 +23,7 @@ use crate::config::{Device, Settings};
 use crate::metrics::Metrics;
 use crate::registry::{First, Load, Loaded, Refused, Wanted};
 use crate::turns::Turns;
-pub use bare::{bare, prepare};
+pub use bare::{bare, device_for, prepare};
 use generator::Plan;
 pub use generator::ServedModel;
 pub use memory::available;
@@ -92,7 +92,7 @@ impl Loader {
     ///
     /// # Errors
     /// Says what is wrong with which file or setting, and what to do.
-    pub fn load_first(&self) -> anyhow::Result<Vec<First>> {
+    pub fn load_first(&mut self) -> anyhow::Result<Vec<First>> {
         let (mut encoders, mut generators) = (Vec::new(), Vec::new());
         for source in &self.settings.model.models {
             let found = self.find_proven(source);
@@ -121,7 +121,30 @@ impl Loader {
             ),
         }
         check_names(&generators, &encoders)?;
+        self.choose_device(&generators)?;
         self.load_together(generators, encoders)
+    }
+
+    /// Leaves a card that was not asked for where it can't compute one of the models: all are then computed by the processor.
+    fn choose_device(&mut self, generators: &[Opened]) -> anyhow::Result<()> {
+        let compute = &self.settings.model.compute;
+        for Opened { found, files, .. } in generators {
+            let name = &found.model.name;
+            let device = device_for(name, files, compute, &self.device);
+            let device = device.map_err(Refused::of(name))?;
+            let left = device.is_cpu() && !self.device.is_cpu();
+            self.device = device;
+            if left && self.settings.model.memory_max_bytes.is_none() {
+                self.memory = memory::available(&self.device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the device can compute a model that comes later.
+    fn check_device(&self, files: &ModelFiles) -> anyhow::Result<()> {
+        let refused = bare::card_refuses(files, &self.settings.model.compute, &self.device);
+        refused.map_or(Ok(()), |why| Err(anyhow::Error::msg(why)))
     }
 
     /// Counts the weights of all models first, and shares what remains among those that keep keys and values.
@@ -321,6 +344,7 @@ impl Load for Loader {
                     .map(drop)
             }
             Files::Generator(files) => {
+                self.check_device(&files)?;
                 text::build(&files).map(drop)?;
                 let available = self.memory.saturating_sub(wanted.taken);
                 generator::plan(&files, &self.settings, &self.device, available).map(drop)
@@ -334,6 +358,7 @@ impl Load for Loader {
         let files = match open_files(&found.model.path)? {
             Files::Encoder(files) => files,
             Files::Generator(files) => {
+                self.check_device(&files)?;
                 let plan = self.plan_again(&found, &files, left)?;
                 return self.load_generator(&found, &wanted.names, &files, plan);
             }
@@ -350,9 +375,9 @@ impl Load for Loader {
     }
 }
 
-/// How much memory each model with keys and values may plan with: its own weights, and an equal part of what the weights of all
+/// Bytes that each model with keys and values may plan with, in the order of `weights`: its own weights, and an equal part of what the weights of all
 /// leave, `others` being those of models without.
-fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
+pub(crate) fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
     let left = memory.saturating_sub(others);
     let total: u64 = weights.iter().sum();
     let share = left.saturating_sub(total) / (weights.len() as u64).max(1);

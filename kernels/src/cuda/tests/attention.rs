@@ -6,7 +6,8 @@ use super::common::Rng;
 use super::machine::{Machine, assert_close, assert_near};
 use super::{kernels, on_every_machine};
 use crate::Heads;
-use crate::cuda::attention::{Arrays, HEAD_DIMS, Plan, SPLIT, Tensors, attention};
+use crate::card::HEAD_DIMS;
+use crate::cuda::attention::{Arrays, Plan, SPLIT, Tensors, attention};
 use crate::op::{AttentionOptions, AttentionRow};
 
 kernels! {

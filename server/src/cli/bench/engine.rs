@@ -84,6 +84,7 @@ pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let files = ModelFiles::open(&found.path).with_context(|| format!("loading {}", found.path.display()))?;
     let compute = args.compute.clone().check()?;
     let device = served_model::prepare(&compute, 1)?;
+    let device = served_model::device_for(&found.name, &files, &compute, &device)?;
     let kv_dtype = compute.kv_dtype_on(device.is_cpu()).into();
     check(&files, &config, kv_dtype, &device)?;
     let mut engine = Engine::new(served_model::bare(&compute, &files, &device, &config)?, config);
