@@ -55,6 +55,11 @@ impl ModelRunner for CandleRunner {
         self.steps.forward(&input)
     }
 
+    fn is_out_of_memory(&self, error: &Error) -> bool {
+        // Ranks must compute the same steps: one that finds no memory is for all of them to fail.
+        self.ranks.is_none() && error.is_out_of_memory()
+    }
+
     fn is_lost(&self) -> bool {
         self.ranks.as_ref().is_some_and(Ranks::is_lost)
     }

@@ -1,5 +1,6 @@
 //! The engine: schedule, forward, sample, apply.
 
+use crate::batch::Batch;
 use crate::config::EngineConfig;
 use crate::report::{FlowStats, Stats, StepReport};
 use crate::request::{AddError, Finish, Request, RequestId, SeqId};
@@ -67,17 +68,26 @@ impl<R: ModelRunner> Engine<R> {
         let batch = self.scheduler.schedule();
         if !batch.rows.is_empty() {
             self.in_step = InStep::Running(batch.rows.iter().map(|row| row.seq).collect());
-            let logits = self.runner.forward(&batch)?;
-            // While a device is still at work.
-            let (seqs, mut constraints) = self.scheduler.lend_constraints(&batch);
-            let masks = self.runner.allow(&mut constraints);
-            self.scheduler.constrain(seqs, constraints, masks);
-            let rows = self.scheduler.sample_rows(&batch);
-            let sampled = self.runner.sample(logits, &rows)?;
-            self.scheduler.apply(&batch, sampled);
+            match self.compute(&batch) {
+                Ok(()) => self.scheduler.regrow(batch.tokens.len()),
+                Err(error) if self.runner.is_out_of_memory(&error) && self.scheduler.shrink(&batch) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.in_step = InStep::No;
         Ok(self.take_report())
+    }
+
+    fn compute(&mut self, batch: &Batch) -> Result<(), R::Error> {
+        let logits = self.runner.forward(batch)?;
+        // While a device is still at work.
+        let (seqs, mut constraints) = self.scheduler.lend_constraints(batch);
+        let masks = self.runner.allow(&mut constraints);
+        self.scheduler.constrain(seqs, constraints, masks);
+        let rows = self.scheduler.sample_rows(batch);
+        let sampled = self.runner.sample(logits, &rows)?;
+        self.scheduler.apply(batch, sampled);
+        Ok(())
     }
 
     /// Ends every sequence of the step in flight with [`Finish::Failed`], after [`Engine::step`] returned an error

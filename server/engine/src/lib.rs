@@ -16,6 +16,7 @@ mod flows;
 mod hash;
 mod integrity;
 mod lifecycle;
+mod memory;
 mod plan;
 mod report;
 mod request;

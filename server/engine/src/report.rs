@@ -84,5 +84,7 @@ pub struct StepReport {
     pub cache_hit_tokens: usize,
     /// Prefill used up [`crate::Engine::limit_prefill`], which was less than the step had room for.
     pub prefill_limited: bool,
+    /// The device had no memory for the step: nothing was computed, and the next steps are smaller.
+    pub out_of_memory: bool,
     pub stats: Stats,
 }

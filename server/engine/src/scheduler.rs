@@ -33,6 +33,7 @@ use crate::blocks::BlockPool;
 use crate::config::EngineConfig;
 use crate::flows::Flows;
 use crate::hash::Hasher;
+use crate::memory::StepSize;
 use crate::plan::{Part, Plan, Planned};
 use crate::report::{FlowStats, Stats, StepReport};
 use crate::request::{RequestId, SeqId};
@@ -60,6 +61,7 @@ pub(crate) struct Scheduler {
     pub(crate) next_seq: u64,
     /// The most tokens of prefill in a step in which anything decodes, at least one.
     pub(crate) prefill_max: usize,
+    pub(crate) step_size: StepSize,
     /// What the next report will hold.
     pub(crate) report: StepReport,
 }
@@ -85,6 +87,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             next_seq: 0,
             prefill_max: usize::MAX,
+            step_size: StepSize::of(&config),
             report: StepReport::default(),
         }
     }

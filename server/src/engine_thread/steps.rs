@@ -206,8 +206,14 @@ impl<R: ModelRunner> Steps<R> {
         drop(turn);
         match result {
             Ok(Ok(report)) => {
+                if report.out_of_memory {
+                    tracing::warn!(
+                        "the device had no memory for a step: its tokens are computed again, in smaller steps. Others may use the \
+                         device; a lower --step-tokens-max or --memory-max-mib leaves more"
+                    );
+                }
                 // Guesses cost more than a prompt's tokens, as each passes through the output head.
-                if report.drafted_tokens == 0 {
+                if report.drafted_tokens == 0 && !report.out_of_memory {
                     let work = Work {
                         decodes: report.decode_tokens,
                         prefill: report.prefill_tokens,

@@ -170,6 +170,8 @@ pub enum Fault {
 pub enum FakeError {
     #[error("a fault was asked for")]
     Asked,
+    #[error("no memory for so many tokens")]
+    OutOfMemory,
     /// The engine broke its promise.
     #[error("{0}")]
     Broken(String),
@@ -185,6 +187,8 @@ pub struct FakeRunner {
     written: Vec<u64>,
     steps: u64,
     fault: Cell<Option<Fault>>,
+    /// The most tokens of a step that there is memory for: to compute them, and to sample behind them.
+    memory: Cell<[usize; 2]>,
     /// The rows of the last batch, without their tokens.
     pub(crate) rows: Vec<Row>,
     pub(crate) batch_tokens: usize,
@@ -207,6 +211,7 @@ impl FakeRunner {
             written: vec![0; slots],
             steps: 0,
             fault: Cell::new(None),
+            memory: Cell::new([usize::MAX; 2]),
             rows: Vec::new(),
             batch_tokens: 0,
         }
@@ -215,6 +220,11 @@ impl FakeRunner {
     /// The next step that computes anything fails like this.
     pub fn fail_next(&self, fault: Fault) {
         self.fault.set(Some(fault));
+    }
+
+    /// Steps of more tokens find no memory from now on: to compute them, or to sample behind them.
+    pub fn limit_memory(&self, forward: usize, sample: usize) {
+        self.memory.set([forward, sample]);
     }
 
     /// A fault that was asked for and has not happened yet; it no longer will.
@@ -335,9 +345,16 @@ impl ModelRunner for FakeRunner {
     type Logits = Vec<u64>;
     type Error = FakeError;
 
+    fn is_out_of_memory(&self, error: &FakeError) -> bool {
+        *error == FakeError::OutOfMemory
+    }
+
     fn forward(&mut self, batch: &Batch) -> Result<Vec<u64>, FakeError> {
         self.rows.clone_from(&batch.rows);
         self.batch_tokens = batch.tokens.len();
+        if self.batch_tokens > self.memory.get()[0] {
+            return Err(FakeError::OutOfMemory);
+        }
         match self.fault.get() {
             Some(Fault::ForwardError) => {
                 self.fault.set(None);
@@ -357,6 +374,9 @@ impl ModelRunner for FakeRunner {
         if self.fault.get() == Some(Fault::SampleError) {
             self.fault.set(None);
             return Err(FakeError::Asked);
+        }
+        if self.batch_tokens > self.memory.get()[1] {
+            return Err(FakeError::OutOfMemory);
         }
         if logits.len() != rows.len() {
             return Err(FakeError::Broken(format!(

@@ -222,6 +222,8 @@ impl World {
                 return Ok(report);
             }
             Ok(Err(FakeError::Broken(message))) => return Err(message),
+            // Steps are then smaller than what is expected here (engine/tests/memory.rs has these).
+            Ok(Err(error @ FakeError::OutOfMemory)) => return Err(error.to_string()),
             Ok(Err(FakeError::Asked)) => self.summary.runner_errors += 1,
             Err(panic) if panic.is::<FakeError>() => self.summary.runner_panics += 1,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -2,7 +2,7 @@ use super::*;
 use crate::rng::draw;
 
 /// An engine whose model knows so few tokens that guesses are often right: with one token, always.
-fn guessing(
+pub(super) fn guessing(
     speculative_tokens: usize,
     vocab: usize,
     change: impl Fn(&mut EngineConfig),
@@ -49,7 +49,7 @@ fn any_request(seed: u64) -> Request {
 }
 
 /// What a request's sequences say, by request and index. How much was cached may differ.
-fn answers(engine: &mut Engine<FakeRunner>, seed: u64) -> (Vec<Vec<Event>>, StepReport) {
+pub(super) fn answers(engine: &mut Engine<FakeRunner>, seed: u64) -> (Vec<Vec<Event>>, StepReport) {
     const REQUESTS: usize = 3;
     const SEQUENCES: usize = 3;
     let mut said = vec![Vec::new(); REQUESTS * SEQUENCES];
@@ -67,6 +67,7 @@ fn answers(engine: &mut Engine<FakeRunner>, seed: u64) -> (Vec<Vec<Event>>, Step
         total.drafted_tokens += report.drafted_tokens;
         total.accepted_tokens += report.accepted_tokens;
         total.preemptions += report.preemptions;
+        total.out_of_memory |= report.out_of_memory;
         for output in report.outputs {
             if !matches!(output.event, Event::Started { .. }) {
                 said[output.request.0 as usize * SEQUENCES + output.index].push(output.event);
