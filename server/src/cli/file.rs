@@ -72,7 +72,9 @@ fn path_of(command: &Command, typed: &[OsString]) -> Option<PathBuf> {
 /// The key of an option of `rempart serve` in a file, where it can be in one: as it is in the environment.
 pub(super) fn key_of(arg: &Arg) -> Option<&str> {
     arg.get_env()?;
-    let key = arg.get_long().or((arg.get_id() == MODELS).then_some(MODELS))?;
+    // An argument of `rempart serve`, and an option of others.
+    let models = (arg.get_id() == MODELS).then_some(MODELS);
+    let key = models.or(arg.get_long())?;
     (key != OPTION).then_some(key)
 }
 

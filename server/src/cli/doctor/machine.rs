@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Device;
+use rempart_hub::store::resolve;
 use rempart_kernels::roof::Roof;
 use rempart_kernels::{cpu, pool};
 
@@ -23,7 +24,7 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = vec![kernels(cpu::best().name), threads()];
     findings.extend(read("/proc/self/cgroup").and_then(|groups| quota(&groups, &read)));
     findings.push(rates(&Roof::measure()));
-    findings.push(memory(args));
+    findings.extend(memory(args));
     findings.extend(read("/sys/kernel/mm/transparent_hugepage/enabled").map(|modes| huge_pages(&modes)));
     findings.extend(read("/proc/swaps").map(|swaps| swap(&swaps)));
     findings.extend(
@@ -129,41 +130,60 @@ fn rates(roof: &Roof) -> Finding {
     )
 }
 
-/// What is free, and what a model needs of it where one is named.
-fn memory(args: &DoctorArgs) -> Finding {
+/// What is free, and what each model that is named needs of it, beside the others.
+fn memory(args: &DoctorArgs) -> Vec<Finding> {
     const WHAT: &str = "memory";
+    const LESS: &str = "`rempart model list` tells what is here, and `rempart plan` what each needs: a smaller one, or one of fewer bits, \
+                        takes less";
+    const ABSENT: &str = "`rempart pull` fetches it; where the server's user alone may read it, look as that user: `runuser -u rempart -- \
+                          rempart doctor`";
+    const UNREADABLE: &str =
+        "`rempart pull NAME --force` fetches it again; docs/troubleshoot.md has what such messages mean";
     let free = match served_model::available(&Device::Cpu) {
         Ok(free) => free,
-        Err(error) => return Finding::bad(WHAT, format!("{error:#}"), "mount /proc"),
-    };
-    let Some(model) = &args.model else {
-        return Finding::good(
-            WHAT,
-            format!(
-                "{} may be planned with (name a model to see what it needs)",
-                in_gib(free)
-            ),
-        );
+        Err(error) => return vec![Finding::bad(WHAT, format!("{error:#}"), "mount /proc")],
     };
     let found = format!("{} may be planned with", in_gib(free));
-    match plan::memory_of(&args.store.clone().path(), model, free) {
-        Ok(Some((weights, tokens))) => Finding::good(
-            WHAT,
-            format!(
-                "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
-                in_gib(weights)
-            ),
-        ),
-        Ok(None) => Finding::good(
-            WHAT,
-            format!("{found}; {model} is an encoder, which takes little more than its file"),
-        ),
-        Err(error) => Finding::bad(
-            WHAT,
-            format!("{found}: {error:#}"),
-            "`rempart model list` tells what is here, and `rempart plan` what each needs: a smaller one, or one of fewer bits, takes less",
-        ),
+    if args.models.is_empty() {
+        let found = format!("{found} (name a model to see what it needs)");
+        return vec![Finding::good(WHAT, found)];
     }
+    let store = args.store.clone().path();
+    let opened: Vec<_> = args
+        .models
+        .iter()
+        .map(|model| (model, plan::weights_of(&store, model)))
+        .collect();
+    let generators: Vec<u64> = opened
+        .iter()
+        .filter_map(|(_, weights)| *weights.as_ref().ok()?)
+        .collect();
+    let mut shares = served_model::shares(free, 0, &generators).into_iter();
+    let mut tell = |(model, weights): (&String, anyhow::Result<Option<u64>>)| {
+        match weights {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let found = format!("{found}; {model} is an encoder, which takes little more than its file");
+                return Finding::good(WHAT, found);
+            }
+            // It may be fetched later, or be closed to all but the server's user.
+            Err(error) if resolve(&store, model).is_err() => {
+                return Finding::warning(WHAT, format!("{found}: {model}: {error:#}"), ABSENT);
+            }
+            Err(error) => return Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), UNREADABLE),
+        }
+        match plan::memory_of(&store, model, shares.next().unwrap_or_default()) {
+            Ok((weights, tokens)) => Finding::good(
+                WHAT,
+                format!(
+                    "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
+                    in_gib(weights)
+                ),
+            ),
+            Err(error) => Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), LESS),
+        }
+    };
+    opened.into_iter().map(&mut tell).collect()
 }
 
 /// Of `transparent_hugepage/enabled`, which has the mode in brackets.

@@ -26,9 +26,9 @@ pub struct DoctorArgs {
     /// Try to get out of a process that is confined as a server with --zero-egress is
     #[arg(long)]
     egress: bool,
-    /// Model whose need of memory is compared with what is free
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
+    /// Models whose need of memory is compared with what is free, as a server has them
+    #[arg(long = "model", env = "REMPART_MODEL", value_name = "MODEL")]
+    models: Vec<String>,
     #[command(flatten)]
     store: StoreArgs,
     /// Certificate of the server that is meant
@@ -69,7 +69,7 @@ pub(super) fn told_of(serve: &ServeArgs) -> anyhow::Result<String> {
     let args = DoctorArgs {
         machine: true,
         egress: false,
-        model: serve.models.first().cloned(),
+        models: serve.models.clone(),
         store: serve.store.clone(),
         tls_certificate: serve.tls.tls_certificate.clone(),
         database: serve.governance.database.clone(),
