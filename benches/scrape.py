@@ -3,8 +3,8 @@
 
     python3 benches/scrape.py MODEL.gguf [--projects 100] [--models 5] [--scrapes 200]
 
-Starts a server of its own on loopback with so many copies of a model, and a database in a temporary folder. Each project asks
-each model once; then names that are in no list are asked, in two rounds: models, keys, paths and methods, short, long, and of
+Starts a server of its own on loopback with so many copies of a model, a database in a temporary folder, and series by project.
+Each project asks each model once; then names that are in no list are asked, in two rounds: models, keys, paths and methods, short, long, and of
 bytes that mean something in JSON, in HTTP or on the page. Routes, methods and statuses that come for the first time add series,
 as many as there are; names may add none, and stand nowhere on the page. Standard library only.
 
@@ -37,8 +37,9 @@ STRANGERS = 400
 MARK = b"stranger"
 # What such names are made of: digits, and what follows them.
 SHAPES = (b"", 500 * b"long-name-", b'",model_name="m0', b"\\\n\r\x00{}#", "\u202e\ufb00\U0001f980".encode(), b"\xff\xfe\xc0\x80")
-# Series of routes, methods and statuses. A way to ask is one route and one method: a histogram of 17 series, and a few statuses.
-OF_HTTP = b"http_request"
+# Series of routes, methods and statuses, and of the project whose key strangers have. A way to ask is one route and one method: a
+# histogram of 17 series, and a few statuses.
+EXPECTED = (b"http_request", b"rempart_project_")
 PER_WAY_MAX = 17 + 5
 # A running server notices new keys by then.
 NOTICED_S = 3
@@ -114,7 +115,7 @@ def bounded(pages, key):
     return [
         figures.told("series, bytes", f"{len(before)}, {len(pages[0])}"),
         figures.at_most(f"series that {len(WAYS) * STRANGERS} requests of strangers add", len(added), len(WAYS) * PER_WAY_MAX),
-        figures.exactly("of them not of routes, methods and statuses", sum(not one.startswith(OF_HTTP) for one in added), 0),
+        figures.exactly("of them not of routes, statuses and the project", sum(not one.startswith(EXPECTED) for one in added), 0),
         figures.exactly("series that as many others add", len(other - first), 0),
         figures.exactly("names of strangers on the page, and keys", sum(page.count(MARK) + page.count(key) for page in pages), 0),
     ]
@@ -153,7 +154,7 @@ def main():
         for copy in copies:
             copy.symlink_to(arguments.model.resolve())
         database = ["--database", folder / "rempart.db"]
-        more = [*copies[1:], *database, "--kv-cache-mib", "64"]
+        more = [*copies[1:], *database, "--kv-cache-mib", "64", "--project-metrics"]
         with Server(copies[0], folder / "log", arguments=more) as server:
             server.wait_ready()
             owner = next(line for line in server.log.read_text().splitlines() if re.fullmatch(r"\S{20,}", line))

@@ -84,6 +84,8 @@ pub enum Error {
     PartOfOidc,
     #[error("--oidc-issuer needs --database: tokens are of people who are in it")]
     OidcWithoutDatabase,
+    #[error("--project-metrics needs --database: without it there are no projects")]
+    ProjectsWithoutDatabase,
     #[error(
         "--oidc-issuer {issuer:?} must be a URL as the login's tokens have it, such as https://login.example.org"
     )]

@@ -6,6 +6,7 @@ mod access;
 mod encoder;
 mod http;
 mod lifecycle;
+mod projects;
 mod rejection;
 mod tls;
 mod traces;
@@ -243,6 +244,7 @@ pub struct ModelMetrics {
     accepted: Counter,
     step_failures: Counter,
     steps_limited: Counter,
+    steps_out_of_memory: Counter,
     prefill_budget: Gauge,
     finished: [Counter; 4],
     rejected: [Counter; QUEUES.len()],
@@ -299,6 +301,7 @@ impl ModelMetrics {
             accepted: s.counter("vllm:spec_decode_num_accepted_tokens_total"),
             step_failures: s.counter("rempart_step_failures_total"),
             steps_limited: s.counter("rempart_steps_prefill_limited_total"),
+            steps_out_of_memory: s.counter("rempart_steps_out_of_memory_total"),
             prefill_budget: s.gauge("rempart_prefill_budget_tokens"),
             finished: ["stop", "length", "abort", "error"].map(ended),
             rejected: QUEUES.map(rejected),
@@ -335,6 +338,8 @@ impl ModelMetrics {
         self.drafted.increment(report.drafted_tokens as u64);
         self.accepted.increment(report.accepted_tokens as u64);
         self.steps_limited.increment(u64::from(report.prefill_limited));
+        self.steps_out_of_memory
+            .increment(u64::from(report.out_of_memory));
         let stats = &report.stats;
         self.running.set(stats.running as f64);
         self.waiting.set(stats.waiting as f64);

@@ -34,6 +34,9 @@ pub struct GovernanceArgs {
     /// Requests that run, or whose row of usage is still to be written; further ones get a 503
     #[arg(long, env = "REMPART_USAGE_REQUESTS_MAX", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub usage_requests_max: u32,
+    /// Count requests and tokens by project and model in /metrics, too, which whoever may read metrics then sees
+    #[arg(long, env = "REMPART_PROJECT_METRICS")]
+    pub project_metrics: bool,
     /// What a million tokens of a model cost, as MODEL=INPUT,OUTPUT or MODEL=INPUT,OUTPUT,CACHED; give it again for further
     /// models, or part them by blanks in the variable [default: nothing]
     #[arg(
@@ -69,6 +72,7 @@ pub struct GovernanceSettings {
     pub checkpoints: Option<(PathBuf, Duration)>,
     pub stale_max: Duration,
     pub usage_requests_max: usize,
+    pub project_metrics: bool,
     pub prices: Prices,
     pub currency: String,
     /// Whose tokens are taken where keys are.
@@ -78,6 +82,9 @@ pub struct GovernanceSettings {
 impl GovernanceArgs {
     pub(super) fn settings(self) -> Result<GovernanceSettings, Error> {
         let oidc = self.oidc.check(self.database.is_some())?;
+        if self.project_metrics && self.database.is_none() {
+            return Err(Error::ProjectsWithoutDatabase);
+        }
         Ok(GovernanceSettings {
             database: self.database.map(|place| place_of(&place)).transpose()?,
             secret: self.secret,
@@ -86,6 +93,7 @@ impl GovernanceArgs {
                 .map(|file| (file, Duration::from_secs(self.audit_checkpoint_interval_s))),
             stale_max: Duration::from_secs(self.database_stale_max_s),
             usage_requests_max: self.usage_requests_max as usize,
+            project_metrics: self.project_metrics,
             prices: Prices::new(self.price).map_err(|model| Error::TwoPrices { model })?,
             currency: self.currency,
             oidc,

@@ -21,7 +21,7 @@ use rempart_governance::{
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UsageMetrics};
 use crate::prices::Prices;
 pub use counting::Limiting;
 use counting::{Charge, Counting};
@@ -73,6 +73,7 @@ impl Ledger {
         prices: Prices,
         limiting: Limiting,
         metrics: &Metrics,
+        usage: UsageMetrics,
     ) -> Self {
         let (entries, waiting) = mpsc::channel(requests_max);
         let (health, unsynced) = (Arc::new(Health::new()), Arc::new(AtomicBool::new(false)));
@@ -85,7 +86,7 @@ impl Ledger {
             in_hand: Arc::clone(&in_hand),
             closing: Arc::clone(&closing),
             counting: limiting.counting(),
-            metrics: metrics.usage(),
+            metrics: usage,
         };
         let mut tasks = JoinSet::new();
         let syncing = sync_often(store.clone(), unsynced, Arc::clone(&health));

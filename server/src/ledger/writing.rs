@@ -120,7 +120,6 @@ impl Writing {
         if self.health.written() {
             tracing::info!("usage is recorded again");
         }
-        self.metrics.written(batch.rows.len());
         self.in_hand.fetch_sub(batch.rows.len(), Ordering::Relaxed);
         for charge in &batch.charges {
             self.counting.written(charge);
@@ -129,6 +128,8 @@ impl Writing {
             // Whoever waited may have left.
             let _ = waiter.send(());
         }
+        // Behind those who wait: labels take time.
+        self.metrics.written(&batch.rows);
     }
 
     /// Rows that could not be written directly are written all the same, but not as fast.

@@ -1,8 +1,11 @@
 //! Rows of usage.
 
-use metrics::Counter;
-use rempart_governance::Metric;
+use std::sync::Arc;
 
+use metrics::Counter;
+use rempart_governance::{Metric, UsageEvent};
+
+use super::projects::ProjectMetrics;
 use super::{Metrics, Series};
 
 /// Counters that are there before they count, so that their first event is an increase.
@@ -19,6 +22,7 @@ pub(super) fn begin_at_zero(series: &Series<'_>) {
 pub struct UsageMetrics {
     rows: Counter,
     failures: Counter,
+    projects: Option<ProjectMetrics>,
 }
 
 /// What is known of the leases of limits.
@@ -39,8 +43,8 @@ impl Metrics {
         series.counter("rempart_limited_total").increment(1);
     }
 
-    /// The metrics of the task that writes what was used.
-    pub fn usage(&self) -> UsageMetrics {
+    /// The metrics of the task that writes what was used, and whether it counts by project, too.
+    pub fn usage(&self, by_project: bool) -> UsageMetrics {
         let series = Series {
             recorder: &self.recorder,
             labels: Vec::new(),
@@ -48,6 +52,7 @@ impl Metrics {
         UsageMetrics {
             rows: series.counter("rempart_usage_rows_total"),
             failures: series.counter("rempart_usage_write_failures_total"),
+            projects: by_project.then(|| ProjectMetrics::new(Arc::clone(&self.recorder))),
         }
     }
 }
@@ -85,9 +90,14 @@ impl LeaseMetrics {
 }
 
 impl UsageMetrics {
-    /// So many rows were written.
-    pub fn written(&self, rows: usize) {
-        self.rows.increment(rows as u64);
+    /// Rows were written.
+    pub fn written(&mut self, rows: &[UsageEvent]) {
+        self.rows.increment(rows.len() as u64);
+        for row in rows {
+            if let Some(projects) = &mut self.projects {
+                projects.written(row);
+            }
+        }
     }
 
     /// A batch could not be written.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use http_body_util::BodyExt as _;
-use rempart_governance::{Noted, UsageEvent};
+use rempart_governance::{Noted, Role, UsageEvent};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -406,4 +406,46 @@ async fn an_answer_that_nobody_read_is_counted() {
     let row = governed.rows_become(1).await.remove(0);
     assert_eq!((row.outcome.as_str(), row.output), ("cancelled", 200));
     assert!(row.input > 0);
+}
+
+/// Where the operator has asked for it, and under names that tell nobody who they are.
+#[tokio::test]
+async fn projects_are_counted_where_that_is_asked_for() {
+    for arguments in [&[][..], &["--project-metrics", "--database", "elsewhere.db"]] {
+        let governed = governed(arguments).await;
+        let sales = governed.store.create_project("test", "sales", &[]).await.unwrap();
+        let key = governed.key("sales", Role::Member).await;
+        governed.look().await;
+        assert_eq!(governed.chat(&key, json!({})).await.status, 200);
+        assert_eq!(governed.chat(&key, json!({"temperature": -1})).await.status, 400);
+        let rows = governed.rows_become(2).await;
+        let labels = |model: &str| format!("{{project=\"{}\",model_name=\"{model}\"", sales.id);
+        let requests = |model: &str, outcome: &str| {
+            format!(
+                "rempart_project_requests_total{},outcome=\"{outcome}\"}} 1",
+                labels(model)
+            )
+        };
+        let answer = rows.iter().find(|row| row.outcome == "completed").unwrap();
+        let tokens = |name: &str, count: i64| {
+            format!("rempart_project_{name}_total{}}} {count}", labels("test-model"))
+        };
+        let page = governed
+            .send(governed.first.reveal(), Method::GET, "/metrics", None)
+            .await;
+        for line in [
+            requests("test-model", "completed"),
+            requests("", "refused"),
+            tokens("prompt_tokens", answer.input),
+            tokens("generation_tokens", answer.output),
+        ] {
+            assert_eq!(
+                page.body.lines().any(|told| told == line),
+                !arguments.is_empty(),
+                "{line}"
+            );
+        }
+        assert!(!page.body.contains("sales"));
+        assert_eq!(page.body.contains("rempart_project_"), !arguments.is_empty());
+    }
 }
