@@ -7,8 +7,8 @@ and what a row of usage adds to a request.
 Starts its own servers on loopback, with a database in a temporary folder.  Shares are those of the tokens that clients got,
 after a warm-up, in each turn.  The time to the first token of two clients is measured alone, and in turns beside as many
 clients of another project as run at once and beside four times as many, which flood the queue.  Throughput at 32 clients, and
-what it takes of the processor, is measured with and without keys, in turns.  For the row MODEL may also be an encoder, whose
-answers take little time beside it.
+what it takes of the processor, is measured with and without keys, in turns.  For the row MODEL may also be an encoder: what it
+adds to answers, which take little time, is then measured, too.
 
 Exit status 0: every bar is met; 1: one is not; 3: none is missed, and the run was too short to tell of one.  Values decide; the
 intervals beside them tell how sure they are.  Standard library only.
@@ -47,8 +47,8 @@ FLOOD_PAUSE_S = 0.1
 # Clients of the other project.
 COMPANIES = {"alone": 0, "beside": PLACES - 2, "flooded": 4 * PLACES}
 # Refused, with a row like all others; and answered, with tokens that are reserved and settled.
-REFUSED = ("/v1/chat/completions", {"model": "model", "messages": [{"role": "user", "content": "Hi"}], "temperature": -1})
-ANSWERED = (("/v1/completions", {"model": "model", "prompt": "Hi", "max_tokens": 1}), ("/v1/embeddings", {"model": "model", "input": "Hi"}))
+REFUSED = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "temperature": -1})
+ANSWERED = ("/v1/embeddings", {"input": "Hi"})
 ROW_LIMITS = ["requests-per-minute=100000000", "tokens-per-minute=100000000", "tokens-per-day=100000000"]
 ROW_REQUESTS = 2000
 ROW_BLOCK = 50
@@ -300,8 +300,10 @@ def added(sides, request, turns):
 def row(model, folder, seconds, turns):
     """What key, limits and a row that is waited for add to a request."""
     folder = pathlib.Path(folder)
-    database, arguments = with_keys(folder)
-    with (Server(model, folder / "open.log", arguments=NAMED) as plain, Server(model, folder / "keys.log", arguments=arguments) as kept):
+    # An encoder has no other name than its own.
+    database = folder / "rempart.db"
+    kept_by = ["--database", database]
+    with (Server(model, folder / "open.log") as plain, Server(model, folder / "keys.log", arguments=kept_by) as kept):
         plain.wait_ready()
         kept.wait_ready()
         key = owner_key(kept)
@@ -310,9 +312,14 @@ def row(model, folder, seconds, turns):
         json_ = {"Content-Type": "application/json"}
         sides = [(http.client.HTTPConnection("127.0.0.1", plain.port), json_),
                  (http.client.HTTPConnection("127.0.0.1", kept.port), json_ | {"Authorization": f"Bearer {key}"})]
-        answered = next(request for request in ANSWERED if asked(*sides[0], *request)[0] == 200)
+        of = {"model": plain.model_name()}
+        refused, answered = ((path, body | of) for path, body in (REFUSED, ANSWERED))
+        requests = [("a refused request", refused)]
+        # An answer of a model that generates takes a hundred times as long as its row.
+        if asked(*sides[0], *answered)[0] == 200:
+            requests.append((f"an answer of {answered[0]}", answered))
         found = []
-        for what, request in (("a refused request", REFUSED), (f"an answer of {answered[0]}", answered)):
+        for what, request in requests:
             for at, values in added(sides, request, turns).items():
                 name = f"p{at} of {what}, more with key, limits and row"
                 print(f"{name}: {', '.join(f'{value:.0f}' for value in values)} microseconds")
