@@ -9,6 +9,7 @@ CONTAINER = "needs a container engine"
 SYSTEMD = "needs systemd to be running"
 TERMINAL = "needs a terminal, as test_terminal.py has"
 NEWCOMER = "scripts/newcomer carries it out, on a Debian of its own"
+PACKAGE = "needs the package to be installed, with its user"
 
 # Commands that are not executed, and why.
 NOT_RUN = {
@@ -31,6 +32,8 @@ NOT_RUN = {
     ("docs/install.md", "REMPART_MODELS="): CONTAINER,
     ("docs/monitoring.md", "rempart traces send"): "runs until it is ended; test_traces_send.py has a collector for it",
     ("docs/monitoring.md", "systemctl"): SYSTEMD,
+    ("docs/monitoring.md", "cp /usr/share/doc/rempart"): PACKAGE,
+    ("docs/monitoring.md", "runuser -u rempart"): PACKAGE,
     ("docs/operate.md", "export OPENAI_API_KEY"): TERMINAL,
     ("docs/operate.md", "rempart top"): TERMINAL,
     ("docs/operate.md", "rempart chat --base-url"): TERMINAL,

@@ -1,5 +1,7 @@
-"""docs/troubleshoot.md: messages of the start are provoked, and those that clients get are looked up in the sources."""
+"""docs/troubleshoot.md: messages of the start are provoked, and those of a machine and of refusals are looked up in the sources."""
 import functools
+import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -9,6 +11,10 @@ import pytest
 from lib import server
 
 PAGE = server.REPO / "docs" / "troubleshoot.md"
+# The number of who owns nothing.
+NOBODY = 65534
+# The first port that is for everybody.
+FIRST = pathlib.Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 def rows(heading):
@@ -28,6 +34,12 @@ def cut(folder):
     return path
 
 
+def closed(folder):
+    path = folder / "closed.db"
+    path.touch(mode=0)
+    return path
+
+
 # What provokes each message, in the order of the page: arguments of `rempart`, made in an empty folder for a port that is taken.
 PROVOKING = (
     lambda folder, taken: ("serve", "nosuch", "--models-dir", folder),
@@ -40,7 +52,19 @@ PROVOKING = (
     lambda folder, taken: ("serve", model(), "--device", "cuda", "--bind", "127.0.0.1:0"),
     lambda folder, taken: ("serve", model(), "--tls-certificate", folder / "no.pem", "--tls-key", folder / "no.pem"),
     lambda folder, taken: ("usage", "report", "--database", folder / "no.db"),
+    lambda folder, taken: ("serve", "nosuch.gguf", "--bind", "127.0.0.1:1"),
+    lambda folder, taken: ("serve", "nosuch.gguf", "--bind", "127.0.0.1:0", "--database", closed(folder)),
+    # It takes connections, and says nothing.
+    lambda folder, taken: ("serve", "nosuch.gguf", "--bind", "127.0.0.1:0", "--database", f"postgres://a@127.0.0.1:{taken}/a"),
 )
+
+
+def rempart(arguments, as_nobody):
+    """Carries out a command. Nothing is closed to root, and nobody may not reach the binary's folder: it is opened before."""
+    nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if as_nobody and os.geteuid() == 0 else {}
+    with server.binary().open("rb") as binary:
+        return subprocess.run([f"/proc/self/fd/{binary.fileno()}", *map(str, arguments)], pass_fds=[binary.fileno()], capture_output=True,
+                              text=True, timeout=60, check=False, **nobody)
 
 
 def test_every_message_of_the_start_is_provoked():
@@ -52,7 +76,9 @@ def test_a_start_that_fails_says_what_the_page_has(number, tmp_path):
     message = rows("It does not start")[number][0].strip("`")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = PROVOKING[number](tmp_path, taken.getsockname()[1])
-        done = subprocess.run([server.binary(), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+        done = rempart(arguments, as_nobody=message.endswith("Permission denied"))
+    if message.startswith("listening") and "denied" in message and int(FIRST.read_text()) <= 1:
+        pytest.skip("every port is for everybody here")
     if "CUDA" in message and done.returncode == 0:
         pytest.skip("there is a card here")
     pattern = ".*".join(map(re.escape, message.split("…")))
@@ -64,6 +90,13 @@ def sources():
     """All of the server's code, with its long texts on one line."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((server.REPO / "server").rglob("*.rs")))
     return re.sub(r"\\\n\s*", "", text)
+
+
+@pytest.mark.parametrize("row", rows("The machine is in its way"), ids=lambda row: re.sub(r"\W+", "-", row[0])[:40])
+def test_what_a_machine_lacks_is_in_the_sources(row):
+    # What is put in stands between braces there.
+    parts = [part.strip(" ,") for part in row[0].strip("`").split("…")]
+    assert parts and all(part in sources() for part in parts), parts
 
 
 @pytest.mark.parametrize("row", rows("It refuses requests"), ids=lambda row: re.sub(r"\W+", "-", row[0]))
