@@ -1,8 +1,8 @@
 //! What becomes of a step that its device had no memory for.
 //!
-//! Keys and values have their memory from the start; what a step takes beside them grows with its tokens. So a step that found none is
-//! halved, and no client is told (docs/adr/0003): the same tokens are computed in smaller steps, and those who don't fit any more go back to the queue. After
-//! a while steps may be larger again, as whoever took the memory may have given it back.
+//! Keys and values have their memory from the start; what a step takes beside them grows with its tokens. So a step that found
+//! none is halved, and no client is told (docs/adr/0003): the same tokens are computed in smaller steps, and those who don't fit
+//! any more go back to the queue. After a while steps may be larger again, as whoever took the memory may have given it back.
 
 use crate::batch::Batch;
 use crate::config::EngineConfig;

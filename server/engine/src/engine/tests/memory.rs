@@ -1,4 +1,4 @@
-use super::speculation::{answers, guessing};
+use super::speculation::{answers, guessing, make_small};
 use super::*;
 
 #[test]
@@ -6,12 +6,7 @@ fn steps_that_find_no_memory_change_no_answer() {
     const ENOUGH: usize = usize::MAX;
     let (mut short, mut preempted) = (0, 0);
     for seed in 0..200 {
-        let small = |config: &mut EngineConfig| {
-            config.block_size = 1 + (seed % 4) as usize;
-            config.blocks = 42 / config.block_size;
-            config.context_max = 40;
-            config.prefix_cache = seed % 3 > 0;
-        };
+        let small = |config: &mut EngineConfig| make_small(config, seed);
         let (plain, _) = answers(&mut guessing(0, 2, small), seed);
         for (forward, sample) in [(1, ENOUGH), (3, ENOUGH), (ENOUGH, 2), (9, 4)] {
             for speculative_tokens in [0, 4] {

@@ -18,6 +18,14 @@ pub(super) fn guessing(
     Engine::new(FakeRunner::new(FakeModel { vocab, nan_one_in }, &config), config)
 }
 
+/// So few blocks that sequences are preempted, of a size and with or without a prefix cache by the seed.
+pub(super) fn make_small(config: &mut EngineConfig, seed: u64) {
+    config.block_size = 1 + (seed % 4) as usize;
+    config.blocks = 42 / config.block_size;
+    config.context_max = 40;
+    config.prefix_cache = !seed.is_multiple_of(3);
+}
+
 /// Any request, of few words.
 fn any_request(seed: u64) -> Request {
     let dice = |index: u64, sides: u64| (draw(seed, index) % sides) as usize;
@@ -81,12 +89,7 @@ pub(super) fn answers(engine: &mut Engine<FakeRunner>, seed: u64) -> (Vec<Vec<Ev
 fn guesses_change_no_answer() {
     let mut totals = [0; 3];
     for seed in 0..400 {
-        let small = |config: &mut EngineConfig| {
-            config.block_size = 1 + (seed % 4) as usize;
-            config.blocks = 42 / config.block_size;
-            config.context_max = 40;
-            config.prefix_cache = seed % 3 > 0;
-        };
+        let small = |config: &mut EngineConfig| make_small(config, seed);
         let (plain, _) = answers(&mut guessing(0, 2, small), seed);
         for speculative_tokens in [1, 4, 8] {
             let (said, total) = answers(&mut guessing(speculative_tokens, 2, small), seed);
