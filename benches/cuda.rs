@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     let roof = copy(&device)?;
     println!("copy: {:.0} GB/s, bytes read and written", roof / 1e9);
     small(&device)?;
-    for format in [Format::Q4K, Format::Q6K, Format::Q8_0] {
+    for format in [Format::Q4K, Format::Q6K, Format::Q8_0, Format::Bf16, Format::F16] {
         for (rows, k) in [(4096, 4096), (14336, 4096), (4096, 14336)] {
             products(&device, format, (rows, k), roof)?;
         }
@@ -38,7 +38,9 @@ fn main() -> Result<()> {
         (1, 512, 8192),
         (1, 2048, 2048),
     ] {
-        attention(&device, (sequences, new, context), roof)?;
+        for dtype in [KvDtype::Bf16, KvDtype::Int8] {
+            attention(&device, dtype, (sequences, new, context), roof)?;
+        }
     }
     Ok(())
 }
@@ -112,10 +114,15 @@ fn products(device: &Device, format: Format, (rows, k): (usize, usize), roof: f6
 }
 
 /// Heads of Llama 3 8B.
-fn attention(device: &Device, (sequences, new, context): (usize, usize, usize), roof: f64) -> Result<()> {
+fn attention(
+    device: &Device,
+    dtype: KvDtype,
+    (sequences, new, context): (usize, usize, usize),
+    roof: f64,
+) -> Result<()> {
     let (heads, kv_heads, d, block_size) = (32, 8, 128, 16);
     let blocks = context / block_size;
-    let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d, KvDtype::Bf16, device)?;
+    let cache = KvCache::new(sequences * blocks, block_size, kv_heads, d, dtype, device)?;
     let kv = Tensor::randn(0.0_f32, 1.0, (context, kv_heads * d), device)?;
     for sequence in 0..sequences {
         let slots: Vec<u32> = (0..context).map(|i| (sequence * context + i) as u32).collect();
@@ -138,12 +145,12 @@ fn attention(device: &Device, (sequences, new, context): (usize, usize, usize), 
     let time = seconds(device, calls, |_| {
         paged_attention(&q, &cache, &rows, &options).map(|_| ())
     })?;
-    let bytes = (sequences * context * kv_heads * d * 4) as f64 / time;
+    let bytes = (sequences * context / 16 * kv_heads * 2 * dtype.group_bytes(d)) as f64 / time;
     // Pairs of a query and what it sees.
     let pairs = sequences * new * (2 * context - new + 1) / 2;
     let operations = 4.0 * (pairs * heads * d) as f64 / time;
     println!(
-        "attention, {sequences:2} x {new:4} tokens at the end of {context:4}: {:8.1} us, {:5.0} GB/s of cache = {:3.0} % of the copy, {:6.1} T operations/s",
+        "attention in {dtype:?}, {sequences:2} x {new:4} tokens at the end of {context:4}: {:8.1} us, {:5.0} GB/s of cache = {:3.0} % of the copy, {:6.1} T operations/s",
         time * 1e6,
         bytes / 1e9,
         100.0 * bytes / roof,

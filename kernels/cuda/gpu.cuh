@@ -35,6 +35,13 @@ DEVICE float from_f16(uint16_t bits) {
   return x;
 }
 
+// Rounded to nearest, ties to even.
+DEVICE uint16_t to_f16(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
 // The number itself, of which the compiler knows nothing: what is computed of it is not kept in registers from one turn of a loop
 // to the next.
 DEVICE uint32_t opaque(uint32_t x) {
@@ -74,6 +81,13 @@ DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// As above in f16.
+DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Copies 16 bytes to shared memory in the background, or zeros where `real` is false.
 DEVICE void copy_16(void* to, const void* from, bool real) {
   uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
@@ -85,15 +99,16 @@ template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %
 
 #endif
 
-// Generations before 9.0, and those since 10.0, have registers for less of what a compiler would do ahead. On the host the second
-// are tested where YOUNG says so.
+// Generations before 9.0, and those since 10.0, have registers for less of what a compiler would do ahead. GENERATION says which
+// one the host is to stand for.
 #ifdef __CUDA_ARCH__
-constexpr bool kOld = __CUDA_ARCH__ < 900, kYoung = __CUDA_ARCH__ >= 1000;
-#elif defined(YOUNG)
-constexpr bool kOld = false, kYoung = true;
+constexpr int kGeneration = __CUDA_ARCH__;
+#elif defined(GENERATION)
+constexpr int kGeneration = GENERATION;
 #else
-constexpr bool kOld = false, kYoung = false;
+constexpr int kGeneration = 900;
 #endif
+constexpr bool kOld = kGeneration < 900, kYoung = kGeneration >= 1000;
 
 DEVICE uint32_t bits_of(float x) {
   union { float x; uint32_t bits; } both = {x};
@@ -111,6 +126,7 @@ DEVICE uint16_t to_bf16(float x) {
   return uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 DEVICE uint32_t pair_bf16(float low, float high) { return to_bf16(low) | uint32_t(to_bf16(high)) << 16; }
+DEVICE uint32_t pair_f16(float low, float high) { return to_f16(low) | uint32_t(to_f16(high)) << 16; }
 
 // Words that are read at once.
 struct alignas(16) Words4 {
@@ -119,6 +135,8 @@ struct alignas(16) Words4 {
 struct alignas(8) Words2 {
   uint32_t w[2];
 };
+
+template <class T> DEVICE T load(const uint8_t* bytes) { return *reinterpret_cast<const T*>(bytes); }
 
 DEVICE uint32_t lane() { return threadIdx.x % 32; }
 DEVICE uint32_t warp() { return threadIdx.x / 32; }
@@ -147,6 +165,16 @@ DEVICE float block_sum(float x, float* scratch) {
   return sum;
 }
 
+// The largest likewise.
+DEVICE uint32_t block_max(uint32_t x, uint32_t* scratch) {
+  x = warp_max(x);
+  sync_block();
+  if (lane() == 0) scratch[warp()] = x;
+  sync_block();
+  for (uint32_t i = 0; i < blockDim.x / 32; ++i) x = scratch[i] > x ? scratch[i] : x;
+  return x;
+}
+
 // The sum of squares of a block's share of numbers, the same whatever their place in memory: many loads are under way at once.
 DEVICE float block_squares(const float* x, uint32_t len, float* scratch) {
   bool whole = reinterpret_cast<uintptr_t>(x) % 16 == 0;
@@ -161,4 +189,26 @@ DEVICE float block_squares(const float* x, uint32_t len, float* scratch) {
     }
   }
   return block_sum(sum, scratch);
+}
+
+// How numbers become whole ones of 8 bits: what they are multiplied by, and what one of these counts.
+struct Rounding {
+  float factor, count;
+};
+
+// As `cpu::operand` has it, of numbers whose largest magnitude has these bits. One that is not finite makes the count none, so
+// that nothing hides it.
+DEVICE Rounding rounding(uint32_t magnitude) {
+  constexpr float kLargest = 127.0f, kTiny = 1e-30f;
+  float largest = from_bits(magnitude);
+  if (magnitude >= 0x7f800000u) return Rounding{0, from_bits(0x7fc00000u)};
+  if (largest < kTiny) return Rounding{0, 0};
+  return Rounding{kLargest / largest, largest / kLargest};
+}
+
+// The whole number next to a number, ties to even.
+DEVICE int32_t whole(float x, float factor) {
+  constexpr float kRound = 12582912.0f;
+  float product = factor == 0 ? 0 : __fmul_rn(x, factor);
+  return int32_t(bits_of(__fadd_rn(product, kRound)) - bits_of(kRound));
 }

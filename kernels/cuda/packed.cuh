@@ -4,9 +4,7 @@
 // rows l / 4 and l / 4 + 8, four at l % 4 * 4 and four at 16 + l % 4 * 4, and finds them side by side. Scales lie behind the
 // panel's codes, in records, those of rows r and r + 8 side by side.
 #pragma once
-#include "gpu.cuh"
-
-constexpr uint32_t kPanel = 16, kGroup = 32;
+#include "product.cuh"
 
 enum Scales { Half, HalfMin, Super16, Super8, Signed };
 
@@ -38,7 +36,6 @@ using Q4K = Format<4, Super8, 0>;
 using Q5K = Format<5, Super8, 0>;
 using Q6K = Format<6, Signed, 32>;
 
-template <class T> DEVICE T load(const uint8_t* bytes) { return *reinterpret_cast<const T*>(bytes); }
 DEVICE uint32_t byte_of(uint32_t word, uint32_t i) { return word >> (8 * i) & 0xff; }
 
 // The lane's part of a group as it lies in memory.

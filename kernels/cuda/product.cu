@@ -1,41 +1,6 @@
-// x w^T with packed weights on the tensor cores, in whole numbers: `x` comes rounded (round.cu).
-//
-// A result is the same bits for any number of rows of x: a group's sum is exact, the sums of a strand, a fixed run of groups,
-// are scaled and added from first to last, and so are the strands. `product_few` is bound by memory, a warp for each strand;
-// `product_many`, with tiles of 128 rows of w by up to 128 of x, by arithmetic. docs/performance.md has what was measured.
+// x w^T with packed weights on the tensor cores, in whole numbers: `x` comes rounded (round.cu). A group's sum is exact; it is
+// scaled and added to its strand's in f32. docs/performance.md has what was measured.
 #include "packed.cuh"
-
-struct ProductPart {
-  const uint8_t* panels;
-  const float* bias;  // [rows], or null
-  uint32_t rows;
-  uint32_t column;       // of the first row's result
-  uint32_t first_panel;  // among the panels of all parts
-  uint32_t pad;
-};
-
-struct ProductArgs {
-  const int8_t* codes;   // [padded, 32 groups], as round.cu leaves them, here and below
-  const float* scales;   // [groups, padded]
-  const float* shares;   // [groups, 3, padded]
-  const float* addends;  // [n, width], or null
-  float* out;            // [n, width]
-  ProductPart parts[3];
-  uint64_t panel_bytes;
-  uint32_t parts_len;
-  uint32_t n;
-  uint32_t padded;  // n, up to a multiple of 8
-  uint32_t groups;
-  uint32_t width;
-  uint32_t strand;  // groups of a strand, a multiple of 8
-};
-
-// The part that panel `panel` of all belongs to.
-DEVICE const ProductPart& part_of(const ProductArgs& a, uint32_t panel) {
-  uint32_t i = a.parts_len - 1;
-  while (i > 0 && a.parts[i].first_panel > panel) --i;
-  return a.parts[i];
-}
 
 // Of the lane's two columns, rows of x, in a group: scales, and what minima are multiplied by.
 template <class F> struct ColumnScales {
@@ -64,17 +29,6 @@ DEVICE void add_group(float (&sums)[4], const uint32_t (&a)[4], const Words2& b,
 // Which of the three shares of a group the halves of a format take: the whole group's, or those of its halves.
 template <class F> DEVICE uint32_t share_of(uint32_t half) { return F::halves == 1 ? 0 : 1 + half; }
 
-DEVICE void store(const ProductArgs& a, const ProductPart& part, uint32_t row, uint32_t column, float sum) {
-  if (row >= part.rows || column >= a.n) return;
-  uint64_t at = uint64_t(column) * a.width + part.column + row;
-  if (part.bias) sum += part.bias[row];
-  if (a.addends) sum += a.addends[at];
-  a.out[at] = sum;
-}
-
-// Floats from a row of x to the next in shared memory, so that lanes write to different banks.
-constexpr uint32_t kSums = kPanel + 4;
-
 // One tile of these formats, all groups of a record at once, has just the registers that it takes.
 template <class F, int TILES>
 constexpr bool kFits = TILES == 1 && !kYoung && !kOld && F::bits != 8 && F::offset != 8 && F::scales != Super16 &&
@@ -87,25 +41,10 @@ constexpr int kGroupsAtOnce = kFits<F, TILES>                                   
                               : kYoung || kOld || TILES >= 4                                                  ? 2
                                                                                                               : 4;
 
-// The codes of P panels from `first` on; behind the last one come its own, whose results are computed and not stored.
-template <uint32_t P>
-DEVICE void find_panels(const uint8_t* (&codes)[P], const ProductArgs& a, uint32_t first, uint32_t panels) {
-#pragma unroll
-  for (uint32_t p = 0; p < P; ++p) {
-    uint32_t panel = first + p < panels ? first + p : panels - 1;
-    const ProductPart& part = part_of(a, panel);
-    codes[p] = part.panels + (panel - part.first_panel) * a.panel_bytes;
-  }
-}
-DEVICE uint32_t panels_of(const ProductArgs& a) {
-  const ProductPart& last = a.parts[a.parts_len - 1];
-  return last.first_panel + (last.rows + kPanel - 1) / kPanel;
-}
-
 // Codes and scales of the lane's columns in a tile of x, from memory.
 template <class F>
 DEVICE void load_columns(Words2& codes, ColumnScales<F>& columns, const ProductArgs& a, uint32_t tile, uint32_t group) {
-  auto x = reinterpret_cast<const uint8_t*>(a.codes) + (uint64_t(tile + lane() / 4) * a.groups + group) * kGroup +
+  auto x = static_cast<const uint8_t*>(a.x) + (uint64_t(tile + lane() / 4) * a.groups + group) * kGroup +
            lane() % 4 * 8;
   uint32_t column = tile + lane() % 4 * 2;
   codes = load<Words2>(x);
@@ -114,32 +53,6 @@ DEVICE void load_columns(Words2& codes, ColumnScales<F>& columns, const ProductA
     for (uint32_t half = 0; half < F::halves; ++half)
       columns.share[half] = *reinterpret_cast<const Words2*>(
           a.shares + (uint64_t(group) * 3 + share_of<F>(half)) * a.padded + column);
-}
-
-// Adds up the strands of a block, first to last, and stores the results.
-template <int T, int P>
-DEVICE void merge_strands(const float (&sums)[P][T][4], const ProductArgs& a, uint32_t first_column, uint32_t panels) {
-  // [strands, P, 8 T, kSums]
-  auto strands = static_cast<float*>(shared());
-#pragma unroll
-  for (int p = 0; p < P; ++p)
-#pragma unroll
-    for (int t = 0; t < T; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        uint32_t column = t * 8 + lane() % 4 * 2 + i % 2, row = lane() / 4 + i / 2 * 8;
-        strands[((warp() * P + p) * 8 * T + column) * kSums + row] = sums[p][t][i];
-      }
-  sync_block();
-  for (uint32_t i = threadIdx.x; i < P * 8 * T * kPanel; i += blockDim.x) {
-    const float* from = strands + i / kPanel * kSums + i % kPanel;
-    float sum = *from;
-    for (uint32_t strand = 1; strand < blockDim.x / 32; ++strand) sum += from[strand * P * 8 * T * kSums];
-    uint32_t panel = blockIdx.x * P + i / (8 * T * kPanel);
-    if (panel >= panels) continue;
-    const ProductPart& part = part_of(a, panel);
-    store(a, part, (panel - part.first_panel) * kPanel + i % kPanel, first_column + i / kPanel % (8 * T), sum);
-  }
 }
 
 // A block makes 16 P rows of w by 8 T of x, a warp a strand of them.
@@ -212,8 +125,6 @@ template <class F> DEVICE void product_few_4_2(const ProductArgs& a) {
 constexpr uint32_t kStage = 8;
 // Bytes from a row of x to the next there: lanes of a warp then read from different banks.
 constexpr uint32_t kStageRow = kStage * kGroup + 32;
-// Warps along the rows of w and of x, and panels of a warp.
-constexpr uint32_t kWarpsDown = 4, kWarpsAcross = 2, kPanels = 2;
 
 // One of the two parts of shared memory.
 template <int T> struct alignas(16) Stage {
@@ -229,7 +140,7 @@ template <class F, int T> DEVICE void fill(Stage<T>& stage, const ProductArgs& a
   for (uint32_t i = threadIdx.x; i < columns * kStage * 2; i += blockDim.x) {
     uint32_t column = i / (kStage * 2), piece = i % (kStage * 2);
     bool real = first_column + column < a.padded && group + piece / 2 < a.groups;
-    const int8_t* from = a.codes;
+    auto from = static_cast<const int8_t*>(a.x);
     if (real) from += (uint64_t(first_column + column) * a.groups + group) * kGroup + piece * 16;
     copy_16(stage.codes + column * kStageRow + piece * 16, from, real);
   }
@@ -256,38 +167,6 @@ DEVICE void staged_columns(Words2& codes, ColumnScales<F>& columns, const Stage<
   if (F::has_min)
     for (int half = 0; half < F::halves; ++half)
       columns.share[half] = *reinterpret_cast<const Words2*>(&stage.shares[group][half][column]);
-}
-
-// Ends a strand: its sums are added to the totals, the first ones are the totals.
-template <int T>
-DEVICE void end_strand(float (&totals)[kPanels][T][4], float (&sums)[kPanels][T][4], bool first) {
-#pragma unroll
-  for (uint32_t p = 0; p < kPanels; ++p)
-#pragma unroll
-    for (int t = 0; t < T; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        totals[p][t][i] = first ? sums[p][t][i] : totals[p][t][i] + sums[p][t][i];
-        sums[p][t][i] = 0;
-      }
-}
-
-template <int T>
-DEVICE void store_totals(const float (&totals)[kPanels][T][4], const ProductArgs& a, uint32_t first_panel, uint32_t panels,
-                         uint32_t first_column) {
-#pragma unroll
-  for (uint32_t p = 0; p < kPanels; ++p) {
-    if (first_panel + p >= panels) continue;
-    const ProductPart& part = part_of(a, first_panel + p);
-#pragma unroll
-    for (int t = 0; t < T; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        uint32_t row = (first_panel + p - part.first_panel) * kPanel + lane() / 4 + i / 2 * 8;
-        uint32_t column = first_column + t * 8 + lane() % 4 * 2 + i % 2;
-        store(a, part, row, column, totals[p][t][i]);
-      }
-  }
 }
 
 // A block makes kWarpsDown * kPanels * 16 rows of w by 2 * 8 T of x, a warp kPanels * 16 by 8 T.
@@ -376,15 +255,6 @@ template <class F> DEVICE void product_many_8(const ProductArgs& a) {
 #define FORMATS(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2K) X(Q3K) X(Q4K) X(Q5K) X(Q6K)
 #endif
 FORMATS(PRODUCTS)
-
-struct EmbedArgs {
-  const uint8_t* panels;
-  const uint32_t* ids;  // [n]
-  float* out;           // [n, k]
-  uint64_t panel_bytes;
-  uint32_t k;
-  float scale;
-};
 
 // A block a row.
 //

@@ -19,21 +19,30 @@ pub struct CardNeeds {
 impl CardNeeds {
     /// Why no card computes a model with these needs, whose matrices are in these formats; `None` where one does.
     pub fn refused(self, formats: impl IntoIterator<Item = Format>) -> Option<String> {
-        if let Some(format) = formats.into_iter().find(|format| Layout::of(*format).is_none()) {
-            return Some(format!("a card has no kernels for weights in {}", format.name()));
+        let mut rounds = false;
+        for format in formats {
+            let is_packed = Layout::of(format).is_some();
+            if format == Format::F32 {
+                return Some(format!("a card has no kernels for weights in {}", format.name()));
+            }
+            rounds |= is_packed;
         }
-        if !HEAD_DIMS.contains(&self.head_dim) {
-            return Some(format!(
-                "attention on a card is for heads of {HEAD_DIMS:?} dimensions, and these have {}",
-                self.head_dim
-            ));
-        }
-        if self.activations != Activations::Int8 {
+        if rounds && self.activations != Activations::Int8 {
             return Some("a card rounds activations to 8 bits: --activations int8".to_owned());
         }
-        (self.kv_dtype != KvDtype::Bf16)
-            .then(|| "keys and values on a card are in bf16: --kv-dtype bf16".to_owned())
+        refused_cache(self.head_dim, self.kv_dtype)
     }
+}
+
+/// Why no card keeps keys and values of such heads so; `None` where one does.
+pub(crate) fn refused_cache(head_dim: usize, dtype: KvDtype) -> Option<String> {
+    if !HEAD_DIMS.contains(&head_dim) {
+        return Some(format!(
+            "attention on a card is for heads of {HEAD_DIMS:?} dimensions, and these have {head_dim}"
+        ));
+    }
+    (dtype == KvDtype::F32)
+        .then(|| "keys and values on a card are in bf16 or in 8 bits: --kv-dtype bf16 or int8".to_owned())
 }
 
 #[cfg(test)]
@@ -47,9 +56,9 @@ mod tests {
     };
 
     #[test]
-    fn a_card_takes_integer_weights_and_says_why_it_takes_no_others() {
+    fn a_card_takes_weights_of_up_to_16_bits_and_says_why_it_takes_no_others() {
         for format in Format::ALL {
-            let floating = matches!(format, Format::F32 | Format::F16 | Format::Bf16);
+            let floating = format == Format::F32;
             let refused = NEEDS.refused([Format::Q4K, format]);
             assert_eq!(refused.is_some(), floating, "{}", format.name());
             assert!(refused.is_none_or(|why| why.ends_with(format.name())));
@@ -65,10 +74,10 @@ mod tests {
             ..NEEDS
         };
         assert!(why(exact).ends_with("--activations int8"));
-        let small = CardNeeds {
-            kv_dtype: KvDtype::Int8,
-            ..NEEDS
-        };
-        assert!(why(small).ends_with("--kv-dtype bf16"));
+        let numbers = [Format::Bf16, Format::F16];
+        assert_eq!(exact.refused(numbers), None, "they meet no whole numbers");
+        let kept_in = |kv_dtype| why(CardNeeds { kv_dtype, ..NEEDS });
+        assert_eq!(kept_in(KvDtype::Int8), "");
+        assert!(kept_in(KvDtype::F32).ends_with("--kv-dtype bf16 or int8"));
     }
 }

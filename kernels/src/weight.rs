@@ -14,7 +14,7 @@ pub enum Weight {
     Dense(Matrix),
     /// Integer codes with scales, in panels.
     Packed(Packed),
-    /// The same in a card's memory.
+    /// Either in a card's memory.
     #[cfg(feature = "cuda")]
     Card(crate::CardWeight),
 }
@@ -45,6 +45,10 @@ impl Weight {
             (Self::Packed(packed), Device::Cuda(device)) => {
                 Ok(Self::Card(crate::CardWeight::new(&packed, device)?))
             }
+            #[cfg(feature = "cuda")]
+            (Self::Dense(matrix), Device::Cuda(device)) => {
+                Ok(Self::Card(crate::CardWeight::dense(&matrix, device)?))
+            }
             (weight, device) => bail!(
                 "this version has no kernels for weights in {} on {:?}: choose --device cpu",
                 weight.format().name(),
@@ -68,13 +72,13 @@ impl Weight {
         }
     }
 
-    /// How activations are rounded for it; `None` where it multiplies them as they are.
+    /// How activations are rounded for it; `None` where it multiplies numbers, on a card those of its own 16 bits.
     pub fn activations(&self) -> Option<Activations> {
         match self {
             Self::Dense(_) => None,
             Self::Packed(packed) => Some(packed.activations()),
             #[cfg(feature = "cuda")]
-            Self::Card(_) => Some(Activations::Int8),
+            Self::Card(weight) => weight.activations(),
         }
     }
 

@@ -71,9 +71,11 @@ def place_of(kernel):
     """A kernel's source, what restricts compiling to its like, and the full name of its test."""
     if found := re.fullmatch(r"(product_\w+_\d|embed)_(Q\w+)", kernel):
         return "product", f"-DFORMATS(X)=X({found[2]})", f"cuda::tests::packed::{found[1]}::host::{found[2]}"
+    if found := re.fullmatch(r"(?:product_\w+|embed)_(Bf16|F16)", kernel):
+        return "dense", f"-DDENSE_FORMATS(X)=X({found[1]})", f"cuda::tests::dense::host::{kernel}"
     if found := re.fullmatch(r"attend_\w+_(\d+)", kernel):
         return "attention", f"-DWIDTHS_OF_HEADS(X)=X({found[1]})", f"cuda::tests::attention::host::{kernel}"
-    if found := {"round_rows": "round", "sample": "sample"}.get(kernel):
+    if found := {"round_rows": "round", "round_rows_16": "round", "sample": "sample"}.get(kernel):
         return found, "", f"cuda::tests::{found}::host::{kernel}"
     return "block", "", f"cuda::tests::block::host::{kernel}"
 
@@ -110,7 +112,7 @@ class Bench:
             raise FaultError(f"{name}: its kernels are not of one source and kind")
         flags = (*(shim.SANITIZERS if address else ("-O1",)), *([only] if only else []))
         objects = [shim.compile_object(cuda / f"{source}.cu", work / "kernels.o", flags), self.common["shim/simt.cpp", address]]
-        if source == "product":
+        if source in ("product", "dense"):
             objects.append(self.common["round.cu", address])
         library = shim.link(objects, work / "kernels.so", flags)
         environment = os.environ | shim.settings(library, address)

@@ -21,7 +21,7 @@ FLAGS = "kernels/cuda/nvcc.flags"
 TOOLS = ("scripts/lib/machine_code.py", "scripts/lib/cuda_toolkit.py", "scripts/lib/cuda_requirements.txt")
 HEADER = """\
 # What a kernel takes, by the compiler of CUDA 13.0: registers of a thread / bytes of shared memory that the kernel itself
-# declares / bytes of local memory of a thread, which are arrays that are indexed at run time (those of sines' large arguments).
+# declares / bytes of local memory of a thread: arrays that are indexed at run time (those of sines of large arguments).
 # Shared memory that a launch asks for is kernels/src/cuda's to say.
 """
 

@@ -66,15 +66,15 @@ def settings(library, sanitized):
     return more
 
 
-def compile_sanitized(repo, folder):
-    """All kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in parts that are compiled side by side."""
+def compile_sanitized(repo, folder, more=()):
+    """All kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in parts that are compiled side by side; `more` flags."""
     folder.mkdir(parents=True, exist_ok=True)
     cuda = repo / "kernels" / "cuda"
     formats = ("Q4_0 Q4_1 Q5_0", "Q5_1 Q8_0 Q2K", "Q3K Q4K", "Q5K Q6K")
     parts = [(cuda / "product.cu", (f"-DFORMATS(X)={' '.join(f'X({one})' for one in some.split())}",)) for some in formats]
     parts += [(cuda / "attention.cu", (f"-DWIDTHS_OF_HEADS(X)=X({width})",)) for width in (64, 128, 256)]
-    parts += [(cuda / name, ()) for name in ("block.cu", "round.cu", "sample.cu", "shim/simt.cpp")]
+    parts += [(cuda / name, ()) for name in ("dense.cu", "block.cu", "round.cu", "sample.cu", "shim/simt.cpp")]
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-        objects = list(pool.map(lambda part: compile_object(part[1][0], folder / f"{part[0]}.o", (*SANITIZERS, *part[1][1])),
+        objects = list(pool.map(lambda part: compile_object(part[1][0], folder / f"{part[0]}.o", (*SANITIZERS, *more, *part[1][1])),
                                 enumerate(parts)))
     return link(objects, folder / "kernels.so", SANITIZERS)

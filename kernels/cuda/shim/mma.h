@@ -54,16 +54,18 @@ inline double bf16_of(uint32_t word, uint32_t i) {
   return x;
 }
 
-// 16 x 16 times 16 x 8 numbers in bf16, onto d; a sum is rounded once.
-inline void multiply_bf16(void* const (&operands)[32]) {
+inline double f16_of(uint32_t word, uint32_t i) { return from_f16(uint16_t(word >> (16 * i))); }
+
+// 16 x 16 times 16 x 8 numbers of two bytes, of which a word holds two, onto d; a sum is rounded once.
+inline void multiply_16(void* const (&operands)[32], double (*number)(uint32_t, uint32_t)) {
   double a[16][16], b[16][8], sums[16][8];
   for (uint32_t lane = 0; lane < 32; ++lane) {
-    const auto& own = *static_cast<const MmaBf16*>(operands[lane]);
+    const auto& own = *static_cast<const Mma16*>(operands[lane]);
     uint32_t row = lane / 4, k = lane % 4 * 2;
     for (uint32_t i = 0; i < 2; ++i) {
-      a[row][k + i] = bf16_of(own.a[0], i), a[row + 8][k + i] = bf16_of(own.a[1], i);
-      a[row][k + 8 + i] = bf16_of(own.a[2], i), a[row + 8][k + 8 + i] = bf16_of(own.a[3], i);
-      b[k + i][row] = bf16_of(own.b[0], i), b[k + 8 + i][row] = bf16_of(own.b[1], i);
+      a[row][k + i] = number(own.a[0], i), a[row + 8][k + i] = number(own.a[1], i);
+      a[row][k + 8 + i] = number(own.a[2], i), a[row + 8][k + 8 + i] = number(own.a[3], i);
+      b[k + i][row] = number(own.b[0], i), b[k + 8 + i][row] = number(own.b[1], i);
     }
     for (uint32_t i = 0; i < 4; ++i) sums[row_of(lane, i)][column_of(lane, i)] = double(own.d[i]);
   }
@@ -72,7 +74,7 @@ inline void multiply_bf16(void* const (&operands)[32]) {
       for (uint32_t column = 0; column < 8; ++column) sums[row][column] += a[row][k] * b[k][column];
   for (uint32_t lane = 0; lane < 32; ++lane)
     for (uint32_t i = 0; i < 4; ++i)
-      static_cast<MmaBf16*>(operands[lane])->d[i] = float(sums[row_of(lane, i)][column_of(lane, i)]);
+      static_cast<Mma16*>(operands[lane])->d[i] = float(sums[row_of(lane, i)][column_of(lane, i)]);
 }
 
 }  // namespace simt

@@ -148,7 +148,8 @@ Op run_warp(uint32_t warp, Order& order) {
     case Op::Shuffle: shuffle(operands); break;
     case Op::Mma8x32: multiply_int8<32>(operands); break;
     case Op::Mma8x16: multiply_int8<16>(operands); break;
-    case Op::MmaBf16: multiply_bf16(operands); break;
+    case Op::MmaBf16: multiply_16(operands, bf16_of); break;
+    case Op::MmaF16: multiply_16(operands, f16_of); break;
     case Op::Sync:
     case Op::Barrier:
     case Op::End: break;

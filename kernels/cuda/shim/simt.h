@@ -47,7 +47,7 @@ extern thread_local Index block_index, thread_index, block_size, grid_size;
 extern thread_local void* shared_memory;
 
 // What threads do together. All but the last two are a warp's.
-enum class Op { Sync, Shuffle, Mma8x32, Mma8x16, MmaBf16, Barrier, End };
+enum class Op { Sync, Shuffle, Mma8x32, Mma8x16, MmaBf16, MmaF16, Barrier, End };
 
 // Gives way until all threads concerned are at this line. `operands` are the lane's, in which it finds its results.
 void meet(Op op, void* operands, int line);
@@ -60,7 +60,7 @@ struct MmaInt8 {
   uint32_t a[4], b[2];
   int32_t d[4];
 };
-struct MmaBf16 {
+struct Mma16 {
   uint32_t a[4], b[2];
   float d[4];
 };
@@ -95,6 +95,13 @@ inline uint64_t high_product(uint64_t x, uint64_t y) { return uint64_t((unsigned
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+// Byte i of the result is that of `low` and `high`, one after the other, which digit i says.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t digits) {
+  uint64_t both = uint64_t(high) << 32 | low;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= uint32_t(both >> 8 * (digits >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+}
 inline void loads_end() {}
 inline uint32_t opaque(uint32_t x) { return x; }
 inline float exp2_fast(float x) { return std::exp2(x); }
@@ -105,6 +112,18 @@ inline float from_f16(uint16_t bits) {
             : exponent == 31 ? (fraction ? NAN : INFINITY)
                              : float(fraction | 1024) * 0x1p-25f * float(uint32_t(1) << exponent);
   return bits >> 15 ? -x : x;
+}
+
+inline uint16_t to_f16(float x) {
+  uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  float magnitude = std::fabs(x);
+  if (std::isnan(x)) return sign | 0x7fff;
+  if (magnitude >= 65520.0f) return sign | 0x7c00;
+  // What rounding carries over is the next exponent's first number.
+  if (magnitude < 0x1p-14f) return sign | uint16_t(std::nearbyint(magnitude * 0x1p24f));
+  int exponent;
+  float fraction = std::frexp(magnitude, &exponent);
+  return sign | uint16_t(((exponent + 14) << 10) + int(std::nearbyint(fraction * 2048.0f)) - 1024);
 }
 
 inline void mma_16_8_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t c,
@@ -119,8 +138,13 @@ inline void mma_16_8_16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, i
   std::memcpy(d, mine.d, sizeof d);
 }
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE()) {
-  simt::MmaBf16 mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
+  simt::Mma16 mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
   simt::meet(simt::Op::MmaBf16, &mine, line);
+  std::memcpy(d, mine.d, sizeof d);
+}
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE()) {
+  simt::Mma16 mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
+  simt::meet(simt::Op::MmaF16, &mine, line);
   std::memcpy(d, mine.d, sizeof d);
 }
 

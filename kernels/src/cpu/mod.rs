@@ -66,6 +66,8 @@ use panel::{PanelJob, PanelOut};
 pub use peak::Peak;
 pub(crate) use product::{Factor, Finish, Norm, Product};
 
+#[cfg(test)]
+pub(crate) use records::quantise;
 pub(crate) use records::{Records, record_bytes, write_key, write_value};
 pub use stored::KEY_GROUP;
 pub(crate) use stored::{Cache, Cells, Stored};

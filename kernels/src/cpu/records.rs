@@ -83,7 +83,7 @@ pub(crate) fn write_value(record: &mut [u8], position: usize, x: &[f32]) {
 }
 
 /// Codes and what they count.
-fn quantise(x: &[f32]) -> ([i8; PART], f32) {
+pub(crate) fn quantise(x: &[f32]) -> ([i8; PART], f32) {
     let (factor, scale) = factor(x, DIGIT_MAX);
     let mut codes = [0; PART];
     for (code, &x) in codes.iter_mut().zip(x) {

@@ -3,7 +3,7 @@
 use super::args::{Address, Args, Launch, count};
 use crate::{
     Heads,
-    op::{AttentionOptions, AttentionRow},
+    op::{AttentionOptions, AttentionRow, KvDtype},
 };
 
 /// Rows of queries, a token and a head each, of a tile.
@@ -136,6 +136,16 @@ pub(crate) struct Tensors {
     pub(crate) out: Address,
     /// As [`Plan::parts`] says.
     pub(crate) parts: Address,
+    /// Of keys and values.
+    pub(crate) dtype: KvDtype,
+}
+
+/// What kernels are named by that read or write a cache of a type; those without are of bf16, and of f32 there are none.
+pub(super) const fn suffix(dtype: KvDtype) -> &'static str {
+    match dtype {
+        KvDtype::F32 | KvDtype::Bf16 => "",
+        KvDtype::Int8 => "_int8",
+    }
 }
 
 /// The launches for a work; `few` says which it is.
@@ -176,6 +186,7 @@ pub(crate) fn attention(
     };
     let (tiles, d) = (work.tiles.len(), heads.d);
     let capped = if options.softcap.is_some() { "_capped" } else { "" };
+    let of = suffix(tensors.dtype);
     let launch = |kernel: String, grid: [usize; 2], shared: usize| Launch {
         kernel,
         grid: [count(grid[0]), count(heads.kv_heads), count(grid[1])],
@@ -187,7 +198,7 @@ pub(crate) fn attention(
     if few {
         vec![
             launch(
-                format!("attend_few{capped}_{d}"),
+                format!("attend_few{capped}{of}_{d}"),
                 [tiles, work.splits.div_ceil(WARPS)],
                 WARPS * ROWS * d * 2,
             ),
@@ -195,7 +206,7 @@ pub(crate) fn attention(
         ]
     } else {
         vec![launch(
-            format!("attend_many{capped}_{d}"),
+            format!("attend_many{capped}{of}_{d}"),
             [tiles.div_ceil(WARPS), 1],
             WARPS * ROWS * d * 6,
         )]

@@ -1,7 +1,8 @@
 //! What a block does between its products: `block.cu`.
 
 use super::args::{Address, Args, Launch, count};
-use crate::op::{Activation, RopeStyle};
+use super::attention::suffix;
+use crate::op::{Activation, KvDtype, RopeStyle};
 
 const THREADS: usize = 256;
 const WARP: usize = 32;
@@ -132,10 +133,10 @@ pub(crate) struct WriteArgs {
 // SAFETY: numbers alone, in the order of the kernel's.
 unsafe impl Args for WriteArgs {}
 
-/// Stores `n` tokens' keys and values.
-pub(crate) fn write_kv(n: usize, args: WriteArgs) -> Launch<WriteArgs> {
+/// Stores `n` tokens' keys and values as a card's cache holds them: in bf16, or in 8 bits, of heads of a multiple of 64.
+pub(crate) fn write_kv(n: usize, dtype: KvDtype, args: WriteArgs) -> Launch<WriteArgs> {
     Launch {
-        kernel: "write_kv".to_owned(),
+        kernel: format!("write_kv{}", suffix(dtype)),
         grid: [count(n), 1, 1],
         block: count(THREADS),
         shared: 0,

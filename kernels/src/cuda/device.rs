@@ -98,12 +98,15 @@ pub(crate) enum Scratch {
     Codes,
     Scales,
     Shares,
+    Bf16,
+    F16,
+    F16Scales,
     Wide,
     Parts,
     Weights,
 }
 
-const SCRATCHES: usize = 6;
+const SCRATCHES: usize = 9;
 
 /// Devices that have the kernels, as long as weights or recorded steps are on them.
 static LOADED: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());

@@ -12,11 +12,10 @@ use super::{
     weight::CardWeight,
 };
 use crate::{
-    Heads, Weight,
-    card::HEAD_DIMS,
+    Format, Heads, Weight,
     op::{
-        Activation, AttentionOptions, AttentionRow, InputNorm, Projection, RopeOptions, SampledToken,
-        SamplingRow,
+        Activation, AttentionOptions, AttentionRow, InputNorm, KvDtype, Projection, RopeOptions,
+        SampledToken, SamplingRow,
     },
 };
 
@@ -59,14 +58,7 @@ pub(crate) fn product(
         .chain(parts.iter().filter_map(|part| part.bias))
         .collect();
     let width: usize = weights.iter().map(|weight| weight.rows()).sum();
-    let [codes, scales, shares] = Rounded::bytes(n, k);
-    let rounded = Rounded {
-        n,
-        k,
-        codes: gpu.scratch(Scratch::Codes, codes)?,
-        scales: gpu.scratch(Scratch::Scales, scales)?,
-        shares: gpu.scratch(Scratch::Shares, shares)?,
-    };
+    let rounded = room(gpu, &weights, (n, k))?;
     let addends = match finish.addends {
         Some((storage, layout)) => elements::<f32>(op, gpu, storage, layout)?,
         None => Address::default(),
@@ -92,7 +84,14 @@ pub(crate) fn product(
         // SAFETY: the shapes were checked, and all memory outlives what is started here: freeing it, or
         // writing it again, waits in the same stream.
         unsafe {
-            gpu.launch(&packed::round(x, stride, norm, &rounded))?;
+            if rounded.codes != Address::default() {
+                gpu.launch(&packed::round(x, stride, norm, &rounded))?;
+            }
+            for (format, numbers) in [(Format::Bf16, rounded.bf16), (Format::F16, rounded.f16)] {
+                if numbers != Address::default() {
+                    gpu.launch(&packed::round_16(format, (x, stride), norm, &rounded))?;
+                }
+            }
             for launch in packed::products(&rounded, &factors, addends, to) {
                 gpu.launch(&launch)?;
             }
@@ -104,6 +103,36 @@ pub(crate) fn product(
         unsafe { gpu.launch(&block::gate(to, gpu.address(&out), n, columns, activation))? };
     }
     Ok((gpu.storage(out), Shape::from((n, columns))))
+}
+
+/// Memory for activations `[n, k]` as these weights meet them.
+fn room(gpu: &Gpu, weights: &[&CardWeight], (n, k): (usize, usize)) -> Result<Rounded> {
+    let nowhere = Address::default();
+    let mut rounded = Rounded {
+        n,
+        k,
+        codes: nowhere,
+        scales: nowhere,
+        shares: nowhere,
+        bf16: nowhere,
+        f16: nowhere,
+        f16_scales: nowhere,
+    };
+    let has = |format| weights.iter().any(|weight| weight.format() == format);
+    if has(Format::Bf16) {
+        rounded.bf16 = gpu.scratch(Scratch::Bf16, Rounded::bytes_16(n, k))?;
+    }
+    if has(Format::F16) {
+        rounded.f16 = gpu.scratch(Scratch::F16, Rounded::bytes_16(n, k))?;
+        rounded.f16_scales = gpu.scratch(Scratch::F16Scales, Rounded::padded(n) * 4)?;
+    }
+    if weights.iter().any(|weight| !packed::is_dense(weight.format())) {
+        let [codes, scales, shares] = Rounded::bytes(n, k);
+        rounded.codes = gpu.scratch(Scratch::Codes, codes)?;
+        rounded.scales = gpu.scratch(Scratch::Scales, scales)?;
+        rounded.shares = gpu.scratch(Scratch::Shares, shares)?;
+    }
+    Ok(rounded)
 }
 
 /// Rows of an embedding.
@@ -196,6 +225,24 @@ pub(crate) struct Cache<'a> {
     pub(crate) kv_heads: usize,
     pub(crate) d: usize,
     pub(crate) block_size: usize,
+    pub(crate) dtype: KvDtype,
+}
+
+impl Cache<'_> {
+    /// Does something with where keys and values are.
+    fn with_addresses(
+        self,
+        op: &str,
+        gpu: &Gpu,
+        work: impl FnOnce([Address; 2]) -> Result<()>,
+    ) -> Result<()> {
+        let (tensors, work) = ([self.k, self.v], |at: &[Address]| work([at[0], at[1]]));
+        match self.dtype {
+            KvDtype::F32 => bail!("{op}: a card has no kernels for keys and values in f32"),
+            KvDtype::Bf16 => with_elements::<half::bf16, _>(op, gpu, &tensors, work),
+            KvDtype::Int8 => with_elements::<u8, _>(op, gpu, &tensors, work),
+        }
+    }
 }
 
 /// Stores the keys and values of some tokens; every slot exists.
@@ -203,13 +250,13 @@ pub(crate) fn write_kv(cache: Cache<'_>, k: Input<'_>, v: Input<'_>, slots: &[u3
     let gpu = &*Gpu::of(&k.0.device)?;
     let ((k, k_stride), (v, v_stride)) = (rows("write_kv", gpu, k.0, k.1)?, rows("write_kv", gpu, v.0, v.1)?);
     let at = gpu.words(slots)?;
-    with_elements::<half::bf16, _>("write_kv", gpu, &[cache.k, cache.v], |addresses| {
+    cache.with_addresses("write_kv", gpu, |[keys, values]| {
         let args = WriteArgs {
             k,
             v,
             slots: at.address,
-            keys: addresses[0],
-            values: addresses[1],
+            keys,
+            values,
             k_stride: k_stride as u64,
             v_stride: v_stride as u64,
             kv_heads: super::args::count(cache.kv_heads),
@@ -218,7 +265,7 @@ pub(crate) fn write_kv(cache: Cache<'_>, k: Input<'_>, v: Input<'_>, slots: &[u3
             pad: 0,
         };
         // SAFETY: as in `product`; whatever reads the cache does so in the same stream, before or after.
-        unsafe { gpu.launch(&block::write_kv(slots.len(), args)) }
+        unsafe { gpu.launch(&block::write_kv(slots.len(), cache.dtype, args)) }
     })
 }
 
@@ -231,12 +278,6 @@ pub(crate) fn paged_attention(
 ) -> Result<(CudaStorage, Shape)> {
     let op = "paged_attention";
     let gpu = &*Gpu::of(&storage.device)?;
-    if !HEAD_DIMS.contains(&cache.d) {
-        bail!(
-            "{op}: there are no CUDA kernels for heads of {}, but of {HEAD_DIMS:?}",
-            cache.d
-        );
-    }
     let (n, width) = layout.shape().dims2()?;
     let heads = Heads {
         heads: width / cache.d,
@@ -252,17 +293,18 @@ pub(crate) fn paged_attention(
         gpu.zeros(n * width)?
     };
     let parts = gpu.scratch(Scratch::Parts, plan.parts(&heads) * 4)?;
-    with_elements::<half::bf16, _>(op, gpu, &[cache.k, cache.v], |addresses| {
+    cache.with_addresses(op, gpu, |[keys, values]| {
         let q = elements::<f32>(op, gpu, storage, layout)?;
         if !q.0.is_multiple_of(16) {
             bail!("{op}: the queries must start at a multiple of 16 bytes");
         }
         let tensors = Tensors {
             q,
-            keys: addresses[0],
-            values: addresses[1],
+            keys,
+            values,
             out: gpu.address(&out),
             parts,
+            dtype: cache.dtype,
         };
         let blocks = gpu.words(&plan.blocks)?;
         let run = |work: &Work, few: bool| {

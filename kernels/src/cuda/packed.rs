@@ -1,4 +1,4 @@
-//! Products with packed weights, rounding of what they meet, and rows of an embedding: `round.cu` and `product.cu`.
+//! Products with weights, rounding of what they meet, and rows of an embedding: `round.cu`, `product.cu` and `dense.cu`.
 
 use super::args::{Address, Args, Launch, count};
 use crate::{
@@ -24,8 +24,9 @@ const BLOCKS_MIN: usize = 112;
 /// Panels of a block of `product_many`, and its warps along the rows of activations.
 const MANY_PANELS: usize = 8;
 const MANY_WARPS: usize = 2;
-/// Groups in its shared memory at once, twice over.
+/// Groups in its shared memory at once, twice over, of whole numbers and of numbers of 16 bits.
 const MANY_GROUPS: usize = 8;
+const MANY_GROUPS_16: usize = 4;
 /// Numbers from a row's sums to the next in the shared memory of `product_few`.
 const SUMS: usize = PANEL + 4;
 
@@ -48,7 +49,25 @@ pub(crate) struct RoundArgs {
 // SAFETY: numbers alone, in the order of the kernel's.
 unsafe impl Args for RoundArgs {}
 
-/// Rounded activations: `n` rows of `k`, padded to whole tiles.
+/// The structure of `round.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Round16Args {
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) out: Address,
+    pub(crate) scales: Address,
+    pub(crate) stride: u64,
+    pub(crate) k: u32,
+    pub(crate) groups: u32,
+    pub(crate) eps: f32,
+    pub(crate) pad: u32,
+}
+
+// SAFETY: numbers alone, in the order of the kernel's.
+unsafe impl Args for Round16Args {}
+
+/// Rounded activations: `n` rows of `k`, padded to whole tiles; as whole numbers, in bf16 and in f16, as weights ask for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rounded {
     pub(crate) n: usize,
@@ -59,6 +78,11 @@ pub(crate) struct Rounded {
     pub(crate) scales: Address,
     /// `[k / 32, 3, padded]` numbers of 4 bytes.
     pub(crate) shares: Address,
+    /// `[padded, k up to a multiple of 32]` numbers of 2 bytes.
+    pub(crate) bf16: Address,
+    /// The same, and `[padded]` numbers of 4 bytes that multiply the rows.
+    pub(crate) f16: Address,
+    pub(crate) f16_scales: Address,
 }
 
 impl Rounded {
@@ -71,6 +95,25 @@ impl Rounded {
         let (padded, groups) = (Self::padded(n), k / GROUP);
         [padded * k, padded * groups * 4, padded * groups * 12]
     }
+
+    /// Bytes of numbers in bf16 or f16.
+    pub(crate) fn bytes_16(n: usize, k: usize) -> usize {
+        Self::padded(n) * k.next_multiple_of(GROUP) * 2
+    }
+
+    /// Where products with weights of a format find them, and their scales.
+    fn operand(&self, format: Format) -> (Address, Address) {
+        match format {
+            Format::Bf16 => (self.bf16, Address::default()),
+            Format::F16 => (self.f16, self.f16_scales),
+            _ => (self.codes, self.scales),
+        }
+    }
+}
+
+/// Whether weights meet activations in their own format, and not in whole numbers.
+pub(crate) fn is_dense(format: Format) -> bool {
+    matches!(format, Format::Bf16 | Format::F16)
 }
 
 /// Rounds rows of `x`, `stride` numbers apart; `norm`: the weight of a norm before, and its epsilon.
@@ -103,6 +146,37 @@ pub(crate) fn round(
     }
 }
 
+/// As [`round`], to the numbers of weights in 16 bits.
+pub(crate) fn round_16(
+    format: Format,
+    (x, stride): (Address, usize),
+    norm: Option<(Address, f32)>,
+    to: &Rounded,
+) -> Launch<Round16Args> {
+    let (weight, eps) = norm.unwrap_or_default();
+    let (out, scales) = to.operand(format);
+    let groups = to.k.div_ceil(GROUP);
+    // A thread takes two numbers.
+    let parts = (ROUND_BLOCKS / to.n.max(1)).clamp(1, groups.div_ceil(2 * ROUND_WARPS).max(1));
+    Launch {
+        kernel: "round_rows_16".to_owned(),
+        grid: [count(to.n), count(parts), 1],
+        block: count(32 * ROUND_WARPS),
+        shared: 32 * 4,
+        args: Round16Args {
+            x,
+            weight,
+            out,
+            scales,
+            stride: stride as u64,
+            k: count(to.k),
+            groups: count(groups),
+            eps,
+            pad: 0,
+        },
+    }
+}
+
 /// A matrix whose products stand side by side with others'.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -121,7 +195,7 @@ const PARTS_MAX: usize = 3;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct ProductArgs {
-    pub(crate) codes: Address,
+    pub(crate) x: Address,
     pub(crate) scales: Address,
     pub(crate) shares: Address,
     pub(crate) addends: Address,
@@ -186,10 +260,10 @@ pub(crate) fn products_in(
             column += factor.rows;
             panels += factor.rows.div_ceil(PANEL);
         }
-        let groups = x.k / GROUP;
+        let (groups, (operand, scales)) = (x.k.div_ceil(GROUP), x.operand(run[0].format));
         let args = ProductArgs {
-            codes: x.codes,
-            scales: x.scales,
+            x: operand,
+            scales,
             shares: x.shares,
             addends,
             out,
@@ -236,7 +310,7 @@ pub(crate) fn shape(n: usize, panels: usize) -> Shape {
 }
 
 fn product(shape: Shape, format: Format, panels: usize, args: ProductArgs) -> Launch<ProductArgs> {
-    let (n, format) = (args.n as usize, name(format));
+    let (n, dense, format) = (args.n as usize, is_dense(format), name(format));
     let (kernel, grid, block, shared) = match shape {
         Shape::Few { tiles, panels: each } => {
             let strands = (args.groups as usize).div_ceil(args.strand as usize);
@@ -251,8 +325,13 @@ fn product(shape: Shape, format: Format, panels: usize, args: ProductArgs) -> La
         }
         Shape::Many { tiles } => {
             let rows = MANY_WARPS * TILE * tiles;
-            // Codes, padded by a group; a scale and two shares for each group.
-            let stage = rows * ((MANY_GROUPS + 1) * GROUP + MANY_GROUPS * 3 * 4);
+            let stage = if dense {
+                // Numbers of two bytes, padded by a group.
+                rows * (MANY_GROUPS_16 + 1) * GROUP * 2
+            } else {
+                // Codes, padded by a group; a scale and two shares for each group.
+                rows * ((MANY_GROUPS + 1) * GROUP + MANY_GROUPS * 3 * 4)
+            };
             let grid = [n.div_ceil(rows), panels.div_ceil(MANY_PANELS)];
             (format!("product_many_{tiles}_{format}"), grid, 256, 2 * stage)
         }

@@ -1,7 +1,7 @@
-//! Packed weights in the order in which a card's tensor cores take them: `packed.cuh` reads what is written here.
+//! Weights in the order in which a card's tensor cores take them: `packed.cuh` and `dense.cu` read what is written here.
 
 use crate::{
-    Packed,
+    Matrix, Packed,
     packed::{Bits, GROUP, LINE, PANEL, Panel, Scales},
     pool,
 };
@@ -16,6 +16,33 @@ pub(crate) fn arrange(packed: &Packed) -> (Vec<u8>, usize) {
     let records = groups / layout.scales.record_groups();
     let panel_bytes = (code_bytes + records * layout.scales.record_bytes()).next_multiple_of(LINE);
     let mut all = vec![0; packed.panels() * panel_bytes];
+    in_parallel(&mut all, panel_bytes, |number, to| {
+        let (codes, scales) = to.split_at_mut(code_bytes);
+        arrange_panel(layout.bits, layout.scales, packed.panel(number), codes, scales);
+    });
+    (all, panel_bytes)
+}
+
+/// The panels of a matrix of numbers of 16 bits, and the bytes of one: group by group, the numbers of each row, zeros where there
+/// are none.
+pub(crate) fn arrange_16(matrix: &Matrix) -> (Vec<u8>, usize) {
+    let (group, row_bytes) = (2 * GROUP, matrix.row_bytes());
+    let panel_bytes = PANEL * row_bytes.next_multiple_of(group);
+    let mut all = vec![0; matrix.rows().div_ceil(PANEL) * panel_bytes];
+    in_parallel(&mut all, panel_bytes, |number, to| {
+        let rows = number * PANEL..matrix.rows().min((number + 1) * PANEL);
+        let from = matrix.rows_bytes(rows).chunks_exact(row_bytes.max(1));
+        for (row, from) in from.enumerate() {
+            for (i, from) in from.chunks(group).enumerate() {
+                to[(i * PANEL + row) * group..][..from.len()].copy_from_slice(from);
+            }
+        }
+    });
+    (all, panel_bytes)
+}
+
+/// Fills each panel, on all threads.
+fn in_parallel(all: &mut [u8], panel_bytes: usize, fill: impl Fn(usize, &mut [u8]) + Sync) {
     let panels: Vec<_> = all
         .chunks_mut(panel_bytes.max(1))
         .map(std::sync::Mutex::new)
@@ -25,11 +52,8 @@ pub(crate) fn arrange(packed: &Packed) -> (Vec<u8>, usize) {
         let mut to = panels[number]
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (codes, scales) = to.split_at_mut(code_bytes);
-        arrange_panel(layout.bits, layout.scales, packed.panel(number), codes, scales);
+        fill(number, &mut to);
     });
-    drop(panels);
-    (all, panel_bytes)
 }
 
 fn arrange_panel(bits: Bits, scales: Scales, from: Panel<'_>, codes: &mut [u8], records: &mut [u8]) {

@@ -14,6 +14,8 @@ mod attention;
 mod block;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod dense;
+mod kv_int8;
 mod machine;
 mod packed;
 mod round;
@@ -85,6 +87,7 @@ fn every_kernel_has_a_test() {
     let mut tested: Vec<String> = [
         attention::KERNELS,
         block::KERNELS,
+        dense::KERNELS,
         round::KERNELS,
         sample::KERNELS,
     ]

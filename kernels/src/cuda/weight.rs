@@ -5,9 +5,9 @@ use std::sync::Arc;
 use candle_core::{CudaDevice, Result, bail, cuda_backend::cudarc::driver::CudaSlice};
 
 use super::{args::Address, device::Gpu, packed::Factor};
-use crate::{Activations, Format, Packed};
+use crate::{Activations, Format, Matrix, Packed};
 
-/// A packed matrix on a card. Cloning shares it.
+/// A matrix on a card, in panels. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct CardWeight {
     format: Format,
@@ -27,13 +27,37 @@ impl CardWeight {
         if packed.activations() != Activations::Int8 {
             bail!("on CUDA activations are rounded to 8 bits: choose --activations int8 or --device cpu");
         }
+        let shape = (packed.format(), packed.rows(), packed.cols());
+        Self::upload(shape, super::panels::arrange(packed), device)
+    }
+
+    /// Copies a matrix of numbers of 16 bits.
+    ///
+    /// # Errors
+    /// The card has no room, or the numbers are others.
+    pub(crate) fn dense(matrix: &Matrix, device: &CudaDevice) -> Result<Self> {
+        let format = matrix.format();
+        if !super::packed::is_dense(format) {
+            bail!(
+                "a card has no kernels for weights in {}: choose --device cpu",
+                format.name()
+            );
+        }
+        let shape = (format, matrix.rows(), matrix.cols());
+        Self::upload(shape, super::panels::arrange_16(matrix), device)
+    }
+
+    fn upload(
+        (format, rows, cols): (Format, usize, usize),
+        (panels, panel_bytes): (Vec<u8>, usize),
+        device: &CudaDevice,
+    ) -> Result<Self> {
         let gpu = Gpu::of(device)?;
-        let (panels, panel_bytes) = super::panels::arrange(packed);
         let panels = gpu.upload(&panels)?;
         Ok(Self {
-            format: packed.format(),
-            rows: packed.rows(),
-            cols: packed.cols(),
+            format,
+            rows,
+            cols,
             panel_bytes,
             gpu,
             panels: Arc::new(panels),
@@ -43,6 +67,11 @@ impl CardWeight {
     /// The format of the file.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// How activations are rounded for it; `None` where it multiplies numbers of 16 bits.
+    pub(crate) fn activations(&self) -> Option<Activations> {
+        (!super::packed::is_dense(self.format)).then_some(Activations::Int8)
     }
 
     /// Rows: outputs of a linear layer, entries of an embedding.

@@ -7,6 +7,7 @@ use half::{bf16, vec::HalfBitsVecExt as _};
 
 use super::{contiguous_mut, rows, storage_dtype};
 use crate::{
+    card::refused_cache,
     cpu::{KEY_GROUP, Output, Stored, StridedRows, record_bytes, write_key, write_value},
     pool,
 };
@@ -52,7 +53,8 @@ impl KvDtype {
 /// Keys are `[blocks, kv_heads, block_size / 16, head_dim, 16]`: sixteen positions lie side by side, so that a vector of
 /// scores is made without adding up lanes. Values are `[blocks, kv_heads, block_size / 16, 16, head_dim]`. With
 /// [`KvDtype::Int8`] the last two dimensions of both are the bytes of a record, `cpu::records`. On a card, whose kernels add up
-/// across lanes, it is the values whose positions lie side by side: the last two dimensions change places.
+/// across lanes, it is the values whose positions lie side by side: the last two dimensions change places, and the codes of a
+/// record are in the order of `kv_int8.cuh`.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) k: Tensor,
@@ -78,7 +80,7 @@ impl Side {
 }
 
 impl KvCache {
-    /// A zeroed cache of `blocks` blocks of `block_size` tokens, a multiple of 16. On a card it is in bf16.
+    /// A zeroed cache of `blocks` blocks of `block_size` tokens, a multiple of 16. On a card it is in bf16 or in 8 bits.
     pub fn new(
         blocks: usize,
         block_size: usize,
@@ -100,17 +102,10 @@ impl KvCache {
         let Some(bytes) = bytes.filter(|bytes| *bytes <= isize::MAX as usize - LINE) else {
             bail!("a cache of {groups:?} groups of heads of {head_dim} is too large");
         };
-        if !device.is_cpu() && dtype != KvDtype::Bf16 {
-            bail!(
-                "keys and values on a card are in bf16, not {dtype:?}: choose --kv-dtype bf16 or --device cpu"
-            );
-        }
-        #[cfg(feature = "cuda")]
-        if !device.is_cpu() && !crate::card::HEAD_DIMS.contains(&head_dim) {
-            bail!(
-                "this version has CUDA kernels for heads of {:?} dimensions, not {head_dim}: choose --device cpu",
-                crate::card::HEAD_DIMS
-            );
+        if !device.is_cpu()
+            && let Some(why) = refused_cache(head_dim, dtype)
+        {
+            bail!("{why}, or choose --device cpu");
         }
         let shape = |side| {
             [
@@ -121,6 +116,7 @@ impl KvCache {
         };
         let tensor = |side: Side| match device {
             Device::Cpu => zeros(dtype, bytes, &shape(side)),
+            _ if dtype == KvDtype::Int8 => Tensor::zeros(shape(side), DType::U8, device),
             _ => Tensor::zeros(shape(side.other()), DType::BF16, device),
         };
         Ok(Self {
@@ -134,13 +130,16 @@ impl KvCache {
     /// As the kernels of a card take it.
     #[cfg(feature = "cuda")]
     pub(super) fn on_card(&self) -> Result<crate::cuda::ops::Cache<'_>> {
-        let (_, kv_heads, groups, ..) = self.k.dims5()?;
+        let &[_, kv_heads, groups, ..] = self.k.dims() else {
+            bail!("the cache is {:?}", self.k.shape())
+        };
         Ok(crate::cuda::ops::Cache {
             k: &self.k,
             v: &self.v,
             kv_heads,
             d: self.head_dim,
             block_size: groups * KEY_GROUP,
+            dtype: self.dtype,
         })
     }
 }

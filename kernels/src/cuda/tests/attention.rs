@@ -1,31 +1,44 @@
-//! Attention against sums in f64 over numbers rounded to bf16.
+//! Attention against sums in f64 over numbers rounded to bf16, or to 8 bits.
 
 use half::bf16;
 
 use super::common::Rng;
+use super::kv_int8::{PART, PART_BYTES, SCALES_BYTES, Side, code_place};
 use super::machine::{Machine, assert_close, assert_near};
 use super::{kernels, on_every_machine};
 use crate::Heads;
 use crate::card::HEAD_DIMS;
 use crate::cuda::attention::{Arrays, Plan, SPLIT, Tensors, attention};
-use crate::op::{AttentionOptions, AttentionRow};
+use crate::op::{AttentionOptions, AttentionRow, KvDtype};
 
 kernels! {
-    attend_few_64: |machine, seed| agrees(machine, seed, &FEW, 64, None);
-    attend_few_128: |machine, seed| agrees(machine, seed, &FEW, 128, None);
-    attend_few_256: |machine, seed| agrees(machine, seed, &FEW, 256, None);
-    attend_few_capped_64: |machine, seed| agrees(machine, seed, &FEW, 64, CAP);
-    attend_few_capped_128: |machine, seed| agrees(machine, seed, &FEW, 128, CAP);
-    attend_few_capped_256: |machine, seed| agrees(machine, seed, &FEW, 256, CAP);
-    attend_many_64: |machine, seed| agrees(machine, seed, &MANY, 64, None);
-    attend_many_128: |machine, seed| agrees(machine, seed, &MANY, 128, None);
-    attend_many_256: |machine, seed| agrees(machine, seed, &MANY, 256, None);
-    attend_many_capped_64: |machine, seed| agrees(machine, seed, &MANY, 64, CAP);
-    attend_many_capped_128: |machine, seed| agrees(machine, seed, &MANY, 128, CAP);
-    attend_many_capped_256: |machine, seed| agrees(machine, seed, &MANY, 256, CAP);
-    attend_merge_64: |machine, seed| agrees(machine, seed, &LONG, 64, None);
-    attend_merge_128: |machine, seed| agrees(machine, seed, &LONG, 128, None);
-    attend_merge_256: |machine, seed| agrees(machine, seed, &LONG, 256, None);
+    attend_few_64: |machine, seed| agrees(machine, seed, &FEW, (64, KvDtype::Bf16), None);
+    attend_few_128: |machine, seed| agrees(machine, seed, &FEW, (128, KvDtype::Bf16), None);
+    attend_few_256: |machine, seed| agrees(machine, seed, &FEW, (256, KvDtype::Bf16), None);
+    attend_few_int8_64: |machine, seed| agrees(machine, seed, &FEW, (64, KvDtype::Int8), None);
+    attend_few_int8_128: |machine, seed| agrees(machine, seed, &FEW, (128, KvDtype::Int8), None);
+    attend_few_int8_256: |machine, seed| agrees(machine, seed, &FEW, (256, KvDtype::Int8), None);
+    attend_few_capped_64: |machine, seed| agrees(machine, seed, &FEW, (64, KvDtype::Bf16), CAP);
+    attend_few_capped_128: |machine, seed| agrees(machine, seed, &FEW, (128, KvDtype::Bf16), CAP);
+    attend_few_capped_256: |machine, seed| agrees(machine, seed, &FEW, (256, KvDtype::Bf16), CAP);
+    attend_few_capped_int8_64: |machine, seed| agrees(machine, seed, &FEW, (64, KvDtype::Int8), CAP);
+    attend_few_capped_int8_128: |machine, seed| agrees(machine, seed, &FEW, (128, KvDtype::Int8), CAP);
+    attend_few_capped_int8_256: |machine, seed| agrees(machine, seed, &FEW, (256, KvDtype::Int8), CAP);
+    attend_many_64: |machine, seed| agrees(machine, seed, &MANY, (64, KvDtype::Bf16), None);
+    attend_many_128: |machine, seed| agrees(machine, seed, &MANY, (128, KvDtype::Bf16), None);
+    attend_many_256: |machine, seed| agrees(machine, seed, &MANY, (256, KvDtype::Bf16), None);
+    attend_many_int8_64: |machine, seed| agrees(machine, seed, &MANY, (64, KvDtype::Int8), None);
+    attend_many_int8_128: |machine, seed| agrees(machine, seed, &MANY, (128, KvDtype::Int8), None);
+    attend_many_int8_256: |machine, seed| agrees(machine, seed, &MANY, (256, KvDtype::Int8), None);
+    attend_many_capped_64: |machine, seed| agrees(machine, seed, &MANY, (64, KvDtype::Bf16), CAP);
+    attend_many_capped_128: |machine, seed| agrees(machine, seed, &MANY, (128, KvDtype::Bf16), CAP);
+    attend_many_capped_256: |machine, seed| agrees(machine, seed, &MANY, (256, KvDtype::Bf16), CAP);
+    attend_many_capped_int8_64: |machine, seed| agrees(machine, seed, &MANY, (64, KvDtype::Int8), CAP);
+    attend_many_capped_int8_128: |machine, seed| agrees(machine, seed, &MANY, (128, KvDtype::Int8), CAP);
+    attend_many_capped_int8_256: |machine, seed| agrees(machine, seed, &MANY, (256, KvDtype::Int8), CAP);
+    attend_merge_64: |machine, seed| agrees(machine, seed, &LONG, (64, KvDtype::Bf16), None);
+    attend_merge_128: |machine, seed| agrees(machine, seed, &LONG, (128, KvDtype::Bf16), None);
+    attend_merge_256: |machine, seed| agrees(machine, seed, &LONG, (256, KvDtype::Bf16), None);
 }
 on_every_machine!(tokens_alone);
 
@@ -63,50 +76,93 @@ const LONG: Sequences = Sequences {
 /// A cache of ordinary numbers, and poison in the slots that no context reaches.
 struct Cache {
     heads: Heads,
-    /// `[blocks * block_size, kv_heads, d]`, rounded.
-    k: Vec<f32>,
-    v: Vec<f32>,
+    dtype: KvDtype,
+    k: Numbers,
+    v: Numbers,
 }
 
-impl Cache {
-    fn random(rng: &mut Rng, heads: Heads) -> Self {
-        let len = BLOCKS * heads.block_size * heads.kv_heads * heads.d;
-        let mut numbers = || -> Vec<f32> {
-            let bytes = rng.bytes(len);
-            // Multiples of 2^-6 below 2: exact in bf16.
-            bytes
-                .into_iter()
-                .map(|byte| f32::from(byte.cast_signed()) / 64.0)
-                .collect()
+/// Keys or values: whole numbers and what these count, for each slot and key head.
+struct Numbers {
+    /// `[blocks * block_size, kv_heads, d]`
+    codes: Vec<i8>,
+    /// `[blocks * block_size, kv_heads, d / 64]`
+    scales: Vec<f32>,
+}
+
+impl Numbers {
+    /// In bf16 multiples of 2^-6 up to 2, which are exact; in 8 bits any.
+    fn random(rng: &mut Rng, len: usize, dtype: KvDtype) -> Self {
+        let codes = rng.bytes(len).into_iter().map(u8::cast_signed).collect();
+        let scales = match dtype {
+            KvDtype::Int8 => rng
+                .floats(len / PART)
+                .iter()
+                .map(|x| (0.2 + x.abs()) / 64.0)
+                .collect(),
+            _ => vec![1.0 / 64.0; len / PART],
         };
-        Self {
-            heads,
-            k: numbers(),
-            v: numbers(),
-        }
+        Self { codes, scales }
     }
 
-    /// Keys and values as the kernels have them; slots that are not `written` hold numbers that are none.
-    fn laid_out(&self, written: &[bool]) -> [Vec<u16>; 2] {
-        let Heads {
-            kv_heads,
-            d,
-            block_size,
-            ..
-        } = self.heads;
-        let (mut keys, mut values) = (vec![0xffff; self.k.len()], vec![0xffff; self.v.len()]);
-        for slot in (0..BLOCKS * block_size).filter(|&slot| written[slot]) {
-            for head in 0..kv_heads {
-                let group =
-                    (slot / block_size * kv_heads + head) * (block_size / 16) + slot % block_size / 16;
-                for i in 0..d {
-                    let at = (slot * kv_heads + head) * d + i;
-                    keys[(group * 16 + slot % 16) * d + i] = bf16::from_f32(self.k[at]).to_bits();
-                    values[(group * d + i) * 16 + slot % 16] = bf16::from_f32(self.v[at]).to_bits();
+    /// As the kernels have them in bf16; slots that are not `written` hold numbers that are none.
+    fn in_bf16(&self, heads: &Heads, written: &[bool], side: Side) -> Vec<u8> {
+        let mut out = vec![0xffff_u16; self.codes.len()];
+        for slot in (0..written.len()).filter(|&slot| written[slot]) {
+            for head in 0..heads.kv_heads {
+                let group = group_of(heads, slot, head);
+                for i in 0..heads.d {
+                    let at = (slot * heads.kv_heads + head) * heads.d + i;
+                    let to = match side {
+                        Side::Keys => (group * 16 + slot % 16) * heads.d + i,
+                        Side::Values => (group * heads.d + i) * 16 + slot % 16,
+                    };
+                    let number = f32::from(self.codes[at]) * self.scales[at / PART];
+                    out[to] = bf16::from_f32(number).to_bits();
                 }
             }
         }
-        [keys, values]
+        out.into_iter().flat_map(u16::to_le_bytes).collect()
+    }
+
+    /// As the kernels have them in 8 bits; scales of slots that are not `written` are none.
+    fn in_8_bits(&self, heads: &Heads, written: &[bool], side: Side) -> Vec<u8> {
+        let mut out = vec![0xff; self.codes.len() + self.scales.len() * 4];
+        for slot in (0..written.len()).filter(|&slot| written[slot]) {
+            for head in 0..heads.kv_heads {
+                for i in 0..heads.d {
+                    let at = (slot * heads.kv_heads + head) * heads.d + i;
+                    let part =
+                        &mut out[(group_of(heads, slot, head) * heads.d / PART + i / PART) * PART_BYTES..];
+                    part[slot % 16 * 4..][..4].copy_from_slice(&self.scales[at / PART].to_le_bytes());
+                    part[SCALES_BYTES + code_place(side, slot % 16, i % PART)] =
+                        self.codes[at].cast_unsigned() ^ 128;
+                }
+            }
+        }
+        out
+    }
+}
+
+fn group_of(heads: &Heads, slot: usize, head: usize) -> usize {
+    (slot / heads.block_size * heads.kv_heads + head) * (heads.block_size / 16) + slot % heads.block_size / 16
+}
+
+impl Cache {
+    fn random(rng: &mut Rng, heads: Heads, dtype: KvDtype) -> Self {
+        let len = BLOCKS * heads.block_size * heads.kv_heads * heads.d;
+        Self {
+            heads,
+            dtype,
+            k: Numbers::random(rng, len, dtype),
+            v: Numbers::random(rng, len, dtype),
+        }
+    }
+
+    fn laid_out(&self, written: &[bool]) -> [Vec<u8>; 2] {
+        [(&self.k, Side::Keys), (&self.v, Side::Values)].map(|(numbers, side)| match self.dtype {
+            KvDtype::Int8 => numbers.in_8_bits(&self.heads, written, side),
+            _ => numbers.in_bf16(&self.heads, written, side),
+        })
     }
 
     fn slot(&self, row: &AttentionRow, position: usize) -> usize {
@@ -142,6 +198,7 @@ fn compute<M: Machine>(
         values: machine.address(&values),
         out: machine.address(&out),
         parts: machine.address(&parts),
+        dtype: cache.dtype,
     };
     for (work, few) in [(&plan.few, true), (&plan.many, false)] {
         let (sequences, tiles) = (machine.upload(&work.sequences), machine.upload(&work.tiles));
@@ -203,7 +260,7 @@ fn shape(rng: &mut Rng, of: &Sequences, d: usize, softcap: Option<f32>) -> (Head
 }
 
 /// The query `q` of a head over the positions that it sees: softmax over the scores, in f64. As the kernels do, weights are
-/// rounded to bf16 relative to the largest score of their split until the end of their chunk.
+/// rounded to bf16 relative to the largest score of their split until the end of their chunk, in 8 bits times the value's scale.
 fn attended(
     cache: &Cache,
     (row, position, kv_head): (&AttentionRow, usize, usize),
@@ -217,8 +274,10 @@ fn attended(
     let place = |position| (cache.slot(row, position) * kv_heads + kv_head) * d;
     let q: Vec<f64> = q.iter().map(|q| f64::from(bf16::from_f32(*q).to_f32())).collect();
     let score = |position: usize| {
-        let products = q.iter().zip(&cache.k[place(position)..]);
-        let score = products.map(|(q, k)| q * f64::from(*k)).sum::<f64>() * f64::from(options.scale);
+        let at = place(position);
+        let key = |i: usize| f64::from(cache.k.codes[at + i]) * f64::from(cache.k.scales[(at + i) / PART]);
+        let products = q.iter().enumerate().map(|(i, q)| q * key(i));
+        let score = products.sum::<f64>() * f64::from(options.scale);
         options
             .softcap
             .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
@@ -233,10 +292,19 @@ fn attended(
             let (begin, end) = (at / SPLIT * SPLIT, (at / chunk + 1) * chunk);
             so_far = most(&scores[begin.max(from) - from..end.min(position + 1) - from]);
         }
-        let weight = bf16::from_f64((score - so_far).exp()).to_f64() * (so_far - largest).exp();
+        let weight = (score - so_far).exp();
         sum += (score - largest).exp();
-        for (out, v) in out.iter_mut().zip(&cache.v[place(at)..]) {
-            *out += weight * f64::from(*v);
+        for (i, out) in out.iter_mut().enumerate() {
+            let (code, scale) = (
+                cache.v.codes[place(at) + i],
+                cache.v.scales[(place(at) + i) / PART],
+            );
+            let scale = f64::from(scale);
+            let weighed = match cache.dtype {
+                KvDtype::Int8 => bf16::from_f64(weight * scale).to_f64(),
+                _ => bf16::from_f64(weight).to_f64() * scale,
+            };
+            *out += weighed * (so_far - largest).exp() * f64::from(code);
         }
     }
     for out in &mut out {
@@ -245,10 +313,16 @@ fn attended(
     out
 }
 
-fn agrees<M: Machine>(machine: &M, seed: u64, of: &Sequences, d: usize, softcap: Option<f32>) {
+fn agrees<M: Machine>(
+    machine: &M,
+    seed: u64,
+    of: &Sequences,
+    (d, dtype): (usize, KvDtype),
+    softcap: Option<f32>,
+) {
     let rng = &mut Rng(seed);
     let (heads, options) = shape(rng, of, d, softcap);
-    let cache = Cache::random(rng, heads);
+    let cache = Cache::random(rng, heads, dtype);
     let (rows, n) = rows(rng, &heads, of);
     let q: Vec<f32> = rng.floats(n * heads.heads * d);
     let [out] = machine.in_every_order(|| [compute(machine, &cache, &q, &rows, &options)]);
@@ -264,7 +338,7 @@ fn agrees<M: Machine>(machine: &M, seed: u64, of: &Sequences, d: usize, softcap:
             }
         }
     }
-    let what = format!("{heads:?} {options:?} {rows:?}");
+    let what = format!("{heads:?} {dtype:?} {options:?} {rows:?}");
     assert_near(&actual, &expected, 1e-3, &what);
     // Where a weight is halfway between two numbers in bf16, either is right: 2^-8 of it.
     assert_close(&actual, &expected, 4e-3, &what);
@@ -279,7 +353,8 @@ fn tokens_alone<M: Machine>(machine: &M, seed: u64) {
     );
     let softcap = (rng.below(4) == 0).then_some(5.0);
     let (heads, options) = shape(rng, of, d, softcap);
-    let cache = Cache::random(rng, heads);
+    let dtype = [KvDtype::Bf16, KvDtype::Int8][rng.below(2)];
+    let cache = Cache::random(rng, heads, dtype);
     let (rows, n) = rows(rng, &heads, of);
     let width = heads.heads * heads.d;
     let q: Vec<f32> = rng.floats(n * width);

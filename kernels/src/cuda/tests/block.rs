@@ -4,17 +4,20 @@ use half::bf16;
 
 use super::common::Rng;
 use super::kernels;
+use super::kv_int8::{PART, PART_BYTES, SCALES_BYTES, Side, code_place};
 use super::machine::{Machine, assert_close};
+use crate::cpu::quantise;
 use crate::cpu::scalar::activated;
 use crate::cuda::Address;
 use crate::cuda::block::{self, NormArgs, RopeArgs, WriteArgs};
-use crate::op::{Activation, RopeStyle};
+use crate::op::{Activation, KvDtype, RopeStyle};
 
 kernels! {
     rms_norm: norm;
     gate: gated;
     rope: rotated;
     write_kv: written;
+    write_kv_int8: written_in_8_bits;
 }
 
 fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
@@ -173,62 +176,145 @@ fn awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
     numbers
 }
 
-fn written<M: Machine>(machine: &M, seed: u64) {
-    let rng = &mut Rng(seed);
-    let d_max = [70, 260][rng.below(2)];
-    let (n, heads, d, block_size) = (
-        1 + rng.below(5),
-        1 + rng.below(3),
-        1 + rng.below(d_max),
-        16 * (1 + rng.below(2)),
-    );
-    let (width, blocks) = (heads * d, 3);
-    let (k_stride, v_stride) = (width + rng.below(5), width + rng.below(5));
-    let (k, v) = (awkward(rng, n * k_stride), awkward(rng, n * v_stride));
-    // Each slot once.
-    let mut slots: Vec<u32> = (0..(blocks * block_size) as u32).collect();
-    for i in 0..n {
-        let other = i + rng.below(slots.len() - i);
-        slots.swap(i, other);
-    }
-    slots.truncate(n);
-    let (keys_in, values_in, at) = (machine.upload(&k), machine.upload(&v), machine.upload(&slots));
-    let len = blocks * block_size * width;
-    let [keys, values] = machine.in_every_order(|| {
-        let (keys, values) = (machine.poisoned(len * 2), machine.poisoned(len * 2));
-        machine.launch(&block::write_kv(
-            n,
-            WriteArgs {
-                k: machine.address(&keys_in),
-                v: machine.address(&values_in),
-                slots: machine.address(&at),
-                keys: machine.address(&keys),
-                values: machine.address(&values),
-                k_stride: k_stride as u64,
-                v_stride: v_stride as u64,
-                kv_heads: heads as u32,
-                d: d as u32,
-                block_size: block_size as u32,
-                pad: 0,
-            },
-        ));
-        [keys, values]
-    });
-    let (mut expected_k, mut expected_v) = (vec![0xffff; len], vec![0xffff; len]);
-    for (token, &slot) in slots.iter().enumerate() {
-        let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
-        for head in 0..heads {
-            let group = (block * heads + head) * (block_size / 16) + offset / 16;
-            for i in 0..d {
-                let (k, v) = (
-                    k[token * k_stride + head * d + i],
-                    v[token * v_stride + head * d + i],
-                );
-                expected_k[(group * 16 + offset % 16) * d + i] = bf16::from_f32(k).to_bits();
-                expected_v[(group * d + i) * 16 + offset % 16] = bf16::from_f32(v).to_bits();
+/// Numbers of many sizes. One run of [`PART`] in eight has [`awkward`] ones, and one in eight has ties between codes; a run is a
+/// part of the cache only where no padding stands before it.
+fn seldom_awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
+    let mut numbers = rng.floats(len);
+    for run in numbers.chunks_mut(PART) {
+        let size = [1e-6, 1e-3, 1.0, 1e3, 1e6][rng.below(5)];
+        match rng.below(8) {
+            0 => run.copy_from_slice(&awkward(rng, run.len())),
+            // At the scale 1 every second one is halfway between two codes.
+            1 => {
+                run.fill_with(|| rng.below(509) as f32 / 2.0 - 127.0);
+                run[0] = 127.0;
+            }
+            _ => {
+                for x in run {
+                    *x *= size;
+                }
             }
         }
     }
+    numbers
+}
+
+/// Tokens whose keys and values go to a cache of three blocks, each to a slot of its own.
+struct Tokens {
+    n: usize,
+    heads: usize,
+    d: usize,
+    block_size: usize,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    strides: [usize; 2],
+    slots: Vec<u32>,
+}
+
+const BLOCKS: usize = 3;
+
+impl Tokens {
+    fn random(rng: &mut Rng, d: usize, numbers: fn(&mut Rng, usize) -> Vec<f32>) -> Self {
+        let (n, heads, block_size) = (1 + rng.below(5), 1 + rng.below(3), 16 * (1 + rng.below(2)));
+        let strides = [heads * d + rng.below(5), heads * d + rng.below(5)];
+        let mut slots: Vec<u32> = (0..(BLOCKS * block_size) as u32).collect();
+        for i in 0..n {
+            let other = i + rng.below(slots.len() - i);
+            slots.swap(i, other);
+        }
+        slots.truncate(n);
+        Self {
+            n,
+            heads,
+            d,
+            block_size,
+            k: numbers(rng, n * strides[0]),
+            v: numbers(rng, n * strides[1]),
+            strides,
+            slots,
+        }
+    }
+
+    /// Writes them to a cache of so many bytes, keys and values each.
+    fn write<M: Machine>(&self, machine: &M, dtype: KvDtype, bytes: usize) -> [M::Buffer; 2] {
+        let (k, v) = (machine.upload(&self.k), machine.upload(&self.v));
+        let slots = machine.upload(&self.slots);
+        machine.in_every_order(|| {
+            let (keys, values) = (machine.poisoned(bytes), machine.poisoned(bytes));
+            let args = WriteArgs {
+                k: machine.address(&k),
+                v: machine.address(&v),
+                slots: machine.address(&slots),
+                keys: machine.address(&keys),
+                values: machine.address(&values),
+                k_stride: self.strides[0] as u64,
+                v_stride: self.strides[1] as u64,
+                kv_heads: self.heads as u32,
+                d: self.d as u32,
+                block_size: self.block_size as u32,
+                pad: 0,
+            };
+            machine.launch(&block::write_kv(self.n, dtype, args));
+            [keys, values]
+        })
+    }
+
+    /// Each token's slot, the group of 16 positions that this is in of each head, and the head's numbers.
+    fn each(&self, mut look: impl FnMut(usize, usize, [&[f32]; 2])) {
+        for (token, &slot) in self.slots.iter().enumerate() {
+            let slot = slot as usize;
+            let (block, group) = (slot / self.block_size, slot % self.block_size / 16);
+            for head in 0..self.heads {
+                let group = (block * self.heads + head) * (self.block_size / 16) + group;
+                let [k, v] = self.strides.map(|stride| token * stride + head * self.d);
+                look(slot, group, [&self.k[k..][..self.d], &self.v[v..][..self.d]]);
+            }
+        }
+    }
+}
+
+fn written<M: Machine>(machine: &M, seed: u64) {
+    let rng = &mut Rng(seed);
+    let d_max = [70, 260][rng.below(2)];
+    let d = 1 + rng.below(d_max);
+    let tokens = Tokens::random(rng, d, awkward);
+    let len = BLOCKS * tokens.block_size * tokens.heads * d;
+    let [keys, values] = tokens.write(machine, KvDtype::Bf16, len * 2);
+    let (mut expected_k, mut expected_v) = (vec![0xffff; len], vec![0xffff; len]);
+    tokens.each(|slot, group, [k, v]| {
+        for i in 0..d {
+            expected_k[(group * 16 + slot % 16) * d + i] = bf16::from_f32(k[i]).to_bits();
+            expected_v[(group * d + i) * 16 + slot % 16] = bf16::from_f32(v[i]).to_bits();
+        }
+    });
     assert_eq!(machine.download::<u16>(&keys), expected_k);
     assert_eq!(machine.download::<u16>(&values), expected_v);
+}
+
+/// The numbers are those that a processor's cache has.
+fn written_in_8_bits<M: Machine>(machine: &M, seed: u64) {
+    let rng = &mut Rng(seed);
+    let d = [64, 128, 256][rng.below(3)];
+    let tokens = Tokens::random(rng, d, seldom_awkward);
+    let len = BLOCKS * tokens.block_size * tokens.heads * d / 16 / PART * PART_BYTES;
+    let actual = tokens.write(machine, KvDtype::Int8, len);
+    let mut expected = [vec![0xff; len], vec![0xff; len]];
+    tokens.each(|slot, group, both| {
+        for (side, (x, expected)) in [Side::Keys, Side::Values]
+            .into_iter()
+            .zip(both.into_iter().zip(&mut expected))
+        {
+            for (part, x) in x.chunks(PART).enumerate() {
+                let to = &mut expected[(group * d / PART + part) * PART_BYTES..];
+                let (codes, scale) = quantise(x);
+                to[slot % 16 * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+                for (dim, code) in codes.into_iter().enumerate() {
+                    to[SCALES_BYTES + code_place(side, slot % 16, dim)] = code.cast_unsigned() ^ 128;
+                }
+            }
+        }
+    });
+    for (actual, expected) in actual.iter().zip(expected) {
+        assert_eq!(machine.download::<u8>(actual), expected);
+    }
 }

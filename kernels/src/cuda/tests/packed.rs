@@ -99,7 +99,7 @@ fn upload<M: Machine>(machine: &M, packed: &Packed) -> (M::Buffer, usize) {
 }
 
 /// Rows of activations for a shape: fewer than a block takes, or whole blocks, or some more.
-fn rows_for(rng: &mut Rng, shape: Shape) -> usize {
+pub(super) fn rows_for(rng: &mut Rng, shape: Shape) -> usize {
     let block = match shape {
         Shape::Few { tiles, .. } => 8 * tiles,
         Shape::Many { tiles } => 16 * tiles,
