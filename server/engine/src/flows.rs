@@ -102,9 +102,32 @@ impl Flows {
         cost(tokens, self.account(flow).weight)
     }
 
+    pub(crate) fn is_alive(&self, flow: u64) -> bool {
+        self.accounts.get(&flow).is_some_and(Account::is_alive)
+    }
+
+    pub(crate) fn waits(&self, flow: u64) -> bool {
+        let account = self.accounts.get(&flow);
+        account.is_some_and(|account| !account.waiting.is_empty())
+    }
+
+    /// The least weight of those that are alive.
+    pub(crate) fn least_weight(&self) -> u32 {
+        let alive = self.accounts.values().filter(|account| account.is_alive());
+        alive
+            .map(|account| account.weight)
+            .min()
+            .expect("who has a turn is alive. This is a bug.")
+    }
+
     /// A flow's part of so many places or blocks, among those that are alive; at least one.
     pub(crate) fn share(&self, total: usize, weight: u32) -> usize {
-        let weight_alive = self.weight_alive.max(1);
+        self.share_beside(0, total, weight)
+    }
+
+    /// The same beside others of so much weight.
+    pub(crate) fn share_beside(&self, others: u64, total: usize, weight: u32) -> usize {
+        let weight_alive = (self.weight_alive + others).max(1);
         let share = total as u128 * u128::from(weight) / u128::from(weight_alive);
         (share as usize).max(1)
     }
@@ -255,6 +278,6 @@ impl Flows {
     }
 }
 
-fn cost(tokens: usize, weight: u32) -> u128 {
+pub(crate) fn cost(tokens: usize, weight: u32) -> u128 {
     tokens as u128 * TOKEN / u128::from(weight)
 }

@@ -153,5 +153,6 @@ impl Scheduler {
         self.flows = Flows::default();
         self.unstarted.clear();
         self.deadlines.clear();
+        self.left_places.clear();
     }
 }

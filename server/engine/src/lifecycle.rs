@@ -170,7 +170,8 @@ impl Scheduler {
             return;
         };
         let rank = sequence.rank();
-        if self.waiting.contains(&rank) {
+        let waits = self.waiting.contains(&rank);
+        if waits {
             self.leave_queue(rank);
         } else {
             let ran = self.running.remove(&rank);
@@ -181,9 +182,16 @@ impl Scheduler {
             .remove(&seq)
             .expect("it was found above. This is a bug.");
         self.flows.end(sequence.flow(), rank);
+        if !waits {
+            self.leave_place(&sequence);
+        }
         self.pool.release(&mut sequence.table);
         self.report.outputs.push(sequence.event(Event::Finished(finish)));
         self.leave_group(&sequence);
+        if self.sequences.is_empty() {
+            // No step follows, for however long.
+            self.left_places.clear();
+        }
     }
 
     /// A sequence no longer waits.

@@ -5,9 +5,11 @@
 //! to be short for those that decode. When blocks run out a sequence gives up its own and goes back to its place in the
 //! queue: the youngest, of the flow that holds most.
 //!
-//! The order is priority, then the flow with the least service for its weight ([`crate::flows`]), then arrival.
+//! The order is priority, then the flow with the least service for its weight ([`crate::flows`]), of which those with fewer
+//! places than due are ahead by what a step computes, then arrival.
 //! Prompts under way take their turns in it with those that wait ([`crate::turns`]). A flow that waits takes places and
-//! blocks up to its share from flows that are above theirs ([`crate::shares`]). With one flow all this is arrival, and
+//! blocks up to its share from flows that are above theirs ([`crate::shares`]), and has the places that its own sequences
+//! left for three steps. With one flow all this is arrival, and
 //! the youngest.
 //!
 //! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of service,
@@ -22,7 +24,8 @@
 //! after it was added, W being the sum of prompt and `max_tokens` over all that were alive before it, for a sibling plus
 //! that of the younger ones that overtook it; a huge prompt can't be overtaken for ever. Beside other flows its own can
 //! be behind: W is more by the tokens that their weights let them have until their service is the same, by what they
-//! have running then, and by what preemption makes the steps compute again. Priorities are not bounded: lower ones wait
+//! have running then, by what preemption makes the steps compute again, and by the steps for which places that others
+//! have left are kept for them while its flow holds its share. Priorities are not bounded: lower ones wait
 //! for as long as higher ones keep coming. A higher one takes the next free place; beyond its flow's share it doesn't
 //! push out what runs until it needs a block itself.
 
@@ -38,6 +41,7 @@ use crate::plan::{Part, Plan, Planned};
 use crate::report::{FlowStats, Stats, StepReport};
 use crate::request::{RequestId, SeqId};
 use crate::sequence::{Group, Rank, Sequence};
+use crate::shares::LeftPlace;
 
 /// Every sequence that is alive, in the queue or running, and the blocks they hold.
 #[derive(Debug)]
@@ -58,6 +62,8 @@ pub(crate) struct Scheduler {
     /// Requests none of whose sequences has started, oldest first.
     pub(crate) unstarted: BTreeSet<(u64, RequestId)>,
     pub(crate) deadlines: BTreeSet<(u64, RequestId)>,
+    /// Of the last steps.
+    pub(crate) left_places: Vec<LeftPlace>,
     pub(crate) next_seq: u64,
     /// The most tokens of prefill in a step in which anything decodes, at least one.
     pub(crate) prefill_max: usize,
@@ -85,6 +91,7 @@ impl Scheduler {
             flows: Flows::default(),
             unstarted: BTreeSet::new(),
             deadlines: BTreeSet::new(),
+            left_places: Vec::new(),
             next_seq: 0,
             prefill_max: usize::MAX,
             step_size: StepSize::of(&config),
@@ -102,6 +109,7 @@ impl Scheduler {
         let places = self.running.len() < self.config.sequences_max || self.flows.compete();
         plan.admits = places && self.report.preemptions == preemptions;
         self.share_prefill(&mut plan);
+        self.age_left_places();
         self.report.prefill_limited = plan.prefill_left == 0 && plan.room > 0;
         self.batch(plan)
     }
@@ -119,6 +127,14 @@ impl Scheduler {
             rows: Vec::with_capacity(self.config.sequences_max.min(self.sequences.len())),
             ..Plan::default()
         }
+    }
+
+    /// Tokens that a step has while all places decode, at most.
+    pub(crate) fn step_tokens(&self) -> usize {
+        let decodes = self.config.sequences_max;
+        self.config
+            .step_tokens_max
+            .min(self.prefill_max.saturating_add(decodes))
     }
 
     /// Running sequences with one token to compute.

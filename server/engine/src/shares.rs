@@ -6,12 +6,12 @@
 //! giver's, who so can't take it back: until flows come or go, each such preemption brings the shares nearer to what is
 //! due. The youngest of a flow gives way, and the first in order never does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::plan::Plan;
-use crate::request::SeqId;
+use crate::request::{Flow, SeqId};
 use crate::scheduler::Scheduler;
-use crate::sequence::Rank;
+use crate::sequence::{Rank, Sequence};
 
 /// What flows have shares of.
 #[derive(Clone, Copy)]
@@ -20,11 +20,75 @@ pub(crate) enum Resource {
     Blocks,
 }
 
+/// For how many steps a place is kept for the flow whose sequence has left it. Clients that ask again as soon as they have their
+/// answer come a moment later; whoever has started in between gave way to them, and they waited for its prompt. (As disks wait for
+/// the next read: Iyer and Druschel 2001, "Anticipatory scheduling".)
+const KEPT_STEPS: usize = 3;
+
+/// A place that a sequence has just left.
+#[derive(Debug)]
+pub(crate) struct LeftPlace {
+    flow: Flow,
+    priority: i32,
+    steps: usize,
+}
+
 impl Scheduler {
+    /// A running sequence has ended.
+    pub(crate) fn leave_place(&mut self, sequence: &Sequence) {
+        self.left_places.push(LeftPlace {
+            flow: sequence.spec.flow,
+            priority: sequence.rank().priority,
+            steps: KEPT_STEPS,
+        });
+    }
+
+    /// A sequence of a flow starts, maybe where another has left.
+    pub(crate) fn take_left_place(&mut self, flow: u64) {
+        let left = self.left_places.iter().position(|left| left.flow.id == flow);
+        left.map(|index| self.left_places.remove(index));
+    }
+
+    /// A step was planned.
+    pub(crate) fn age_left_places(&mut self) {
+        self.left_places.retain_mut(|left| {
+            left.steps -= 1;
+            left.steps > 0
+        });
+    }
+
+    /// Whether all free places are kept from a waiting sequence: its flow holds its share beside those that have left them, which
+    /// may have nothing else alive, and are no less urgent.
+    pub(crate) fn keeps_places_from(&self, rank: Rank) -> bool {
+        let flow = self.sequence(rank.seq).flow();
+        let others = |left: &&LeftPlace| {
+            left.flow.id != flow && left.priority <= rank.priority && !self.flows.waits(left.flow.id)
+        };
+        let kept = self.left_places.iter().filter(others);
+        if self.running.len() + kept.clone().count() < self.config.sequences_max {
+            return false;
+        }
+        let gone: BTreeMap<u64, u32> = kept
+            .filter(|left| !self.flows.is_alive(left.flow.id))
+            .map(|left| (left.flow.id, left.flow.weight))
+            .collect();
+        let gone = gone.values().map(|weight| u64::from(*weight)).sum();
+        let account = self.flows.account(flow);
+        let share = self
+            .flows
+            .share_beside(gone, self.config.sequences_max, account.weight);
+        account.running.len() >= share
+    }
+
+    /// The flow's share of places.
+    pub(crate) fn places_due(&self, flow: u64) -> usize {
+        let weight = self.flows.account(flow).weight;
+        self.flows.share(self.config.sequences_max, weight)
+    }
+
     /// Whether one more place is within the flow's share.
     pub(crate) fn has_place_due(&self, flow: u64) -> bool {
-        let account = self.flows.account(flow);
-        account.running.len() < self.flows.share(self.config.sequences_max, account.weight)
+        self.flows.account(flow).running.len() < self.places_due(flow)
     }
 
     /// Whether so many more blocks are within the flow's share.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::blocks::BlockId;
+use crate::flows::cost;
 use crate::plan::{Part, Plan, Planned};
 use crate::request::{Event, RequestId, SeqId};
 use crate::scheduler::Scheduler;
@@ -31,6 +32,8 @@ enum Claim {
     Beyond,
     /// It needs no more than its flow's share, and nobody can give it.
     Within,
+    /// Its flow holds its share, and the places that are free are kept for others a moment.
+    Kept,
 }
 
 /// What the cache has of a waiting sequence, and what it does not.
@@ -67,26 +70,36 @@ impl Scheduler {
             .first()
             .copied()
             .filter(|rank| self.running.first() == Some(rank));
-        let turns = lanes.iter().filter_map(|(flow, lane)| self.turn(*flow, lane));
+        let burst = cost(self.step_tokens(), self.flows.least_weight());
+        let turns = lanes
+            .iter()
+            .filter_map(|(flow, lane)| self.turn(*flow, lane, burst));
         let mut turns: BTreeSet<Turn> = turns.collect();
         while let Some((.., flow)) = turns.pop_first() {
             let lane = lanes
                 .get_mut(&flow)
                 .expect("a flow with a turn has a lane. This is a bug.");
             if self.take_turn(flow, lane, plan) {
-                turns.extend(self.turn(flow, lane));
+                turns.extend(self.turn(flow, lane, burst));
             }
         }
     }
 
-    fn turn(&self, flow: u64, lane: &Lane) -> Option<Turn> {
+    /// A flow's next turn, where those with more places than due go behind others that were served up to a `burst` more.
+    fn turn(&self, flow: u64, lane: &Lane, burst: u128) -> Option<Turn> {
         let rank = lane
             .prefills
             .front()
             .copied()
             .or_else(|| self.next_waiting(flow, lane))?;
-        let service = self.flows.account(flow).service;
         let under_way = !lane.prefills.is_empty();
+        let mut service = self.flows.account(flow).service;
+        // What a step computes keeps nobody from a place that is due, nor the prompts of those who have no more. The same for all
+        // others, by the least weight, or else small ones would be behind.
+        let places = self.flows.account(flow).running.len() + usize::from(!under_way);
+        if places > self.places_due(flow) {
+            service += burst;
+        }
         Some((rank.priority, service, under_way, rank.seq, flow))
     }
 
@@ -124,7 +137,8 @@ impl Scheduler {
                 self.prefill(rank, Part::Start, plan);
                 return true;
             }
-            Claim::AtCap => {}
+            // Others are asked about kept places themselves.
+            Claim::AtCap | Claim::Kept => {}
             // Others may have their shares meanwhile, but not for ever.
             Claim::Beyond if !self.is_oldest(rank) => plan.passing = true,
             Claim::Beyond | Claim::Within => plan.admits = false,
@@ -160,6 +174,8 @@ impl Scheduler {
                 Some(giver) => victims.push(giver),
                 None => return Claim::Within,
             }
+        } else if self.keeps_places_from(rank) {
+            return Claim::Kept;
         }
         let found = self.find(rank.seq);
         let needed = found.fresh + self.pool.unheld(&found.blocks);
@@ -276,6 +292,7 @@ impl Scheduler {
             self.start_request(request, flow);
         }
         self.flows.run(flow, rank);
+        self.take_left_place(flow);
     }
 
     fn start_request(&mut self, request: RequestId, flow: u64) {

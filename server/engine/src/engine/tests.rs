@@ -13,6 +13,7 @@ mod grammar;
 mod limits;
 mod load;
 mod memory;
+mod returning;
 mod speculation;
 
 const CONFIG: EngineConfig = EngineConfig {

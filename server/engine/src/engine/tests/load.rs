@@ -7,7 +7,7 @@ use crate::report::FlowStats;
 use crate::rng;
 
 /// Answers at once.
-struct Blank;
+pub(super) struct Blank;
 
 impl ModelRunner for Blank {
     type Logits = ();
@@ -24,7 +24,7 @@ impl ModelRunner for Blank {
     }
 }
 
-const LOAD: EngineConfig = EngineConfig {
+pub(super) const LOAD: EngineConfig = EngineConfig {
     blocks: 2048,
     block_size: 16,
     step_tokens_max: 128,
@@ -116,12 +116,19 @@ impl Load {
 const WEIGHTS: [u32; 3] = [1, 2, 4];
 
 /// The tokens each of three flows got in a thousand steps, while all of them always had more to ask for.
-fn tokens(seed: u64, mix: &[(Range, Range); 3]) -> [u64; 3] {
-    let mut load = Load::new(seed, LOAD);
+fn tokens(seed: u64, config: EngineConfig, mix: &[(Range, Range); 3]) -> [u64; 3] {
+    tokens_of(seed, config, mix, 1)
+}
+
+/// The same with all weights multiplied.
+fn tokens_of(seed: u64, config: EngineConfig, mix: &[(Range, Range); 3], times: u32) -> [u64; 3] {
+    let mut load = Load::new(seed, config);
+    // As a server does that keeps steps short: a step has room for far more.
+    load.engine.limit_prefill(128);
     let client = |index: usize| Client {
         flow: Flow {
             id: index as u64 + 1,
-            weight: WEIGHTS[index],
+            weight: WEIGHTS[index] * times,
         },
         prompt: mix[index].0,
         answer: mix[index].1,
@@ -146,6 +153,15 @@ const CHAT: (Range, Range) = ((50, 150), (20, 60));
 const HUGE: (Range, Range) = ((400, 700), (50, 150));
 const WRITES: (Range, Range) = ((4, 20), (100, 200));
 
+/// At most a tenth more or less than is due by weight.
+fn assert_shared(tokens: [u64; 3], what: &str) {
+    let total: u64 = tokens.iter().sum();
+    for (got, weight) in tokens.iter().zip(WEIGHTS) {
+        let (got, due) = (got * 7 * 10, total * u64::from(weight));
+        assert!((9 * due..=11 * due).contains(&got), "{what}: {tokens:?}");
+    }
+}
+
 #[test]
 fn backlogged_flows_get_tokens_by_weight() {
     let mixes = [
@@ -159,17 +175,38 @@ fn backlogged_flows_get_tokens_by_weight() {
     ];
     for (index, mix) in mixes.iter().enumerate() {
         for seed in 0..5 {
-            let tokens = tokens(seed, mix);
-            let total: u64 = tokens.iter().sum();
-            for (got, weight) in tokens.iter().zip(WEIGHTS) {
-                // At most a tenth more or less than is due.
-                let (got, due) = (got * 7 * 10, total * u64::from(weight));
-                assert!(
-                    (9 * due..=11 * due).contains(&got),
-                    "mix {index}, seed {seed}: {tokens:?}"
-                );
-            }
+            let tokens = tokens(seed, LOAD, mix);
+            assert_shared(tokens, &format!("mix {index}, seed {seed}"));
         }
+    }
+}
+
+/// Of eight places none is whole for each weight, and the steps are far smaller than they may be.
+#[test]
+fn few_places_are_shared_by_weight() {
+    let config = EngineConfig {
+        step_tokens_max: 2048,
+        sequences_max: 8,
+        ..LOAD
+    };
+    for (name, mix) in [("short", ((39, 39), (48, 48))), ("chat", CHAT), ("small", SMALL)] {
+        for seed in 0..5 {
+            let tokens = tokens(seed, config, &[mix; 3]);
+            assert_shared(tokens, &format!("{name}, seed {seed}"));
+        }
+    }
+}
+
+/// What counts is how often one weight is another. (By a power of two, so that nothing is rounded.)
+#[test]
+fn weights_are_ratios() {
+    let config = EngineConfig {
+        sequences_max: 8,
+        ..LOAD
+    };
+    for mix in [[SMALL; 3], [CHAT; 3], [SMALL, HUGE, CHAT]] {
+        let [once, often] = [1, 128].map(|times| tokens_of(3, config, &mix, times));
+        assert_eq!(once, often, "{mix:?}");
     }
 }
 
@@ -178,7 +215,7 @@ fn a_flow_of_few_requests_is_ahead_by_no_more_than_one() {
     let (prompt, answer) = HUGE;
     for seed in 0..5 {
         // The first is due about four requests in all these steps.
-        let tokens = tokens(seed, &[HUGE, WRITES, WRITES]);
+        let tokens = tokens(seed, LOAD, &[HUGE, WRITES, WRITES]);
         let due = tokens.iter().sum::<u64>() / 7;
         assert!(
             tokens[0].abs_diff(due) <= (prompt.1 + answer.1) as u64,
