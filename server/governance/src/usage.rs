@@ -1,6 +1,6 @@
-//! What requests used: one row for each, written in batches. A batch has a digest of its rows, and its hash covers that and the
-//! hash of the batch before: no row can be changed, added or taken out without showing so, and rows that are deleted when their
-//! time is over leave a chain that still holds.
+//! What requests used: one row for each, chained in batches. A batch has a digest of its rows, and its hash covers that and the
+//! hash of the batch before: no row that is chained can be changed, added or taken out without showing so, and rows that are deleted
+//! when their time is over leave a chain that still holds.
 
 use std::fmt;
 
@@ -115,7 +115,7 @@ impl UsageTotal {
     }
 }
 
-/// Rows that were written at one time.
+/// Rows that were chained at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageBatch {
     /// From 1, without gaps.
@@ -141,6 +141,11 @@ pub enum BrokenUsage {
     Rows(i64),
     #[error("there are rows of usage that are in no batch")]
     Stray,
+    #[error(
+        "row {0} of the table usage_unchained is none that this program has written: its request has a row already, or it can't \
+         be read (docs/troubleshoot.md says what to do)"
+    )]
+    Waiting(i64),
     #[error("a sum of the hour {0} is not that of the rows")]
     Sum(i64),
     #[error("the sums that were kept of rows that were deleted are not those that were written")]

@@ -102,9 +102,15 @@ pub(super) fn audit(command: AuditCommand) -> anyhow::Result<()> {
             }
             prove(store, &noted).await
         }),
-        AuditCommand::Checkpoint { database } => {
-            with_secret(&database, async |store| say(&store.checkpoint().await?.line()))
-        }
+        AuditCommand::Checkpoint { database } => with_secret(&database, async |store| {
+            let chained = store.chain_usage().await;
+            // One of what is chained is worth keeping where the rest can't be.
+            say(&store.checkpoint().await?.line())?;
+            chained.context(
+                "the checkpoint does not cover the last rows of usage, which can't be chained now: mend what \
+                 follows, and make another",
+            )
+        }),
         AuditCommand::PublicKey { database } => {
             with_secret(&database, async |store| say(&store.secret()?.public_key()))
         }
@@ -199,6 +205,12 @@ pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     say(&format!(
         "{used} rows of usage, and each is what was written, as are their sums"
     ))?;
+    if proof.unchained > 0 {
+        say(&format!(
+            "{} more wait to be chained, and nothing proves them yet: the disk is full, or a server writes",
+            proof.unchained
+        ))?;
+    }
     if proof.content > 0 {
         say(&format!(
             "{} records of what was asked and answered, and each is what was written",

@@ -1,9 +1,10 @@
 //! `rempart user` and `rempart gdpr`: the people whose keys are whose, and what they may ask for.
 
+use std::collections::HashSet;
 use std::io::{BufWriter, Write as _};
 
 use clap::Subcommand;
-use rempart_governance::{AuditQuery, KeyRecord, Person, Role, Store};
+use rempart_governance::{AuditQuery, KeyRecord, Person, Role, Store, UsageEvent};
 use serde_json::{Value, json};
 
 use super::govern::{say, with_secret, with_store};
@@ -248,21 +249,7 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
         })
         .collect();
     writeln!(out, "\"keys\": {},\n\"requests\": [", json!(told))?;
-    let (end, mut first) = (store.usage_end().await?, true);
-    for key in &keys {
-        for from in (1..=end).step_by(usize::try_from(PAGE)?) {
-            for row in store.usage_events_of(&key.id.0, from, from + PAGE - 1).await? {
-                let row = json!({
-                    "id": row.id, "began_ms": row.began_ms, "project": row.project, "key": row.key, "model": row.model, "endpoint": row.endpoint,
-                    "input_tokens": row.input, "cached_tokens": row.cached, "output_tokens": row.output,
-                    "first_ms": row.first_ms, "duration_ms": row.duration_ms, "status": row.status,
-                    "outcome": row.outcome, "cost_nano": row.cost_nano,
-                });
-                write!(out, "{}{row}", if first { "" } else { ",\n" })?;
-                first = false;
-            }
-        }
-    }
+    export_requests(store, &keys, &mut out).await?;
     let mut recorded = Vec::new();
     for key in &keys {
         let own = store.content_of_key(&key.id.0).await?;
@@ -276,6 +263,44 @@ async fn export(store: &Store, person: &Person) -> anyhow::Result<()> {
     export_record(store, person, &keys, &mut out).await?;
     writeln!(out, "]}}")?;
     Ok(out.flush()?)
+}
+
+/// What was asked with their keys: rows that are chained, then those that wait for it.
+async fn export_requests(
+    store: &Store,
+    keys: &[KeyRecord],
+    out: &mut impl std::io::Write,
+) -> anyhow::Result<()> {
+    // Before the others: what is chained meanwhile is found there, and nothing is missed.
+    let mut unchained = Vec::new();
+    for key in keys {
+        unchained.extend(store.unchained_usage_of(&key.id.0).await?);
+    }
+    let (end, mut first) = (store.usage_end().await?, true);
+    for key in keys {
+        for from in (1..=end).step_by(usize::try_from(PAGE)?) {
+            let rows = store.usage_events_of(&key.id.0, from, from + PAGE - 1).await?;
+            let found: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+            unchained.retain(|row| !found.contains(row.id.as_str()));
+            for row in &rows {
+                export_request(row, std::mem::take(&mut first), out)?;
+            }
+        }
+    }
+    for row in &unchained {
+        export_request(row, std::mem::take(&mut first), out)?;
+    }
+    Ok(())
+}
+
+fn export_request(row: &UsageEvent, first: bool, out: &mut impl std::io::Write) -> anyhow::Result<()> {
+    let told = json!({
+        "id": row.id, "began_ms": row.began_ms, "project": row.project, "key": row.key, "model": row.model, "endpoint": row.endpoint,
+        "input_tokens": row.input, "cached_tokens": row.cached, "output_tokens": row.output,
+        "first_ms": row.first_ms, "duration_ms": row.duration_ms, "status": row.status,
+        "outcome": row.outcome, "cost_nano": row.cost_nano,
+    });
+    Ok(write!(out, "{}{told}", if first { "" } else { ",\n" })?)
 }
 
 /// What they did, and what was done to them and their keys.

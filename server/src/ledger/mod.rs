@@ -2,7 +2,7 @@
 //!
 //! A request that asks a model gets a place for its row before anything is done for it, so that no row can be lost for want of
 //! room; the row is written when the answer is complete, and the last of the answer waits for that. One task writes all rows
-//! that wait as one batch. Where they can't be written no request begins.
+//! that wait together, and chains those of a file a second later. Where they can't be written no request begins.
 
 mod counting;
 mod health;
@@ -84,6 +84,7 @@ impl Ledger {
             health: Arc::clone(&health),
             unsynced: Arc::clone(&unsynced),
             in_hand: Arc::clone(&in_hand),
+            chain_failed: false,
             closing: Arc::clone(&closing),
             counting: limiting.counting(),
             metrics: usage,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rempart_governance::{BATCH_ROWS_MAX, Content, Error, Store, Usage, UsageEvent, UsageWriter};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use super::Entry;
 use super::counting::{Charge, Counting, counts};
@@ -18,6 +19,10 @@ use crate::metrics::UsageMetrics;
 const RETRY: Duration = Duration::from_secs(1);
 /// What a loss of power can take of the rows that were written: those of so long.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How long a row waits to be chained at most, for others to be chained with it.
+const CHAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long the end waits for the last rows to be chained: the next process does it, too.
+const LAST_CHAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Bytes of records that are written at one time, or one record: rows of others wait for no more.
 const RECORDS_BYTES_AT_ONCE: usize = 4 << 20;
@@ -30,6 +35,8 @@ pub(super) struct Writing {
     pub unsynced: Arc<AtomicBool>,
     /// Rows that were received and are not written.
     pub in_hand: Arc<AtomicUsize>,
+    /// Whether the last try to chain rows failed.
+    pub chain_failed: bool,
     pub closing: Arc<Notify>,
     pub counting: Counting,
     pub metrics: UsageMetrics,
@@ -51,16 +58,28 @@ impl Writing {
     /// let the others go first.
     pub(super) async fn run(mut self) {
         let (mut received, mut recorded) = (Vec::new(), VecDeque::new());
+        // The process before may have left some.
+        let mut chain_at = Some(Instant::now());
         loop {
             if recorded.is_empty() {
                 let count = tokio::select! {
                     count = self.waiting.recv_many(&mut received, BATCH_ROWS_MAX) => count,
+                    () = sleep_until(chain_at.unwrap_or_else(Instant::now)), if chain_at.is_some() => {
+                        chain_at = self.chain().await;
+                        continue;
+                    }
                     () = self.closing.notified() => {
                         self.waiting.close();
                         continue;
                     }
                 };
                 if count == 0 {
+                    let chained = tokio::time::timeout(LAST_CHAIN_MAX, self.chain()).await;
+                    if !matches!(chained, Ok(None)) {
+                        tracing::warn!(
+                            "rows of usage may be left that were not chained: the next start tries it again"
+                        );
+                    }
                     return;
                 }
             } else {
@@ -82,7 +101,30 @@ impl Writing {
             }
             self.write(plain).await;
             self.write(next_recorded(&mut recorded)).await;
+            chain_at = match self.writer.unchained_rows() {
+                0 => None,
+                _ => chain_at.or_else(|| Some(Instant::now() + CHAIN_AFTER)),
+            };
         }
+    }
+
+    /// Chains the rows that wait; when to try again, where that failed. The next row that can't be chained with them halts the
+    /// server.
+    async fn chain(&mut self) -> Option<Instant> {
+        let going = self.health.begin(Work::Write);
+        let chained = self.writer.chain().await;
+        drop(going);
+        let Err(error) = chained else {
+            self.unsynced.store(true, Ordering::Relaxed);
+            self.chain_failed = false;
+            return None;
+        };
+        self.metrics.not_chained();
+        let error = format!("{:#}", anyhow::Error::new(error));
+        if !std::mem::replace(&mut self.chain_failed, true) {
+            tracing::warn!(error, "rows of usage are written and could not be chained yet");
+        }
+        Some(Instant::now() + RETRY)
     }
 
     /// Tries until it succeeds.

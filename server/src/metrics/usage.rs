@@ -22,6 +22,7 @@ pub(super) fn begin_at_zero(series: &Series<'_>) {
 pub struct UsageMetrics {
     rows: Counter,
     failures: Counter,
+    chain_failures: Counter,
     projects: Option<ProjectMetrics>,
 }
 
@@ -52,6 +53,7 @@ impl Metrics {
         UsageMetrics {
             rows: series.counter("rempart_usage_rows_total"),
             failures: series.counter("rempart_usage_write_failures_total"),
+            chain_failures: series.counter("rempart_usage_chain_failures_total"),
             projects: by_project.then(|| ProjectMetrics::new(Arc::clone(&self.recorder))),
         }
     }
@@ -103,5 +105,10 @@ impl UsageMetrics {
     /// A batch could not be written.
     pub fn failed(&self) {
         self.failures.increment(1);
+    }
+
+    /// A try to chain rows has failed.
+    pub fn not_chained(&self) {
+        self.chain_failures.increment(1);
     }
 }

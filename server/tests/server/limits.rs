@@ -147,7 +147,7 @@ async fn tokens_are_reserved_and_given_back() {
     }
     let refused = governed.chat(&key, json!({"max_tokens": 60})).await;
     assert_eq!(refusal(&refused), over("tokens"));
-    let rows = governed.store.usage_events(0, i64::MAX).await.unwrap();
+    let rows = governed.rows().await;
     assert_eq!(
         (
             rows.len(),

@@ -1,5 +1,7 @@
 //! What a server with keys records of each request: one row, however the request ends.
 
+mod chaining;
+
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use rempart_governance::{Noted, Role, UsageEvent};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+use self::chaining::rename;
 use super::support::{Governed, chat_body, governed, request};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -213,18 +216,7 @@ async fn who_leaves_pays_for_what_was_made() {
 #[tokio::test]
 async fn without_a_record_no_model_is_asked() {
     let (governed, key) = Governed::with_member().await;
-    let url = format!("sqlite://{}", governed.folder.path().join("rempart.db").display());
-    let mut raw = <sqlx::AnyConnection as sqlx::Connection>::connect(&url)
-        .await
-        .unwrap();
-    let mut rename = async |from: &str, to: &str| {
-        let statement = format!("ALTER TABLE {from} RENAME TO {to}");
-        sqlx::query(sqlx::AssertSqlSafe(statement))
-            .execute(&mut raw)
-            .await
-            .unwrap();
-    };
-    rename("usage_event", "gone").await;
+    rename(&governed, "usage_unchained", "gone").await;
     // The answer is made and told; its row waits.
     let began = Instant::now();
     assert_eq!(governed.chat(&key, json!({})).await.status, 200);
@@ -242,7 +234,7 @@ async fn without_a_record_no_model_is_asked() {
             .status,
         200
     );
-    rename("gone", "usage_event").await;
+    rename(&governed, "gone", "usage_unchained").await;
     assert_eq!(governed.rows_become(1).await[0].outcome, "completed");
     let began = Instant::now();
     while governed.chat(&key, json!({})).await.status != 200 {
@@ -331,7 +323,6 @@ async fn every_stream_that_was_read_has_its_row() {
             "{path}"
         );
     }
-    // Nobody else reads the table: what is proven is the work of the server alone.
     let proof = governed.store.prove(&Noted::default()).await.unwrap();
     assert_eq!(proof.usage.0, 3);
 }

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction, TypeInfo as _, ValueRef as _};
 
+use super::usage_writer::chain_all;
 use super::{Error, Store, audit, now_ms, parts};
 use crate::actor::Actor;
 use crate::key::hex;
@@ -62,6 +63,7 @@ const TABLES: &[(&str, &[&str], &str)] = &[
     ),
     ("usage_batch", parts::BATCH, "seq"),
     ("usage_event", parts::ROW, "seq"),
+    ("usage_unchained", parts::ROW, "seq"),
     (
         "usage_bucket",
         parts::SUM,
@@ -132,6 +134,9 @@ impl Store {
                 told();
             }
         }
+        moment.rollback().await?;
+        // Who restores it is told an end to note, which no loss of power may take back.
+        self.sync_log().await?;
         let (rows, digest) = (lines.rows, hex(&lines.digest.clone().finalize()));
         lines.put(&json!({"end": true, "rows": rows, "sha256": digest}))?;
         lines.out.flush()?;
@@ -180,6 +185,7 @@ impl Store {
             "{}".to_owned(),
         )
         .await?;
+        chain_all(&mut change, &self.database).await?;
         change.commit().await?;
         Ok(count)
     }

@@ -136,9 +136,14 @@ impl Database {
                     Durable::AtEveryCommit => "FULL",
                     Durable::AtEverySync => "NORMAL",
                 };
+                // Who writes usage says when the log is brought to the file.
+                let pages = match durable {
+                    Durable::AtEveryCommit => 1000,
+                    Durable::AtEverySync => 0,
+                };
                 format!(
                     "PRAGMA busy_timeout = {wait}; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synced}; \
-                     PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON"
+                     PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON; PRAGMA wal_autocheckpoint = {pages}"
                 )
             }
             // It commits several at one time by itself, so that nothing is won by less.

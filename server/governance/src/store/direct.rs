@@ -10,14 +10,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 use super::database::Durable;
 use super::parts::{Part, Value};
 use super::{Database, Store};
+use crate::usage::UsageEvent;
 
-/// Parts of a batch that are written so: each holds up the thread for some 10 microseconds.
-const PARTS_MAX: usize = 8;
-/// Of so many batches the first few go the long way. Its connection brings what the log has grown by to the file, with syncs that
-/// no reactor is to wait for; the first writer after that syncs the beginning of the log, and so does a row here where it is the
-/// first after another connection has done so.
-const TURNS: u32 = 256;
-const TURNS_OF_OTHERS: u32 = 2;
+/// Rows that are written so: each holds up the thread for some 10 microseconds, or 40 where it is alone.
+const ROWS_MAX: usize = 16;
 
 /// A connection of its own to the file.
 pub(super) struct Direct {
@@ -25,7 +21,6 @@ pub(super) struct Direct {
     settings: String,
     /// Kept unless it failed.
     connection: Option<Connection>,
-    turn: u32,
 }
 
 impl Direct {
@@ -39,29 +34,24 @@ impl Direct {
             path,
             settings: store.database.settings(Durable::AtEverySync, Duration::ZERO),
             connection: None,
-            turn: 0,
         }
     }
 
-    /// Writes the parts of a batch, all or none, and waits for nobody: whether it did. Otherwise they are too many, another
-    /// connection is writing, or it is the turn of the long way.
+    /// Writes rows to those that wait to be chained, all or none, and waits for nobody: whether it did. Otherwise they are too many,
+    /// or another connection is writing.
     ///
     /// # Errors
     /// What the database says.
-    pub(super) fn put(&mut self, parts: &[Part<'_>]) -> rusqlite::Result<bool> {
-        let Some(path) = self.path.as_ref().filter(|_| parts.len() <= PARTS_MAX) else {
+    pub(super) fn put(&mut self, rows: &[UsageEvent]) -> rusqlite::Result<bool> {
+        let Some(path) = self.path.as_ref().filter(|_| rows.len() <= ROWS_MAX) else {
             return Ok(false);
         };
-        self.turn = (self.turn + 1) % TURNS;
-        if self.turn < TURNS_OF_OTHERS {
-            return Ok(false);
-        }
         let kept = self.connection.take();
         let opened = kept.map_or_else(|| unless_busy(open(path, &self.settings)), |kept| Ok(Some(kept)))?;
         let Some(connection) = opened else {
             return Ok(false);
         };
-        let written = unless_busy(write(&connection, parts))?;
+        let written = unless_busy(write(&connection, rows))?;
         self.connection = Some(connection);
         Ok(written.is_some())
     }
@@ -72,23 +62,23 @@ fn open(path: &Path, settings: &str) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.execute_batch(settings)?;
-    connection.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
     Ok(connection)
 }
 
-/// What is not committed is taken back. (The driver's own change would have its begin and its end read anew each time.)
-fn write(connection: &Connection, parts: &[Part<'_>]) -> rusqlite::Result<()> {
-    let run = |words: &str| connection.prepare_cached(words)?.execute([]);
-    run("BEGIN IMMEDIATE")?;
-    let insert = |part: &Part<'_>| {
+fn write(connection: &Connection, rows: &[UsageEvent]) -> rusqlite::Result<()> {
+    let insert = |row: &UsageEvent| {
+        let part = Part::Unchained(row);
         let mut statement = connection.prepare_cached(part.words())?;
         statement.execute(params_from_iter(part.values())).map(drop)
     };
-    let written = parts
-        .iter()
-        .try_for_each(insert)
-        .and_then(|()| run("COMMIT").map(drop));
-    // Some errors have ended it already.
+    // A statement is a change by itself.
+    if let [row] = rows {
+        return insert(row);
+    }
+    let run = |words: &str| connection.prepare_cached(words)?.execute([]).map(drop);
+    run("BEGIN IMMEDIATE")?;
+    let written = rows.iter().try_for_each(insert).and_then(|()| run("COMMIT"));
+    // What is not committed is taken back; some errors have ended it already.
     if written.is_err() && !connection.is_autocommit() {
         run("ROLLBACK")?;
     }

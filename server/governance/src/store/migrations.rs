@@ -15,6 +15,7 @@ const CHANGES: &[(&str, &str)] = &[
     ("subjects", include_str!("../../migrations/0007_subjects.sql")),
     ("leases", include_str!("../../migrations/0008_leases.sql")),
     ("content", include_str!("../../migrations/0009_content.sql")),
+    ("unchained", include_str!("../../migrations/0010_unchained.sql")),
 ];
 
 /// How many there are, which is the number of the last.

@@ -21,6 +21,7 @@ mod setting;
 mod subjects;
 mod tokens;
 mod usage;
+mod usage_writer;
 
 use std::fs::File;
 use std::os::fd::IntoRawFd as _;
@@ -46,7 +47,8 @@ pub use projects::Project;
 pub use proof::{Note, Noted, Proof};
 pub use retention::{Deleted, Oldest};
 pub use subjects::LoginSubject;
-pub use usage::{Usage, UsageSum, UsageWriter};
+pub use usage::UsageSum;
+pub use usage_writer::{Usage, UsageWriter};
 
 use crate::actor::{Acting, Actor};
 use crate::audit::Broken;

@@ -7,7 +7,7 @@ use sqlx::query::Query;
 use sqlx::{Any, Transaction};
 
 use super::content::CONTENT;
-use super::usage::Of;
+use super::usage_writer::Of;
 use super::{Database, Error};
 use crate::content::Content;
 use crate::usage::{UsageBatch, UsageEvent, UsageTotal};
@@ -85,6 +85,13 @@ static ROWS: Table = Table {
     end: "",
     alone: LazyLock::new(|| ROWS.insertion(1)),
 };
+/// Rows that wait for a batch, and get their number there.
+static UNCHAINED: Table = Table {
+    name: "usage_unchained",
+    columns: ROW.split_at(1).1,
+    end: "",
+    alone: LazyLock::new(|| UNCHAINED.insertion(1)),
+};
 static SUMS: Table = Table {
     name: "usage_bucket",
     columns: SUM,
@@ -117,6 +124,7 @@ pub(super) enum Part<'a> {
     Batch(&'a UsageBatch),
     /// With its number.
     Row(i64, &'a UsageEvent),
+    Unchained(&'a UsageEvent),
     Sum(Of<'a>, UsageTotal),
     Content(&'a Content),
 }
@@ -136,6 +144,7 @@ impl<'a> Part<'a> {
         match self {
             Self::Batch(_) => &BATCHES,
             Self::Row(..) => &ROWS,
+            Self::Unchained(_) => &UNCHAINED,
             Self::Sum(..) => &SUMS,
             Self::Content(_) => &RECORDS,
         }
@@ -148,7 +157,7 @@ impl<'a> Part<'a> {
 
     /// The values of its columns, in their order.
     pub(super) fn values(&self) -> Vec<Value<'a>> {
-        use Value::{Known, Number, Text};
+        use Value::{Number, Text};
         match *self {
             Self::Batch(batch) => vec![
                 Number(batch.seq),
@@ -159,24 +168,8 @@ impl<'a> Part<'a> {
                 Text(&batch.previous),
                 Text(&batch.hash),
             ],
-            Self::Row(seq, row) => vec![
-                Number(seq),
-                Text(&row.id),
-                Number(row.began_ms),
-                Text(&row.project),
-                Text(&row.key),
-                Text(&row.model),
-                Text(&row.endpoint),
-                Number(row.input),
-                Number(row.cached),
-                Number(row.output),
-                Known(row.first_ms),
-                Number(row.duration_ms),
-                Number(row.status),
-                Text(&row.outcome),
-                Number(row.cost_nano),
-                Text(&row.content),
-            ],
+            Self::Row(seq, row) => [vec![Number(seq)], values_of(row)].concat(),
+            Self::Unchained(row) => values_of(row),
             Self::Sum((hour, project, key, model, endpoint), ref sum) => vec![
                 Number(hour),
                 Text(project),
@@ -205,6 +198,28 @@ impl<'a> Part<'a> {
             ],
         }
     }
+}
+
+/// The values of a row that has no number.
+fn values_of(row: &UsageEvent) -> Vec<Value<'_>> {
+    use Value::{Known, Number, Text};
+    vec![
+        Text(&row.id),
+        Number(row.began_ms),
+        Text(&row.project),
+        Text(&row.key),
+        Text(&row.model),
+        Text(&row.endpoint),
+        Number(row.input),
+        Number(row.cached),
+        Number(row.output),
+        Known(row.first_ms),
+        Number(row.duration_ms),
+        Number(row.status),
+        Text(&row.outcome),
+        Number(row.cost_nano),
+        Text(&row.content),
+    ]
 }
 
 /// Parts as one query.

@@ -72,6 +72,33 @@ async fn copy_of(store: &Store) -> (Vec<u8>, u64) {
     (copy, rows)
 }
 
+/// A row that was written is in the copy, chained or not.
+#[tokio::test]
+async fn rows_that_wait_to_be_chained_are_restored_on_both() {
+    let place = Place::file();
+    let store = filled(&place).await;
+    let mut writer = UsageWriter::new(store.clone());
+    for at in 300..305 {
+        writer.write(&[used(at)]).await.unwrap();
+    }
+    assert_eq!(writer.unchained_rows(), 5);
+    let (copy, rows) = copy_of(&store).await;
+    for other in [Place::file(), Place::server()] {
+        let restored = other.open().await;
+        let read = restored.restore("cli:root", copy.as_slice(), || ());
+        assert_eq!(read.await.unwrap(), rows);
+        let waiting = other
+            .text("SELECT CAST(COUNT(*) AS TEXT) FROM usage_unchained")
+            .await;
+        assert_eq!(waiting, "0");
+        assert_eq!(restored.prove(&Noted::default()).await.unwrap().usage.0, 305);
+        assert_eq!(
+            restored.usage_events(301, 305).await.unwrap(),
+            (300..305).map(used).collect::<Vec<_>>()
+        );
+    }
+}
+
 /// Into a database of either kind.
 async fn what_is_restored_is_what_there_was(place: Place) {
     let store = filled(&place).await;

@@ -49,6 +49,7 @@ async fn write(store: &Store, from: i64, to: i64) {
     let rows: Vec<UsageEvent> = (from..to).map(|at| used(at, now_ms())).collect();
     for batch in rows.chunks(3) {
         writer.write(batch).await.unwrap();
+        writer.chain().await.unwrap();
     }
 }
 
@@ -440,6 +441,26 @@ async fn a_policy_is_kept_and_recorded(place: Place) {
     assert_eq!(set.count(), 2);
 }
 
+/// A row that waits is chained, and goes when its time has come; one that can't be keeps nothing else.
+#[tokio::test]
+async fn rows_that_wait_are_kept_no_longer_than_others() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    writer.write(&[used(0, now_ms())]).await.unwrap();
+    assert_eq!(trim(&store, 1).await.usage, 0);
+    let waiting = "SELECT CAST(COUNT(*) AS TEXT) FROM usage_unchained";
+    assert_eq!(place.text(waiting).await, "0");
+    assert_eq!(trim(&store, 190).await.usage, 1);
+    writer.write(&[used(1, now_ms())]).await.unwrap();
+    place
+        .run("CREATE TRIGGER full BEFORE INSERT ON usage_batch BEGIN SELECT RAISE(ABORT, 'full'); END")
+        .await;
+    let (mut told, later) = (Deleted::default(), now_ms() + 800 * DAY_MS);
+    assert!(store.trim("cli:root", later, |now| told = now).await.is_err());
+    assert!(told.audit > 0 && place.text(waiting).await == "1");
+}
+
 /// Requests that began in times that are not now.
 async fn a_clock_that_was_ahead_or_behind_breaks_nothing(place: Place) {
     let store = place.open().await;
@@ -452,6 +473,7 @@ async fn a_clock_that_was_ahead_or_behind_breaks_nothing(place: Place) {
         .collect();
     for batch in rows.chunks(2) {
         writer.write(batch).await.unwrap();
+        writer.chain().await.unwrap();
     }
     assert_eq!(store.held_until_ms(now).await.unwrap(), Some(now + 400 * DAY_MS));
     let deleted = trim(&store, 190).await;

@@ -14,6 +14,8 @@ on_both! {
     costs_have_one_currency
     two_that_write_keep_one_chain
     a_batch_that_was_there_after_all_keeps_nobody_waiting
+    rows_count_before_they_are_chained
+    what_can_not_be_chained_ends_the_writing
 }
 
 fn used(at: i64) -> UsageEvent {
@@ -51,10 +53,9 @@ async fn what_was_used_is_summed_and_proven(place: Place) {
     }
     assert_eq!(proven(&store).await.unwrap(), 160);
     assert_eq!(store.usage_events(1, 160).await.unwrap(), rows);
-    assert!(
-        writer.write(&[used(161), used(3)]).await.is_err(),
-        "no request has two rows"
-    );
+    // So many that a file's are chained at once, too.
+    let again: Vec<UsageEvent> = (200..220).chain([3]).map(used).collect();
+    assert!(writer.write(&again).await.is_err(), "no request has two rows");
     assert_eq!(proven(&store).await.unwrap(), 160, "and none of that was written");
     let changed = tokio::time::timeout(Duration::from_secs(3), store.create_project("test", "sales", &[]));
     changed.await.expect("nobody keeps a lock").unwrap();
@@ -107,6 +108,7 @@ async fn usage_that_was_changed_is_found(place: Place) {
     let rows: Vec<UsageEvent> = (0..9).map(used).collect();
     for batch in rows.chunks(3) {
         writer.write(batch).await.unwrap();
+        writer.chain().await.unwrap();
     }
     let (count, last) = store.prove(&Noted::default()).await.unwrap().usage;
     let noted = Noted {
@@ -153,7 +155,9 @@ async fn usage_that_was_changed_is_found(place: Place) {
         let proof = store.prove(&noted).await;
         assert!(proof.is_err() || !proof.as_ref().unwrap().contains, "{change}: {proof:?}");
         // And nothing panics.
-        let _ = UsageWriter::new(store.clone()).write(&[used(100)]).await;
+        let mut writer = UsageWriter::new(store.clone());
+        let _ = writer.write(&[used(100)]).await;
+        let _ = writer.chain().await;
         let _ = store.usage(0, i64::MAX, 86_400, 100).await;
     }
 }
@@ -185,6 +189,9 @@ async fn two_that_write_keep_one_chain(place: Place) {
         // Now one of them several times, now in turns.
         let writer = &mut writers[usize::from(at % 3 == 0 || at > 15 && at % 2 == 0)];
         writer.write(&[used(at)]).await.unwrap();
+        if at % 2 == 0 {
+            writer.chain().await.unwrap();
+        }
     }
     assert_eq!(proven(&store).await.unwrap(), 24);
 }
@@ -202,7 +209,183 @@ async fn a_batch_that_was_there_after_all_keeps_nobody_waiting(place: Place) {
     assert_eq!(proven(&store).await.unwrap(), 2);
 }
 
-/// Rows that go alone are written past the driver, whose connection keeps the log short in turns.
+/// Whoever writes them, whoever chains them, and whenever.
+async fn rows_count_before_they_are_chained(place: Place) {
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    for at in 0..90 {
+        writer.write(&[used(at)]).await.unwrap();
+    }
+    assert_eq!(writer.unchained_rows(), if place.is_file() { 90 } else { 0 });
+    let spans = [60, 3_600, 86_400];
+    let sums = async |store: &Store| {
+        let mut all = Vec::new();
+        for span in spans {
+            all.push(
+                store
+                    .usage(1_600_000_000, 1_800_000_000, span, 1_000)
+                    .await
+                    .unwrap(),
+            );
+        }
+        all
+    };
+    let before = sums(&store).await;
+    assert_eq!(before[2].iter().map(|sum| sum.total.requests).sum::<i64>(), 90);
+    // The process dies: what it has written waits for the next one.
+    drop(writer);
+    let next = place.open().await;
+    let mut writer = UsageWriter::new(next.clone());
+    writer.chain().await.unwrap();
+    assert_eq!(sums(&next).await, before);
+    let batches = place.text("SELECT CAST(COUNT(*) AS TEXT) FROM usage_batch").await;
+    assert_eq!(batches, if place.is_file() { "1" } else { "90" });
+    assert_eq!(proven(&next).await.unwrap(), 90);
+    // Both write and both chain, and one of them is asked for rows.
+    let mut other = UsageWriter::new(store.clone());
+    for at in 90..190 {
+        writer.write(&[used(at)]).await.unwrap();
+        other.write(&[used(at + 100)]).await.unwrap();
+        match at % 30 {
+            7 => writer.chain().await.unwrap(),
+            14 => other.chain().await.unwrap(),
+            28 => {
+                store.chain_usage().await.unwrap();
+                assert_eq!(store.usage_end().await.unwrap(), 2 * at - 88);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(proven(&store).await.unwrap(), 290);
+    let rows = store.usage_events(1, 1_000).await.unwrap();
+    assert_eq!(rows.iter().map(|row| &row.id).collect::<BTreeSet<_>>().len(), 290);
+}
+
+/// Nothing piles up that nobody can prove.
+async fn what_can_not_be_chained_ends_the_writing(place: Place) {
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    writer.write(&[used(0)]).await.unwrap();
+    place.run("ALTER TABLE usage_batch RENAME TO gone").await;
+    for _ in 0..2 {
+        // Of a server there is nothing to chain by itself: its row fails.
+        assert_eq!(writer.chain().await.is_err(), place.is_file());
+        assert!(writer.write(&[used(1)]).await.is_err());
+    }
+    place.run("ALTER TABLE gone RENAME TO usage_batch").await;
+    writer.write(&[used(1)]).await.unwrap();
+    assert_eq!(proven(&store).await.unwrap(), 2);
+}
+
+/// What can't be chained, as the disk is full, is told beside what is proven; and nobody waits for it who can do without.
+#[tokio::test]
+async fn rows_that_can_not_be_chained_are_counted_and_exported() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    writer.write(&[used(0), used(1)]).await.unwrap();
+    writer.chain().await.unwrap();
+    // Before all others, and by a clock that was ahead.
+    let waiting = [used(-1), used(4_000_000)];
+    writer.write(&waiting).await.unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON usage_batch BEGIN SELECT RAISE(ABORT, 'full'); END";
+    place.run(full).await;
+    assert!(store.chain_usage().await.is_err());
+    let proof = store.prove(&Noted::default()).await.unwrap();
+    assert_eq!((proof.usage.0, proof.unchained), (2, 2));
+    let (key, end) = (used(0).key, store.usage_end().await.unwrap());
+    assert_eq!(store.unchained_usage_of(&key).await.unwrap(), waiting);
+    assert_eq!(
+        store.usage_events_of(&key, 1, end).await.unwrap(),
+        [used(0), used(1)]
+    );
+    assert_eq!(
+        store.oldest().await.unwrap().usage,
+        Some(used(-1).began_ms / 1_000)
+    );
+    let ahead = store.held_until_ms(1_900_000_000_000).await.unwrap();
+    assert_eq!(ahead, Some(waiting[1].began_ms));
+    place.run("DROP TRIGGER full").await;
+    let proof = store.prove(&Noted::default()).await.unwrap();
+    assert_eq!((proof.usage.0, proof.unchained), (4, 0));
+}
+
+/// A chain that was changed is told so, whatever waits behind it.
+#[tokio::test]
+async fn rows_that_wait_hide_no_change_of_the_chain() {
+    for change in [
+        "DELETE FROM usage_batch WHERE seq = 2",
+        "UPDATE usage_batch SET seq = 9223372036854775807 WHERE seq = 2",
+        "UPDATE usage_event SET seq = 3 WHERE seq = 2",
+    ] {
+        let place = Place::file();
+        let store = place.open().await;
+        let mut writer = UsageWriter::new(store.clone());
+        for at in 0..2 {
+            writer.write(&[used(at)]).await.unwrap();
+            writer.chain().await.unwrap();
+        }
+        writer.write(&[used(2)]).await.unwrap();
+        place.run(change).await;
+        let found = store.prove(&Noted::default()).await;
+        assert!(matches!(found, Err(Error::Usage(_))), "{change}: {found:?}");
+    }
+}
+
+/// A chain that fails tells nothing of rows of the last try, which may be there.
+#[tokio::test]
+async fn what_is_in_doubt_stays_so_while_chains_are_tried() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    writer.write(&[used(0)]).await.unwrap();
+    // The same row again is refused, and from then on it is in doubt.
+    assert!(writer.write(&[used(1), used(0)]).await.is_err());
+    place.run("ALTER TABLE usage_batch RENAME TO gone").await;
+    assert!(writer.chain().await.is_err());
+    place.run("ALTER TABLE gone RENAME TO usage_batch").await;
+    writer.chain().await.unwrap();
+    writer.write(&[used(0)]).await.unwrap();
+    assert_eq!(proven(&store).await.unwrap(), 1);
+}
+
+/// What somebody else has written among those that wait is named, and neither chained nor passed over.
+#[tokio::test]
+async fn a_row_that_waits_and_is_not_of_this_program_is_named() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    for (number, change) in [
+        (2, "UPDATE usage_unchained SET id = 'id0' WHERE seq = 2"),
+        (1, "UPDATE usage_unchained SET input = 'many' WHERE seq = 1"),
+    ] {
+        writer.write(&[used(10 * number)]).await.unwrap();
+        writer.chain().await.unwrap();
+        let own = used(10 * number).id;
+        writer
+            .write(&[used(10 * number + 1), used(10 * number + 2)])
+            .await
+            .unwrap();
+        place.run(&change.replace("id0", &own)).await;
+        let named = format!("row {number} of the table usage_unchained is none");
+        let failed = [
+            writer.chain().await.unwrap_err(),
+            writer.write(&[used(10 * number + 3)]).await.unwrap_err(),
+            store.chain_usage().await.unwrap_err(),
+            store.prove(&Noted::default()).await.unwrap_err(),
+        ];
+        for error in failed {
+            assert!(error.to_string().starts_with(&named), "{error}");
+        }
+        place
+            .run(&format!("DELETE FROM usage_unchained WHERE seq = {number}"))
+            .await;
+        writer.write(&[used(10 * number + 3)]).await.unwrap();
+    }
+    assert_eq!(proven(&store).await.unwrap(), 6);
+}
+
+/// Rows that go alone are written past the driver, whose connection keeps the log short as it chains them, few or many at a time.
 #[tokio::test]
 async fn the_log_of_a_file_stays_short_however_many_rows_go_alone() {
     let place = Place::file();
@@ -211,6 +394,9 @@ async fn the_log_of_a_file_stays_short_however_many_rows_go_alone() {
     let mut reader = place.raw().await;
     for at in 0..3_000 {
         writer.write(&[used(at)]).await.unwrap();
+        if at > 2_000 && at % 3 == 0 {
+            writer.chain().await.unwrap();
+        }
         // While somebody reads, the log can't begin anew.
         match at {
             500 => {
@@ -226,8 +412,8 @@ async fn the_log_of_a_file_stays_short_however_many_rows_go_alone() {
     let log = std::fs::metadata(place.folder().join("rempart.db-wal"))
         .unwrap()
         .len();
-    // Those of a thousand rows, at most: the reader kept 500, and some 500 go before the log begins anew. All are 60 MiB.
-    assert!(log < 30 << 20, "{log} bytes");
+    // Those of a thousand rows, at most: the reader kept 500, and some 500 go before the log begins anew. All are 40 MiB.
+    assert!(log < 16 << 20, "{log} bytes");
     drop(writer);
     store.close().await;
     let left = std::fs::read_dir(place.folder()).unwrap().count();

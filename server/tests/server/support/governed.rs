@@ -111,8 +111,9 @@ impl Governed {
         self.post(key, "/v1/chat/completions", chat_body(fields)).await
     }
 
-    /// All rows there are.
+    /// All rows there are, each chained.
     pub(crate) async fn rows(&self) -> Vec<UsageEvent> {
+        self.store.chain_usage().await.unwrap();
         self.store.usage_events(0, i64::MAX).await.unwrap()
     }
 

@@ -43,6 +43,8 @@ pub struct Proof {
     pub audit: (i64, End),
     /// Rows of usage, and the last batch, where there is one.
     pub usage: (i64, Option<End>),
+    /// Rows of usage that wait to be chained, and that nothing proves yet.
+    pub unchained: i64,
     /// Records of what was asked and answered.
     pub content: i64,
     /// Whether all that was noted is in them, but what was deleted when its time was over.
@@ -69,12 +71,16 @@ impl Store {
             Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
             None => None,
         };
-        Ok(Checkpoint::sign(secret, now_ms(), self.audit_end().await?, usage))
+        let audit = self.audit_end().await?;
+        // What is signed outlives a loss of power, or else the chains would lack it ever after.
+        self.sync_log().await?;
+        Ok(Checkpoint::sign(secret, now_ms(), audit, usage))
     }
 
     /// Proves that every row of the audit chain is the one that was written, behind the one before; that every row of usage is in a
     /// batch, and every batch the one that was written; that the sums are those of the rows; and that what is missing at the
-    /// beginning is what the last deletion says, whose row is in the chain.
+    /// beginning is what the last deletion says, whose row is in the chain. Rows of usage that wait to be chained are chained first,
+    /// or counted where the disk is too full for that.
     ///
     /// # Errors
     /// What does not hold, and what the database says.
@@ -87,6 +93,7 @@ impl Store {
     /// # Errors
     /// As [`Store::prove`].
     pub async fn prove_at(&self, noted: &Noted, now_ms: i64) -> Result<Proof, Error> {
+        let chained = self.chain_usage().await;
         let mut moment = self.reports.begin_with(self.database.begin_moment()).await?;
         let last = last_run(&mut moment).await?;
         let (told_by, trimmed) = last.map_or((None, Trimmed::default()), |(seq, state)| (Some(seq), state));
@@ -103,10 +110,23 @@ impl Store {
             .prove_usage(&mut moment, &trimmed, &chain.told.days, &mut batches)
             .await?;
         let content = self.prove_content(&mut moment, &chain.content, now_ms).await?;
+        let unchained = sqlx::query("SELECT COUNT(*) FROM usage_unchained")
+            .fetch_one(&mut *moment)
+            .await?
+            .try_get(0)?;
+        moment.rollback().await?;
+        match chained {
+            // The disk is full, or another process is writing. If it were the chain, it would not hold.
+            Ok(()) | Err(Error::Database(_)) => {}
+            Err(error) => return Err(error),
+        }
+        // Who is told an end notes it.
+        self.sync_log().await?;
         Ok(Proof {
             content,
             audit: (chain.rows, chain.end),
             usage,
+            unchained,
             contains: sought.missing.is_empty() && batches.missing.is_empty(),
             deleted: sought.deleted + batches.deleted,
             untold: sought.untold + batches.untold,

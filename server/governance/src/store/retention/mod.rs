@@ -79,7 +79,7 @@ impl Store {
         set_policy(change, &actor, &policy).await
     }
 
-    /// How much is due at a time, Unix milliseconds, by the policy of now.
+    /// How much is due at a time, Unix milliseconds, by the policy of now. Rows of usage are kept from when they were chained.
     ///
     /// # Errors
     /// What the database says.
@@ -125,15 +125,19 @@ impl Store {
         Ok(audit.max(usage))
     }
 
-    /// When the request began, Unix milliseconds, whose row keeps those behind it: a clock that was ahead has written it.
+    /// When the request began whose row keeps those behind it, or when its batch was written, Unix milliseconds: a clock that was
+    /// ahead has done so.
     ///
     /// # Errors
     /// What the database says.
     pub async fn held_until_ms(&self, now_ms: i64) -> Result<Option<i64>, Error> {
-        let row = sqlx::query("SELECT MAX(began_ms) FROM usage_event WHERE began_ms > $1")
-            .bind(now_ms.saturating_add(AHEAD_MAX_MS))
-            .fetch_one(&self.pool)
-            .await?;
+        let row = sqlx::query(
+            "SELECT MAX(at) FROM (SELECT began_ms AS at FROM usage_event UNION ALL SELECT began_ms FROM usage_unchained UNION ALL \
+             SELECT at_ms FROM (SELECT at_ms FROM usage_batch ORDER BY seq DESC LIMIT 1) AS newest) AS used WHERE at > $1",
+        )
+        .bind(now_ms.saturating_add(AHEAD_MAX_MS))
+        .fetch_one(&self.pool)
+        .await?;
         Ok(row.try_get(0)?)
     }
 
@@ -143,7 +147,8 @@ impl Store {
     /// What the database says.
     pub async fn oldest(&self) -> Result<Oldest, Error> {
         let row = sqlx::query(
-            "SELECT (SELECT MIN(began_ms) / 1000 FROM usage_event), (SELECT MIN(at_ms) / 1000 FROM audit_event), \
+            "SELECT (SELECT MIN(began_ms) / 1000 FROM (SELECT MIN(began_ms) AS began_ms FROM usage_event \
+             UNION ALL SELECT MIN(began_ms) FROM usage_unchained) AS used), (SELECT MIN(at_ms) / 1000 FROM audit_event), \
              (SELECT MIN(hour) FROM usage_bucket), (SELECT MIN(ended) FROM person)",
         )
         .fetch_one(&self.pool)
@@ -183,7 +188,8 @@ impl Store {
         mut told: impl FnMut(Deleted),
     ) -> Result<Deleted, Error> {
         let actor = actor.into();
-        let (mut deleted, mut failed) = (Deleted::default(), None);
+        // A row is kept from when it was chained, so that none waits for longer than it must.
+        let (mut deleted, mut failed) = (Deleted::default(), self.chain_usage().await.err());
         let end = self.audit_end().await?.0;
         for kind in [Kind::Content, Kind::Sums, Kind::Usage, Kind::Audit, Kind::People] {
             loop {
