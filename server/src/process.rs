@@ -1,11 +1,28 @@
 //! What the operating system knows of this process, under the names of Prometheus's own client libraries.
 
+use std::fmt::Write as _;
 use std::fs;
+use std::sync::LazyLock;
 
 use metrics::Gauge;
+use object::{Object as _, ReadCache};
 
 /// Linux counts CPU time for `/proc` in hundredths of a second on every architecture (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What the linker has named this binary by, in hexadecimal digits (ELF's `NT_GNU_BUILD_ID`): of two builds of one version it tells
+/// which one runs. A linker may have been told to leave it out.
+pub(crate) static BUILD: LazyLock<Option<String>> = LazyLock::new(|| {
+    let file = ReadCache::new(fs::File::open("/proc/self/exe").ok()?);
+    let binary = object::File::parse(&file).ok()?;
+    let id = binary.build_id().ok()??;
+    let digits = |mut text: String, byte: &u8| {
+        // Writing to a text does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    };
+    Some(id.iter().fold(String::new(), digits))
+});
 
 /// Gauges that are read from `/proc` when asked for; absent there, they stay at 0.
 pub(crate) struct Gauges {

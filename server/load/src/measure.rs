@@ -43,6 +43,8 @@ pub(crate) struct Found(pub Option<f64>);
 pub(crate) struct Server {
     pub model: String,
     pub software: Option<String>,
+    /// Its version and build, where it has a page for that.
+    pub version: Map<String, Value>,
     /// What it tells of the model, such as a digest.
     pub listed: Map<String, Value>,
 }
@@ -81,7 +83,8 @@ pub(crate) async fn measure(mut plan: Plan, slo: Option<&Slo>, console: Console)
         console.note("the key goes to another machine unencrypted: use https://");
     }
     let client = Arc::new(Client::new(plan.target.clone(), plan.patience, Clock::start()).await?);
-    let server = find_model(&client, plan.model.as_deref()).await?;
+    let mut server = find_model(&client, plan.model.as_deref()).await?;
+    server.version = version(&client).await;
     plan.template.model.clone_from(&server.model);
     let words = calibrate(&mut plan, &client, console).await?;
     let mut runner = Runner {
@@ -400,7 +403,18 @@ async fn find_model(client: &Client, asked: Option<&str>) -> anyhow::Result<Serv
         model,
         software: document.server,
         listed: scalars(entry),
+        version: Map::new(),
     })
+}
+
+/// What a server tells of its version, as vLLM's and ours do; nothing where it does not.
+async fn version(client: &Client) -> Map<String, Value> {
+    match client.get("/version").await {
+        Ok(document) if document.status == 200 => {
+            serde_json::from_slice(&document.body).map_or_else(|_| Map::new(), scalars)
+        }
+        _ => Map::new(),
+    }
 }
 
 impl Server {

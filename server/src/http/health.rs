@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
+use crate::process;
 use crate::registry::Served;
 use crate::shutdown::Phase;
 
@@ -82,11 +83,15 @@ fn answer(reason: Option<String>, well: &'static str, zero_egress: Option<bool>)
 #[derive(Serialize, ToSchema)]
 pub struct Version {
     version: &'static str,
+    /// Which build of it: what the linker has named the binary by
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build: Option<&'static str>,
 }
 
 pub async fn version() -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION"),
+        build: process::BUILD.as_deref(),
     })
 }
 

@@ -161,6 +161,7 @@ fn ours(report: &Report<'_>, index: usize) -> Value {
         "machine": about.machine,
         "target": about.target,
         "server": server.software,
+        "server_version": server.version,
         "model": server.listed,
         "seed": about.seed,
         "workload": about.workload,

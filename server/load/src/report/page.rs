@@ -61,6 +61,8 @@ fn facts(report: &Report<'_>) -> Vec<(String, String)> {
         ("load made by".to_owned(), machine(report)),
         ("seed".to_owned(), about.seed.to_string()),
     ];
+    let version = server.version.iter();
+    facts.extend(version.map(|(name, value)| (format!("server: {name}"), text(value))));
     if let Some(first) = report.measured.steps.first() {
         facts.push(("started".to_owned(), first.started.to_rfc3339()));
     }

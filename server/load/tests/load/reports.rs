@@ -73,6 +73,7 @@ fn results_have_the_names_that_vllm_gives_them() {
     );
     assert!(result["duration"].is_number() && number(&result, "request_goodput") > 0.0);
     assert_eq!(result["rempart_bench"]["model"]["sha256"], "0123");
+    assert_eq!(result["rempart_bench"]["server_version"]["build"], "abcd");
     assert_eq!(result["generated_texts"], Value::Null);
 }
 

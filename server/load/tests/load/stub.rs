@@ -101,7 +101,7 @@ impl Stub {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Requests so far, but for those that ask which models there are.
+    /// Requests so far, but for those that ask which models there are and which build it is.
     pub(crate) fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
     }
@@ -149,6 +149,10 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 200,
                 &json!({ "data": [{ "id": "stub", "sha256": "0123", "owned_by": "tests" }] }),
             )?;
+            continue;
+        }
+        if request.path == "/version" {
+            document(&mut stream, 200, &json!({ "version": "1.2", "build": "abcd" }))?;
             continue;
         }
         shared.requests.fetch_add(1, Ordering::SeqCst);
