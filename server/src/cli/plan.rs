@@ -63,7 +63,7 @@ pub struct PlanArgs {
 }
 
 /// A model's shape and weights, as far as they are known.
-struct Known {
+pub(super) struct Known {
     name: String,
     work: Work,
     /// Bytes of the weights, as the layers hold them.
@@ -172,38 +172,54 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of a model's weights; `None` of an encoder, which has no cache.
-///
-/// # Errors
-/// It is not found, or malformed.
-pub(super) fn weights_of(store: &Path, model: &str) -> anyhow::Result<Option<u64>> {
-    if !is_config(model) && LoadedEncoder::is_one(&store::resolve(store, model)?.path) {
-        return Ok(None);
-    }
-    Ok(Some(Known::with_defaults(store, model)?.weights))
+/// A model as a plan of memory takes it, with a server's defaults.
+pub(super) enum Planned {
+    /// Without a cache, and the bytes of its weights.
+    Encoder(u64),
+    Generator(Box<Known>),
 }
 
-/// Bytes of a model's weights, and tokens that its cache would have within so many bytes of a processor's memory, with a server's
-/// defaults.
-///
-/// # Errors
-/// It is not found, or does not fit.
-pub(super) fn memory_of(store: &Path, model: &str, available: u64) -> anyhow::Result<(u64, usize)> {
-    let known = Known::with_defaults(store, model)?;
-    let request = PlanRequest {
-        available,
-        weights: known.weights,
-        context_length: known.work.config().context_length,
-        block_size: BLOCK_SIZE,
-        step_tokens: MEASURED_TOKENS_MAX,
-        logit_rows: BATCHES[BATCHES.len() - 1],
-        kv_dtype: KvDtype::Int8,
-        kv: None,
-        dedicated: false,
-        ranks: 1,
-    };
-    let (memory, _) = MemoryPlan::within(known.work.config(), request, true)?;
-    Ok((memory.weights, memory.kv_tokens()))
+impl Planned {
+    /// # Errors
+    /// It is not found, or malformed.
+    pub(super) fn open(store: &Path, model: &str) -> anyhow::Result<Self> {
+        if !is_config(model) {
+            let path = store::resolve(store, model)?.path;
+            if LoadedEncoder::is_one(&path) {
+                return Ok(Self::Encoder(served_model::encoder_bytes(&path)));
+            }
+        }
+        let known = Known::open(store, model, "Q4_K", (Activations::Int8, KvDtype::Int8))?;
+        Ok(Self::Generator(Box::new(known)))
+    }
+}
+
+impl Known {
+    /// Bytes of the weights.
+    pub(super) fn weights(&self) -> u64 {
+        self.weights
+    }
+
+    /// Tokens that the cache would have within so many bytes of a processor's memory, with a server's defaults.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(super) fn tokens_within(&self, available: u64) -> anyhow::Result<usize> {
+        let request = PlanRequest {
+            available,
+            weights: self.weights,
+            context_length: self.work.config().context_length,
+            block_size: BLOCK_SIZE,
+            step_tokens: MEASURED_TOKENS_MAX,
+            logit_rows: BATCHES[BATCHES.len() - 1],
+            kv_dtype: KvDtype::Int8,
+            kv: None,
+            dedicated: false,
+            ranks: 1,
+        };
+        let (memory, _) = MemoryPlan::within(self.work.config(), request, true)?;
+        Ok(memory.kv_tokens())
+    }
 }
 
 fn is_config(model: &str) -> bool {
@@ -294,10 +310,6 @@ fn this_machine() -> String {
 }
 
 impl Known {
-    fn with_defaults(store: &Path, model: &str) -> anyhow::Result<Self> {
-        Self::open(store, model, "Q4_K", (Activations::Int8, KvDtype::Int8))
-    }
-
     /// Of what was named, computed so; `weights` is the format of a configuration that comes alone.
     fn open(
         store: &Path,

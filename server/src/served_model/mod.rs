@@ -389,6 +389,11 @@ pub(crate) fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
     weights.iter().map(of).collect()
 }
 
+/// Bytes of the weights of an encoder in a folder, which has no keys and values to keep.
+pub(crate) fn encoder_bytes(dir: &Path) -> u64 {
+    encoder::Files::of_folder(dir).weights_bytes()
+}
+
 fn check_names(generators: &[Opened], encoders: &[OpenedEncoder]) -> anyhow::Result<()> {
     let generators = generators.iter().flat_map(|opened| &opened.names);
     let mut names: Vec<&String> = generators

@@ -10,7 +10,7 @@ use rempart_kernels::{cpu, pool};
 
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
-use crate::cli::plan;
+use crate::cli::plan::Planned;
 use crate::config::CONNECTIONS_MAX;
 use crate::{runner, served_model};
 
@@ -152,32 +152,43 @@ fn memory(args: &DoctorArgs) -> Vec<Finding> {
     let opened: Vec<_> = args
         .models
         .iter()
-        .map(|model| (model, plan::weights_of(&store, model)))
+        .map(|model| (model, Planned::open(&store, model)))
         .collect();
-    let generators: Vec<u64> = opened
-        .iter()
-        .filter_map(|(_, weights)| *weights.as_ref().ok()?)
-        .collect();
-    let mut shares = served_model::shares(free, 0, &generators).into_iter();
-    let mut tell = |(model, weights): (&String, anyhow::Result<Option<u64>>)| {
-        match weights {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                let found = format!("{found}; {model} is an encoder, which takes little more than its file");
-                return Finding::good(WHAT, found);
+    let (mut encoders, mut generators) = (0, Vec::new());
+    for (_, planned) in &opened {
+        match planned {
+            Ok(Planned::Encoder(bytes)) => encoders += bytes,
+            Ok(Planned::Generator(known)) => generators.push(known.weights()),
+            Err(_) => {}
+        }
+    }
+    let mut shares = served_model::shares(free, encoders, &generators).into_iter();
+    let mut tell = |(model, planned): (&String, anyhow::Result<Planned>)| {
+        let known = match planned {
+            Ok(Planned::Generator(known)) => known,
+            Ok(Planned::Encoder(bytes)) => {
+                let found = format!(
+                    "{found}, of which {model} takes {}: it is an encoder",
+                    in_gib(bytes)
+                );
+                return if encoders <= free {
+                    Finding::good(WHAT, found)
+                } else {
+                    Finding::bad(WHAT, found, LESS)
+                };
             }
             // It may be fetched later, or be closed to all but the server's user.
             Err(error) if resolve(&store, model).is_err() => {
                 return Finding::warning(WHAT, format!("{found}: {model}: {error:#}"), ABSENT);
             }
             Err(error) => return Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), UNREADABLE),
-        }
-        match plan::memory_of(&store, model, shares.next().unwrap_or_default()) {
-            Ok((weights, tokens)) => Finding::good(
+        };
+        match known.tokens_within(shares.next().unwrap_or_default()) {
+            Ok(tokens) => Finding::good(
                 WHAT,
                 format!(
                     "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
-                    in_gib(weights)
+                    in_gib(known.weights())
                 ),
             ),
             Err(error) => Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), LESS),
