@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use rempart_governance::Scope;
 
+use super::administration::absent;
 use super::error::ApiError;
 use super::{App, AppState};
 use crate::access::{Caller, Refusal, Shown};
@@ -152,7 +153,9 @@ async fn pass(app: &AppState, needs: &[(&str, Need)], mut request: Request, next
             .iter()
             .find(|(route, _)| *route == path)
             .map(|(_, need)| need.scope(request.method())),
-        // A path that is no route is told apart only to those who have a key.
+        // A path that is no route is told apart only to those who have a key, one of administration to those who may
+        // read what there is.
+        None if absent::below(request.uri().path()).is_some() => Some(Some(Scope::Review)),
         None => Some(Some(Scope::Use)),
     };
     let caller = match need {

@@ -139,7 +139,11 @@ impl ApiError {
 
     /// 404: no such path.
     pub fn route_not_found() -> Self {
-        let message = "Unknown request URL. See /v1/models for what is served";
+        Self::unknown_url("Unknown request URL. See /v1/models for what is served")
+    }
+
+    /// The same in other words, where there are better ones.
+    pub fn unknown_url(message: &'static str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             Kind::InvalidRequestError,

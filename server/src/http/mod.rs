@@ -220,7 +220,7 @@ pub fn app(state: AppState) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(reference::openapi))
         .route("/docs", get(reference::docs))
-        .fallback(async || ApiError::route_not_found())
+        .fallback(administration::absent::not_found)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(Arc::clone(&state), authorize::authorize))
         .layer(from_fn_with_state(Arc::clone(&state), head::check))

@@ -273,13 +273,17 @@ impl Call {
         self.part_of_path("id", what)
     }
 
-    pub(super) fn part_of_path(mut self, name: &str, what: &str) -> Self {
+    pub(super) fn part_of_path(self, name: &str, what: &str) -> Self {
+        self.kind_of_path(name, what, string())
+    }
+
+    pub(super) fn kind_of_path(mut self, name: &str, what: &str, schema: AnySchema) -> Self {
         let id = ParameterBuilder::new()
             .name(name)
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
             .description(Some(what))
-            .schema(Some(string()));
+            .schema(Some(schema));
         self.operation = self.operation.parameter(id.build());
         self.fails(&[404])
     }

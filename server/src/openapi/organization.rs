@@ -28,7 +28,7 @@ pub(super) fn calls(tag: &str) -> Vec<Call> {
             "What this server does not have, of which none was used; other parameters are ignored",
             &WIDTHS,
         )
-        .part_of_path("kind", &format!("One of {}.", NEVER_USED.join(", "))),
+        .kind_of_path("kind", "What was used.", word(&NEVER_USED)),
         call(
             "/v1/organization/costs",
             tag,

@@ -125,6 +125,20 @@ async fn what_each_role_may_do() {
         .send(keys[3].1.reveal(), Method::GET, "/nothing", None)
         .await;
     assert_eq!(found.status, 404);
+    // And of administration to those who may see the rest of it.
+    for (below, told) in [
+        ("/v1/organization/groups", "There are no groups"),
+        ("/v1/organization/x", "Unknown request URL"),
+        ("/v1/projects/p/roles", "Roles are fixed"),
+    ] {
+        for (role, key) in &keys {
+            let found = governed.send(key.reveal(), Method::GET, below, None).await;
+            let may = role.allows(Scope::Review);
+            assert_eq!(found.status, if may { 404 } else { 403 }, "{below} {role}");
+            assert_eq!(found.body.contains(told), may, "{below} {role}");
+        }
+        assert_eq!(governed.server.get(below).await.status, 401);
+    }
 }
 
 #[test]

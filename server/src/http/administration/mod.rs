@@ -1,5 +1,6 @@
 //! `/v1/organization/*` but for usage: projects, keys, people, service accounts and the audit chain, in OpenAI's shape.
 
+pub mod absent;
 pub mod audit;
 pub mod keys;
 pub mod people;
