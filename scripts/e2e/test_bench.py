@@ -15,6 +15,11 @@ def bench(serving, *arguments):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
 
 
+def server_notes():
+    """What the binary's linker has written down of it."""
+    return subprocess.run(["readelf", "-n", server.binary()], capture_output=True, check=True, timeout=60).stdout
+
+
 @pytest.fixture(scope="module")
 def serving(module_server):
     return module_server("smollm2", "bench.log")
@@ -32,6 +37,8 @@ def test_what_is_counted_is_what_the_server_counts(serving, tmp_path):
     assert 0 < found["median_ttft_ms"] < found["median_e2el_ms"] and found["p99_itl_ms"] > 0
     assert found["output_throughput"] == pytest.approx(PROMPTS * OUTPUT / found["duration"])
     assert len(found["ttfts"]) == PROMPTS
+    build = found["rempart_bench"]["server_version"]["build"]
+    assert build.encode() in server_notes() and build in page.read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     assert "<svg" in text and "http://" not in text.replace(serving.root, "").replace("http://www.w3.org/", "")
     assert len(table.read_text(encoding="utf-8").splitlines()) == 2

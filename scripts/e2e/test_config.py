@@ -96,12 +96,13 @@ def test_the_doctor_looks_at_the_machine(file, tmp_path):
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}), encoding="utf-8")
     done = rempart("doctor", "--machine", "--model", config)
     assert done.returncode == 1 and re.search(r"^BAD +memory", done.stdout, re.MULTILINE), done.stdout
-    # Those of the server's file, beside each other.
-    served = tmp_path / "rempart.toml"
-    served.write_text(f"models = {json.dumps([str(model), str(config)])}\n", encoding="utf-8")
+    # Those of the server's file, beside each other; an encoder takes its share.
+    served, encoder = tmp_path / "rempart.toml", models.fetch("minilm", models.default_directory())
+    served.write_text(f"models = {json.dumps([str(model), str(encoder), str(config)])}\n", encoding="utf-8")
     done = rempart("doctor", "--machine", "--json", "--config", served)
     told = [line["found"] for line in map(json.loads, done.stdout.splitlines()) if line["what"] == "memory"]
-    assert [str(name) in found for name, found in zip((model, config), told, strict=True)] == [True, True], told
+    assert all(str(name) in found for name, found in zip((model, encoder, config), told, strict=True)), told
+    assert told[1].endswith("takes 0.1 GiB: it is an encoder"), told
 
 
 def test_a_shell_completes_the_command_line(tmp_path):

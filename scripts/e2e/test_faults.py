@@ -1,6 +1,7 @@
 """What the step `faults` makes of tests that pass, fail, or do not end; the kernels are real, and a script is the tests."""
 import dataclasses
 import platform
+import shutil
 import sys
 
 import pytest
@@ -39,3 +40,12 @@ def test_only_a_fault_that_hangs_is_found_by_waiting(tmp_path, scheduler, monkey
     monkeypatch.setattr(faults, "TIMEOUT_S", TIMEOUT_S)
     well, line = looked(tmp_path, scheduler, end, hangs=hangs)
     assert (well, line.split()[0]) == (found, word), line
+
+
+def test_every_fault_can_be_planted(tmp_path):
+    cuda = server.REPO / "kernels" / "cuda"
+    for fault in faults.read(cuda / "faults.toml"):
+        shutil.copy(cuda / fault.file, tmp_path / fault.file)
+        faults.plant(fault, tmp_path)
+        sources = {faults.place_of(kernel)[:2] for kernel in fault.kernels}
+        assert len(sources) == 1, f"{fault.name}: its kernels are not of one source and kind"

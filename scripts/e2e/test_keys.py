@@ -190,6 +190,7 @@ def test_a_full_disk_is_got_over(own_server, tmp_path):
                 break
         else:
             pytest.fail("a full disk took every row")
+        assert "and each is what was written" in rempart("audit", "verify", "--database", database)
         (disk / "fill").unlink()
         assert [ask() for _ in range(4)] == [200] * 4
         deadline = time.monotonic() + 10

@@ -52,6 +52,9 @@ def test_a_card_is_planned_from_its_datasheet(config):
     assert memory["weights"] + memory["cache"] + memory["activations"] <= memory["available"]
     # Keys and values of a token in bf16: 32 layers of 8 heads of 128, twice.
     assert plan["cache_tokens"] == memory["cache"] // (32 * 8 * 128 * 2 * 2)
+    # In 8 bits a number takes one byte, and 64 of them share a scale of four.
+    small = told("plan", config, "--card", "h100-sxm", "--kv-dtype", "int8")
+    assert small["cache_tokens"] == small["memory"]["cache"] // (32 * 2 * 8 * (128 + 2 * 4))
     rates = {answer["batch"]: answer["tokens_per_s"] for answer in plan["answers"]}
     assert rates[1] < rates[8] < rates[32]
     # No faster than the card reads the weights.
@@ -66,6 +69,14 @@ def test_a_faster_card_is_faster_and_a_small_one_too_small(config, tmp_path):
     refused = rempart("plan", str(large), "--card", "a10", "--weights", "Q8_0")
     assert refused.returncode == 1
     assert "the plan exceeds the memory available" in refused.stderr or "keys and values of one sequence" in refused.stderr
+
+
+def test_numbers_of_16_bits_take_no_whole_numbers(config):
+    exact = told("plan", config, "--card", "h100-sxm", "--weights", "BF16", "--activations", "int16")
+    assert exact["weights"][0]["format"] == "BF16"
+    assert exact["memory"]["weights"] >= 2 * WEIGHTS
+    packed = told("plan", config, "--card", "h100-sxm", "--weights", "Q8_0")
+    assert exact["answers"][0]["tokens_per_s"] < packed["answers"][0]["tokens_per_s"]
 
 
 def test_cards_are_listed():
@@ -109,8 +120,8 @@ def test_what_the_model_was_not_made_for_is_refused(smollm2):
     (["plan", "CONFIG", "--card", "l4", "--weights", "Q9"], "--weights Q9 is not one of F32, F16"),
     (["plan", "CONFIG", "--card", "l4", "--context-length", "131073"], "131073 is more than the model was made for, 131072"),
     (["plan", "CONFIG", "--card", "l4", "--step-tokens-max", "1048577"], "the limit of 1048576"),
-    (["plan", "CONFIG", "--card", "l4", "--kv-dtype", "int8"], "in bf16"),
-    (["plan", "CONFIG", "--card", "l4", "--weights", "BF16"], "a card has no kernels for weights in BF16"),
+    (["plan", "CONFIG", "--card", "l4", "--kv-dtype", "f32"], "in bf16 or in 8 bits"),
+    (["plan", "CONFIG", "--card", "l4", "--weights", "F32"], "a card has no kernels for weights in F32"),
     (["plan", "CONFIG", "--card", "l4", "--activations", "int16"], "a card rounds activations to 8 bits"),
     (["plan", "absent"], "absent"),
     (["bench", "engine", "absent"], "absent"),

@@ -51,7 +51,11 @@ class Terminal:
                     break
         raise AssertionError(f"{pattern!r} not in {self.text[-2000:]!r}")
 
-    def ends_with(self, status, seconds=10):
+    def prompted(self):
+        """Waits for the next prompt: before it the terminal reads by lines, and takes Ctrl-D itself."""
+        self.wait_for("> ")
+
+    def ends_with(self, status, seconds=30):
         assert self.process.wait(seconds) == status
         # What the program has changed of the terminal is as it was.
         assert termios.tcgetattr(self.follower)[:4] == self.before[:4]
@@ -132,18 +136,23 @@ def test_chat_answers_a_script(serving):
 def test_a_conversation_at_a_terminal(at_terminal, tmp_path):
     chat = at_terminal("chat", "--temperature", "0", "--max-tokens", "16")
     chat.wait_for("/help tells more")
+    chat.prompted()
     chat.type("Say \\\rhello.\r")
     chat.wait_for(r"\[\d+ tokens.*TTFT \d+ ms")
+    chat.prompted()
     chat.type("\x1b[A\r")
     chat.wait_for(r"\[\d+ tokens.*TTFT \d+ ms")
+    chat.prompted()
     saved = tmp_path / "said.json"
     chat.type(f"/save {saved}\r")
     chat.wait_for("saved in")
+    chat.prompted()
     messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     assert messages[0]["content"] == messages[2]["content"] == "Say \nhello."
     chat.type("/nonsense\r")
     chat.wait_for("no such command")
+    chat.prompted()
     chat.type("\x04")
     chat.ends_with(0)
 
@@ -151,6 +160,7 @@ def test_a_conversation_at_a_terminal(at_terminal, tmp_path):
 def test_ctrl_c_stops_an_answer_and_not_the_program(at_terminal, serving):
     chat = at_terminal("chat", "--temperature", "0", "--max-tokens", "4000", NO_COLOR="1")
     chat.wait_for("/help tells more")
+    chat.prompted()
     chat.type("Write a long story about the sea.\r")
     # The echo of what was typed, and then the beginning of an answer.
     chat.wait_for(r"(?s)the sea\..*?\n\w+ \w+")
@@ -160,5 +170,6 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(at_terminal, serving):
     while serving.metric("vllm:num_requests_running") and time.monotonic() < end:
         time.sleep(0.1)
     assert serving.metric("vllm:num_requests_running") == 0
+    chat.prompted()
     chat.type("/quit\r")
     chat.ends_with(0)

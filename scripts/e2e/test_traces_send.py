@@ -30,12 +30,13 @@ class Collector:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 time.sleep(collector.delay_s)
                 status, headers, answer = collector.answers.pop(0) if collector.answers else (200, {}, b"{}")
+                # Before the answer: whoever has that may look at once.
+                collector.asked.append((self.path, dict(self.headers), body, status))
                 self.send_response(status)
                 for name, value in {"content-type": "application/json", "content-length": str(len(answer)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(answer)
-                collector.asked.append((self.path, dict(self.headers), body, status))
 
             def log_message(self, *_):
                 pass

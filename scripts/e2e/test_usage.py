@@ -21,6 +21,9 @@ CLIENTS = 6
 # Read to their end before each kill, on average, within a time that no machine needs.
 ANSWERS, ROUND_S = 5, 30
 PRICE = "0.2,0.6,0.05"
+# All rows, chained or not yet.
+USED = " UNION ALL ".join(f"SELECT id, outcome, input, output FROM {table}" for table in ("usage_event", "usage_unchained"))
+USED = f"({USED}) AS used"
 
 
 def rempart(*arguments):
@@ -128,7 +131,7 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
     def look():
         # Whoever opens and closes the file must take nothing from the server.
         while not stop.is_set():
-            store.rows("SELECT COUNT(*) FROM usage_event")
+            store.rows(f"SELECT COUNT(*) FROM {USED}")
             time.sleep(0.05)
     for round_ in range(KILLS):
         stop.clear()
@@ -148,11 +151,18 @@ def test_no_answer_is_without_its_row_whenever_the_process_dies(governed, store)
         server, _, _ = governed(f"after-{round_}.log")
         assert time.monotonic() - began < 5
         client = client_of(server, key, timeout=20)
-        written = store.rows("SELECT input, output FROM usage_event WHERE outcome = 'completed'")
-        missing = collections.Counter((str(used[0]), str(used[1])) for used in got) - collections.Counter(written)
+        written = store.rows(f"SELECT id, input, output FROM {USED} WHERE outcome = 'completed'")
+        assert len({row[0] for row in written}) == len(written), "a request has one row"
+        counted = collections.Counter(row[1:] for row in written)
+        missing = collections.Counter((str(used[0]), str(used[1])) for used in got) - counted
         assert not missing, (round_, len(got), len(written))
         recorded = {row[0] for row in store.rows("SELECT object FROM audit_event WHERE action = 'project.created'")}
         assert set(changed) <= recorded, (round_, len(changed), len(recorded))
+        # Whatever the process before has left, this one chains at once.
+        until = time.monotonic() + 5
+        while store.rows("SELECT COUNT(*) FROM usage_unchained") != [("0",)]:
+            assert time.monotonic() < until
+            time.sleep(0.02)
         assert "and each is what was written" in rempart("audit", "verify", "--database", database)
     print(f"{KILLS} kills, {len(got)} answers read to their end, {len(written)} rows; {len(changed)} changes, {len(recorded)}")
     assert len(got) > ANSWERS * KILLS and len(changed) >= KILLS
@@ -226,6 +236,21 @@ def test_limits_as_the_official_client_meets_them(governed):
 
 
 @pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_server_ends_while_its_database_is_silent(governed, store):
+    """Nothing is left to write: it waits for what it leased, and for nothing else."""
+    server, _, key = governed("silent-end.log")
+    assert chat(client_of(server, key)).choices
+    store.halt(True)
+    try:
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 15
+    finally:
+        store.halt(False)
+    assert "and each is what was written" in rempart("audit", "verify", "--database", store.place)
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
 def test_a_database_that_is_gone_without_a_word_is_missed_at_once_and_found_again(governed, store):
     server, _, key = governed("silent.log")
     client = client_of(server, key, timeout=60)
@@ -247,6 +272,6 @@ def test_a_database_that_is_gone_without_a_word_is_missed_at_once_and_found_agai
         except openai.APIStatusError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    began = len(store.rows("SELECT id FROM usage_event WHERE outcome = 'completed'"))
+    began = len(store.rows(f"SELECT id FROM {USED} WHERE outcome = 'completed'"))
     assert began >= 3
     assert "and each is what was written" in rempart("audit", "verify", "--database", store.place)
