@@ -109,7 +109,8 @@ def p95(values):
 
 async def shares(server, keys, seconds, turn):
     """The tokens that clients of each project got, all of them always waiting for some: what is farthest from due."""
-    clients = {name: [Client(server, key, random.Random(f"{name}{at}")) for at in range(2 * PLACES)]
+    # No prompt comes twice, so that none is cached: what is found costs a project nothing.
+    clients = {name: [Client(server, key, random.Random(f"{name}{turn}{at}")) for at in range(2 * PLACES)]
                for name, key in keys.items()}
     everyone = [client for group in clients.values() for client in group]
     end = time.monotonic() + 1.2 * seconds
