@@ -29,7 +29,7 @@ VOCABULARY = 30_522
 DIMENSIONS = 384
 # Answers to requests that the document allows: what it cannot say is said by these codes of errors.
 BEYOND_SCHEMAS = {
-    "context_length_exceeded", "empty_array", "empty_prompt", "empty_string", "format_stuck", "invalid_value",
+    "context_length_exceeded", "empty_array", "empty_prompt", "empty_string", "format_stuck", "invalid_format", "invalid_value",
     "mismatched_project", "model_not_found", "model_not_supported", "not_found", "object_above_max_length", "out_of_range", "request_too_large",
     "response_not_found", "string_above_max_length", "unsupported_parameter",
 }
