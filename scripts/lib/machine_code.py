@@ -95,6 +95,8 @@ def read(text):
         name = entry.split("'")[0]
         own = re.search(rf"Function properties for {name}\n +(\d+) bytes stack frame", entry)
         used = re.search(r"Used (\d+) registers(.*)", entry)
+        if not own or not used:
+            raise CompileError(f"the assembler's report does not tell what {name} uses: {entry[:300]}")
         shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", used[2])
         found[name] = Resources(int(used[1]), int(shared[1]) if shared else 0, int(own[1]))
         # Of functions that it calls, too.

@@ -98,9 +98,12 @@ class Cluster:
 
     def halt(self, halted):
         """Has all its processes stand still, or go on: a machine that is gone without a word."""
+        told = signal.SIGSTOP if halted else signal.SIGCONT
+        # The parent of all first: it then starts no others.
+        os.kill(self.process.pid, told)
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for process in (self.process.pid, *map(int, children)):
-            os.kill(process, signal.SIGSTOP if halted else signal.SIGCONT)
+        for process in map(int, children):
+            os.kill(process, told)
 
     def rows(self, query):
         """What a query gives, all of it as text."""
