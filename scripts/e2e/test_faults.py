@@ -8,7 +8,7 @@ import pytest
 from lib import faults, server, shim
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="fibers are written for x86-64")
-TIMEOUT_S = 2
+TIMEOUT_S = 5
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import time
 import openai
 import pytest
 from lib.server import binary
+from test_administration import when_it_is_known
 
 ROUNDS = 30
 # Far below what chance gives in all the runs there will ever be, and far above what a cached prompt gives.
@@ -30,7 +31,8 @@ def projects(own_server, tmp_path):
         made = run("key", "create", "laptop", "--database", database, "--project", name)
         key = re.search(r"sk-rempart-\S+", made)[0]
         clients.append(openai.OpenAI(base_url=f"{server.root}/v1", api_key=key))
-    time.sleep(2)
+    for client in clients:
+        when_it_is_known(client.models.list)
     return clients
 
 

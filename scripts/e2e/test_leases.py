@@ -76,7 +76,7 @@ def test_requests_of_a_minute_are_counted_together(pair):
     for who in ((0, 1), (1,)):
         key = pair.limited("requests-per-minute=60")
         began = time.monotonic()
-        got = hammer(pair, key, who, 6)
+        got = hammer(pair, key, who, 12)
         took, answers = time.monotonic() - began, sum(map(len, got))
         print(f"servers {who}: {[len(one) for one in got]} answers in {took:.1f} s")
         # A minute's worth, and one for each second that came back. One server that is asked alone gets all of it.
@@ -95,7 +95,7 @@ def test_tokens_of_a_day_are_counted_together_and_outlive_a_server(pair):
     died = time.monotonic()
     during = sum(hammer(pair, key, (1,), 2), [])
     assert pair.tokens(key) <= 3000 - 2 * 900
-    after = sum(hammer(pair, key, (1,), 10), [])
+    after = sum(hammer(pair, key, (1,), 20), [])
     for stream in held:
         with contextlib.suppress(Exception):
             stream.close()
@@ -129,7 +129,7 @@ def test_places_are_counted_together_and_come_back_from_a_dead_server(pair):
     pair.servers[0].process.kill()
     began, most = time.monotonic(), 0
     while most < 4:
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         time.sleep(0.5)
         streams = open_all([1])
         most = len(streams[1])

@@ -34,13 +34,13 @@ DONE = (
     # One project asks, and may fill half of the queue.
     'instance:rejections:rate5m{reason="project_queue"}',
     "rempart_ready", "rempart_queue_requests_limit", "rempart_http_connections_limit", "process_cpu_seconds_total",
-    "rate(vllm:request_prefill_time_seconds_sum[1m])", "rate(vllm:prompt_tokens_cached_total[1m])", "rate(vllm:spec_decode_num_draft_tokens_total[1m])",
-    "rate(rempart_encoder_tokens_total[1m])", "rate(rempart_usage_rows_total[1m])",
+    "rate(vllm:request_prefill_time_seconds_sum[5m])", "rate(vllm:prompt_tokens_cached_total[5m])", "rate(vllm:spec_decode_num_draft_tokens_total[5m])",
+    "rate(rempart_encoder_tokens_total[5m])", "rate(rempart_usage_rows_total[5m])",
     'http_requests_total{status="429"}', "rempart_access_denied_total", "rempart_limited_total",
     "rempart_audit_checkpoint_failures_total", 'rempart_oidc_reloads_total{result="failure"}',
-    "rempart_tls_handshakes_failed_total", "max_over_time(vllm:num_requests_running[1m])",
-    "max_over_time(vllm:num_requests_waiting[1m])", "max_over_time(rempart_queue_requests[1m])",
-    "max_over_time(vllm:kv_cache_usage_perc[1m])")
+    "rempart_tls_handshakes_failed_total", "max_over_time(vllm:num_requests_running[5m])",
+    "max_over_time(vllm:num_requests_waiting[5m])", "max_over_time(rempart_queue_requests[5m])",
+    "max_over_time(vllm:kv_cache_usage_perc[5m])")
 
 
 def rempart(*arguments):

@@ -189,7 +189,7 @@ def test_half_handshakes_hinder_nobody(secure):
         began = time.monotonic()
         beset = sorted(ask() for _ in range(100))[98]
         # Machines that run tests are busy with other things.
-        assert beset < 1.5 * calm + 0.05, (calm, beset)
+        assert beset < 1.5 * calm + 0.25, (calm, beset)
         for connection in slow:
             while connection.recv(4096):
                 pass
