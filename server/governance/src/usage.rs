@@ -142,8 +142,8 @@ pub enum BrokenUsage {
     #[error("there are rows of usage that are in no batch")]
     Stray,
     #[error(
-        "row {0} of the table usage_unchained is none that this program has written: its request has a row already, or it can't \
-         be read (docs/troubleshoot.md says what to do)"
+        "row {0} of the table usage_unchained is none that this program has written: its request has a row already, it can't be \
+         read, or it is on a server, where none waits (docs/troubleshoot.md says what to do)"
     )]
     Waiting(i64),
     #[error("a sum of the hour {0} is not that of the rows")]

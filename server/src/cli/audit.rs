@@ -207,7 +207,7 @@ pub(super) async fn prove(store: &Store, noted: &Noted) -> anyhow::Result<()> {
     ))?;
     if proof.unchained > 0 {
         say(&format!(
-            "{} more wait to be chained, and nothing proves them yet: the disk is full, or a server writes",
+            "{} more wait to be chained, and nothing proves them yet: the disk is full, the file can't be written, or another writes",
             proof.unchained
         ))?;
     }

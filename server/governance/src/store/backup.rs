@@ -99,13 +99,15 @@ impl Store {
     /// Writes all there is at one moment, whatever is written meanwhile; the number of rows. `told` hears of each row.
     ///
     /// # Errors
-    /// What the database says, and what can't be written.
+    /// Names a row of usage that somebody else has written among those that wait to be chained, as no restored database could chain it;
+    /// what the database says, and what can't be written.
     pub async fn back_up(
         &self,
         actor: impl Into<Actor<'_>>,
         out: impl Write,
         mut told: impl FnMut(),
     ) -> Result<u64, Error> {
+        self.check_waiting().await?;
         // It is in the copy, too: whoever has one can be asked when it was made.
         let (mut change, acting) = self.begin_as(actor).await?;
         audit::append(

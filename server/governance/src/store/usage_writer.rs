@@ -221,6 +221,9 @@ impl Store {
             return Ok(());
         }
         self.check_file()?;
+        if self.file.is_none() {
+            return self.check_waiting().await;
+        }
         let chaining = async {
             let mut change = self.changes.begin_with(self.database.begin()).await?;
             chain_all(&mut change, &self.database).await?;
@@ -235,17 +238,26 @@ impl Store {
     /// Why rows could not be chained: where somebody has written one that can't be, its number instead of what the database says of
     /// all together.
     async fn named_unchained(&self, error: Error) -> Error {
+        // A server may be gone, and is not waited for once more.
+        if self.file.is_none() {
+            return error;
+        }
         match self.broken_unchained().await {
             Ok(Some(seq)) => BrokenUsage::Waiting(seq).into(),
             Ok(None) | Err(_) => error,
         }
     }
 
-    /// The first row that can't be chained as it is.
-    async fn broken_unchained(&self) -> Result<Option<i64>, Error> {
-        if self.file.is_none() {
-            return Ok(None);
+    /// Names the first row that can't be chained as it is.
+    pub(super) async fn check_waiting(&self) -> Result<(), Error> {
+        match self.broken_unchained().await? {
+            Some(seq) => Err(BrokenUsage::Waiting(seq).into()),
+            None => Ok(()),
         }
+    }
+
+    /// The first row that can't be chained as it is. On a server this program chains rows as it writes them: none of its own waits.
+    async fn broken_unchained(&self) -> Result<Option<i64>, Error> {
         let mut behind = i64::MIN;
         loop {
             let query = format!(
@@ -259,7 +271,7 @@ impl Store {
                 .await?;
             for row in &rows {
                 behind = row.try_get("seq")?;
-                if event(row).is_err() || row.try_get::<i64, _>("chained")? > 0 {
+                if self.file.is_none() || event(row).is_err() || row.try_get::<i64, _>("chained")? > 0 {
                     return Ok(Some(behind));
                 }
             }

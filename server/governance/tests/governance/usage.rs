@@ -385,6 +385,34 @@ async fn a_row_that_waits_and_is_not_of_this_program_is_named() {
     assert_eq!(proven(&store).await.unwrap(), 6);
 }
 
+/// What somebody else has put where rows wait is not taken for a row of this program, nor carried into a copy that can't be restored.
+#[tokio::test]
+async fn a_row_of_somebody_else_is_named_on_a_server_and_before_a_copy() {
+    const COLUMNS: &str = "id, began_ms, project, api_key, model, endpoint, input, cached, output, first_ms, duration_ms, status, outcome, cost_nano";
+    for place in [Place::file(), Place::server()] {
+        let store = place.open().await;
+        UsageWriter::new(store.clone()).write(&[used(0)]).await.unwrap();
+        assert_eq!(proven(&store).await.unwrap(), 1);
+        place
+            .run(&format!(
+                "INSERT INTO usage_unchained (seq, {COLUMNS}, content) SELECT 7, {COLUMNS}, '' FROM usage_event"
+            ))
+            .await;
+        let failed = [
+            store.chain_usage().await.unwrap_err(),
+            store.prove(&Noted::default()).await.unwrap_err(),
+            store.back_up("cli:root", Vec::new(), || ()).await.unwrap_err(),
+        ];
+        for error in failed {
+            let named = "row 7 of the table usage_unchained is none";
+            assert!(error.to_string().starts_with(named), "{error}");
+        }
+        place.run("UPDATE usage_unchained SET id = 'another'").await;
+        // A file's own rows wait there, too.
+        assert_eq!(store.chain_usage().await.is_ok(), place.is_file());
+    }
+}
+
 /// Rows that go alone are written past the driver, whose connection keeps the log short as it chains them, few or many at a time.
 #[tokio::test]
 async fn the_log_of_a_file_stays_short_however_many_rows_go_alone() {
