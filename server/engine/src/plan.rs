@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) admits: bool,
     /// One of them can't yet: those after it may only take what is their flow's share.
     pub(crate) passing: bool,
+    /// The priority of one that waits while free places are kept: those that are less urgent don't start before it.
+    pub(crate) kept_from: Option<i32>,
 }
 
 /// One sequence's part of a step.

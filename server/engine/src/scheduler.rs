@@ -8,9 +8,8 @@
 //! The order is priority, then the flow with the least service for its weight ([`crate::flows`]), of which those with fewer
 //! places than due are ahead by what a step computes, then arrival.
 //! Prompts under way take their turns in it with those that wait ([`crate::turns`]). A flow that waits takes places and
-//! blocks up to its share from flows that are above theirs ([`crate::shares`]), and has the places that its own sequences
-//! left for three steps. With one flow all this is arrival, and
-//! the youngest.
+//! blocks up to its share from flows that are above theirs ([`crate::shares`]), and is kept the places that its own
+//! sequences left, for a moment that grows with their answers. With one flow all this is arrival, and the youngest.
 //!
 //! Bounds. Nobody is admitted past a sequence that waits for blocks or for a place, so start order is order of service,
 //! with three exceptions. Siblings wait for their request's first sequence to compute the prompt, and meanwhile up to

@@ -1,4 +1,4 @@
-//! Who gives way: flows' shares of places and blocks, and whom preemption takes.
+//! Who gives way: flows' shares of places and blocks, for whom a place is kept that was left, and whom preemption takes.
 //!
 //! A flow that waits and holds less than its share takes from the flow that is most above its own, unless that was
 //! served less. A step's worth of tokens makes no difference there: whoever sends two requests at once would else wait
@@ -20,10 +20,14 @@ pub(crate) enum Resource {
     Blocks,
 }
 
-/// For how many steps a place is kept for the flow whose sequence has left it. Clients that ask again as soon as they have their
-/// answer come a moment later; whoever has started in between gave way to them, and they waited for its prompt. (As disks wait for
-/// the next read: Iyer and Druschel 2001, "Anticipatory scheduling".)
+/// For how many steps, at most, a place is kept for the flow whose sequence has left it. Clients that ask again as soon as they have
+/// their answer come a moment later; whoever has started in between gave way to them, and they waited for its prompt. (As disks wait
+/// for the next read: Iyer and Druschel 2001, "Anticipatory scheduling".)
 const KEPT_STEPS: usize = 3;
+
+/// It is kept for one step for each so many tokens of the answer: who comes and goes has a place idle for a fifth of the time at most,
+/// or somewhat more where the engine guesses several tokens a step.
+const KEPT_TOKENS: usize = 4;
 
 /// A place that a sequence has just left.
 #[derive(Debug)]
@@ -36,17 +40,21 @@ pub(crate) struct LeftPlace {
 impl Scheduler {
     /// A running sequence has ended.
     pub(crate) fn leave_place(&mut self, sequence: &Sequence) {
-        self.left_places.push(LeftPlace {
-            flow: sequence.spec.flow,
-            priority: sequence.rank().priority,
-            steps: KEPT_STEPS,
-        });
+        let steps = KEPT_STEPS.min(sequence.output().len() / KEPT_TOKENS);
+        if steps > 0 {
+            self.left_places.push(LeftPlace {
+                flow: sequence.spec.flow,
+                priority: sequence.rank().priority,
+                steps,
+            });
+        }
     }
 
     /// A sequence of a flow starts, maybe where another has left.
     pub(crate) fn take_left_place(&mut self, flow: u64) {
-        let left = self.left_places.iter().position(|left| left.flow.id == flow);
-        left.map(|index| self.left_places.remove(index));
+        if let Some(index) = self.left_places.iter().position(|left| left.flow.id == flow) {
+            self.left_places.remove(index);
+        }
     }
 
     /// A step was planned.

@@ -19,8 +19,8 @@ struct Lane {
     seen: Option<Rank>,
 }
 
-/// The order of turns: priority, service, whether a prompt is under way (the first chunk of another comes before its next),
-/// arrival; and the flow.
+/// A flow's next turn, in the order in which they are taken: its priority, the flow's service, whether its prompt is under way
+/// (the first chunk of another comes before its next), its arrival; and whose it is.
 type Turn = (i32, u128, bool, SeqId, u64);
 
 /// Whether a waiting sequence got what it needs.
@@ -123,7 +123,8 @@ impl Scheduler {
         let Some(rank) = self.next_waiting(flow, lane) else {
             return false;
         };
-        if !plan.admits || plan.tokens_left(rank) == 0 {
+        let is_behind = plan.kept_from.is_some_and(|urgent| rank.priority > urgent);
+        if !plan.admits || is_behind || plan.tokens_left(rank) == 0 {
             return false;
         }
         lane.seen = Some(rank);
@@ -137,8 +138,9 @@ impl Scheduler {
                 self.prefill(rank, Part::Start, plan);
                 return true;
             }
-            // Others are asked about kept places themselves.
-            Claim::AtCap | Claim::Kept => {}
+            Claim::AtCap => {}
+            // Others that are as urgent are asked about kept places themselves.
+            Claim::Kept => plan.kept_from = Some(rank.priority),
             // Others may have their shares meanwhile, but not for ever.
             Claim::Beyond if !self.is_oldest(rank) => plan.passing = true,
             Claim::Beyond | Claim::Within => plan.admits = false,
@@ -165,7 +167,7 @@ impl Scheduler {
     /// Holds back one block for every running sequence, so that the newcomer isn't preempted as soon as they grow.
     fn claim(&mut self, rank: Rank, plan: &mut Plan) -> Claim {
         let flow = self.sequence(rank.seq).flow();
-        let mut victims = Vec::new();
+        let (mut victims, mut is_kept) = (Vec::new(), false);
         if self.running.len() == self.config.sequences_max {
             if !self.has_place_due(flow) {
                 return Claim::Beyond;
@@ -174,8 +176,8 @@ impl Scheduler {
                 Some(giver) => victims.push(giver),
                 None => return Claim::Within,
             }
-        } else if self.keeps_places_from(rank) {
-            return Claim::Kept;
+        } else {
+            is_kept = self.keeps_places_from(rank);
         }
         let found = self.find(rank.seq);
         let needed = found.fresh + self.pool.unheld(&found.blocks);
@@ -183,6 +185,9 @@ impl Scheduler {
         let counted = found.fresh + self.pool.foreign(&found.blocks, flow);
         if self.exceeds_cap(flow, counted) {
             return Claim::AtCap;
+        }
+        if is_kept {
+            return Claim::Kept;
         }
         let within = self.has_blocks_due(flow, counted);
         // Those who are above their shares make room for a flow's only sequence, whatever its size.

@@ -144,6 +144,30 @@ fn times(others: usize, prefill_max: usize) -> [[u64; 2]; 2] {
     })
 }
 
+fn of_two_places() -> Engine<Blank> {
+    let config = EngineConfig {
+        sequences_max: 2,
+        ..PLACES
+    };
+    Engine::new(Blank, config)
+}
+
+fn add(engine: &mut Engine<Blank>, id: u64, (flow, priority): (u64, i32), tokens: usize) {
+    let request = Request {
+        flow: Flow { id: flow, weight: 1 },
+        priority,
+        ..request(&[id as Token; 3], tokens)
+    };
+    engine.add(RequestId(id), request, 0).unwrap();
+}
+
+/// Takes a step; who has started in it.
+fn starts(engine: &mut Engine<Blank>) -> Vec<u64> {
+    let outputs = engine.step(0).unwrap().outputs.into_iter();
+    let started = outputs.filter(|output| matches!(output.event, Event::Started { .. }));
+    started.map(|output| output.request.0).collect()
+}
+
 /// Beside as many as there are places, and beside four times as many: whoever asks again finds the place that it left, and its
 /// prompt in the next step.
 #[test]
@@ -160,45 +184,62 @@ fn a_flood_takes_no_turn_from_those_who_come_back() {
 /// But it is kept from nobody who has less than is due, and not for long.
 #[test]
 fn a_place_that_was_left_is_kept_for_a_moment() {
-    let mut engine = Engine::new(
-        Blank,
-        EngineConfig {
-            sequences_max: 2,
-            ..PLACES
-        },
-    );
-    let add = |engine: &mut Engine<Blank>, id: u64, flow: u64, tokens: usize| {
-        let flow = Flow { id: flow, weight: 1 };
-        let request = Request {
-            flow,
-            ..request(&[id as Token; 3], tokens)
-        };
-        engine.add(RequestId(id), request, 0).unwrap();
-    };
-    let starts = |engine: &mut Engine<Blank>| -> Vec<u64> {
-        let outputs = engine.step(0).unwrap().outputs.into_iter();
-        let started = outputs.filter(|output| matches!(output.event, Event::Started { .. }));
-        started.map(|output| output.request.0).collect()
-    };
-    for (id, flow, tokens) in [(20, 2, 2), (10, 1, 40), (11, 1, 40), (12, 1, 40)] {
-        add(&mut engine, id, flow, tokens);
+    let mut engine = of_two_places();
+    for (id, flow, tokens) in [(20, 2, 12), (10, 1, 80), (11, 1, 80), (12, 1, 80)] {
+        add(&mut engine, id, (flow, 0), tokens);
     }
     assert_eq!(starts(&mut engine), [20, 10]);
-    assert_eq!(starts(&mut engine), []);
+    for _ in 1..12 {
+        assert_eq!(starts(&mut engine), []);
+    }
     // The place is free, and the flood waits for it: three steps.
     for _ in 0..3 {
         assert_eq!((engine.stats().running, starts(&mut engine)), (1, vec![]));
     }
     assert_eq!(starts(&mut engine), [11]);
     // Whoever comes back within them has it, without anybody's giving way.
-    add(&mut engine, 21, 2, 2);
+    add(&mut engine, 21, (2, 0), 12);
     assert_eq!(engine.step(0).unwrap().preemptions, 1);
-    engine.step(0).unwrap();
-    add(&mut engine, 22, 2, 2);
+    for _ in 1..12 {
+        assert_eq!(starts(&mut engine), []);
+    }
+    add(&mut engine, 22, (2, 0), 12);
     let report = engine.step(0).unwrap();
     assert_eq!((report.preemptions, engine.stats().running), (0, 2));
+    for _ in 1..12 {
+        assert_eq!(starts(&mut engine), []);
+    }
     // Another project has less than is due: it is kept from the flood alone.
-    engine.step(0).unwrap();
-    add(&mut engine, 30, 3, 40);
+    add(&mut engine, 30, (3, 0), 40);
     assert_eq!(starts(&mut engine), [30]);
+}
+
+/// A step for each four tokens, three at most.
+#[test]
+fn a_place_is_kept_by_what_was_made_of_it() {
+    for (tokens, kept) in [(1, 0), (3, 0), (4, 1), (11, 2), (40, 3)] {
+        let mut engine = of_two_places();
+        for (id, flow, tokens) in [(20, 2, tokens), (10, 1, 80), (11, 1, 80)] {
+            add(&mut engine, id, (flow, 0), tokens);
+        }
+        for _ in 0..tokens {
+            starts(&mut engine);
+        }
+        let steps = (0..9).find(|_| !starts(&mut engine).is_empty());
+        assert_eq!(steps, Some(kept), "{tokens} tokens");
+    }
+}
+
+/// Nor does one that is less urgent start while a place is kept from one that is more so.
+#[test]
+fn a_place_that_is_kept_is_kept_from_the_less_urgent_too() {
+    let mut engine = of_two_places();
+    for (id, flow, priority, tokens) in [(20, 2, 0, 12), (10, 1, 0, 80), (11, 1, 0, 80), (30, 3, 1, 12)] {
+        add(&mut engine, id, (flow, priority), tokens);
+    }
+    assert_eq!(starts(&mut engine), [20, 10]);
+    for _ in 1..15 {
+        assert_eq!(starts(&mut engine), []);
+    }
+    assert_eq!(starts(&mut engine), [11]);
 }
