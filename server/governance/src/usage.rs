@@ -131,7 +131,7 @@ pub struct UsageBatch {
 }
 
 /// Where what was used does not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BrokenUsage {
     #[error("batch {0} of usage is not the one that was written")]
     Batch(i64),
@@ -146,6 +146,11 @@ pub enum BrokenUsage {
          read, or it is on a server, where none waits (docs/troubleshoot.md says what to do)"
     )]
     Waiting(i64),
+    #[error(
+        "the database has the trigger {0:?}, which this program has not made and which can change rows before they are chained (docs/troubleshoot.md says \
+         what to do)"
+    )]
+    Trigger(String),
     #[error("a sum of the hour {0} is not that of the rows")]
     Sum(i64),
     #[error("the sums that were kept of rows that were deleted are not those that were written")]

@@ -99,8 +99,8 @@ impl Store {
     /// Writes all there is at one moment, whatever is written meanwhile; the number of rows. `told` hears of each row.
     ///
     /// # Errors
-    /// Names a row of usage that somebody else has written among those that wait to be chained, as no restored database could chain it;
-    /// what the database says, and what can't be written.
+    /// Names a row of usage that somebody else has written among those that wait to be chained, as no restored database could chain it,
+    /// or a trigger, which the copy would not have; what the database says, and what can't be written.
     pub async fn back_up(
         &self,
         actor: impl Into<Actor<'_>>,

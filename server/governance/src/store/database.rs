@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rusqlite::ffi;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::Error;
@@ -154,6 +155,17 @@ impl Database {
         }
     }
 
+    /// Whether that a change was refused says nothing of what is in a file: another writes, the disk is full or fails, or the file
+    /// can't be written.
+    pub(super) fn is_passing(&self, error: &sqlx::Error) -> bool {
+        let Self::File(_) = self else { return false };
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
+        let code = code.and_then(|code| code.parse().ok());
+        matches!(error, sqlx::Error::PoolTimedOut) || code.is_some_and(is_of_the_system)
+    }
+
     /// Begins a change.
     pub(super) fn begin(&self) -> &'static str {
         match self {
@@ -204,6 +216,27 @@ impl Database {
             Self::Server(url) => Ok(url.clone()),
         }
     }
+}
+
+/// Whether an extended code of SQLite is of what is around a file, and not of what is in it. The last byte is the kind.
+fn is_of_the_system(code: i32) -> bool {
+    let is_of_the_file = [
+        ffi::SQLITE_IOERR_READ,
+        ffi::SQLITE_IOERR_SHORT_READ,
+        ffi::SQLITE_IOERR_DATA,
+        ffi::SQLITE_IOERR_CORRUPTFS,
+        ffi::SQLITE_READONLY_DBMOVED,
+    ];
+    let kinds = [
+        ffi::SQLITE_BUSY,
+        ffi::SQLITE_LOCKED,
+        ffi::SQLITE_READONLY,
+        ffi::SQLITE_IOERR,
+        ffi::SQLITE_FULL,
+        ffi::SQLITE_CANTOPEN,
+        ffi::SQLITE_PROTOCOL,
+    ];
+    kinds.contains(&(code & 0xff)) && !is_of_the_file.contains(&code)
 }
 
 impl FromStr for Database {
@@ -428,6 +461,18 @@ mod tests {
             "postgres://10.0.0.1/a",
         ] {
             assert!(exposed(url), "{url}");
+        }
+    }
+
+    /// Numbers of <https://www.sqlite.org/rescode.html>.
+    #[test]
+    fn codes_of_a_disk_and_of_others_that_write_are_not_of_what_is_in_a_file() {
+        let (busy, locked, readonly, written, full) = ([5, 517], [6, 262], [8, 264], [778, 1034], [13, 14]);
+        for code in [busy, locked, readonly, written, full].as_flattened() {
+            assert!(is_of_the_system(*code), "{code}");
+        }
+        for of_the_file in [1, 11, 19, 26, 266, 522, 1032, 1811, 2067] {
+            assert!(!is_of_the_system(of_the_file), "{of_the_file}");
         }
     }
 }

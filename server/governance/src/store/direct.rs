@@ -69,7 +69,11 @@ fn write(connection: &Connection, rows: &[UsageEvent]) -> rusqlite::Result<()> {
     let insert = |row: &UsageEvent| {
         let part = Part::Unchained(row);
         let mut statement = connection.prepare_cached(part.words())?;
-        statement.execute(params_from_iter(part.values())).map(drop)
+        match statement.execute(params_from_iter(part.values()))? {
+            1 => Ok(()),
+            // Somebody has made the table pass rows over.
+            rows => Err(rusqlite::Error::StatementChangedRows(rows)),
+        }
     };
     // A statement is a change by itself.
     if let [row] = rows {

@@ -168,7 +168,7 @@ impl<'a> Part<'a> {
                 Text(&batch.previous),
                 Text(&batch.hash),
             ],
-            Self::Row(seq, row) => [vec![Number(seq)], values_of(row)].concat(),
+            Self::Row(seq, row) => std::iter::once(Number(seq)).chain(values_of(row)).collect(),
             Self::Unchained(row) => values_of(row),
             Self::Sum((hour, project, key, model, endpoint), ref sum) => vec![
                 Number(hour),

@@ -211,8 +211,9 @@ impl Store {
     /// Chains rows of usage that wait for it, whoever has written them.
     ///
     /// # Errors
-    /// Names a row that somebody else has written there; what the database says.
+    /// Names a trigger, or a row that somebody else has written there; what the database says.
     pub async fn chain_usage(&self) -> Result<(), Error> {
+        self.check_triggers().await?;
         // Most find none, and then wait for nobody who writes.
         let waiting = sqlx::query("SELECT seq FROM usage_unchained LIMIT 1")
             .fetch_optional(&self.pool)
@@ -248,8 +249,26 @@ impl Store {
         }
     }
 
-    /// Names the first row that can't be chained as it is.
+    /// Names what changes rows in a file before they are chained, which no chain could tell. (A server's rows are chained as they
+    /// are written.)
+    async fn check_triggers(&self) -> Result<(), Error> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        // SQLite knows one by its kind in letters of either case.
+        let found =
+            sqlx::query("SELECT name FROM sqlite_schema WHERE type = 'trigger' COLLATE NOCASE LIMIT 1")
+                .fetch_optional(&self.pool)
+                .await?;
+        match found {
+            Some(row) => Err(BrokenUsage::Trigger(row.try_get(0)?).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Names a trigger, or the first row that can't be chained as it is.
     pub(super) async fn check_waiting(&self) -> Result<(), Error> {
+        self.check_triggers().await?;
         match self.broken_unchained().await? {
             Some(seq) => Err(BrokenUsage::Waiting(seq).into()),
             None => Ok(()),

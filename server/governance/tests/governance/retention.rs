@@ -454,7 +454,7 @@ async fn rows_that_wait_are_kept_no_longer_than_others() {
     assert_eq!(trim(&store, 190).await.usage, 1);
     writer.write(&[used(1, now_ms())]).await.unwrap();
     place
-        .run("CREATE TRIGGER full BEFORE INSERT ON usage_batch BEGIN SELECT RAISE(ABORT, 'full'); END")
+        .run("CREATE TRIGGER refuses BEFORE INSERT ON usage_batch BEGIN SELECT RAISE(ABORT, 'refused'); END")
         .await;
     let (mut told, later) = (Deleted::default(), now_ms() + 800 * DAY_MS);
     assert!(store.trim("cli:root", later, |now| told = now).await.is_err());

@@ -277,7 +277,7 @@ async fn what_can_not_be_chained_ends_the_writing(place: Place) {
     assert_eq!(proven(&store).await.unwrap(), 2);
 }
 
-/// What can't be chained, as the disk is full, is told beside what is proven; and nobody waits for it who can do without.
+/// What can't be chained, as another writes, is told beside what is proven; and nobody waits for it who can do without.
 #[tokio::test]
 async fn rows_that_can_not_be_chained_are_counted_and_exported() {
     let place = Place::file();
@@ -288,9 +288,8 @@ async fn rows_that_can_not_be_chained_are_counted_and_exported() {
     // Before all others, and by a clock that was ahead.
     let waiting = [used(-1), used(4_000_000)];
     writer.write(&waiting).await.unwrap();
-    let full = "CREATE TRIGGER full BEFORE INSERT ON usage_batch BEGIN SELECT RAISE(ABORT, 'full'); END";
-    place.run(full).await;
-    assert!(store.chain_usage().await.is_err());
+    let mut other = place.raw().await;
+    let change = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
     let proof = store.prove(&Noted::default()).await.unwrap();
     assert_eq!((proof.usage.0, proof.unchained), (2, 2));
     let (key, end) = (used(0).key, store.usage_end().await.unwrap());
@@ -305,9 +304,33 @@ async fn rows_that_can_not_be_chained_are_counted_and_exported() {
     );
     let ahead = store.held_until_ms(1_900_000_000_000).await.unwrap();
     assert_eq!(ahead, Some(waiting[1].began_ms));
-    place.run("DROP TRIGGER full").await;
+    change.rollback().await.unwrap();
     let proof = store.prove(&Noted::default()).await.unwrap();
     assert_eq!((proof.usage.0, proof.unchained), (4, 0));
+}
+
+/// What keeps rows from being chained for good is told, and no proof holds meanwhile.
+#[tokio::test]
+async fn rows_that_somebody_keeps_from_being_chained_are_told() {
+    let place = Place::file();
+    let store = place.open().await;
+    let mut writer = UsageWriter::new(store.clone());
+    writer.write(&[used(0)]).await.unwrap();
+    writer.chain().await.unwrap();
+    place.run("CREATE UNIQUE INDEX one ON usage_event (model)").await;
+    writer.write(&[used(1)]).await.unwrap();
+    let found = store.prove(&Noted::default()).await;
+    assert!(matches!(found, Err(Error::Database(_))), "{found:?}");
+    place.run("DROP INDEX one").await;
+    let trigger = "CREATE TRIGGER cheaper AFTER INSERT ON usage_unchained BEGIN UPDATE usage_unchained SET input = 0; END";
+    place.run(trigger).await;
+    let found = store.prove(&Noted::default()).await.unwrap_err().to_string();
+    assert!(
+        found.starts_with("the database has the trigger \"cheaper\", which"),
+        "{found}"
+    );
+    place.run("DROP TRIGGER cheaper").await;
+    assert_eq!(proven(&store).await.unwrap(), 2);
 }
 
 /// A chain that was changed is told so, whatever waits behind it.
