@@ -280,8 +280,10 @@ async fn export_requests(
     for key in keys {
         for from in (1..=end).step_by(usize::try_from(PAGE)?) {
             let rows = store.usage_events_of(&key.id.0, from, from + PAGE - 1).await?;
-            let found: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-            unchained.retain(|row| !found.contains(row.id.as_str()));
+            if !unchained.is_empty() {
+                let found: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+                unchained.retain(|row| !found.contains(row.id.as_str()));
+            }
             for row in &rows {
                 export_request(row, std::mem::take(&mut first), out)?;
             }
