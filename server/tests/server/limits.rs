@@ -272,9 +272,10 @@ async fn requests_at_one_time() {
     governed.server.controls.close();
     let (one, two) = (governed.chat(&key, json!({})), governed.chat(&key, json!({})));
     let third = async {
+        governed.server.controls.held().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         // One that is let in would wait for the gate.
-        let third = tokio::time::timeout(Duration::from_secs(2), governed.chat(&key, json!({}))).await;
+        let third = tokio::time::timeout(Duration::from_secs(20), governed.chat(&key, json!({}))).await;
         governed.server.controls.open();
         third.unwrap()
     };
