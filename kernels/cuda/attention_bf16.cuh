@@ -26,7 +26,7 @@ struct Bf16Cache {
       for (uint32_t g = 0; g < kGroups<D>; ++g)
 #pragma unroll
         for (uint32_t half = 0; half < 2; ++half) {
-          uint64_t from = (uint64_t(at[g]) * 16 + key + half * 2) * D + i * 32 + lane() % 4 * 8;
+          uint64_t from = (at[g] * 16 + key + half * 2) * D + i * 32 + lane() % 4 * 8;
           auto k = *reinterpret_cast<const Words4*>(static_cast<const uint16_t*>(keys) + from);
           mma_bf16(scores[g][half], a0, k.w[0], k.w[1]);
           mma_bf16(scores[g][half], a1, k.w[2], k.w[3]);
@@ -57,7 +57,7 @@ struct Bf16Cache {
       for (int i = 0; i < 4; ++i) sums[t][i] = __fmul_rn(sums[t][i], kept[i / 2]);
 #pragma unroll
       for (uint32_t g = 0; g < kGroups<D>; ++g) {
-        uint64_t from = (uint64_t(at[g]) * D + t * 8 + lane() / 4) * 16 + lane() % 4 * 4;
+        uint64_t from = (at[g] * D + t * 8 + lane() / 4) * 16 + lane() % 4 * 4;
         auto v = *reinterpret_cast<const Words2*>(static_cast<const uint16_t*>(values) + from);
         mma_bf16(sums[t], p[g], v.w[0] & kept_bits[g][0], v.w[1] & kept_bits[g][1]);
       }

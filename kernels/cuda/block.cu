@@ -50,85 +50,134 @@ KERNEL(gate, GateArgs, 256) {
   a.out[i] = activate(x[0], a.activation) * x[a.d];
 }
 
-struct RopeArgs {
-  const float* x;             // rows of heads * d, `stride` apart
-  const uint32_t* positions;  // [n]
-  const float* inv_freq;      // [d / 2]
-  const float* weight;        // [d] of a norm of each head before, or null
-  const float* factors;       // [heads * d] that multiply the results, or null
-  float* out;                 // [n, heads * d]
+// Rows of heads that are rotated.
+struct RotatedArgs {
+  const float* x;        // rows of heads * d, `stride` apart
+  const float* weight;   // [d] of a norm of each head before, or null
+  const float* factors;  // [heads * d] that multiply the results, or null
   uint64_t stride;
-  uint32_t n, heads, d;
-  float eps, attention_factor;
-  uint32_t interleaved;  // pairs (2 i, 2 i + 1) instead of (i, i + d / 2)
+  uint32_t heads;
+  float eps;
 };
 
-// A warp a head; 8 n heads d bytes. 512 rows of 32 heads of 128: 17 MB, so 5 us on an H100 and 19 on an L40S.
-KERNEL(rope, RopeArgs, 256) {
-  uint64_t number = uint64_t(blockIdx.x) * (blockDim.x / 32) + warp();
-  if (number >= uint64_t(a.n) * a.heads) return;
-  uint32_t token = number / a.heads, head = number % a.heads;
-  const float* x = a.x + token * a.stride + uint64_t(head) * a.d;
-  float scale = 1;
-  if (a.weight) {
-    float sum = 0;
-    for (uint32_t i = lane(); i < a.d; i += 32) sum = __fmaf_rn(x[i], x[i], sum);
-    scale = 1.0f / sqrtf(warp_sum(sum) / float(a.d) + a.eps);
-  }
-  float* out = a.out + number * a.d;
-  for (uint32_t pair = lane(); pair < a.d / 2; pair += 32) {
-    uint32_t i = a.interleaved ? 2 * pair : pair, j = a.interleaved ? i + 1 : pair + a.d / 2;
-    float first = x[i], second = x[j];
-    if (a.weight) first *= scale * a.weight[i], second *= scale * a.weight[j];
-    float angle = float(a.positions[token]) * a.inv_freq[pair];
-    float c = cosf(angle) * a.attention_factor, s = sinf(angle) * a.attention_factor;
-    float turned[2] = {first * c - second * s, second * c + first * s};
-    if (a.factors) turned[0] *= a.factors[head * a.d + i], turned[1] *= a.factors[head * a.d + j];
-    out[i] = turned[0];
-    out[j] = turned[1];
-  }
-}
-
-struct WriteArgs {
-  const float* k;         // rows of kv_heads * d, `k_stride` apart
-  const float* v;         // as above, `v_stride` apart
-  const uint32_t* slots;  // [n]
-  void* keys;             // as attention_bf16.cuh or attention_int8.cuh has them
+struct RopeArgs {
+  RotatedArgs q, k;
+  const float* v;             // rows of k.heads * d, `v_stride` apart
+  uint64_t v_stride;
+  const uint32_t* positions;  // [n]
+  const float* inv_freq;      // [d / 2], or null where keys are stored as they are
+  float* out;                 // [n, q.heads * d]
+  const uint32_t* slots;      // [n]
+  void* keys;                 // as attention_bf16.cuh or attention_int8.cuh has them
   void* values;
-  uint64_t k_stride, v_stride;
-  uint32_t kv_heads, d, block_size;
+  uint32_t n, d, block_size;
+  float attention_factor;
+  uint32_t interleaved;  // pairs (2 i, 2 i + 1) instead of (i, i + d / 2)
   uint32_t pad;
 };
 
-// Keys and values in bf16 where attention.cu reads them; a block a token, 12 kv_heads d bytes. 512 tokens with 8 heads of 128:
-// 6.3 MB, so 1.9 us on an H100 and 7.3 on an L40S.
-KERNEL(write_kv, WriteArgs, 256) {
-  auto keys = static_cast<uint16_t*>(a.keys), values = static_cast<uint16_t*>(a.values);
-  uint32_t slot = a.slots[blockIdx.x], block = slot / a.block_size, offset = slot % a.block_size;
-  for (uint32_t i = threadIdx.x; i < a.kv_heads * a.d; i += blockDim.x) {
-    uint32_t head = i / a.d, dim = i % a.d;
-    uint64_t group = (uint64_t(block) * a.kv_heads + head) * (a.block_size / 16) + offset / 16;
-    keys[(group * 16 + offset % 16) * a.d + dim] = to_bf16(a.k[blockIdx.x * a.k_stride + i]);
-    values[(group * a.d + dim) * 16 + offset % 16] = to_bf16(a.v[blockIdx.x * a.v_stride + i]);
+// Gives `to(i, number)` the numbers of a head, of which each lane has some: rotated, where there are angles.
+template <class To> DEVICE void rotate(const RopeArgs& a, const RotatedArgs& of, uint32_t token, uint32_t head, To to) {
+  const float* x = of.x + token * of.stride + uint64_t(head) * a.d;
+  if (!a.inv_freq) {
+    for (uint32_t i = lane(); i < a.d; i += 32) to(i, x[i]);
+    return;
+  }
+  float scale = 1;
+  if (of.weight) {
+    float sum = 0;
+    for (uint32_t i = lane(); i < a.d; i += 32) sum = __fmaf_rn(x[i], x[i], sum);
+    scale = 1.0f / sqrtf(warp_sum(sum) / float(a.d) + of.eps);
+  }
+  for (uint32_t pair = lane(); pair < a.d / 2; pair += 32) {
+    uint32_t i = a.interleaved ? 2 * pair : pair, j = a.interleaved ? i + 1 : pair + a.d / 2;
+    float first = x[i], second = x[j];
+    if (of.weight) first *= scale * of.weight[i], second *= scale * of.weight[j];
+    float angle = float(a.positions[token]) * a.inv_freq[pair];
+    float c = cosf(angle) * a.attention_factor, s = sinf(angle) * a.attention_factor;
+    float turned[2] = {first * c - second * s, second * c + first * s};
+    if (of.factors) turned[0] *= of.factors[head * a.d + i], turned[1] *= of.factors[head * a.d + j];
+    to(i, turned[0]);
+    to(j, turned[1]);
   }
 }
 
-// As above in 8 bits, d being a multiple of 64; a warp for each part of a head's keys or values. Reads 8 kv_heads d bytes and
-// writes 2.1. 512 tokens with 8 heads of 128: 5.3 MB, so 1.6 us on an H100 and 6.1 on an L40S.
-KERNEL(write_kv_int8, WriteArgs, 256) {
-  uint32_t slot = a.slots[blockIdx.x], block = slot / a.block_size, position = slot % 16, parts = a.d / kPart;
-  for (uint32_t i = warp(); i < 2 * a.kv_heads * parts; i += blockDim.x / 32) {
-    bool is_key = i < a.kv_heads * parts;
-    uint32_t part = i % parts, head = i / parts % a.kv_heads;
-    const float* x = (is_key ? a.k + blockIdx.x * a.k_stride : a.v + blockIdx.x * a.v_stride) + head * a.d + part * kPart;
-    float two[2] = {x[lane()], x[lane() + 32]};
+// What a warp computes: a head of a token's queries, keys or values; of the latter two also their place in the cache.
+struct Head {
+  uint32_t token, head, position;
+  uint64_t group;
+  bool is_query, is_key;
+};
+
+// False for warps behind the last head.
+DEVICE bool find_head(const RopeArgs& a, Head& head) {
+  uint32_t all = a.q.heads + 2 * a.k.heads;
+  uint64_t number = uint64_t(blockIdx.x) * (blockDim.x / 32) + warp();
+  if (number >= uint64_t(a.n) * all) return false;
+  head.token = number / all, head.head = number % all;
+  head.is_query = head.head < a.q.heads;
+  if (head.is_query) return true;
+  head.head -= a.q.heads;
+  head.is_key = head.head < a.k.heads;
+  if (!head.is_key) head.head -= a.k.heads;
+  uint32_t slot = a.slots[head.token], block = slot / a.block_size;
+  head.group = (uint64_t(block) * a.k.heads + head.head) * (a.block_size / 16) + slot % a.block_size / 16;
+  head.position = slot % 16;
+  return true;
+}
+
+DEVICE void rotate_query(const RopeArgs& a, const Head& head) {
+  float* out = a.out + (uint64_t(head.token) * a.q.heads + head.head) * a.d;
+  rotate(a, a.q, head.token, head.head, [&](uint32_t i, float x) { out[i] = x; });
+}
+
+DEVICE const float* values_of(const RopeArgs& a, const Head& head) {
+  return a.v + head.token * a.v_stride + uint64_t(head.head) * a.d;
+}
+
+// Queries are rotated, keys are rotated and stored with the values, in bf16: a warp a head, n d (8 heads + 12 kv_heads) bytes.
+// 512 tokens with 32 and 8 heads of 128: 23 MB, so 6.9 us on an H100 and 27 on an L40S.
+KERNEL(rope, RopeArgs, 256) {
+  Head head;
+  if (!find_head(a, head)) return;
+  if (head.is_query) {
+    rotate_query(a, head);
+  } else if (head.is_key) {
+    auto keys = static_cast<uint16_t*>(a.keys) + (head.group * 16 + head.position) * a.d;
+    rotate(a, a.k, head.token, head.head, [&](uint32_t i, float x) { keys[i] = to_bf16(x); });
+  } else {
+    auto values = static_cast<uint16_t*>(a.values);
+    const float* x = values_of(a, head);
+    for (uint32_t i = lane(); i < a.d; i += 32) values[(head.group * a.d + i) * 16 + head.position] = to_bf16(x[i]);
+  }
+}
+
+// As above in 8 bits, d being a multiple of 64; each warp has d floats of shared memory. n d (8 heads + 10.1 kv_heads) bytes: for
+// the same 512 tokens 22 MB, so 6.6 us on an H100 and 26 on an L40S.
+KERNEL(rope_int8, RopeArgs, 256) {
+  Head head;
+  if (!find_head(a, head)) return;
+  if (head.is_query) {
+    rotate_query(a, head);
+    return;
+  }
+  const float* x = values_of(a, head);
+  if (head.is_key) {
+    float* rotated = static_cast<float*>(shared()) + warp() * a.d;
+    rotate(a, a.k, head.token, head.head, [&](uint32_t i, float x) { rotated[i] = x; });
+    sync_warp();
+    x = rotated;
+  }
+  auto records = static_cast<uint8_t*>(head.is_key ? a.keys : a.values) + head.group * (a.d / kPart) * kPartBytes;
+  for (uint32_t part = 0; part < a.d / kPart; ++part) {
+    float two[2] = {x[part * kPart + lane()], x[part * kPart + lane() + 32]};
     uint32_t magnitudes[2] = {bits_of(two[0]) & 0x7fffffffu, bits_of(two[1]) & 0x7fffffffu};
     auto [factor, count] = rounding(warp_max(magnitudes[0] > magnitudes[1] ? magnitudes[0] : magnitudes[1]));
-    uint64_t group = (uint64_t(block) * a.kv_heads + head) * (a.block_size / 16) + slot % a.block_size / 16;
-    uint8_t* record = static_cast<uint8_t*>(is_key ? a.keys : a.values) + (group * parts + part) * kPartBytes;
-    if (lane() == 0) reinterpret_cast<float*>(record)[position] = count;
+    uint8_t* record = records + part * kPartBytes;
+    if (lane() == 0) reinterpret_cast<float*>(record)[head.position] = count;
     for (uint32_t half = 0; half < 2; ++half) {
-      uint32_t dim = half * 32 + lane(), place = is_key ? key_place(position, dim) : value_place(position, dim);
+      uint32_t dim = half * 32 + lane();
+      uint32_t place = head.is_key ? key_place(head.position, dim) : value_place(head.position, dim);
       record[kScalesBytes + place] = uint8_t(whole(two[half], factor) + int32_t(kZero));
     }
   }

@@ -42,7 +42,7 @@ pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,
     RopeStyle, edit, embed, gated_projections, linear, linear_add, paged_attention, projections, rms_norm,
-    rms_norm_add, rope, write_kv,
+    rms_norm_add, rope, rope_and_write_kv, write_kv,
 };
 pub use packed::{Activations, Packed, Pages};
 pub use weight::Weight;

@@ -12,7 +12,10 @@ use candle_core::{Device, Tensor};
 use common::{Rng, assert_close, bits, values};
 use half::bf16;
 use proptest::prelude::*;
-use rempart_kernels::{AttentionOptions, AttentionRow, KvCache, KvDtype, cpu, paged_attention, write_kv};
+use rempart_kernels::{
+    AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, RopeOptions, RopeStyle, cpu,
+    paged_attention, rope, rope_and_write_kv, write_kv,
+};
 
 #[derive(Debug, Clone)]
 struct Scene {
@@ -294,4 +297,78 @@ fn tokens_of_no_row_are_zero() {
     let out = values(&paged_attention(&built.q, &built.cache, &built.rows[1..], &scene.options).unwrap());
     assert!(out[..3 * 16].iter().all(|&x| x == 0.0));
     assert!(out[3 * 16..].iter().all(|&x| x.is_finite()));
+}
+
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 64;
+
+/// Rotates and stores twenty tokens, in one or one after the other; rotated queries, and what attention makes of them.
+fn rotated_and_attended(device: &Device, dtype: KvDtype, style: RopeStyle, in_one: bool) -> [Tensor; 2] {
+    let (mut rng, n) = (Rng(5), 20);
+    let mut tensor = |shape: &[usize]| rng.tensor(shape).to_device(device).unwrap();
+    let qkv = [2 * KV_HEADS, KV_HEADS, KV_HEADS].map(|heads| tensor(&[n, heads * HEAD_DIM]));
+    let [inv_freq, of_q, of_k] = [HEAD_DIM / 2, HEAD_DIM, HEAD_DIM].map(|len| tensor(&[len]));
+    let [times_q, times_k] = [2 * KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM].map(|len| tensor(&[len]));
+    let options =
+        [(&of_q, 1e-5, &times_q), (&of_k, 0.1, &times_k)].map(|(weight, eps, factors)| RopeOptions {
+            inv_freq: &inv_freq,
+            attention_factor: 1.1,
+            style,
+            norm: Some(InputNorm { weight, eps }),
+            factors: Some(factors),
+        });
+    let positions: Vec<u32> = (7..7 + n as u32).collect();
+    let slots: Vec<u32> = (16..16 + n as u32).collect();
+    let cache = KvCache::new(3, 16, KV_HEADS, HEAD_DIM, dtype, device).unwrap();
+    let rotated = if in_one {
+        rope_and_write_kv(&cache, qkv.each_ref(), options.each_ref(), &positions, &slots).unwrap()
+    } else {
+        let rotated = rope(&qkv[1], &options[1], &positions).unwrap();
+        write_kv(&cache, &rotated, &qkv[2], &slots).unwrap();
+        rope(&qkv[0], &options[0], &positions).unwrap()
+    };
+    let rows = [AttentionRow {
+        tokens: 0..n,
+        context_len: n,
+        block_table: vec![1, 2],
+    }];
+    let options = AttentionOptions {
+        scale: 0.1,
+        window: None,
+        softcap: None,
+    };
+    let attended = paged_attention(&rotated, &cache, &rows, &options).unwrap();
+    [rotated, attended]
+}
+
+/// Rotating and storing in one is the same as one after the other.
+#[test]
+fn rotated_keys_are_stored() {
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+        for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
+            let made =
+                |in_one| rotated_and_attended(&Device::Cpu, dtype, style, in_one).map(|made| bits(&made));
+            assert_eq!(made(true), made(false), "{dtype:?} {style:?}");
+        }
+    }
+}
+
+/// A card's are those of the processor.
+#[cfg(feature = "cuda")]
+#[test]
+fn rotated_keys_are_stored_on_a_card() {
+    let card = Device::new_cuda(0).unwrap();
+    for dtype in [KvDtype::Bf16, KvDtype::Int8] {
+        for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
+            for in_one in [true, false] {
+                let expected = rotated_and_attended(&Device::Cpu, dtype, style, in_one);
+                let actual = rotated_and_attended(&card, dtype, style, in_one);
+                for ((expected, actual), tolerance) in expected.iter().zip(&actual).zip([1e-4, 3e-2]) {
+                    let actual = actual.to_device(&Device::Cpu).unwrap();
+                    let expected: Vec<f64> = values(expected).into_iter().map(f64::from).collect();
+                    assert_close(&values(&actual), &expected, |_| tolerance, "on a card");
+                }
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ use common::{Rng, matrix};
 use rempart_kernels::{
     Activation, Activations, AttentionOptions, AttentionRow, Error, Format, InputNorm, KvCache, KvDtype,
     Matrix, Projection, RopeOptions, RopeStyle, Weight, edit, embed, gated_projections, linear, linear_add,
-    paged_attention, projections, rms_norm, rms_norm_add, rope, write_kv,
+    paged_attention, projections, rms_norm, rms_norm_add, rope, rope_and_write_kv, write_kv,
 };
 
 fn zeros(shape: &[usize]) -> Tensor {
@@ -160,6 +160,41 @@ fn elementwise_shapes() {
         rope(&zeros(&[2, 4]), &RopeOptions { norm, ..two }, &[0, 1]),
         "norm",
     );
+}
+
+#[test]
+fn rotation_into_a_cache() {
+    let cache = KvCache::new(2, 16, 1, 8, KvDtype::Bf16, &Device::Cpu).unwrap();
+    let (freq, other, small) = (zeros(&[4]), zeros(&[4]), zeros(&[2]));
+    let options = |inv_freq| RopeOptions {
+        inv_freq,
+        attention_factor: 1.0,
+        style: RopeStyle::Halves,
+        norm: None,
+        factors: None,
+    };
+    let (right, twice) = (options(&freq), options(&other));
+    let (q, kv, positions) = (zeros(&[2, 16]), zeros(&[2, 8]), [0, 1]);
+    let store = |options: [&RopeOptions<'_>; 2], kv: &Tensor, positions: &[u32], slots: &[u32]| {
+        rope_and_write_kv(&cache, [&q, kv, kv], options, positions, slots)
+    };
+    let rotated = store([&right; 2], &kv, &positions, &[0, 31]).unwrap();
+    assert_eq!(rotated.dims(), [2, 16]);
+    refused(store([&right, &twice], &kv, &positions, &[0, 1]), "must share");
+    refused(
+        store([&options(&small); 2], &kv, &positions, &[0, 1]),
+        "must share",
+    );
+    refused(store([&right; 2], &kv, &[0], &[0, 1]), "positions");
+    refused(
+        store([&right; 2], &zeros(&[2, 7]), &positions, &[0, 1]),
+        "frequencies",
+    );
+    refused(
+        store([&right; 2], &zeros(&[2, 16]), &positions, &[0, 1]),
+        "cache is",
+    );
+    refused(store([&right; 2], &kv, &positions, &[0, 32]), "slot 32");
 }
 
 #[test]

@@ -99,8 +99,8 @@ impl Layer for PreNormLayer {
         let qkv = self.qkv.forward(x, &before(self.attention_norm.as_ref()))?;
         let width = qkv.dims2()?.1 / 3;
         let part = |i: usize| qkv.narrow(1, i * width, width);
-        let q = self.rope.forward(&part(0)?, None, None, positions)?;
-        let k = self.rope.forward(&part(1)?, None, None, positions)?;
+        let q = self.rope.forward(&part(0)?, positions)?;
+        let k = self.rope.forward(&part(1)?, positions)?;
         let attended = op::bidirectional_attention(&q, &k, &part(2)?, batch.lengths, &self.attention)?;
         let residual = Around {
             residual: Some(x),

@@ -71,23 +71,38 @@ pub(crate) fn gate(x: Address, out: Address, n: usize, d: usize, activation: Act
     }
 }
 
-/// The structure of `block.cu`.
-#[derive(Debug, Clone, Copy)]
+/// Rows of heads that are rotated: the structure of `block.cu`.
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub(crate) struct RopeArgs {
+pub(crate) struct RotatedArgs {
     pub(crate) x: Address,
-    pub(crate) positions: Address,
-    pub(crate) inv_freq: Address,
     pub(crate) weight: Address,
     pub(crate) factors: Address,
-    pub(crate) out: Address,
     pub(crate) stride: u64,
-    pub(crate) n: u32,
     pub(crate) heads: u32,
-    pub(crate) d: u32,
     pub(crate) eps: f32,
+}
+
+/// The structure of `block.cu`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct RopeArgs {
+    pub(crate) q: RotatedArgs,
+    pub(crate) k: RotatedArgs,
+    pub(crate) v: Address,
+    pub(crate) v_stride: u64,
+    pub(crate) positions: Address,
+    pub(crate) inv_freq: Address,
+    pub(crate) out: Address,
+    pub(crate) slots: Address,
+    pub(crate) keys: Address,
+    pub(crate) values: Address,
+    pub(crate) n: u32,
+    pub(crate) d: u32,
+    pub(crate) block_size: u32,
     pub(crate) attention_factor: f32,
     pub(crate) interleaved: u32,
+    pub(crate) pad: u32,
 }
 
 // SAFETY: numbers alone, in the order of the kernel's.
@@ -101,45 +116,19 @@ pub(crate) fn interleaved(style: RopeStyle) -> u32 {
     }
 }
 
-/// Rotates `n` rows of `heads`.
-pub(crate) fn rope(args: RopeArgs) -> Launch<RopeArgs> {
-    let warps = args.n as usize * args.heads as usize;
+/// Rotates the heads of queries, and those of keys that it stores with the values as a card's cache holds them: in bf16, or in 8
+/// bits, of heads of a multiple of 64.
+pub(crate) fn rope(dtype: KvDtype, args: RopeArgs) -> Launch<RopeArgs> {
+    let heads = args.n as usize * (args.q.heads as usize + 2 * args.k.heads as usize);
+    let warps = THREADS / WARP;
     Launch {
-        kernel: "rope".to_owned(),
-        grid: [count(warps.div_ceil(THREADS / WARP)), 1, 1],
+        kernel: format!("rope{}", suffix(dtype)),
+        grid: [count(heads.div_ceil(warps)), 1, 1],
         block: count(THREADS),
-        shared: 0,
-        args,
-    }
-}
-
-/// The structure of `block.cu`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct WriteArgs {
-    pub(crate) k: Address,
-    pub(crate) v: Address,
-    pub(crate) slots: Address,
-    pub(crate) keys: Address,
-    pub(crate) values: Address,
-    pub(crate) k_stride: u64,
-    pub(crate) v_stride: u64,
-    pub(crate) kv_heads: u32,
-    pub(crate) d: u32,
-    pub(crate) block_size: u32,
-    pub(crate) pad: u32,
-}
-
-// SAFETY: numbers alone, in the order of the kernel's.
-unsafe impl Args for WriteArgs {}
-
-/// Stores `n` tokens' keys and values as a card's cache holds them: in bf16, or in 8 bits, of heads of a multiple of 64.
-pub(crate) fn write_kv(n: usize, dtype: KvDtype, args: WriteArgs) -> Launch<WriteArgs> {
-    Launch {
-        kernel: format!("write_kv{}", suffix(dtype)),
-        grid: [count(n), 1, 1],
-        block: count(THREADS),
-        shared: 0,
+        shared: match dtype {
+            KvDtype::Int8 => count(warps * args.d as usize * size_of::<f32>()),
+            KvDtype::F32 | KvDtype::Bf16 => 0,
+        },
         args,
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use super::{
     args::Address,
     attention::{self, Arrays, Tensors, Work},
-    block::{self, NormArgs, RopeArgs, WriteArgs},
+    block::{self, NormArgs, RopeArgs, RotatedArgs},
     device::{Gpu, Scratch, elements, rows, with_elements},
     packed::{self, Rounded},
     sample::{self, Inputs, Places},
@@ -107,16 +107,10 @@ pub(crate) fn product(
 
 /// Memory for activations `[n, k]` as these weights meet them.
 fn room(gpu: &Gpu, weights: &[&CardWeight], (n, k): (usize, usize)) -> Result<Rounded> {
-    let nowhere = Address::default();
     let mut rounded = Rounded {
         n,
         k,
-        codes: nowhere,
-        scales: nowhere,
-        shares: nowhere,
-        bf16: nowhere,
-        f16: nowhere,
-        f16_scales: nowhere,
+        ..Rounded::default()
     };
     let has = |format| weights.iter().any(|weight| weight.format() == format);
     if has(Format::Bf16) {
@@ -177,42 +171,83 @@ pub(crate) fn rms_norm(
 
 /// Rotation of the heads of `x` `[n, heads * d]`.
 pub(crate) fn rope(
-    (storage, layout): Input<'_>,
+    x: Input<'_>,
     options: &RopeOptions<'_>,
     positions: &[u32],
 ) -> Result<(CudaStorage, Shape)> {
-    let gpu = &*Gpu::of(&storage.device)?;
-    let (x, stride) = rows("rope", gpu, storage, layout)?;
+    rotate(x, [options; 2], positions, None)
+}
+
+/// Keys and values of some tokens, and where they go; every slot exists.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    pub(crate) cache: Cache<'a>,
+    pub(crate) k: Input<'a>,
+    pub(crate) v: Input<'a>,
+    pub(crate) slots: &'a [u32],
+}
+
+/// What heads are multiplied by before and behind.
+fn multipliers<'a>(options: &RopeOptions<'a>) -> [Option<&'a Tensor>; 2] {
+    [options.norm.map(|norm| norm.weight), options.factors]
+}
+
+/// Rotation of the heads of queries `[n, heads * d]`, and of keys that are stored with the values, by options that differ in norms and
+/// factors alone.
+pub(crate) fn rotate(
+    (storage, layout): Input<'_>,
+    options: [&RopeOptions<'_>; 2],
+    positions: &[u32],
+    written: Option<Written<'_>>,
+) -> Result<(CudaStorage, Shape)> {
+    let (op, gpu) = ("rope", &*Gpu::of(&storage.device)?);
+    let (x, stride) = rows(op, gpu, storage, layout)?;
     let (n, width) = layout.shape().dims2()?;
-    let d = options.inv_freq.elem_count() * 2;
-    let tensors: Vec<_> = [
-        Some(options.inv_freq),
-        options.norm.map(|norm| norm.weight),
-        options.factors,
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let alike = options[0];
+    let d = alike.inv_freq.elem_count() * 2;
+    let optional = options.map(multipliers).concat();
+    let tensors: Vec<_> = [alike.inv_freq]
+        .into_iter()
+        .chain(optional.into_iter().flatten())
+        .collect();
     let (at, out) = (gpu.words(positions)?, gpu.empty::<f32>(n * width)?);
-    with_elements::<f32, _>("rope", gpu, &tensors, |addresses| {
+    with_elements::<f32, _>(op, gpu, &tensors, |addresses| {
         let mut addresses = addresses.iter().copied();
+        let inv_freq = addresses.next().unwrap_or_default();
+        let mut address_of =
+            |tensor: Option<&Tensor>| tensor.and_then(|_| addresses.next()).unwrap_or_default();
+        let [of_queries, of_keys] = options.map(|options| {
+            let [weight, factors] = multipliers(options).map(&mut address_of);
+            let eps = options.norm.map_or(0.0, |norm| norm.eps);
+            RotatedArgs {
+                weight,
+                factors,
+                eps,
+                ..RotatedArgs::default()
+            }
+        });
         let args = RopeArgs {
-            x,
+            q: RotatedArgs {
+                x,
+                stride: stride as u64,
+                heads: super::args::count(width / d),
+                ..of_queries
+            },
+            k: of_keys,
             positions: at.address,
-            inv_freq: addresses.next().unwrap_or_default(),
-            weight: options.norm.and_then(|_| addresses.next()).unwrap_or_default(),
-            factors: options.factors.and_then(|_| addresses.next()).unwrap_or_default(),
+            inv_freq,
             out: gpu.address(&out),
-            stride: stride as u64,
             n: super::args::count(n),
-            heads: super::args::count(width / d),
             d: super::args::count(d),
-            eps: options.norm.map_or(0.0, |norm| norm.eps),
-            attention_factor: options.attention_factor,
-            interleaved: block::interleaved(options.style),
+            attention_factor: alike.attention_factor,
+            interleaved: block::interleaved(alike.style),
+            ..RopeArgs::default()
         };
-        // SAFETY: as in `product`.
-        unsafe { gpu.launch(&block::rope(args)) }
+        match written {
+            Some(written) => launch_storing(op, gpu, written, args),
+            // SAFETY: as in `product`.
+            None => unsafe { gpu.launch(&block::rope(KvDtype::Bf16, args)) },
+        }
     })?;
     Ok((gpu.storage(out), layout.shape().clone()))
 }
@@ -245,27 +280,40 @@ impl Cache<'_> {
     }
 }
 
-/// Stores the keys and values of some tokens; every slot exists.
-pub(crate) fn write_kv(cache: Cache<'_>, k: Input<'_>, v: Input<'_>, slots: &[u32]) -> Result<()> {
-    let gpu = &*Gpu::of(&k.0.device)?;
-    let ((k, k_stride), (v, v_stride)) = (rows("write_kv", gpu, k.0, k.1)?, rows("write_kv", gpu, v.0, v.1)?);
+/// Stores keys and values as they are.
+pub(crate) fn write_kv(written: Written<'_>) -> Result<()> {
+    let gpu = &*Gpu::of(&written.k.0.device)?;
+    let args = RopeArgs {
+        n: super::args::count(written.slots.len()),
+        d: super::args::count(written.cache.d),
+        ..RopeArgs::default()
+    };
+    launch_storing("write_kv", gpu, written, args)
+}
+
+/// Launches the kernel with the keys and values that it stores.
+fn launch_storing(op: &str, gpu: &Gpu, written: Written<'_>, args: RopeArgs) -> Result<()> {
+    let Written { cache, k, v, slots } = written;
+    let ((k, k_stride), (v, v_stride)) = (rows(op, gpu, k.0, k.1)?, rows(op, gpu, v.0, v.1)?);
     let at = gpu.words(slots)?;
-    cache.with_addresses("write_kv", gpu, |[keys, values]| {
-        let args = WriteArgs {
-            k,
+    cache.with_addresses(op, gpu, |[keys, values]| {
+        let args = RopeArgs {
+            k: RotatedArgs {
+                x: k,
+                stride: k_stride as u64,
+                heads: super::args::count(cache.kv_heads),
+                ..args.k
+            },
             v,
+            v_stride: v_stride as u64,
             slots: at.address,
             keys,
             values,
-            k_stride: k_stride as u64,
-            v_stride: v_stride as u64,
-            kv_heads: super::args::count(cache.kv_heads),
-            d: super::args::count(cache.d),
             block_size: super::args::count(cache.block_size),
-            pad: 0,
+            ..args
         };
         // SAFETY: as in `product`; whatever reads the cache does so in the same stream, before or after.
-        unsafe { gpu.launch(&block::write_kv(slots.len(), cache.dtype, args)) }
+        unsafe { gpu.launch(&block::rope(cache.dtype, args)) }
     })
 }
 

@@ -68,7 +68,7 @@ pub(crate) struct Round16Args {
 unsafe impl Args for Round16Args {}
 
 /// Rounded activations: `n` rows of `k`, padded to whole tiles; as whole numbers, in bf16 and in f16, as weights ask for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rounded {
     pub(crate) n: usize,
     pub(crate) k: usize,

@@ -18,6 +18,7 @@ mod dense;
 mod kv_int8;
 mod machine;
 mod packed;
+mod rope;
 mod round;
 mod sample;
 
@@ -88,6 +89,7 @@ fn every_kernel_has_a_test() {
         attention::KERNELS,
         block::KERNELS,
         dense::KERNELS,
+        rope::KERNELS,
         round::KERNELS,
         sample::KERNELS,
     ]

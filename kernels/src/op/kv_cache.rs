@@ -6,6 +6,8 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor,
 use half::{bf16, vec::HalfBitsVecExt as _};
 
 use super::{contiguous_mut, rows, storage_dtype};
+#[cfg(feature = "cuda")]
+use crate::cuda::ops::Written;
 use crate::{
     card::refused_cache,
     cpu::{KEY_GROUP, Output, Stored, StridedRows, record_bytes, write_key, write_value},
@@ -105,7 +107,7 @@ impl KvCache {
         if !device.is_cpu()
             && let Some(why) = refused_cache(head_dim, dtype)
         {
-            bail!("{why}, or choose --device cpu");
+            bail!("{why}; a CPU has them (--device cpu)");
         }
         let shape = |side| {
             [
@@ -173,6 +175,39 @@ fn at_a_line<T: candle_core::WithDType>(elements: Vec<T>, len: usize, shape: &[u
 /// Stores the keys and values `[n, kv_heads * d]` of `n` tokens at their `slots` (block times block size plus offset).
 /// Nothing is written unless every slot exists. Of equal slots the last one wins.
 pub fn write_kv(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cache.k.device().is_cuda() {
+        return with_written(cache, [k, v], slots, crate::cuda::ops::write_kv);
+    }
+    check_alike(k, v)?;
+    let write = |side| Write { slots, cache, side };
+    cache.k.inplace_op2(k, &write(Side::Keys))?;
+    cache.v.inplace_op2(v, &write(Side::Values))
+}
+
+/// Does something with keys and values as the kernels of a card take them, which store both in one launch.
+#[cfg(feature = "cuda")]
+pub(super) fn with_written<R>(
+    cache: &KvCache,
+    [k, v]: [&Tensor; 2],
+    slots: &[u32],
+    work: impl FnOnce(Written<'_>) -> Result<R>,
+) -> Result<R> {
+    check_alike(k, v)?;
+    check(cache, cache.k.dims(), k.dims(), slots)?;
+    let (k, v) = (k.storage_and_layout(), v.storage_and_layout());
+    match ((&*k.0, k.1), (&*v.0, v.1)) {
+        ((Storage::Cuda(k), k_layout), (Storage::Cuda(v), v_layout)) => work(Written {
+            cache: cache.on_card()?,
+            k: (k, k_layout),
+            v: (v, v_layout),
+            slots,
+        }),
+        _ => bail!("write_kv: the cache is on a card, keys or values are not"),
+    }
+}
+
+fn check_alike(k: &Tensor, v: &Tensor) -> Result<()> {
     if k.dims() != v.dims() {
         bail!(
             "write_kv: keys and values differ: {:?} and {:?}",
@@ -180,26 +215,7 @@ pub fn write_kv(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Resul
             v.shape()
         );
     }
-    #[cfg(feature = "cuda")]
-    if cache.k.device().is_cuda() {
-        return write_on_card(cache, k, v, slots);
-    }
-    let write = |side| Write { slots, cache, side };
-    cache.k.inplace_op2(k, &write(Side::Keys))?;
-    cache.v.inplace_op2(v, &write(Side::Values))
-}
-
-/// Keys and values in one launch.
-#[cfg(feature = "cuda")]
-fn write_on_card(cache: &KvCache, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
-    check(cache, cache.k.dims(), k.dims(), slots)?;
-    let (k, v) = (k.storage_and_layout(), v.storage_and_layout());
-    match ((&*k.0, k.1), (&*v.0, v.1)) {
-        ((Storage::Cuda(k), k_layout), (Storage::Cuda(v), v_layout)) => {
-            crate::cuda::ops::write_kv(cache.on_card()?, (k, k_layout), (v, v_layout), slots)
-        }
-        _ => bail!("write_kv: the cache is on a card, keys or values are not"),
-    }
+    Ok(())
 }
 
 /// Whether keys or values `new` `[n, kv_heads * d]` fit the cache, and every slot is there.

@@ -22,7 +22,7 @@ pub use kv_cache::{KvCache, KvDtype, write_kv};
 pub use paged_attention::{AttentionOptions, AttentionRow, paged_attention};
 pub use product::{Activation, InputNorm, Projection, gated_projections, linear, linear_add, projections};
 pub use rms_norm::{rms_norm, rms_norm_add};
-pub use rope::{RopeOptions, RopeStyle, rope};
+pub use rope::{RopeOptions, RopeStyle, rope, rope_and_write_kv};
 pub use sample::{SampledToken, SamplingRow, TokenLogprobs, sample};
 
 pub use crate::cpu::{DenseLayer, FeedForwardLayers, KEY_GROUP, LayerNorm};

@@ -6,7 +6,9 @@ use std::{cell::RefCell, collections::VecDeque};
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::{InputNorm, rows, with_elements};
+#[cfg(feature = "cuda")]
+use super::kv_cache::with_written;
+use super::{InputNorm, KvCache, rows, with_elements, write_kv};
 use crate::cpu::{self, Angles, Norm, Output};
 
 /// Which two elements of a head form a pair that is rotated.
@@ -35,6 +37,79 @@ pub struct RopeOptions<'a> {
 /// Rotates pair `i` of each head of `x` `[n, heads * d]` by `positions[row] * inv_freq[i]`; `positions` `[n]`.
 pub fn rope(x: &Tensor, options: &RopeOptions<'_>, positions: &[u32]) -> Result<Tensor> {
     x.apply_op1_no_bwd(&Rope { options, positions })
+}
+
+/// Rotates the heads of `q` `[n, heads * d]` by `positions` `[n]`, which it gives, and those of `k` `[n, kv_heads * d]`, which it stores
+/// with `v` `[n, kv_heads * d]` at `slots` `[n]` as [`write_kv`] does: on a card in one launch.
+///
+/// # Errors
+/// Those of [`rope`] and of [`write_kv`], and where the options of queries and of keys have not the same tensor of frequencies, style
+/// and attention factor. Nothing is stored then.
+pub fn rope_and_write_kv(
+    cache: &KvCache,
+    [q, k, v]: [&Tensor; 3],
+    options: [&RopeOptions<'_>; 2],
+    positions: &[u32],
+    slots: &[u32],
+) -> Result<Tensor> {
+    let [queries, keys] = options.map(|options| Rope { options, positions });
+    q.apply_op1_no_bwd(&RopeAndWrite {
+        queries,
+        keys,
+        cache,
+        k,
+        v,
+        slots,
+    })
+}
+
+struct RopeAndWrite<'a> {
+    queries: Rope<'a>,
+    keys: Rope<'a>,
+    cache: &'a KvCache,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    slots: &'a [u32],
+}
+
+impl CustomOp1 for RopeAndWrite<'_> {
+    fn name(&self) -> &'static str {
+        self.queries.name()
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.check(layout)?;
+        let rotated = self.queries.cpu_fwd(storage, layout)?;
+        let k = self.k.apply_op1_no_bwd(&self.keys)?;
+        write_kv(self.cache, &k, self.v, self.slots)?;
+        Ok(rotated)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.check(layout)?;
+        let options = [self.queries.options, self.keys.options];
+        with_written(self.cache, [self.k, self.v], self.slots, |written| {
+            crate::cuda::ops::rotate((storage, layout), options, self.queries.positions, Some(written))
+        })
+    }
+}
+
+impl RopeAndWrite<'_> {
+    fn check(&self, layout: &Layout) -> Result<()> {
+        self.queries.check(layout)?;
+        self.keys.check(self.k.layout())?;
+        let (q, k) = (self.queries.options, self.keys.options);
+        let alike = q.inv_freq.id() == k.inv_freq.id()
+            && q.style == k.style
+            && q.attention_factor.to_bits() == k.attention_factor.to_bits();
+        if !alike || self.cache.head_dim != q.inv_freq.elem_count() * 2 {
+            bail!(
+                "rope: queries and keys must share frequencies, style and factor, and the cache have such heads"
+            );
+        }
+        Ok(())
+    }
 }
 
 struct Rope<'a> {

@@ -105,9 +105,8 @@ impl Attention {
         let v = qkv.narrow(1, q_size + kv_size, kv_size)?;
         let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
         let (q_factors, k_factors) = self.balance.as_ref().map(|(q, k)| (q, k)).unzip();
-        let q = self.rope.forward(&q, q_norm, q_factors, input.positions)?;
-        let k = self.rope.forward(&k, k_norm, k_factors, input.positions)?;
-        op::write_kv(kv, &k, &v, input.slots)?;
+        let multiplied = [(q_norm, q_factors), (k_norm, k_factors)];
+        let q = self.rope.forward_and_store([&q, &k, &v], multiplied, input, kv)?;
         let attended = op::paged_attention(&q, kv, input.rows, &self.options)?;
         self.o.forward_onto(&attended, residual)
     }

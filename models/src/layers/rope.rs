@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use rempart_kernels::op::{self, RopeOptions, RopeStyle};
 
 use super::RmsNorm;
-use crate::{Result, RopeConfig};
+use crate::{ForwardInput, Result, RopeConfig};
 
 /// Frequencies and the pairing of a head's dimensions.
 #[derive(Clone)]
@@ -50,22 +50,32 @@ impl Rope {
         }
     }
 
-    /// Rotates the heads of `x` `[n, heads * head_dim]` by `positions` `[n]`, normalised before and multiplied by `factors`
-    /// `[heads * head_dim]` behind where asked for.
-    pub(crate) fn forward(
+    /// Rotates the heads of `x` `[n, heads * head_dim]` by `positions` `[n]`.
+    pub(crate) fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+        Ok(op::rope(x, &self.options((None, None)), positions)?)
+    }
+
+    /// Rotates `q` `[n, heads * head_dim]`, which it gives, and `k`, which it stores with `v`, both `[n, kv_heads * head_dim]`, at the
+    /// slots of `input`: queries and keys normalised before, and multiplied behind by as many factors as they are wide, if asked for.
+    pub(crate) fn forward_and_store(
         &self,
-        x: &Tensor,
-        norm: Option<&RmsNorm>,
-        factors: Option<&Tensor>,
-        positions: &[u32],
+        qkv: [&Tensor; 3],
+        multiplied: [(Option<&RmsNorm>, Option<&Tensor>); 2],
+        input: &ForwardInput<'_>,
+        kv: &op::KvCache,
     ) -> Result<Tensor> {
-        let options = RopeOptions {
+        let [q, k] = multiplied.map(|by| self.options(by));
+        let (positions, slots) = (input.positions, input.slots);
+        Ok(op::rope_and_write_kv(kv, qkv, [&q, &k], positions, slots)?)
+    }
+
+    fn options<'a>(&'a self, (norm, factors): (Option<&'a RmsNorm>, Option<&'a Tensor>)) -> RopeOptions<'a> {
+        RopeOptions {
             inv_freq: &self.inv_freq,
             attention_factor: 1.0,
             style: self.style,
             norm: norm.map(RmsNorm::of_input),
             factors,
-        };
-        Ok(op::rope(x, &options, positions)?)
+        }
     }
 }
