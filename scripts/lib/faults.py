@@ -77,7 +77,8 @@ def place_of(kernel):
         return "attention", f"-DWIDTHS_OF_HEADS(X)=X({found[1]})", f"cuda::tests::attention::host::{kernel}"
     if found := {"round_rows": "round", "round_rows_16": "round", "sample": "sample"}.get(kernel):
         return found, "", f"cuda::tests::{found}::host::{kernel}"
-    return "block", "", f"cuda::tests::block::host::{kernel}"
+    tests = "rope" if kernel.startswith("rope") else "block"
+    return "block", "", f"cuda::tests::{tests}::host::{kernel}"
 
 
 @dataclasses.dataclass
