@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use rempart_governance::{Database, Error, Store};
+use rempart_governance::{Database, Error, Noted, Store, UsageEvent, UsageWriter};
+
+use crate::support::Place;
 
 async fn open(path: &Path) -> Result<Store, Error> {
     Store::open(&Database::File(path.to_owned())).await
@@ -104,4 +106,35 @@ async fn a_stranger_that_reads_takes_no_log_away() {
     }
     store.close().await;
     assert_eq!(open(&place).await.unwrap().projects().await.unwrap().len(), 3);
+}
+
+/// A row that its table passes over, as somebody has made it, goes the longer way.
+#[tokio::test]
+async fn no_row_is_lost_where_its_table_ignores_some() {
+    let place = Place::file();
+    let store = place.open().await;
+    let table = place
+        .text("SELECT sql FROM sqlite_schema WHERE name = 'usage_unchained'")
+        .await;
+    let (columns, end) = table.rsplit_once(')').unwrap();
+    place.run("DROP TABLE usage_unchained").await;
+    place
+        .run(&format!("{columns}, UNIQUE (project) ON CONFLICT IGNORE){end}"))
+        .await;
+    let mut writer = UsageWriter::new(store.clone());
+    for id in ["one", "two"] {
+        let row = UsageEvent {
+            id: id.to_owned(),
+            began_ms: 1_700_000_000_000,
+            project: "proj_a".to_owned(),
+            key: "abcdefgh".to_owned(),
+            model: "m".to_owned(),
+            endpoint: "/v1/chat/completions".to_owned(),
+            status: 200,
+            ..UsageEvent::default()
+        };
+        writer.write(&[row]).await.unwrap();
+    }
+    assert!(writer.take_detour().is_some());
+    assert_eq!(store.prove(&Noted::default()).await.unwrap().usage.0, 2);
 }
