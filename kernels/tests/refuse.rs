@@ -118,6 +118,17 @@ fn products_of_several_matrices() {
     assert!(linear_add(&x, &one, &zeros(&[2, 4])).is_ok());
 }
 
+/// Rotation by angles alone.
+fn options(inv_freq: &Tensor) -> RopeOptions<'_> {
+    RopeOptions {
+        inv_freq,
+        attention_factor: 1.0,
+        style: RopeStyle::Halves,
+        norm: None,
+        factors: None,
+    }
+}
+
 #[test]
 fn elementwise_shapes() {
     refused(rms_norm(&zeros(&[2, 3]), &zeros(&[2]), 1e-5), "rms_norm");
@@ -132,13 +143,6 @@ fn elementwise_shapes() {
         rms_norm_add(&zeros(&[2, 3]), &zeros(&[3]), 1e-5, &zeros(&[3, 3])),
         "residual",
     );
-    let options = |inv_freq| RopeOptions {
-        inv_freq,
-        attention_factor: 1.0,
-        style: RopeStyle::Halves,
-        norm: None,
-        factors: None,
-    };
     let (freq, none, three) = (zeros(&[2]), zeros(&[0]), zeros(&[3]));
     let two = options(&freq);
     refused(rope(&zeros(&[2, 1, 4]), &two, &[0, 0]), "[n, width]");
@@ -166,13 +170,6 @@ fn elementwise_shapes() {
 fn rotation_into_a_cache() {
     let cache = KvCache::new(2, 16, 1, 8, KvDtype::Bf16, &Device::Cpu).unwrap();
     let (freq, other, small) = (zeros(&[4]), zeros(&[4]), zeros(&[2]));
-    let options = |inv_freq| RopeOptions {
-        inv_freq,
-        attention_factor: 1.0,
-        style: RopeStyle::Halves,
-        norm: None,
-        factors: None,
-    };
     let (right, twice) = (options(&freq), options(&other));
     let (q, kv, positions) = (zeros(&[2, 16]), zeros(&[2, 8]), [0, 1]);
     let store = |options: [&RopeOptions<'_>; 2], kv: &Tensor, positions: &[u32], slots: &[u32]| {
