@@ -65,6 +65,8 @@ summary! {
     accepted_tokens,
     /// Of those that were right, the ones from a prediction.
     predicted_tokens,
+    /// Steps that found no memory, and were computed again in smaller ones.
+    short_steps,
     /// Steps whose prefill was limited for the sake of those that decode.
     limited_steps,
     preemptions,

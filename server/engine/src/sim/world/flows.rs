@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::runner::FakeRunner;
 use super::{Client, World};
+use crate::batch::Row;
 use crate::engine::Engine;
 use crate::report::{FlowStats, Queued, Stats, StepReport};
 use crate::request::{AddError, Event, Request, SeqId};
@@ -101,7 +102,7 @@ impl World {
 
     /// The last step in which a new sequence must start, where that can be told.
     pub(super) fn start_by(&self, request: &Request, index: usize) -> Option<u64> {
-        if self.traffic.priorities {
+        if self.traffic.priorities || self.short_of_memory {
             return None;
         }
         // In every step the first in order gains a token or ends, and with one priority nobody comes in front. A
@@ -118,11 +119,16 @@ impl World {
         Some(self.summary.steps.saturating_add(steps as u64))
     }
 
-    /// Tokens and blocks are those that each flow should have.
-    pub(super) fn check_flows(&mut self, report: &StepReport, before: &Before) -> Result<(), String> {
-        let runner = self.engine.runner();
+    /// The rows that were computed.
+    fn computed_rows(&self, report: &StepReport) -> &[Row] {
         let computed = report.prefill_tokens + report.decode_tokens;
-        let rows = if computed > 0 { runner.rows.as_slice() } else { &[] };
+        let rows = self.engine.runner().rows.as_slice();
+        if computed > 0 { rows } else { &[] }
+    }
+
+    /// Tokens and blocks are those that each flow should have.
+    pub(super) fn check_accounts(&self, report: &StepReport, before: &Before) -> Result<(), String> {
+        let rows = self.computed_rows(report);
         let in_rows = |flow: u64| {
             let of_flow = rows.iter().filter(|row| before.sequences[&row.seq].1 == flow);
             of_flow.map(|row| row.tokens.len() as u64).sum::<u64>()
@@ -140,6 +146,12 @@ impl World {
         if guesses != report.drafted_tokens as u64 {
             return Err(format!("{guesses} tokens were charged to no flow"));
         }
+        Ok(())
+    }
+
+    /// The first that ran goes on, unless it has ended.
+    pub(super) fn check_first(&mut self, report: &StepReport, before: &Before) -> Result<(), String> {
+        let rows = self.computed_rows(report);
         let started = |rank: &Rank| {
             let starts = |event: &Event| matches!(event, Event::Started { .. });
             let mut outputs = report.outputs.iter();
