@@ -39,11 +39,62 @@ pub fn free_memory(device: &Device) -> Result<Option<u64>> {
     Ok(None)
 }
 
+/// Bytes of a card's memory that tensors of this process have, on whichever of its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Now.
+    pub now: u64,
+    /// The most since this was taken before, now included.
+    pub peak: u64,
+}
+
+/// What this process has of a card, once all that was started on `device` has ended; the peak begins anew. `None` for the CPU.
+///
+/// # Errors
+/// The driver's.
+pub fn take_memory_use(device: &Device) -> Result<Option<MemoryUse>> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return crate::cuda::take_memory_use(device).map(Some);
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// Has a card's operations make anew what memory they keep for passing use, as large as they then need it. Recorded steps go on
+/// with theirs. Of the CPU there is none.
+///
+/// # Errors
+/// The driver's.
+pub fn forget_scratch(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        crate::cuda::forget_scratch(device)?;
+    }
+    let _ = device;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Error;
 
     use super::is_out_of_memory;
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn the_peak_of_memory_is_kept_until_it_is_taken() {
+        use candle_core::{DType, Tensor};
+
+        // Other tests use the same card, but no such amounts.
+        const BYTES: usize = 4 << 30;
+        let device = super::open_cuda().unwrap();
+        let peak = || super::take_memory_use(&device).unwrap().unwrap().peak as usize;
+        peak();
+        drop(Tensor::zeros(BYTES, DType::U8, &device).unwrap());
+        assert!(peak() >= BYTES);
+        assert!(peak() < BYTES);
+    }
 
     #[test]
     fn a_lack_of_memory_is_told_from_other_failures() {

@@ -55,7 +55,7 @@ impl Graphs {
     pub fn run(&mut self, arrays: &StepArrays<'_>, step: impl FnOnce() -> Result<Tensor>) -> Option<Tensor> {
         let n = arrays.tokens.len();
         let decodes = arrays.rows.len() == n && arrays.rows.iter().all(|row| row.tokens.len() == 1);
-        if !self.on_card || !decodes || n == 0 || n > SEQUENCES_MAX {
+        if !self.on_card || !decodes || n == 0 || n > RECORDED_SEQUENCES_MAX {
             return None;
         }
         #[cfg(feature = "cuda")]
@@ -68,8 +68,8 @@ impl Graphs {
     }
 }
 
-/// Sequences of a step up to which starting kernels one by one takes longer than they do.
-const SEQUENCES_MAX: usize = 32;
+/// Sequences of a step up to which a card records it: starting kernels one by one then takes longer than they do.
+pub const RECORDED_SEQUENCES_MAX: usize = 32;
 
 #[cfg(feature = "cuda")]
 mod recorded {

@@ -33,10 +33,12 @@ pub use cuda::CardWeight;
 #[cfg(feature = "nccl")]
 pub use cuda::{CARD_GROUP_BYTES, CardGroup};
 pub use dense::{Dense, Precision};
-pub use device::{HAS_CUDA, free_memory, is_out_of_memory, open_cuda};
+pub use device::{
+    HAS_CUDA, MemoryUse, forget_scratch, free_memory, is_out_of_memory, open_cuda, take_memory_use,
+};
 pub use error::Error;
 pub use format::Format;
-pub use graphs::{Graphs, Heads, StepArrays};
+pub use graphs::{Graphs, Heads, RECORDED_SEQUENCES_MAX, StepArrays};
 pub use heap::{trim_heap, use_one_heap};
 pub use matrix::Matrix;
 pub use op::{

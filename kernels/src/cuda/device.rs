@@ -22,7 +22,9 @@ use candle_core::{
 use super::{
     args::{Address, Args, Launch},
     graph::Recording,
+    staging::Staging,
 };
+use crate::MemoryUse;
 
 /// The kernels' machine code.
 const KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -65,6 +67,50 @@ pub(crate) fn free_memory(device: &CudaDevice) -> Result<u64> {
     Ok(free as u64)
 }
 
+/// As [`crate::forget_scratch`].
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn forget_scratch(device: &CudaDevice) -> Result<()> {
+    *lock(&Gpu::of(device)?.scratch) = [const { None }; SCRATCHES];
+    Ok(())
+}
+
+/// As [`crate::take_memory_use`]: of the pool that all devices of the process have theirs from. What is recorded has another.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn take_memory_use(device: &CudaDevice) -> Result<MemoryUse> {
+    use sys::CUmemPool_attribute_enum as Attribute;
+    let gpu = Gpu::of(device)?;
+    gpu.stream.synchronize().map_err(Error::wrap)?;
+    let pool = gpu.pool()?;
+    let read = |attribute| {
+        let mut bytes = 0_u64;
+        // SAFETY: a plain call of the driver, with a place for what it writes, a number of 64 bits.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) }
+            .result()
+            .map(|()| bytes)
+            .map_err(Error::wrap)
+    };
+    let found = MemoryUse {
+        now: read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+        peak: read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+    };
+    let mut zero = 0_u64;
+    // SAFETY: likewise. Zero, the one value that is taken, stands for what is in use now.
+    unsafe {
+        sys::cuMemPoolSetAttribute(
+            pool,
+            Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+            (&raw mut zero).cast(),
+        )
+    }
+    .result()
+    .map_err(Error::wrap)?;
+    Ok(found)
+}
+
 /// A card with the kernels loaded.
 #[derive(Debug)]
 pub(crate) struct Gpu {
@@ -75,6 +121,7 @@ pub(crate) struct Gpu {
     functions: Mutex<HashMap<String, (CudaFunction, u32)>>,
     uploads: Mutex<VecDeque<Upload>>,
     scratch: Mutex<[Option<Memory>; SCRATCHES]>,
+    pub(super) staging: Mutex<Staging>,
     /// The step that is being recorded.
     pub(super) recording: Mutex<Option<Recording>>,
 }
@@ -108,6 +155,17 @@ pub(crate) enum Scratch {
 
 const SCRATCHES: usize = 9;
 
+/// How much is asked for where so much is needed: at least a quarter more than `before`, so that few steps ask again, and few
+/// recorded ones keep what was before.
+fn scratch_bytes(needed: usize, before: usize) -> usize {
+    const LARGE: usize = 64 << 20;
+    if needed > LARGE {
+        needed.max(before + before / 4).next_multiple_of(LARGE)
+    } else {
+        needed.next_power_of_two()
+    }
+}
+
 /// Devices that have the kernels, as long as weights or recorded steps are on them.
 static LOADED: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
 
@@ -136,6 +194,7 @@ impl Gpu {
             functions: Mutex::default(),
             uploads: Mutex::default(),
             scratch: Mutex::default(),
+            staging: Mutex::default(),
             recording: Mutex::default(),
         });
         loaded.push(Arc::downgrade(&gpu));
@@ -190,16 +249,12 @@ impl Gpu {
         self.stream.alloc_zeros(len.max(1)).map_err(Error::wrap)
     }
 
+    /// Weights, and what else is too large for the host's page-locked memory.
     pub(crate) fn upload<T: DeviceRepr + Clone>(&self, numbers: &[T]) -> Result<CudaSlice<T>> {
         if numbers.is_empty() {
             return self.empty(1);
         }
         self.stream.clone_htod(numbers).map_err(Error::wrap)
-    }
-
-    /// What all that was started before has left there.
-    pub(crate) fn download<T: DeviceRepr>(&self, memory: &CudaSlice<T>) -> Result<Vec<T>> {
-        self.stream.clone_dtoh(memory).map_err(Error::wrap)
     }
 
     /// Numbers on the card; the same ones are copied there once while they are among the latest.
@@ -216,7 +271,7 @@ impl Gpu {
         let memory = if let Some((_, memory)) = known {
             memory.clone()
         } else {
-            let memory = Arc::new(self.upload(numbers)?);
+            let memory = Arc::new(self.upload_words(numbers)?);
             uploads.truncate(UPLOADS_MAX - 1);
             uploads.push_front((numbers.to_vec(), memory.clone()));
             memory
@@ -235,7 +290,8 @@ impl Gpu {
             if recording.is_some() {
                 bail!("a recorded step asks for more memory than it did before");
             }
-            *memory = Some(Arc::new(self.empty(bytes.next_power_of_two())?));
+            let before = memory.as_ref().map_or(0, |memory| memory.len());
+            *memory = Some(Arc::new(self.empty(scratch_bytes(bytes, before))?));
         }
         let memory = memory.clone().expect("made above. This is a bug.");
         let address = self.address(&memory);

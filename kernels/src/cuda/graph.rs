@@ -63,6 +63,18 @@ impl Layout {
     }
 }
 
+/// The inputs, in the order in which they lie.
+fn parts<'a>(arrays: &StepArrays<'a>, plan: &'a Plan) -> [&'a [u32]; 6] {
+    [
+        arrays.tokens,
+        arrays.positions,
+        arrays.slots,
+        &plan.few.sequences,
+        &plan.few.tiles,
+        &plan.blocks,
+    ]
+}
+
 /// A step while it is recorded.
 #[derive(Debug)]
 pub(super) struct Recording {
@@ -81,16 +93,8 @@ fn place(numbers: &[u32]) -> Range<usize> {
 impl Recording {
     fn new(arrays: &StepArrays<'_>, plan: Plan, heads: Heads, inputs: Address) -> Self {
         let plan = Arc::new(plan);
-        let all = [
-            arrays.tokens,
-            arrays.positions,
-            arrays.slots,
-            &plan.few.sequences,
-            &plan.few.tiles,
-            &plan.blocks,
-        ];
         let mut at = inputs.0;
-        let arrays = all.map(|numbers| {
+        let arrays = parts(arrays, &plan).map(|numbers| {
             let address = Address(at);
             at += size_of_val(numbers) as u64;
             (place(numbers), address)
@@ -212,19 +216,7 @@ impl StepGraph {
         if Layout::new(arrays, &plan, &self.heads) != self.layout || !plan.many.tiles.is_empty() {
             bail!("a step of another shape than the recorded one");
         }
-        let words = [
-            arrays.tokens,
-            arrays.positions,
-            arrays.slots,
-            &plan.few.sequences,
-            &plan.few.tiles,
-            &plan.blocks,
-        ]
-        .concat();
-        let stream = self.gpu.stream();
-        stream
-            .memcpy_htod(&words, &mut self.inputs)
-            .map_err(Error::wrap)?;
+        self.gpu.stage(&parts(arrays, &plan), &self.inputs)?;
         self.graph.launch().map_err(Error::wrap)?;
         Ok(self.logits.clone())
     }

@@ -17,6 +17,8 @@ pub(crate) mod ops;
 mod packed;
 mod panels;
 mod sample;
+#[cfg(feature = "cuda")]
+mod staging;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "cuda")]
@@ -25,7 +27,7 @@ mod weight;
 #[cfg(test)]
 pub(crate) use args::{Address, Args, Launch};
 #[cfg(feature = "cuda")]
-pub(crate) use device::{free_memory, open, trim};
+pub(crate) use device::{forget_scratch, free_memory, open, take_memory_use, trim};
 #[cfg(feature = "cuda")]
 pub(crate) use graph::{StepGraph, graph_splits};
 #[cfg(feature = "nccl")]

@@ -391,7 +391,10 @@ pub(crate) fn sample(
     let Some(inputs) = Inputs::new(rows, vocab) else {
         return Ok(None);
     };
-    let (words, results) = (gpu.upload(&inputs.words)?, gpu.empty::<u32>(inputs.results())?);
+    let (words, results) = (
+        gpu.upload_words(&inputs.words)?,
+        gpu.empty::<u32>(inputs.results())?,
+    );
     let places = Places {
         logits: elements::<f32>("sample", gpu, storage, layout)?,
         inputs: gpu.address(&words),
@@ -400,6 +403,6 @@ pub(crate) fn sample(
     };
     // SAFETY: as in `product`; whatever reads the logits does so in the same stream, before.
     unsafe { gpu.launch(&sample::sample(&inputs, &places))? };
-    let results = gpu.download(&results)?;
-    Ok(Some(inputs.read(&results[..inputs.results()], rows)))
+    let results = gpu.download_words(&results, inputs.results())?;
+    Ok(Some(inputs.read(&results, rows)))
 }

@@ -204,7 +204,7 @@ impl Machine for Card {
     }
 
     fn download_bytes(&self, buffer: &Self::Buffer) -> Vec<u8> {
-        self.0.download(buffer).unwrap()
+        self.0.stream().clone_dtoh(buffer).unwrap()
     }
 
     fn address(&self, buffer: &Self::Buffer) -> Address {
