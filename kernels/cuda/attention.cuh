@@ -14,6 +14,7 @@ struct AttentionSequence {
   uint32_t tokens;
   uint32_t context;     // positions, these included
   uint32_t first_tile;  // number of its first tile
+  uint32_t first_part;  // rows of parts before its own
 };
 
 struct AttentionArgs {
@@ -21,18 +22,15 @@ struct AttentionArgs {
   const void* keys;  // as attention_bf16.cuh or attention_int8.cuh has them
   const void* values;
   const AttentionSequence* sequences;
-  const uint32_t* tiles;  // [tiles]: the sequence of each
+  const uint32_t* tiles;  // [tiles]: the sequence of each; of `attend_many` whole blocks of tiles
   const uint32_t* blocks;
   float* out;    // [n, heads * d]
-  float* parts;  // [tiles, kv_heads, splits, part_rows, d + 2] of `attend_few`: sums, largest score, sum of weights
+  // Of each sequence of `attend_few` [tiles, kv_heads, splits, rows of a tile, d + 2]: sums, largest score, sum of weights.
+  float* parts;
   uint32_t heads, kv_heads, block_size;
-  uint32_t splits;  // most of any sequence
   uint32_t window;  // positions seen, 0 for all
   float scale;      // of products, times log2(e)
   float softcap;    // in units of log2(e), of the capped kernels
-  uint32_t tiles_len;
-  uint32_t part_rows;  // most of any tile
-  uint32_t pad;
 };
 
 // The rows of a tile.
@@ -60,12 +58,14 @@ DEVICE uint64_t place_of(const AttentionArgs& a, const Tile& tile, uint32_t kv_h
   return (token * a.heads + kv_head * tile.group + number % tile.group) * d;
 }
 
-// First and last split that any of a tile's rows sees.
-DEVICE void splits_of(const AttentionArgs& a, const Tile& tile, uint32_t& first, uint32_t& end) {
+// The first split that any of at most `rows_max` rows from the tile's first on sees, and the one behind the last; gives the first
+// position that none of them sees.
+DEVICE uint32_t splits_of(const AttentionArgs& a, const Tile& tile, uint32_t rows_max, uint32_t& first, uint32_t& end) {
   uint32_t rows = tile.sequence.tokens * tile.group - tile.first_row;
-  uint32_t last = position_of(tile, rows < kRows ? rows - 1 : kRows - 1), from = position_of(tile, 0);
+  uint32_t last = position_of(tile, rows < rows_max ? rows - 1 : rows_max - 1), from = position_of(tile, 0);
   first = a.window == 0 || from < a.window ? 0 : (from - a.window + 1) / kSplit;
   end = last / kSplit + 1;
+  return last + 1;
 }
 
 // The lane's part of two rows, l / 4 and l / 4 + 8, of a split or of all splits so far.

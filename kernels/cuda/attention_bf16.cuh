@@ -5,12 +5,19 @@
 #include "attention.cuh"
 
 struct Bf16Cache {
+  static constexpr int kBits = 16;
+  template <int D> static constexpr uint32_t kGroupBytes = 16 * D * 2;
+
+  // Where 16 bytes of a group's keys are in shared memory: every other position has its halves of 128 bytes swapped, as eight
+  // lanes read 64 bytes of two neighbours, which would be in the same banks.
+  template <int D> static DEVICE uint32_t staged_key(uint32_t i) { return i ^ i / (D / 8) % 2 * 4; }
+
   // The first of the eight dimensions that lane j of a row has of 32.
   static DEVICE uint32_t dimension(uint32_t i, uint32_t j) { return i * 32 + j * 8; }
 
   // Products of the tile's queries and the keys of a chunk, whose groups are `at`. Column c of the products with the two halves
   // of a group is position 4 (c / 2) + c % 2, and that plus 2: a lane's four results are then of four consecutive positions.
-  template <int D>
+  template <int D, bool STAGED>
   static DEVICE void score_keys(float (&scores)[kGroups<D>][2][4], const uint32_t* q, const void* keys,
                                 const uint64_t (&at)[kGroups<D>]) {
     uint32_t column = lane() / 4, key = column / 2 * 4 + column % 2;
@@ -26,7 +33,8 @@ struct Bf16Cache {
       for (uint32_t g = 0; g < kGroups<D>; ++g)
 #pragma unroll
         for (uint32_t half = 0; half < 2; ++half) {
-          uint64_t from = (at[g] * 16 + key + half * 2) * D + i * 32 + lane() % 4 * 8;
+          // As `staged_key` has put them.
+          uint64_t from = (at[g] * 16 + key + half * 2) * D + (STAGED ? i ^ key % 2 : i) * 32 + lane() % 4 * 8;
           auto k = *reinterpret_cast<const Words4*>(static_cast<const uint16_t*>(keys) + from);
           mma_bf16(scores[g][half], a0, k.w[0], k.w[1]);
           mma_bf16(scores[g][half], a1, k.w[2], k.w[3]);

@@ -16,6 +16,12 @@ DEVICE void widen(uint32_t codes, uint32_t (&pairs)[2]) {
 }
 
 struct Int8Cache {
+  static constexpr int kBits = 8;
+  template <int D> static constexpr uint32_t kGroupBytes = D / kPart * kPartBytes;
+
+  // As they lie in the cache: eight lanes read 128 bytes in a row.
+  template <int D> static DEVICE uint32_t staged_key(uint32_t i) { return i; }
+
   // The first of the eight dimensions that lane j of a row has of 32: of two such 16 follow each other.
   static DEVICE uint32_t dimension(uint32_t i, uint32_t j) { return i / 2 * kPart + j * 16 + i % 2 * 8; }
 
@@ -24,7 +30,7 @@ struct Int8Cache {
   }
 
   // As that of bf16.
-  template <int D>
+  template <int D, bool STAGED>
   static DEVICE void score_keys(float (&scores)[kGroups<D>][2][4], const uint32_t* q, const void* keys,
                                 const uint64_t (&at)[kGroups<D>]) {
     uint32_t column = lane() / 4, key = column / 2 * 4 + column % 2;

@@ -24,6 +24,7 @@ pub(crate) struct AttentionSequence {
     pub(crate) tokens: u32,
     pub(crate) context: u32,
     pub(crate) first_tile: u32,
+    pub(crate) first_part: u32,
 }
 
 /// The structure of `attention.cu`.
@@ -41,13 +42,9 @@ pub(crate) struct AttentionArgs {
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
     pub(crate) block_size: u32,
-    pub(crate) splits: u32,
     pub(crate) window: u32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
-    pub(crate) tiles_len: u32,
-    pub(crate) part_rows: u32,
-    pub(crate) pad: u32,
 }
 
 // SAFETY: numbers alone, in the order of the kernel's.
@@ -60,8 +57,10 @@ pub(crate) struct Work {
     pub(crate) sequences: Vec<u32>,
     /// The sequence of each tile.
     pub(crate) tiles: Vec<u32>,
+    /// Most of any sequence.
     pub(crate) splits: usize,
-    part_rows: usize,
+    /// Rows of parts of all sequences.
+    pub(crate) part_rows: usize,
 }
 
 /// A batch as the kernels take it.
@@ -69,7 +68,7 @@ pub(crate) struct Work {
 pub(crate) struct Plan {
     /// Sequences with few rows of queries, those that decode: a warp for each split.
     pub(crate) few: Work,
-    /// The others: a warp for each tile.
+    /// The others: a warp for each tile; a sequence has whole blocks of tiles, the last of which may have no rows.
     pub(crate) many: Work,
     /// All block tables, one after the other.
     pub(crate) blocks: Vec<u32>,
@@ -80,19 +79,29 @@ impl Plan {
         let (mut plan, group) = (Self::default(), heads.heads / heads.kv_heads);
         for row in rows.iter().filter(|row| !row.tokens.is_empty()) {
             let len = row.tokens.len() * group;
-            let work = if len < MANY { &mut plan.few } else { &mut plan.many };
-            let (number, tiles) = (count(work.sequences.len() / WORDS), len.div_ceil(ROWS));
+            let (work, warps) = if len < MANY {
+                (&mut plan.few, 1)
+            } else {
+                // A block's tiles are of one sequence.
+                (&mut plan.many, WARPS)
+            };
+            let number = count(work.sequences.len() / WORDS);
+            let tiles = len.div_ceil(ROWS).next_multiple_of(warps);
             let sequence = AttentionSequence {
                 table: count(plan.blocks.len()),
                 first: count(row.tokens.start),
                 tokens: count(row.tokens.len()),
                 context: count(row.context_len),
                 first_tile: count(work.tiles.len()),
+                first_part: count(work.part_rows),
             };
             work.sequences.extend(words(&sequence));
             work.tiles.extend(std::iter::repeat_n(number, tiles));
-            work.splits = work.splits.max(row.context_len.div_ceil(SPLIT));
-            work.part_rows = work.part_rows.max(len.min(ROWS));
+            let splits = row.context_len.div_ceil(SPLIT);
+            work.splits = work.splits.max(splits);
+            if len < MANY {
+                work.part_rows += part_rows(heads, row.tokens.len(), splits);
+            }
             plan.blocks
                 .extend(&row.block_table[..row.context_len.div_ceil(heads.block_size)]);
         }
@@ -101,9 +110,14 @@ impl Plan {
 
     /// Numbers that the parts of [`Plan::few`] take.
     pub(crate) fn parts(&self, heads: &Heads) -> usize {
-        let rows = self.few.tiles.len() * heads.kv_heads * self.few.splits * self.few.part_rows;
-        rows * (heads.d + 2)
+        self.few.part_rows * (heads.d + 2)
     }
+}
+
+/// Rows of parts of a sequence with few tokens: `[tiles, kv_heads, splits]` of as many as its tiles have.
+pub(crate) fn part_rows(heads: &Heads, tokens: usize, splits: usize) -> usize {
+    let len = tokens * heads.heads / heads.kv_heads;
+    len.div_ceil(ROWS) * heads.kv_heads * splits * len.min(ROWS)
 }
 
 const WORDS: usize = size_of::<AttentionSequence>() / 4;
@@ -115,8 +129,9 @@ fn words(sequence: &AttentionSequence) -> [u32; WORDS] {
         tokens,
         context,
         first_tile,
+        first_part,
     } = *sequence;
-    [table, first, tokens, context, first_tile]
+    [table, first, tokens, context, first_tile, first_part]
 }
 
 /// Arrays of a [`Plan`] on a device: the sequences, the tiles, and the blocks of both works.
@@ -148,6 +163,26 @@ pub(super) const fn suffix(dtype: KvDtype) -> &'static str {
     }
 }
 
+/// Bytes of a chunk's keys, or of its values, in shared memory: `kStageBytes` of attention.cu.
+fn stage_bytes(dtype: KvDtype, d: usize) -> usize {
+    // As `kStaged` and `kChunk` have it.
+    const STAGED_MAX: usize = 128;
+    const CHUNK: usize = 64;
+    match dtype {
+        _ if d > STAGED_MAX => 0,
+        // A scale of four bytes for 64 numbers.
+        KvDtype::Int8 => CHUNK * (d + d / 16),
+        // Of f32 there is no cache on a card.
+        KvDtype::Bf16 | KvDtype::F32 => CHUNK * d * 2,
+    }
+}
+
+/// Bytes of a row's totals over splits in shared memory: unless `kTotalsInRegisters` of attention.cu.
+fn totals_bytes(dtype: KvDtype, d: usize, options: &AttentionOptions) -> usize {
+    let in_registers = d == 128 && dtype != KvDtype::Int8 && options.softcap.is_none();
+    if in_registers { 0 } else { d * 4 }
+}
+
 /// The launches for a work; `few` says which it is.
 pub(crate) fn attention(
     work: &Work,
@@ -173,16 +208,12 @@ pub(crate) fn attention(
         heads: count(heads.heads),
         kv_heads: count(heads.kv_heads),
         block_size: count(heads.block_size),
-        splits: count(work.splits),
         // A window beyond every context sees all.
         window: options
             .window
             .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
         scale: options.scale * log2_e,
         softcap: options.softcap.unwrap_or(0.0) * log2_e,
-        tiles_len: count(work.tiles.len()),
-        part_rows: count(work.part_rows),
-        pad: 0,
     };
     let (tiles, d) = (work.tiles.len(), heads.d);
     let capped = if options.softcap.is_some() { "_capped" } else { "" };
@@ -194,7 +225,7 @@ pub(crate) fn attention(
         shared: count(shared),
         args,
     };
-    // Queries of two bytes; totals of four beside them.
+    // Queries of two bytes; totals of four beside them, and a chunk's keys and values.
     if few {
         vec![
             launch(
@@ -207,8 +238,9 @@ pub(crate) fn attention(
     } else {
         vec![launch(
             format!("attend_many{capped}{of}_{d}"),
-            [tiles.div_ceil(WARPS), 1],
-            WARPS * ROWS * d * 6,
+            [tiles / WARPS, 1],
+            WARPS * ROWS * (d * 2 + totals_bytes(tensors.dtype, d, options))
+                + 2 * stage_bytes(tensors.dtype, d),
         )]
     }
 }

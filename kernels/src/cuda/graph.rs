@@ -15,7 +15,7 @@ use driver::{
 
 use super::{
     args::Address,
-    attention::{Plan, SPLIT},
+    attention::{Plan, SPLIT, part_rows},
     device::{Gpu, Memory, Scratch, lock},
 };
 use crate::{Heads, StepArrays, op::AttentionRow};
@@ -182,6 +182,7 @@ impl StepGraph {
         let layout = Layout::new(arrays, &plan, &heads);
         plan.few.splits = layout.splits;
         // What is recorded has room for longer contexts than those that ran before.
+        plan.few.part_rows = layout.n * part_rows(&heads, 1, layout.splits);
         gpu.scratch(Scratch::Parts, plan.parts(&heads) * 4)?;
         let inputs = gpu.empty::<u32>(layout.words())?;
         let mut out = gpu.empty::<f32>(layout.n * vocab)?;

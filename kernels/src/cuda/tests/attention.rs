@@ -373,3 +373,24 @@ fn tokens_alone<M: Machine>(machine: &M, seed: u64) {
         assert_eq!(all[last * width..][..width], one, "{heads:?} {row:?}");
     }
 }
+
+/// Neither the longest context nor the widest row of a batch makes those of others larger.
+#[test]
+fn parts_are_by_the_splits_and_rows_of_each_sequence() {
+    let heads = Heads {
+        heads: 32,
+        kv_heads: 8,
+        d: 128,
+        block_size: 16,
+    };
+    let row = |tokens: std::ops::Range<usize>, context: usize| AttentionRow {
+        tokens,
+        context_len: context,
+        block_table: vec![0; context.div_ceil(16)],
+    };
+    let plan = Plan::new(&[row(0..1, 1 << 17), row(1..6, 100), row(6..506, 500)], &heads);
+    // 1,024 splits of four rows; two tiles, of which the first has sixteen; none of what tiles of four warps compute.
+    let rows = 8 * 1024 * 4 + 2 * 8 * 16;
+    assert_eq!(plan.parts(&heads), rows * 130);
+    assert_eq!(plan.many.tiles.len() % 4, 0);
+}
