@@ -10,6 +10,7 @@ mod encoder;
 mod error;
 mod gemma3;
 mod kv_cache;
+mod largest;
 mod layers;
 mod llama;
 mod load;
@@ -28,6 +29,7 @@ pub use encoder::{
 };
 pub use error::{Error, Result};
 pub use kv_cache::KvCache;
+pub use largest::LargestSteps;
 pub use load::{LoadOptions, ModelFiles, TextSource};
 pub use plan::{CONTEXT_AUTO_MIN, MemoryPlan, PlanRequest};
 pub use rempart_kernels::{KvDtype, Precision, op::AttentionRow};

@@ -1,4 +1,4 @@
-//! How much memory a model will take, decided before anything is allocated.
+//! How much memory a model will take, decided before anything is allocated, and on a card once more when its weights are there.
 
 use std::fmt;
 
@@ -28,6 +28,8 @@ pub struct PlanRequest {
     pub step_tokens: usize,
     /// Most rows whose logits are computed in one step.
     pub logit_rows: usize,
+    /// Bytes that large steps were measured to take ([`LargestSteps`](crate::LargestSteps)), where that is more than the estimate.
+    pub measured_activations: Option<u64>,
     /// How keys and values are held.
     pub kv_dtype: KvDtype,
     /// Bytes for keys and values; `None` lets the plan decide.
@@ -48,7 +50,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Keys and values.
     pub kv: u64,
-    /// Largest intermediate results of a step.
+    /// Largest intermediate results of a step, and what operations keep for passing use.
     pub activations: u64,
     /// Blocks of keys and values.
     pub blocks: usize,
@@ -66,7 +68,8 @@ impl MemoryPlan {
         let block_bytes = block_bytes(config, request)?;
         let one_context = request.context_length.div_ceil(request.block_size) as u64 * block_bytes;
         // What a rank does not divide is the larger part.
-        let activations = request.ranks as u64 * activations(config, request);
+        let estimated = request.ranks as u64 * activations(config, request);
+        let activations = estimated.max(request.measured_activations.unwrap_or(0));
         let left = request.available.saturating_sub(request.weights + activations);
         let kv = request.kv.unwrap_or_else(|| {
             let automatic = if request.dedicated {
@@ -142,7 +145,7 @@ fn block_bytes(config: &ModelConfig, request: &PlanRequest) -> Result<u64> {
 }
 
 /// Intermediate results that live at the same time in the widest part of a block, plus the logits; a card that samples keeps
-/// weights beside the logits of rows whose likelihoods are told, in a buffer of a power of two.
+/// weights beside the logits of rows whose likelihoods are told, in a buffer of at most the power of two above.
 fn activations(config: &ModelConfig, request: &PlanRequest) -> u64 {
     let attention = 3 * config.query_size() + 4 * config.kv_size();
     let mlp = 2 * config.intermediate_size;
@@ -186,6 +189,7 @@ mod tests {
             block_size: 16,
             step_tokens: 512,
             logit_rows: 64,
+            measured_activations: None,
             kv_dtype: KvDtype::Bf16,
             kv: None,
             dedicated: false,
@@ -217,6 +221,31 @@ mod tests {
         );
         assert!(more.is_power_of_two() && more >= logits as u64);
         assert!(card.total() <= card.available);
+    }
+
+    #[test]
+    fn what_was_measured_counts_where_it_is_more() {
+        let own = PlanRequest {
+            dedicated: true,
+            ..request()
+        };
+        let estimated = MemoryPlan::new(&tiny(), &own).unwrap();
+        let measured = |bytes| {
+            let measured_activations = Some(bytes);
+            let request = PlanRequest {
+                measured_activations,
+                ..own
+            };
+            MemoryPlan::new(&tiny(), &request).unwrap()
+        };
+        assert_eq!(measured(1), estimated);
+        let more = measured(estimated.activations + (64 << 20));
+        assert_eq!(more.activations, estimated.activations + (64 << 20));
+        let (less, block) = (estimated.kv - more.kv, more.kv / more.blocks as u64);
+        assert!(
+            less.abs_diff(64 << 20) <= block,
+            "{less} bytes less for keys and values"
+        );
     }
 
     #[test]

@@ -87,6 +87,7 @@ impl Embedder {
             block_size: BLOCK,
             step_tokens,
             logit_rows: 0,
+            measured_activations: None,
             kv_dtype,
             kv: Some((slots / BLOCK) as u64 * block_bytes as u64),
             dedicated: false,

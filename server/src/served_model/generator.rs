@@ -12,12 +12,15 @@ use rempart_engine::EngineConfig;
 use rempart_hub::store::ModelPath;
 use rempart_kernels::cpu;
 use rempart_models::parallel::{Collective, Shard, Single};
-use rempart_models::{KvCache, LoadOptions, MemoryPlan, Model as Weights, ModelFiles, PlanRequest, Steps};
+use rempart_models::{
+    CONTEXT_AUTO_MIN, Error, KvCache, LargestSteps, LoadOptions, MemoryPlan, Model as Weights, ModelFiles,
+    PlanRequest, Steps,
+};
 use rempart_text::{ChatTemplate, Tokenizer};
 
 use super::{Ranks, created, loading_bar, ranks, text};
 use crate::chat::template::Chat;
-use crate::config::{ComputeSettings, EngineSettings, ModelSettings, Settings};
+use crate::config::{ComputeSettings, EngineSettings, Settings};
 use crate::engine_thread::{self, Pace};
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
@@ -58,6 +61,63 @@ impl Plan {
     pub(super) fn is_for(&self, files: &ModelFiles) -> bool {
         self.encoded == files.checkpoint.total_bytes() && self.trained == files.config.context_length
     }
+
+    /// The same once the weights are on a card: large steps are computed there, and what they take is left free. A context that
+    /// nobody asked for is halved until it fits. No other model computes while steps are measured.
+    fn measured(
+        &self,
+        settings: &Settings,
+        device: &Device,
+        (files, model): (&ModelFiles, &dyn Weights),
+        turns: &Turns,
+    ) -> anyhow::Result<Self> {
+        let mut plan = self.clone();
+        if device.is_cpu() {
+            return Ok(plan);
+        }
+        let mut request = request(files, settings, device, self.memory.available)?;
+        let measured = loop {
+            request.context_length = plan.context_length;
+            let shorter = settings.model.context_length.is_none() && plan.context_length > CONTEXT_AUTO_MIN;
+            let _turn = turns.wait();
+            match measured(&request, settings.engine.sequences_max, device, (files, model)) {
+                Err(Error::DoesNotFit(_)) if shorter => {
+                    plan.context_length = (plan.context_length / 2).max(CONTEXT_AUTO_MIN);
+                }
+                other => break other,
+            }
+        };
+        // What the steps gave back must be the card's again before keys and values, or another model, ask for it. Others may be
+        // recording steps, which a wait for the whole card would end.
+        let _turn = turns.wait();
+        rempart_kernels::trim_heap();
+        plan.memory = measured?;
+        Ok(plan)
+    }
+}
+
+/// A plan for `request` with what steps were measured to take.
+fn measured(
+    request: &PlanRequest,
+    sequences: usize,
+    device: &Device,
+    (files, model): (&ModelFiles, &dyn Weights),
+) -> rempart_models::Result<MemoryPlan> {
+    let estimated = MemoryPlan::new(&files.config, request)?;
+    let steps = LargestSteps {
+        tokens: request.step_tokens,
+        sequences,
+        logit_rows: request.logit_rows,
+        context_length: request.context_length,
+        cached_tokens: estimated.kv_tokens(),
+        block_size: request.block_size,
+        kv_dtype: request.kv_dtype,
+    };
+    let request = PlanRequest {
+        measured_activations: steps.measure(model, &files.config, device)?,
+        ..*request
+    };
+    MemoryPlan::new(&files.config, &request)
 }
 
 /// Bytes of a model's weights in memory, on all its ranks.
@@ -77,6 +137,7 @@ pub(super) fn load(
     found: &ModelPath,
     files: &ModelFiles,
     plan: &Plan,
+    turns: &Turns,
 ) -> anyhow::Result<ServedModel> {
     let started = Instant::now();
     let loading = || format!("loading {}", found.path.display());
@@ -92,12 +153,10 @@ pub(super) fn load(
             .wait_ready(settings.model.rank_timeout, started.elapsed())
             .with_context(loading)?;
     }
-    let Plan {
-        memory: plan,
-        context_length,
-        ..
-    } = plan;
-    let context_length = *context_length;
+    let plan = plan
+        .measured(settings, device, (files, &*model), turns)
+        .with_context(loading)?;
+    let (plan, context_length) = (&plan.memory, plan.context_length);
     tracing::info!(
         model = %found.name, device = ?device.location(), threads = rempart_kernels::pool::threads(), kernels = cpu::best().name, tokens = plan.kv_tokens(), context_length,
         seconds = started.elapsed().as_secs_f32(), "{plan}"
@@ -178,34 +237,42 @@ pub(super) fn plan(
     device: &Device,
     available: u64,
 ) -> anyhow::Result<Plan> {
-    let ModelSettings {
-        context_length,
-        kv_cache_bytes,
-        ..
-    } = settings.model;
+    let context_length = settings.model.context_length;
     let trained = files.config.context_length;
     if let Some(asked) = context_length.filter(|&asked| asked > trained) {
         bail!("--context-length {asked} is more than the model was made for, {trained}");
     }
-    let engine = &settings.engine;
-    let request = PlanRequest {
-        available,
-        weights: weights_bytes(files, settings.model.ranks)?,
-        context_length: context_length.unwrap_or(trained),
-        block_size: engine.block_size,
-        step_tokens: engine.step_tokens_max,
-        logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
-        kv_dtype: settings.model.compute.kv_dtype_on(device.is_cpu()).into(),
-        kv: kv_cache_bytes,
-        dedicated: !device.is_cpu(),
-        ranks: settings.model.ranks,
-    };
+    let request = request(files, settings, device, available)?;
     let (memory, context_length) = MemoryPlan::within(&files.config, request, context_length.is_none())?;
     Ok(Plan {
         memory,
         context_length,
         trained,
         encoded: files.checkpoint.total_bytes(),
+    })
+}
+
+/// What a plan must provide for.
+fn request(
+    files: &ModelFiles,
+    settings: &Settings,
+    device: &Device,
+    available: u64,
+) -> anyhow::Result<PlanRequest> {
+    let (model, engine) = (&settings.model, &settings.engine);
+    let trained = files.config.context_length;
+    Ok(PlanRequest {
+        available,
+        weights: weights_bytes(files, model.ranks)?,
+        context_length: model.context_length.unwrap_or(trained),
+        block_size: engine.block_size,
+        step_tokens: engine.step_tokens_max,
+        logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
+        measured_activations: None,
+        kv_dtype: model.compute.kv_dtype_on(device.is_cpu()).into(),
+        kv: model.kv_cache_bytes,
+        dedicated: !device.is_cpu(),
+        ranks: model.ranks,
     })
 }
 

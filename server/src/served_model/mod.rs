@@ -241,7 +241,7 @@ impl Loader {
         } else {
             rempart_kernels::open_cuda()?
         };
-        let served = generator::load(&self.settings, &device, &found.model, files, &plan)?;
+        let served = generator::load(&self.settings, &device, &found.model, files, &plan, &self.turns)?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         // A plan of when memory was short is for once.
         if plans
@@ -308,7 +308,9 @@ impl Loader {
         let before = plans.get(&found.model.path).cloned();
         drop(plans);
         let fits = |plan: &Plan| plan.is_for(files) && plan.memory.total() <= available;
-        if let Some(plan) = before.filter(fits) {
+        if let Some(mut plan) = before.filter(fits) {
+            // Where it is measured again, it is within what there is now.
+            plan.memory.available = plan.memory.available.min(available);
             return Ok(plan);
         }
         generator::plan(files, &self.settings, &self.device, available)

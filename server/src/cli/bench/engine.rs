@@ -296,6 +296,7 @@ fn check(
         block_size: BLOCK_SIZE,
         step_tokens: config.step_tokens_max,
         logit_rows: config.sequences_max,
+        measured_activations: None,
         kv_dtype,
         kv: Some(config.blocks.saturating_mul(block) as u64),
         dedicated: !device.is_cpu(),
