@@ -32,7 +32,7 @@ def turn(model, rates, batches, repeat):
     measured = told("bench", "engine", model, "--prompt-tokens", str(PROMPT), "--batch", batches, "--repeat", str(repeat))
     prompts = [result["prompt_tokens_per_s"] for result in measured["results"]]
     rates.setdefault("prompt", ([], []))[1].append(statistics.median(prompts))
-    context = statistics.median(result["context_tokens"] for result in measured["results"])
+    context = statistics.median_low(result["context_tokens"] for result in measured["results"])
     planned = told("plan", model, "--answer-context", str(context))
     for prompt in planned["prompts"]:
         if prompt["tokens"] == PROMPT:
