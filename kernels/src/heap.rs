@@ -1,20 +1,25 @@
 //! What the allocator keeps of memory that was freed.
 
-/// Allocations of so much are pages of their own.
+/// Allocations of so much are pages of their own. Most results of small models' operations are less: each would get new pages,
+/// which the kernel fills with zeros. Layers of large caches of keys and values are more.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const LARGE_BYTES: libc::c_int = 1 << 20;
+const LARGE_BYTES: libc::c_int = 16 << 20;
+/// So much may lie free at the end of the heap: what one operation frees there, the next one asks for.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT_BYTES: libc::c_int = 64 << 20;
 
 /// Has all threads allocate from one heap. glibc otherwise makes one for each of up to eight threads a core, and of all but
 /// the first it keeps what is free at the end: models that come and go leave some of themselves in each. Called before there
 /// are threads.
 pub fn use_one_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the call changes a number of the allocator, under its locks.
+    // SAFETY: the calls change numbers of the allocator, under its locks.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         // What is large is pages of its own, for good: otherwise glibc takes it from the heap once something as large was freed,
         // and writes the zeros of a cache that nobody uses yet.
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
     }
 }
 
