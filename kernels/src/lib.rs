@@ -39,7 +39,7 @@ pub use device::{
 pub use error::Error;
 pub use format::Format;
 pub use graphs::{Graphs, Heads, RECORDED_SEQUENCES_MAX, StepArrays};
-pub use heap::{trim_heap, use_one_heap};
+pub use heap::{keep_freed_memory, trim_heap, use_one_heap};
 pub use matrix::Matrix;
 pub use op::{
     Activation, AttentionOptions, AttentionRow, InputNorm, KvCache, KvDtype, Projection, RopeOptions,
