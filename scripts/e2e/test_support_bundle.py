@@ -14,6 +14,7 @@ import pytest
 from conftest import LOGS, READY_S
 from lib import server
 from lib.authority import Authority
+from lib.postgres import Cluster
 
 ANSWERED = {"server/version.json", "server/readyz.json", "server/models.json", "server/metrics.txt"}
 ALWAYS = {"manifest.json", "config.toml", "doctor.jsonl", "models.json", "machine.json"}
@@ -33,6 +34,13 @@ def unpacked(archive):
         assert len(folders) == 1 and folders.pop().startswith("rempart-support-")
         assert all(member.isfile() and member.mode == 0o600 for member in members)
         return {member.name.split("/", 1)[1]: tar.extractfile(member).read() for member in members}
+
+
+def has_none(contents, sought):
+    """None of the texts is in what was written under any name."""
+    for name, content in contents.items():
+        for text in sought:
+            assert text not in content, f"{text} is in {name}"
 
 
 @pytest.fixture
@@ -81,9 +89,7 @@ def test_a_bundle_has_what_helps_and_nothing_confidential(used, tmp_path):
     assert set(files) == ALWAYS | ANSWERED | {"database.json", "log.txt"}, told
     assert len(sought) > 14
     sought.append(b"hf_verysecrettoken")
-    for name, content in {**files, "what is told": told.encode()}.items():
-        for text in sought:
-            assert text not in content, f"{text} is in {name}"
+    has_none({**files, "what is told": told.encode()}, sought)
     manifest = json.loads(files["manifest.json"])
     assert manifest["left_out"] == [] and manifest["rempart"]["version"] and len(manifest["rempart"]["sha256"]) == 64
     assert {file["name"]: (file["bytes"], file["sha256"]) for file in manifest["files"]} == {
@@ -117,9 +123,7 @@ def test_a_bundle_is_made_of_a_server_that_does_not_start(tmp_path):
     assert set(left_out) == {"database.json", *ANSWERED}
     assert "is --base-url right?" in left_out["server/metrics.txt"] and "127.0.0.1:9/rempart" in left_out["database.json"]
     assert files["log.txt"].decode().splitlines()[1:] == [line.strip()]
-    for name, content in {**files, "what is told": told.encode()}.items():
-        for text in (b"hunter2", b"hunter3", b"anna", b"abcdefgh"):
-            assert text not in content, f"{text} is in {name}"
+    has_none({**files, "what is told": told.encode()}, [b"hunter2", b"hunter3", b"anna", b"abcdefgh"])
     # A file that is wrong is told of, and all else with it.
     assert "is there already: name another file with --output" in rempart(*asked, status=1, input="", cwd=tmp_path)
     archive.unlink()
@@ -127,6 +131,29 @@ def test_a_bundle_is_made_of_a_server_that_does_not_start(tmp_path):
     told = rempart(*asked, input="", cwd=tmp_path)
     assert re.search(r"^config.toml +left out +.*passwort is no option", told, re.MULTILINE), told
     assert set(unpacked(archive)) == ALWAYS - {"config.toml"} | {"log.txt"}
+
+
+def test_a_bundle_counts_the_rows_of_postgresql(own_server, tmp_path):
+    project, name, role = (f"{word}{secrets.token_hex(6)}" for word in ("project", "name", "role"))
+    with Cluster() as cluster:
+        database = ["--database", cluster.url, "--secret", str(tmp_path / "secret")]
+        running = own_server("smollm2", "support-bundle-postgresql.log", database)
+        rempart("project", "create", *database, project)
+        rempart("user", "add", f"{name}@example.org", "--name", name, *database)
+        # Who makes the bundle may be a user that reads not all.
+        cluster.rows(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}; REVOKE ALL ON api_key FROM {role}")
+        archive = tmp_path / "bundle.tar.gz"
+        told = rempart("support-bundle", "--output", archive, "--", "--database", cluster.url.replace("//postgres@", f"//{role}@"))
+        running.stop()
+    files = unpacked(archive)
+    assert "database.json" in files, told
+    counted = json.loads(files["database.json"])
+    assert re.fullmatch(r"PostgreSQL \d+.*", counted["program"])
+    assert counted["version"] == counted["version_of_this_program"]
+    rows = counted["rows"]
+    assert (rows["project"], rows["person"]) == (2, 1), rows
+    assert [table for table, count in rows.items() if count is None] == ["api_key"], rows
+    has_none({**files, "what is told": told.encode()}, [project.encode(), name.encode(), role.encode()])
 
 
 @pytest.mark.parametrize(("options", "why"), [
