@@ -26,6 +26,7 @@ use rempart::model::Model;
 use rempart::registry::{First, Loaded, Proof, Served};
 use rempart::shutdown::{Phase, Shutdown};
 use rempart::turns::Turns;
+use rempart::warm_up::warm_up;
 use rempart_engine::{Batch, Engine, EngineConfig, ModelRunner, SampleRow, Sampled, sampling};
 use rempart_text::{ChatTemplate, GgufVocab, Tokenizer};
 
@@ -134,6 +135,8 @@ fn start(step: Duration, settings: &EngineSettings, metrics: &Metrics) -> anyhow
 }
 
 fn main() -> anyhow::Result<()> {
+    // As in `rempart`: the checks of reliability measure this program's memory.
+    rempart_kernels::keep_freed_memory();
     let mut typed = std::env::args().skip(1);
     let step = typed.next().context("the milliseconds of a step")?.parse()?;
     let options = ["rempart", "serve", NAME]
@@ -152,6 +155,8 @@ fn main() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         let metrics = Metrics::new()?;
         let loaded = start(Duration::from_millis(step), &engine, &metrics)?;
+        // Nobody is told that a model is ready before its first token.
+        warm_up(&loaded.served).await?;
         let listener = tokio::net::TcpListener::bind(http.bind).await?;
         writeln!(std::io::stdout(), "http://{}", listener.local_addr()?)?;
         let shutdown = Shutdown::default();

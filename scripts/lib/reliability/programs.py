@@ -31,9 +31,6 @@ def built():
 class Hollow(server.Server):
     """`server/examples/hollow.rs`: a step takes a set time, and each answer is as long as was asked."""
 
-    # It makes no first token of its own, and is ready when it listens.
-    ready_path = "/livez"
-
     def __init__(self, executable, step_ms, log, arguments=()):
         self.step_ms = step_ms
         super().__init__("hollow", LOGS / log, arguments=arguments, executable=executable)
