@@ -141,9 +141,11 @@ def test_a_bundle_counts_the_rows_of_postgresql(own_server, tmp_path):
         rempart("project", "create", *database, project)
         rempart("user", "add", f"{name}@example.org", "--name", name, *database)
         # Who makes the bundle may be a user that reads not all.
-        cluster.rows(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}; REVOKE ALL ON api_key FROM {role}")
+        cluster.rows(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}; "
+                     f"REVOKE ALL ON api_key FROM {role}")
         archive = tmp_path / "bundle.tar.gz"
-        told = rempart("support-bundle", "--output", archive, "--", "--database", cluster.url.replace("//postgres@", f"//{role}@"))
+        reading = cluster.url.replace("//postgres@", f"//{role}@")
+        told = rempart("support-bundle", "--output", archive, "--", "--database", reading)
         running.stop()
     files = unpacked(archive)
     assert "database.json" in files, told
