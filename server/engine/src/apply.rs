@@ -6,7 +6,6 @@ use crate::batch::{Batch, Row, SampleKind, SampleRow};
 use crate::constraint::{Advance, Constraint, Then, TokenMask};
 use crate::request::{Event, Finish, Output, Predicted, Sampled, SeqId, Token};
 use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
 
 impl Scheduler {
     /// The constraints of those that a step samples for, until [`Scheduler::constrain`].
@@ -43,7 +42,8 @@ impl Scheduler {
     /// What to do with each wanted row of logits.
     pub(crate) fn sample_rows(&self, batch: &Batch) -> Vec<SampleRow<'_>> {
         let mut rows = Vec::with_capacity(batch.logits.len());
-        for (sequence, range) in self.wanted(batch) {
+        for (row, range) in wanted(batch) {
+            let sequence = self.sequence(row.seq);
             for index in range {
                 let position = batch.positions[batch.logits[index] as usize] as usize + 1;
                 let scored = sequence.spec.prompt.get(position);
@@ -67,25 +67,6 @@ impl Scheduler {
         rows
     }
 
-    /// Every row's sequence with its range of `batch.logits`.
-    fn wanted<'s, 'b>(
-        &'s self,
-        batch: &'b Batch,
-    ) -> impl Iterator<Item = (&'s Sequence, Range<usize>)> + use<'s, 'b> {
-        let mut next = 0;
-        batch.rows.iter().map(move |row| {
-            let start = next;
-            while batch
-                .logits
-                .get(next)
-                .is_some_and(|index| (*index as usize) < row.tokens.end)
-            {
-                next += 1;
-            }
-            (self.sequence(row.seq), start..next)
-        })
-    }
-
     /// Takes a step's results: tokens are appended, full blocks published, finished sequences end.
     pub(crate) fn apply(&mut self, batch: &Batch, sampled: Vec<Sampled>) {
         assert_eq!(
@@ -93,12 +74,14 @@ impl Scheduler {
             batch.logits.len(),
             "the runner must answer every wanted row. This is a bug."
         );
-        let counts: Vec<usize> = self.wanted(batch).map(|(_, range)| range.len()).collect();
         let mut sampled = sampled.into_iter();
-        for (row, count) in batch.rows.iter().zip(counts) {
-            let answers: Vec<Sampled> = sampled.by_ref().take(count).collect();
+        for (row, range) in wanted(batch) {
+            let answers: Vec<Sampled> = sampled.by_ref().take(range.len()).collect();
             self.count(row);
             self.apply_row(row, answers);
+            if self.sequences.contains_key(&row.seq) {
+                self.recount(row.seq);
+            }
         }
     }
 
@@ -123,7 +106,13 @@ impl Scheduler {
         sequence.drafted = 0;
         sequence.computed = row.context_len - drafts.len();
         let samples = sequence.pending() == 0 && sequence.spec.stop.max_tokens > 0;
-        let sampled = answers.split_off(answers.len() - if samples { drafts.len() + 1 } else { 0 });
+        let scores = answers.len() - if samples { drafts.len() + 1 } else { 0 };
+        // Mostly there are none, and nothing has to be moved.
+        let sampled = if scores == 0 {
+            std::mem::take(&mut answers)
+        } else {
+            answers.split_off(scores)
+        };
         // What led to unusable logits must not be found by others.
         if answers
             .iter()
@@ -147,6 +136,9 @@ impl Scheduler {
     fn score(&mut self, seq: SeqId, answers: Vec<Sampled>) {
         let sequence = self.sequence(seq);
         let ends_prompt = sequence.computed >= sequence.spec.prompt.len() && !sequence.prompt_done;
+        if answers.is_empty() && !ends_prompt {
+            return;
+        }
         let request = sequence.request;
         let group = self
             .groups
@@ -285,4 +277,17 @@ impl Scheduler {
         self.report.outputs.push(output);
         full.then_some(Finish::Length)
     }
+}
+
+/// Every row with its range of `batch.logits`.
+fn wanted(batch: &Batch) -> impl Iterator<Item = (&Row, Range<usize>)> {
+    let mut next = 0;
+    batch.rows.iter().map(move |row| {
+        let start = next;
+        let logits = batch.logits[start..].iter();
+        next += logits
+            .take_while(|index| (**index as usize) < row.tokens.end)
+            .count();
+        (row, start..next)
+    })
 }

@@ -14,7 +14,19 @@ impl Scheduler {
     pub(crate) fn check(&self) -> Result<(), String> {
         self.pool
             .check(self.sequences.values().map(|sequence| sequence.table.as_slice()))?;
+        let decoding = self
+            .sequences
+            .values()
+            .filter(|sequence| sequence.decodes)
+            .count();
+        if decoding != self.decoding {
+            return Err(format!(
+                "{decoding} sequences decode, {} were counted",
+                self.decoding
+            ));
+        }
         let mut waiting_tokens = 0;
+        #[expect(clippy::iter_over_hash_type, reason = "sums and checks don't show the order")]
         for sequence in self.sequences.values() {
             self.check_sequence(sequence)
                 .map_err(|wrong| format!("sequence {}: {wrong}", sequence.id.0))?;
@@ -92,6 +104,9 @@ impl Scheduler {
         if !group.seqs.contains(&sequence.id) {
             return Err("its group doesn't know it".to_owned());
         }
+        if sequence.decodes != (runs && sequence.pending() == 1) {
+            return Err("it is wrongly counted among those that decode".to_owned());
+        }
         Ok(())
     }
 
@@ -105,6 +120,7 @@ impl Scheduler {
             }
         }
         let mut unstarted_tokens = 0;
+        #[expect(clippy::iter_over_hash_type, reason = "sums and checks don't show the order")]
         for sequence in self.sequences.values() {
             let (waiting, running, queued) = parts.entry(sequence.flow()).or_default();
             let rank = sequence.rank();
@@ -140,13 +156,16 @@ impl Scheduler {
     /// list of the living.
     pub(crate) fn reset(&mut self) {
         let living = std::mem::take(&mut self.sequences);
-        let failed = living
+        let mut failed: Vec<_> = living
             .values()
-            .map(|sequence| sequence.event(Event::Finished(Finish::Failed)));
+            .map(|sequence| sequence.event(Event::Finished(Finish::Failed)))
+            .collect();
+        failed.sort_unstable_by_key(|output| output.seq);
         self.report.outputs.extend(failed);
         self.pool = BlockPool::new(self.config.blocks, self.config.block_size);
         self.groups.clear();
         self.running.clear();
+        self.decoding = 0;
         self.waiting.clear();
         self.waiting_tokens = 0;
         self.unstarted_tokens = 0;

@@ -181,6 +181,7 @@ impl Scheduler {
             .sequences
             .remove(&seq)
             .expect("it was found above. This is a bug.");
+        self.decoding -= usize::from(sequence.decodes);
         self.flows.end(sequence.flow(), rank);
         if !waits {
             self.leave_place(&sequence);

@@ -137,14 +137,16 @@ impl Scheduler {
 
     fn push_row(&self, batch: &mut Batch, seq: SeqId, chunk: usize) {
         let sequence = self.sequence(seq);
-        let group = self.group(sequence.request);
         let range = sequence.computed..sequence.computed + chunk;
         let wants_token = range.end == sequence.tokens.len() && sequence.spec.stop.max_tokens > 0;
         let start = batch.tokens.len();
-        let unscored = if group.is_scoring() {
-            first_unscored(sequence, group)
-        } else {
-            usize::MAX
+        let group = sequence
+            .spec
+            .prompt_logprobs
+            .map(|_| self.group(sequence.request));
+        let unscored = match group {
+            Some(group) if group.is_scoring() => first_unscored(sequence, group),
+            _ => usize::MAX,
         };
         for position in range.clone() {
             let scores = position >= unscored && position + 1 < sequence.spec.prompt.len();

@@ -30,6 +30,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rustc_hash::FxHashMap;
+
 use crate::batch::Batch;
 use crate::blocks::BlockPool;
 use crate::config::EngineConfig;
@@ -48,9 +50,11 @@ pub(crate) struct Scheduler {
     pub(crate) config: EngineConfig,
     pub(crate) hasher: Hasher,
     pub(crate) pool: BlockPool,
-    pub(crate) sequences: BTreeMap<SeqId, Sequence>,
+    pub(crate) sequences: FxHashMap<SeqId, Sequence>,
     pub(crate) groups: BTreeMap<RequestId, Group>,
     pub(crate) running: BTreeSet<Rank>,
+    /// Running sequences with one token to compute.
+    pub(crate) decoding: usize,
     pub(crate) waiting: BTreeSet<Rank>,
     /// Sum of `queue_tokens` over the waiting sequences.
     pub(crate) waiting_tokens: usize,
@@ -81,9 +85,10 @@ impl Scheduler {
             hasher: Hasher::new(config.cache_secret),
             pool: BlockPool::new(config.blocks, config.block_size),
             config,
-            sequences: BTreeMap::new(),
+            sequences: FxHashMap::default(),
             groups: BTreeMap::new(),
             running: BTreeSet::new(),
+            decoding: 0,
             waiting: BTreeSet::new(),
             waiting_tokens: 0,
             unstarted_tokens: 0,
@@ -114,7 +119,7 @@ impl Scheduler {
     }
 
     fn plan(&self) -> Plan {
-        let decodes = self.decoding();
+        let decodes = self.decoding;
         Plan {
             room: self.config.step_tokens_max - decodes,
             prefill_left: if decodes > 0 { self.prefill_max } else { usize::MAX },
@@ -136,18 +141,22 @@ impl Scheduler {
             .min(self.prefill_max.saturating_add(decodes))
     }
 
-    /// Running sequences with one token to compute.
-    fn decoding(&self) -> usize {
-        let decodes = |rank: &&Rank| self.sequence(rank.seq).pending() == 1;
-        self.running.iter().filter(decodes).count()
+    /// Counts a running sequence as one that decodes, or not, by what it has to compute now.
+    pub(crate) fn recount(&mut self, seq: SeqId) {
+        let sequence = self.sequence_mut(seq);
+        let decodes = sequence.pending() == 1;
+        let before = std::mem::replace(&mut sequence.decodes, decodes);
+        self.decoding = self.decoding + usize::from(decodes) - usize::from(before);
     }
 
     /// Gives every running sequence the blocks of all its tokens, and those that decode their token.
     fn continue_running(&mut self, plan: &mut Plan) {
         let ranks: Vec<Rank> = self.running.iter().copied().collect();
+        let preemptions = self.report.preemptions;
         for rank in ranks {
             // It may have been preempted by another one in this loop.
-            if !self.running.contains(&rank) || !self.grow(rank, plan) {
+            let gone = self.report.preemptions > preemptions && !self.running.contains(&rank);
+            if gone || !self.grow(rank, plan) {
                 continue;
             }
             let sequence = self.sequence(rank.seq);
@@ -239,6 +248,7 @@ impl Scheduler {
         sequence.published = 0;
         sequence.publishing = true;
         sequence.queue_tokens = sequence.tokens.len();
+        self.decoding -= usize::from(std::mem::take(&mut sequence.decodes));
         self.waiting_tokens += sequence.queue_tokens;
         let flow = sequence.flow();
         self.running.remove(&rank);
@@ -287,7 +297,7 @@ impl Scheduler {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             running: self.running.len(),
-            decoding: self.decoding(),
+            decoding: self.decoding,
             waiting: self.waiting.len(),
             waiting_requests: self.unstarted.len(),
             waiting_tokens: self.waiting_tokens,

@@ -17,6 +17,10 @@ pub(crate) struct Rank {
 
 /// One token stream.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "none of these facts follows from another"
+)]
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
     pub(crate) request: RequestId,
@@ -44,6 +48,8 @@ pub(crate) struct Sequence {
     pub(crate) publishing: bool,
     /// Keys of the leading full blocks of `tokens`, as far as they were needed.
     pub(crate) keys: Vec<BlockKey>,
+    /// It runs and has one token to compute: counted in the scheduler's `decoding`.
+    pub(crate) decodes: bool,
     pub(crate) started: bool,
     /// The prompt was computed at least once.
     pub(crate) prompt_done: bool,
@@ -70,6 +76,7 @@ impl Sequence {
             published: 0,
             publishing: true,
             keys: Vec::new(),
+            decodes: false,
             started: false,
             prompt_done: false,
             // Siblings find the prompt in the cache when the first of them has computed it.

@@ -296,6 +296,7 @@ impl Scheduler {
             self.report.outputs.push(started);
             self.start_request(request, flow);
         }
+        self.recount(rank.seq);
         self.flows.run(flow, rank);
         self.take_left_place(flow);
     }

@@ -175,6 +175,7 @@ fn miscounts_are_found() {
         _ = first(s).table.pop();
     });
     says("tokens wait", &|s| s.waiting_tokens += 1);
+    says("sequences decode", &|s| s.decoding += 1);
     says("has no sequence", &|s| {
         let rank = s.sequence(SeqId(0)).rank();
         s.waiting.insert(Rank {
@@ -218,6 +219,10 @@ fn unsound_sequences_are_found() {
     });
     says("doesn't know it", &|s| {
         first(s).request = RequestId(1);
+    });
+    says("wrongly counted", &|s| {
+        first(s).decodes = false;
+        s.decoding -= 1;
     });
 }
 
