@@ -12,6 +12,7 @@ use crate::{ForwardInput, KvCache, Model, ModelConfig, Result};
 pub struct Steps {
     model: Box<dyn Model>,
     kv: KvCache,
+    on_card: bool,
     graphs: Graphs,
     /// With which other ranks the model is shared, if with any.
     ranks: Option<Arc<Processes>>,
@@ -28,6 +29,7 @@ impl Steps {
             block_size: kv.block_size(),
         };
         Self {
+            on_card: !device.is_cpu(),
             graphs: Graphs::new(device, heads, config.vocab_size),
             model,
             kv,
@@ -54,6 +56,11 @@ impl Steps {
             self.model.forward(&step.forward_input(), &self.kv)?;
         }
         Ok(())
+    }
+
+    /// Whether a step's result is still computed when [`Steps::forward`] returns it. Ranks wait for each other within a step.
+    pub fn is_asynchronous(&self) -> bool {
+        self.on_card && self.ranks.is_none()
     }
 
     /// As [`Model::forward`]. The next step may write the result again.

@@ -55,6 +55,10 @@ impl ModelRunner for CandleRunner {
         self.steps.forward(&input)
     }
 
+    fn is_asynchronous(&self) -> bool {
+        self.steps.is_asynchronous()
+    }
+
     fn is_out_of_memory(&self, error: &Error) -> bool {
         // Ranks must compute the same steps: one that finds no memory is for all of them to fail.
         self.ranks.is_none() && error.is_out_of_memory()

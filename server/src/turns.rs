@@ -29,9 +29,19 @@ pub struct Turn<'a> {
 impl Turns {
     /// Waits until it is the caller's turn. A lock alone would let one who has just ended begin again before the others.
     pub fn wait(&self) -> Turn<'_> {
+        self.wait_after(|| ())
+    }
+
+    /// Waits likewise; where it is somebody else's turn, `before` is called first.
+    pub fn wait_after(&self, before: impl FnOnce()) -> Turn<'_> {
         let mut tickets = self.0.lock();
         let own = tickets.next;
         tickets.next += 1;
+        if tickets.called != own {
+            drop(tickets);
+            before();
+            tickets = self.0.lock();
+        }
         let waiting = self.0.called.wait_while(tickets, |tickets| tickets.called != own);
         drop(waiting.unwrap_or_else(PoisonError::into_inner));
         Turn {
@@ -59,6 +69,20 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn what_comes_before_waiting_is_done_only_where_one_waits() {
+        let turns = Turns::default();
+        let first = turns.wait_after(|| panic!("it is nobody else's turn"));
+        std::thread::scope(|scope| {
+            let (told, hears) = std::sync::mpsc::channel();
+            let turns = &turns;
+            scope.spawn(move || turns.wait_after(|| told.send(()).unwrap()).number);
+            // The first turn has not ended.
+            hears.recv().unwrap();
+            drop(first);
+        });
+    }
 
     #[test]
     fn turns_come_in_the_order_of_asking() {

@@ -62,13 +62,21 @@ impl<R: ModelRunner> Engine<R> {
     /// Takes one step; without anything to compute the runner isn't called. After an error or a panic call
     /// [`Engine::fail_step`]; a step without that call does it first.
     pub fn step(&mut self, now_ms: u64) -> Result<StepReport, R::Error> {
+        self.step_beside(now_ms, || ())
+    }
+
+    /// Takes a step likewise, and calls `meanwhile` once where that delays it least: while a device computes, or before a
+    /// processor does. It is not called if the step fails or panics before.
+    pub fn step_beside(&mut self, now_ms: u64, meanwhile: impl FnOnce()) -> Result<StepReport, R::Error> {
         self.fail_in_flight();
         self.in_step = InStep::Scheduling;
         self.scheduler.expire(now_ms);
         let batch = self.scheduler.schedule();
-        if !batch.rows.is_empty() {
+        if batch.rows.is_empty() {
+            meanwhile();
+        } else {
             self.in_step = InStep::Running(batch.rows.iter().map(|row| row.seq).collect());
-            match self.compute(&batch) {
+            match self.compute(&batch, meanwhile) {
                 Ok(()) => self.scheduler.regrow(batch.tokens.len()),
                 Err(error) if self.runner.is_out_of_memory(&error) && self.scheduler.shrink(&batch) => {}
                 Err(error) => return Err(error),
@@ -78,8 +86,8 @@ impl<R: ModelRunner> Engine<R> {
         Ok(self.take_report())
     }
 
-    fn compute(&mut self, batch: &Batch) -> Result<(), R::Error> {
-        let logits = self.runner.forward(batch)?;
+    fn compute(&mut self, batch: &Batch, meanwhile: impl FnOnce()) -> Result<(), R::Error> {
+        let logits = self.forward(batch, meanwhile)?;
         // While a device is still at work.
         let (seqs, mut constraints) = self.scheduler.lend_constraints(batch);
         let masks = self.runner.allow(&mut constraints);
@@ -88,6 +96,16 @@ impl<R: ModelRunner> Engine<R> {
         let sampled = self.runner.sample(logits, &rows)?;
         self.scheduler.apply(batch, sampled);
         Ok(())
+    }
+
+    fn forward(&mut self, batch: &Batch, meanwhile: impl FnOnce()) -> Result<R::Logits, R::Error> {
+        if self.runner.is_asynchronous() {
+            let logits = self.runner.forward(batch)?;
+            meanwhile();
+            return Ok(logits);
+        }
+        meanwhile();
+        self.runner.forward(batch)
     }
 
     /// Ends every sequence of the step in flight with [`Finish::Failed`], after [`Engine::step`] returned an error

@@ -12,6 +12,11 @@ pub trait ModelRunner {
     /// Writes the keys and values of every token of the batch to its slot and computes the wanted logits.
     fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, Self::Error>;
 
+    /// Whether `forward` returns while a device is still at work, for which `sample` waits.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
     /// Whether an error says that the device had no memory for a step: smaller ones may find some.
     fn is_out_of_memory(&self, _error: &Self::Error) -> bool {
         false

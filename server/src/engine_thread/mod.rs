@@ -1,9 +1,10 @@
 //! The engine's own thread, and the handle through which everything else reaches it.
 //!
 //! The thread owns the engine and takes one step after another. Handlers send it requests over a bounded channel and
-//! get a [`TokenStream`] whose channel can hold the whole answer, so that a slow client never holds up a step.
+//! get a [`TokenStream`] that can hold the whole answer, so that a slow client never holds up a step.
 
 mod budget;
+mod delivery;
 mod progress;
 mod steps;
 
@@ -21,13 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::metrics::{ModelMetrics, Rejection};
 use crate::turns::Turns;
 use budget::Budget;
+use delivery::{Events, Route};
 use progress::Progress;
 use steps::Steps;
 
 pub use progress::Health;
-
-/// Events of a sequence beside its tokens: started, prompt likelihoods, finished.
-const EVENTS_BESIDE_TOKENS: usize = 3;
 
 /// What several requests of one client have in common.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +78,8 @@ enum Message {
 struct Submission {
     requests: Vec<Request>,
     timing: Timing,
-    events: mpsc::Sender<StreamEvent>,
+    events: Events,
+    route: Route,
     stopped: Arc<[AtomicBool]>,
     accepted: oneshot::Sender<Result<(), AddError>>,
 }
@@ -95,7 +95,7 @@ pub struct StreamEvent {
 
 /// The events of the submitted requests. Dropping it aborts all their sequences before the next step.
 pub struct TokenStream {
-    events: mpsc::Receiver<StreamEvent>,
+    events: mpsc::UnboundedReceiver<StreamEvent>,
     stopped: Arc<[AtomicBool]>,
 }
 
@@ -176,7 +176,7 @@ impl EngineHandle {
         for request in &mut requests {
             request.deadline_ms = Some(deadline_ms);
         }
-        let (events, receiver) = mpsc::channel(self.events_max(&requests).max(1));
+        let (events, receiver) = mpsc::unbounded_channel();
         let choices: usize = requests.iter().map(|request| request.n).sum();
         let stopped: Arc<[AtomicBool]> = (0..choices).map(|_| AtomicBool::new(false)).collect();
         let stream = TokenStream {
@@ -188,6 +188,7 @@ impl EngineHandle {
             requests,
             timing,
             events,
+            route: Route::here(),
             stopped,
             accepted,
         })?;
@@ -315,14 +316,6 @@ impl EngineHandle {
         SubmitError::Overloaded {
             retry_after_s: self.retry_after_s(),
         }
-    }
-
-    fn events_max(&self, requests: &[Request]) -> usize {
-        let tokens_max = |request: &Request| request.stop.max_tokens.min(self.config.context_max);
-        requests
-            .iter()
-            .map(|request| request.n * (tokens_max(request) + EVENTS_BESIDE_TOKENS))
-            .sum()
     }
 }
 

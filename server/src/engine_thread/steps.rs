@@ -1,6 +1,6 @@
 //! The loop of the engine thread: take what was sent, drop what was cancelled, step, deliver.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +8,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rempart_engine::{Engine, Event, Finish, ModelRunner, Output, RequestId, StepReport};
-use tokio::sync::mpsc;
+use rustc_hash::FxHashMap;
 
 use super::budget::{Budget, Work};
+use super::delivery::{Delivery, Events, Route};
 use super::progress::Progress;
 use super::{Message, StreamEvent, Submission, flow_of, queued_of};
 use crate::metrics::{Ended, Finished, ModelMetrics};
@@ -32,12 +33,14 @@ const IDLE_STEP: Duration = Duration::from_millis(1);
 
 /// All that the engine thread owns.
 pub(super) struct Steps<R> {
+    /// What the last step made. It comes first because it is dropped first: who waits is told before a model's memory is freed.
+    delivery: Delivery,
     engine: Engine<R>,
     inbox: Receiver<Message>,
     progress: Arc<Progress>,
     metrics: Arc<ModelMetrics>,
     budget: Budget,
-    live: BTreeMap<RequestId, Live>,
+    live: FxHashMap<RequestId, Live>,
     next_id: u64,
     failures: VecDeque<Instant>,
     finished: VecDeque<Instant>,
@@ -47,7 +50,8 @@ pub(super) struct Steps<R> {
 
 /// A request that has not ended.
 struct Live {
-    events: mpsc::Sender<StreamEvent>,
+    events: Events,
+    route: Route,
     stopped: Arc<[AtomicBool]>,
     first_choice: usize,
     sequences: Vec<SequenceTimes>,
@@ -80,12 +84,13 @@ impl<R: ModelRunner> Steps<R> {
     ) -> Self {
         Self {
             turns,
+            delivery: Delivery::default(),
             engine,
             inbox,
             progress,
             metrics,
             budget,
-            live: BTreeMap::new(),
+            live: FxHashMap::default(),
             next_id: 0,
             failures: VecDeque::new(),
             finished: VecDeque::new(),
@@ -96,6 +101,7 @@ impl<R: ModelRunner> Steps<R> {
     pub(super) fn run(&mut self) {
         loop {
             if !self.engine.has_work() {
+                self.delivery.bring();
                 match self.inbox.recv_timeout(LOSS_INTERVAL) {
                     Ok(message) => self.take(message),
                     Err(RecvTimeoutError::Timeout) if self.engine.is_lost() => return self.give_up(),
@@ -107,6 +113,7 @@ impl<R: ModelRunner> Steps<R> {
                 self.take(message);
             }
             if self.progress.is_closed() {
+                self.delivery.bring();
                 self.live.clear();
                 return;
             }
@@ -133,6 +140,7 @@ impl<R: ModelRunner> Steps<R> {
             requests,
             timing,
             events,
+            route,
             stopped,
             accepted,
         } = submission;
@@ -147,6 +155,7 @@ impl<R: ModelRunner> Steps<R> {
             let id = RequestId(id);
             let live = Live {
                 events: events.clone(),
+                route: route.clone(),
                 stopped: Arc::clone(&stopped),
                 first_choice,
                 sequences: vec![SequenceTimes::default(); request.n],
@@ -176,6 +185,10 @@ impl<R: ModelRunner> Steps<R> {
 
     /// Ends what nobody waits for any more.
     fn cancel(&mut self) {
+        #[expect(
+            clippy::iter_over_hash_type,
+            reason = "in which order they end is seen by nobody"
+        )]
         for (id, live) in &mut self.live {
             if live.aborted {
                 continue;
@@ -199,10 +212,13 @@ impl<R: ModelRunner> Steps<R> {
         let prefill = self.budget.prefill(self.engine.stats().decoding);
         self.engine.limit_prefill(prefill);
         self.metrics.prefill_budget(prefill);
-        let turn = self.turns.wait();
+        let delivery = &mut self.delivery;
+        let turn = self.turns.wait_after(|| delivery.bring());
         let began = Instant::now();
         let now_ms = self.progress.clock_ms(began);
-        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step(now_ms)));
+        let engine = &mut self.engine;
+        let step = || engine.step_beside(now_ms, || delivery.bring());
+        let result = catch_unwind(AssertUnwindSafe(step));
         drop(turn);
         match result {
             Ok(Ok(report)) => {
@@ -283,13 +299,8 @@ impl<R: ModelRunner> Steps<R> {
         } else {
             now
         };
-        if let Err(mpsc::error::TrySendError::Full(_)) =
-            live.events.try_send(StreamEvent { choice, event, at })
-        {
-            tracing::error!("an answer outgrew its channel. This is a bug.");
-            live.aborted = true;
-            self.engine.abort(request);
-        }
+        self.delivery
+            .add(&live.route, &live.events, StreamEvent { choice, event, at });
         if finished {
             live.open -= 1;
             if live.open == 0 {
@@ -322,6 +333,7 @@ impl<R: ModelRunner> Steps<R> {
         } else {
             tracing::error!("too many failed steps: the engine stops");
         }
+        self.delivery.bring();
         self.progress.fail();
         self.live.clear();
     }

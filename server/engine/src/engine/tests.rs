@@ -12,6 +12,7 @@ mod flow_limits;
 mod grammar;
 mod limits;
 mod load;
+mod meanwhile;
 mod memory;
 mod returning;
 mod speculation;
