@@ -10,7 +10,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
@@ -20,6 +20,7 @@ use rempart::cli::{Cli, Command};
 use rempart::config::{EngineSettings, Settings};
 use rempart::engine_thread::{self, Pace};
 use rempart::grammar::Grammars;
+use rempart::http::lanes::Lanes;
 use rempart::http::{self, App};
 use rempart::metrics::Metrics;
 use rempart::model::Model;
@@ -38,27 +39,34 @@ const BLOCKS: usize = 1 << 16;
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Takes a time for each step, and says the alphabet.
+/// Says the alphabet. A step takes its time as it does on a card: from when it was launched, beside what the processor does.
 struct Hollow {
     step: Duration,
 }
 
 impl ModelRunner for Hollow {
-    type Logits = ();
+    /// When the step ends.
+    type Logits = Instant;
     type Error = String;
 
-    fn forward(&mut self, _: &Batch) -> Result<(), String> {
-        std::thread::sleep(self.step);
-        Ok(())
+    fn forward(&mut self, _: &Batch) -> Result<Instant, String> {
+        Ok(Instant::now() + self.step)
     }
 
-    fn sample(&mut self, (): (), rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
+    fn sample(&mut self, end: Instant, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, String> {
         let sample = |row: &SampleRow<'_>| {
             let mut logits = [0.0; VOCAB];
             logits[usize::from(b'a') + row.output.len() % 26 - usize::from(b'!')] = 12.0;
             sampling::sample(&mut logits, row)
         };
-        Ok(rows.iter().map(sample).collect())
+        let sampled = rows.iter().map(sample).collect();
+        // A card samples, too.
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        Ok(sampled)
     }
 }
 
@@ -173,7 +181,9 @@ fn main() -> anyhow::Result<()> {
             shutdown.advance(Phase::Closing);
             ended
         };
-        let ((), ended) = tokio::join!(http::accept::serve(listener, None, router, app), ended);
+        let lanes = Lanes::start(std::thread::available_parallelism()?.get())?;
+        let serving = http::accept::serve(listener, None, router, app, Arc::new(lanes));
+        let ((), ended) = tokio::join!(serving, ended);
         Ok(ended?)
     })
 }

@@ -16,6 +16,7 @@ use super::reload::Options;
 use crate::access::{Access, Keys, loads_recorder};
 use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
+use crate::http::lanes::Lanes;
 use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
@@ -44,8 +45,9 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting tokio")?;
+    let lanes = Lanes::start(cores).context("starting the threads of connections")?;
     let options = Options::read(typed)?;
-    let result = runtime.block_on(serve(settings, listeners, options, confined));
+    let result = runtime.block_on(serve(settings, listeners, options, confined, Arc::new(lanes)));
     // A model that is still loading, or a step in flight, is not waited for.
     runtime.shutdown_background();
     result
@@ -84,6 +86,7 @@ async fn serve(
     listeners: Listeners,
     options: Options,
     confined: Option<Confined>,
+    lanes: Arc<Lanes>,
 ) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.zero_egress(settings.http.zero_egress);
@@ -135,14 +138,15 @@ async fn serve(
     let administering = async {
         if let Some(listener) = admin {
             let router = http::admin::app(Arc::clone(&app));
-            http::accept::serve_admin(listener, router, Arc::clone(&app)).await;
+            http::accept::serve_admin(listener, router, Arc::clone(&app), Arc::clone(&lanes)).await;
         }
     };
     if let Some(limit) = settings.http.admin.idle_unload {
         tasks.spawn(app.registry.clone().unload_idle(limit));
     }
     let secure = tls.is_some();
-    let accepting = http::accept::serve(listener, tls, http::app(Arc::clone(&app)), Arc::clone(&app));
+    let router = http::app(Arc::clone(&app));
+    let accepting = http::accept::serve(listener, tls, router, Arc::clone(&app), Arc::clone(&lanes));
     tracing::info!(address = %settings.http.bind, tls = secure, "listening; not ready until the model is loaded");
     let (result, (), ()) = tokio::join!(supervise(settings, &app), accepting, administering);
     tasks.shutdown().await;

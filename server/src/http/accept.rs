@@ -27,6 +27,7 @@ use super::AppState;
 use super::addresses::Addresses;
 use super::error::ApiError;
 use super::guarded::{Guard, Guarded};
+use super::lanes::Lanes;
 use super::timeout_io::TimeoutIo;
 use super::tls::Tls;
 use crate::certificate::ClientCertificate;
@@ -52,10 +53,16 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves connections until the process is to end and the last request is answered, or its time is over.
-pub async fn serve(listener: TcpListener, tls: Option<Tls>, router: Router, app: AppState) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    app: AppState,
+    lanes: Arc<Lanes>,
+) {
     let shutdown = app.shutdown.clone();
     app.metrics.connections_limit(app.http.connections_max);
-    let door = Door::new(app.http.connections_max, tls, router, app);
+    let door = Door::new(app.http.connections_max, tls, router, app, lanes);
     let mut connections = JoinSet::new();
     door.open(&listener, &mut connections, shutdown.reached(Phase::Draining))
         .await;
@@ -63,9 +70,9 @@ pub async fn serve(listener: TcpListener, tls: Option<Tls>, router: Router, app:
 }
 
 /// Serves administration until the last running request of the other interface has ended.
-pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState) {
+pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState, lanes: Arc<Lanes>) {
     let shutdown = app.shutdown.clone();
-    let door = Door::new(ADMIN_CONNECTIONS_MAX, None, router, app);
+    let door = Door::new(ADMIN_CONNECTIONS_MAX, None, router, app, lanes);
     let mut connections = JoinSet::new();
     door.open(&listener, &mut connections, shutdown.reached(Phase::Closing))
         .await;
@@ -111,13 +118,21 @@ struct Door {
     places: Arc<Semaphore>,
     addresses: Addresses,
     refusals: Arc<Semaphore>,
+    lanes: Arc<Lanes>,
 }
 
 impl Door {
-    fn new(connections_max: usize, tls: Option<Tls>, router: Router, app: AppState) -> Arc<Self> {
+    fn new(
+        connections_max: usize,
+        tls: Option<Tls>,
+        router: Router,
+        app: AppState,
+        lanes: Arc<Lanes>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             router,
             tls,
+            lanes,
             places: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
             addresses: Addresses::new(app.http.connections_per_address_max),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
@@ -156,12 +171,17 @@ impl Door {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return self.turn_away(stream, Rejection::Connections, connections);
         };
+        // It leaves the runtime that took it for the one that serves it. One that can't is closed.
+        let Ok(stream) = stream.into_std() else { return };
         let door = Arc::clone(self);
-        connections.spawn(async move {
+        let served = async move {
             let _held = (own, place);
             let _open = door.app.metrics.connection();
-            door.receive(stream).await;
-        });
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                door.receive(stream).await;
+            }
+        };
+        connections.spawn_on(served, self.lanes.next());
     }
 
     fn turn_away(&self, stream: TcpStream, reason: Rejection, connections: &mut JoinSet<()>) {

@@ -15,6 +15,7 @@ mod generate;
 mod guarded;
 pub mod head;
 pub mod health;
+pub mod lanes;
 pub mod limits;
 pub mod messages;
 pub mod models;

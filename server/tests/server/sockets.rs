@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rempart::http::accept;
+use rempart::http::lanes::Lanes;
 use rempart::http::tls::Tls;
 use rempart::shutdown::Phase;
 use serde_json::json;
@@ -37,6 +38,7 @@ pub(super) async fn listen_at(address: &str, arguments: &[&str]) -> Listening {
         tls.clone(),
         server.router.clone(),
         Arc::clone(&server.app),
+        Arc::new(Lanes::start(2).unwrap()),
     ));
     Listening {
         server,
@@ -191,6 +193,18 @@ async fn silent_and_slow_clients_are_closed() {
         .server
         .metric_becomes("rempart_http_connections", 0.0)
         .await;
+}
+
+/// The time for a head is not one for the request.
+#[tokio::test]
+async fn a_request_that_was_heard_may_take_longer() {
+    let listening = listen(&["--header-timeout-s", "1"]).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{";
+    let mut stream = listening.sent(head).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    stream.write_all(b"}").await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
 #[tokio::test]
