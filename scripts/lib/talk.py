@@ -25,6 +25,13 @@ def asked(path, model, text, tokens, stream=False):
     return body | {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
 
 
+def raw(port, path, body):
+    """The same bytes for each request, for clients that are to cost little."""
+    body = json.dumps(body).encode()
+    return (f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+
+
 def brings_text(event):
     """Whether an event of a stream, of any endpoint, has a piece of the answer."""
     if event.get("type") in ("content_block_delta", "response.output_text.delta"):
