@@ -40,7 +40,7 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // On one core, too, something answers while a disk holds up who writes to it.
+        // On one core, too, something goes on while a disk holds up who writes to it.
         .worker_threads(cores.max(2))
         .enable_all()
         .build()
