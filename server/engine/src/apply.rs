@@ -79,9 +79,7 @@ impl Scheduler {
             let answers: Vec<Sampled> = sampled.by_ref().take(range.len()).collect();
             self.count(row);
             self.apply_row(row, answers);
-            if self.sequences.contains_key(&row.seq) {
-                self.recount(row.seq);
-            }
+            self.recount(row.seq);
         }
     }
 

@@ -141,9 +141,11 @@ impl Scheduler {
             .min(self.prefill_max.saturating_add(decodes))
     }
 
-    /// Counts a running sequence as one that decodes, or not, by what it has to compute now.
+    /// Counts a running sequence as one that decodes, or not, by what it has to compute now; nothing if it has ended.
     pub(crate) fn recount(&mut self, seq: SeqId) {
-        let sequence = self.sequence_mut(seq);
+        let Some(sequence) = self.sequences.get_mut(&seq) else {
+            return;
+        };
         let decodes = sequence.pending() == 1;
         let before = std::mem::replace(&mut sequence.decodes, decodes);
         self.decoding = self.decoding + usize::from(decodes) - usize::from(before);
