@@ -2,18 +2,20 @@
 //! thread, they would wake a thread of HTTP's hundreds of times, which may want the engine's core before the next step has begun.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use rustix::thread::sched_getcpu;
 use tokio::runtime::{self, Handle};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::StreamEvent;
 
 /// Where events of one submission go. It needs no limit of its own, as it holds one answer at most: `max_tokens`, and three events
 /// beside. So a slow client never holds up a step.
-pub(super) type Events = mpsc::UnboundedSender<StreamEvent>;
+pub(super) type Events = UnboundedSender<StreamEvent>;
 
 /// Events of one step, and the streams that they are for.
 type Parcel = Vec<(Events, StreamEvent)>;
@@ -22,7 +24,8 @@ type Parcel = Vec<(Events, StreamEvent)>;
 /// what its streams are still to be told.
 #[derive(Clone)]
 pub(super) struct Route {
-    parcels: mpsc::UnboundedSender<Parcel>,
+    parcels: UnboundedSender<Parcel>,
+    arrived: Arc<Arrived>,
     runtime: runtime::Id,
     /// Where it ran when it last brought any.
     core: Arc<AtomicUsize>,
@@ -50,23 +53,57 @@ impl Route {
         reason = "the task ends with its runtime, whose streams alone it serves"
     )]
     fn open(runtime: runtime::Id) -> Self {
-        let (parcels, mut steps) = mpsc::unbounded_channel::<Parcel>();
+        let (parcels, arrived) = mpsc::unbounded_channel();
+        let arrived = Arc::new(Arrived(Mutex::new(arrived)));
         let core = Arc::new(AtomicUsize::new(usize::MAX));
-        let ran_on = Arc::clone(&core);
+        let (bringing, ran_on) = (Arc::clone(&arrived), Arc::clone(&core));
         tokio::spawn(async move {
-            while let Some(parcel) = steps.recv().await {
+            while poll_fn(|context| bringing.poll_bring(context)).await {
                 ran_on.store(sched_getcpu(), Ordering::Relaxed);
-                for (events, event) in parcel {
-                    // Who has left is seen before the next step.
-                    let _ = events.send(event);
-                }
             }
         });
         Self {
             parcels,
+            arrived,
             runtime,
             core,
         }
+    }
+
+    /// Brings at once what its task has not come to yet.
+    pub(super) fn bring(&self) {
+        self.arrived.bring();
+    }
+}
+
+/// What is to be brought to the streams of one thread. Whoever does so has it for himself until a parcel is brought whole: what follows
+/// in another overtakes nothing.
+struct Arrived(Mutex<UnboundedReceiver<Parcel>>);
+
+impl Arrived {
+    fn lock(&self) -> MutexGuard<'_, UnboundedReceiver<Parcel>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the next parcel. False: there will be none.
+    fn poll_bring(&self, context: &mut Context<'_>) -> Poll<bool> {
+        let mut parcels = self.lock();
+        let parcel = ready!(parcels.poll_recv(context));
+        Poll::Ready(parcel.map(hand_over).is_some())
+    }
+
+    fn bring(&self) {
+        let mut parcels = self.lock();
+        while let Ok(parcel) = parcels.try_recv() {
+            hand_over(parcel);
+        }
+    }
+}
+
+fn hand_over(parcel: Parcel) {
+    for (events, event) in parcel {
+        // Who has left is seen before the next step.
+        let _ = events.send(event);
     }
 }
 
@@ -172,6 +209,33 @@ mod tests {
             living.retain(|choice| *choice != 999);
             assert_eq!(living, (0..=200).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn whoever_cannot_wait_has_what_is_on_its_way_at_once() {
+        runtime().block_on(async {
+            let (events, mut stream) = mpsc::unbounded_channel();
+            let route = Route::here();
+            let mut delivery = Delivery::default();
+            let mut bring = |choice| {
+                delivery.add(&route, &events, event(choice));
+                delivery.bring();
+            };
+            bring(0);
+            bring(1);
+            assert!(stream.try_recv().is_err(), "the route's task has not run");
+            route.bring();
+            bring(2);
+            drop(events);
+            let mut heard = Vec::new();
+            while let Some(event) = stream.recv().await {
+                heard.push(event.choice);
+                // Its task goes on, although nothing was left of what woke it.
+                tokio::task::yield_now().await;
+                route.bring();
+            }
+            assert_eq!(heard, [0, 1, 2]);
+        });
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub struct StreamEvent {
 /// The events of the submitted requests. Dropping it aborts all their sequences before the next step.
 pub struct TokenStream {
     events: mpsc::UnboundedReceiver<StreamEvent>,
+    route: Route,
     stopped: Arc<[AtomicBool]>,
 }
 
@@ -105,9 +106,14 @@ impl TokenStream {
         self.events.recv().await
     }
 
-    /// The next event, if there is one already.
+    /// The next event that was made already, also if it is still on its way here.
     pub fn try_next(&mut self) -> Option<StreamEvent> {
-        self.events.try_recv().ok()
+        let here = self.events.try_recv();
+        let next = here.or_else(|_| {
+            self.route.bring();
+            self.events.try_recv()
+        });
+        next.ok()
     }
 
     /// Ends one choice because its text is complete; its last event still comes.
@@ -179,8 +185,10 @@ impl EngineHandle {
         let (events, receiver) = mpsc::unbounded_channel();
         let choices: usize = requests.iter().map(|request| request.n).sum();
         let stopped: Arc<[AtomicBool]> = (0..choices).map(|_| AtomicBool::new(false)).collect();
+        let route = Route::here();
         let stream = TokenStream {
             events: receiver,
+            route: route.clone(),
             stopped: Arc::clone(&stopped),
         };
         let (accepted, answer) = oneshot::channel();
@@ -188,7 +196,7 @@ impl EngineHandle {
             requests,
             timing,
             events,
-            route: Route::here(),
+            route,
             stopped,
             accepted,
         })?;

@@ -393,6 +393,8 @@ async fn an_answer_that_nobody_read_is_counted() {
     let unread = governed.begun(&key, CHAT, body).await;
     let series = "vllm:generation_tokens_total{model_name=\"test-model\",engine=\"0\"}";
     governed.metric_becomes(series, 201.0).await;
+    // Tokens are counted some microseconds before they are brought.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     drop(unread);
     let row = governed.rows_become(1).await.remove(0);
     assert_eq!((row.outcome.as_str(), row.output), ("cancelled", 200));
