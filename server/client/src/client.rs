@@ -147,7 +147,7 @@ impl Client {
             .map_err(|error| Failure::Connect(error.to_string()))?;
         timeout(
             self.patience.connect,
-            Connection::open(&self.target, &addresses, || ()),
+            Connection::open(&self.target, &addresses, |_| ()),
         )
         .await
         .unwrap_or(Err(Failure::ConnectTimeout))

@@ -1,12 +1,12 @@
-//! One connection, which is driven by whoever waits for its answer, and tells of each read of its socket.
+//! One connection, which is driven by whoever waits for its answer, and tells when what it reads had come.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -14,11 +14,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::arrival::Arrivals;
 use crate::failure::Failure;
 use crate::limits::HEAD_BYTES_MAX;
 use crate::target::Target;
@@ -40,14 +41,14 @@ pub struct Sender<'a>(&'a mut http1::SendRequest<Full<Bytes>>);
 
 impl Connection {
     /// Connects to the first of the addresses that answers. The connection reads again only when what it has read is taken, so
-    /// that `on_read` is told when the bytes came that are taken next.
+    /// that `on_read` is told when the bytes reached this machine that are taken next.
     ///
     /// # Errors
     /// Where there is no connection, or no such one as the target wants.
     pub async fn open(
         target: &Target,
         addresses: &[SocketAddr],
-        on_read: impl Fn() + Send + Unpin + 'static,
+        on_read: impl Fn(Instant) + Send + Unpin + 'static,
     ) -> Result<Self, Failure> {
         let stream = TcpStream::connect(addresses)
             .await
@@ -55,12 +56,12 @@ impl Connection {
         stream
             .set_nodelay(true)
             .map_err(|error| Failure::connect(&error))?;
-        let watched = Watched { stream, on_read };
+        let timed = Arrivals::new(stream, on_read);
         let socket: Box<dyn Socket> = match &target.tls {
-            None => Box::new(watched),
+            None => Box::new(timed),
             Some((config, name)) => {
                 let connector = TlsConnector::from(Arc::clone(config));
-                let stream = connector.connect(name.clone(), watched).await;
+                let stream = connector.connect(name.clone(), timed).await;
                 Box::new(stream.map_err(|error| Failure::Tls(tls_reason(&error)))?)
             }
         };
@@ -82,7 +83,14 @@ impl Connection {
     ) -> T {
         let Self { sender, driver } = self;
         let mut work = pin!(work(Sender(sender)));
+        let mut begun = false;
         poll_fn(move |cx| {
+            // What it sends is written in this turn, and not behind those of all others that send now.
+            if !std::mem::replace(&mut begun, true)
+                && let Poll::Ready(done) = work.as_mut().poll(cx)
+            {
+                return Poll::Ready(done);
+            }
             // The work learns of an error from its own side of the connection.
             let ended = driver
                 .as_mut()
@@ -166,51 +174,4 @@ pub async fn whole(mut body: Incoming, bytes_max: usize, idle: Duration) -> Resu
         held.extend_from_slice(&bytes);
     }
     Ok(held)
-}
-
-/// A socket that tells when it has given bytes.
-struct Watched<F> {
-    stream: TcpStream,
-    on_read: F,
-}
-
-impl<F: Fn() + Unpin> AsyncRead for Watched<F> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            (self.on_read)();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<F: Unpin> AsyncWrite for Watched<F> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
 }

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod client;
 mod connection;
 mod failure;

@@ -1,4 +1,4 @@
-//! A connection that stamps the time of each read of its socket.
+//! A connection that keeps the time at which what it read last had come.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Stamped {
     pub reused: bool,
 }
 
-/// When a socket last gave bytes.
+/// When the bytes that a socket gave last had reached this machine.
 ///
 /// The connection reads again only when what it has read is taken, so that this is when the bytes came that were taken last.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl Stamped {
     ) -> Result<Self, Failure> {
         let stamp = Stamp(Arc::new(AtomicU64::new(0)));
         let last = Arc::clone(&stamp.0);
-        let on_read = move || last.store(clock.now(), Ordering::Relaxed);
+        let on_read = move |at| last.store(clock.at(at), Ordering::Relaxed);
         Ok(Self {
             connection: Connection::open(target, addresses, on_read).await?,
             stamp,

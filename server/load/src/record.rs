@@ -31,11 +31,11 @@ pub(crate) struct Record {
 /// What arrived for a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// When the socket gave the first token, or the whole answer where there is no stream.
+    /// When the first token reached this machine, or the whole answer where there is no stream.
     pub first: Option<Nanos>,
-    /// When it gave the last token.
+    /// When the last token did.
     pub last_token: Nanos,
-    /// When it gave the last event about a choice: where an answer ends.
+    /// When the last event about a choice did: where an answer ends.
     pub last: Nanos,
     /// Microseconds between events with tokens.
     pub gaps_us: Vec<u32>,

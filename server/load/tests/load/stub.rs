@@ -1,14 +1,18 @@
 //! A server that answers on a schedule that is known to the microsecond, or badly. A thread for each connection, since the timers
 //! of an asynchronous runtime are no more exact than what is to be measured.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use serde_json::{Value, json};
 
 /// What the server does.
@@ -140,7 +144,7 @@ struct Request {
 
 fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut reader = BufReader::new(Timed::new(stream.try_clone()?)?);
     let mut stream = stream;
     while let Some(request) = read(&mut reader, shared)? {
         if request.path.ends_with("/models") {
@@ -172,7 +176,39 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-fn read(reader: &mut impl BufRead, shared: &Shared) -> io::Result<Option<Request>> {
+/// What a connection brings, and when the last of it reached the socket, by the kernel's clock: a schedule that began when a thread came to
+/// read would be off by as much as the thread was late.
+struct Timed {
+    stream: TcpStream,
+    last: Instant,
+}
+
+impl Timed {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        setsockopt(&stream, sockopt::ReceiveTimestampns, &true)?;
+        let last = Instant::now();
+        Ok(Self { stream, last })
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let mut space = cmsg_space!(TimeSpec);
+        let socket = self.stream.as_raw_fd();
+        let got = recvmsg::<()>(socket, &mut parts, Some(&mut space), MsgFlags::empty())?;
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::ScmTimestampns(at) = message {
+                let age = (SystemTime::UNIX_EPOCH + Duration::from(at)).elapsed();
+                let now = Instant::now();
+                self.last = now.checked_sub(age.unwrap_or_default()).unwrap_or(now);
+            }
+        }
+        Ok(got.bytes)
+    }
+}
+
+fn read(reader: &mut BufReader<Timed>, shared: &Shared) -> io::Result<Option<Request>> {
     let (mut line, mut length, mut authorized) = (String::new(), 0, shared.key.is_none());
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -196,7 +232,7 @@ fn read(reader: &mut impl BufRead, shared: &Shared) -> io::Result<Option<Request
         path,
         authorized,
         body: serde_json::from_slice(&body).unwrap_or_default(),
-        arrived: Instant::now(),
+        arrived: reader.get_ref().last,
     }))
 }
 

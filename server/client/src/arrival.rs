@@ -1,0 +1,166 @@
+//! A socket that tells when what it gives had come.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Bytes of one read, for which memory is filled with zeros first.
+const READ_BYTES_MAX: usize = 16 << 10;
+
+/// A connection whose reads are told with the moment at which the last of their bytes reached this machine. That is the kernel's time for
+/// it (`SO_TIMESTAMPNS`, socket(7)), so that a program that reads late does not measure itself.
+pub(crate) struct Arrivals<F> {
+    stream: TcpStream,
+    on_read: F,
+    latest: Instant,
+}
+
+impl<F: Fn(Instant)> Arrivals<F> {
+    pub(crate) fn new(stream: TcpStream, on_read: F) -> Self {
+        // Where the kernel tells no times, those of the reads are taken.
+        let _ = setsockopt(&stream, sockopt::ReceiveTimestampns, &true);
+        Self {
+            stream,
+            on_read,
+            latest: Instant::now(),
+        }
+    }
+
+    fn told(&mut self, stamp: Option<Duration>) {
+        let now = Instant::now();
+        // The system's clock may be set in between; what is told goes forward all the same.
+        let age = stamp.and_then(|stamp| (SystemTime::UNIX_EPOCH + stamp).elapsed().ok());
+        let came = now.checked_sub(age.unwrap_or_default()).unwrap_or(now);
+        self.latest = self.latest.max(came);
+        (self.on_read)(self.latest);
+    }
+}
+
+/// Bytes that were there, how many, and since when by the system's clock, as far as the kernel tells.
+fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let mut space = cmsg_space!(TimeSpec);
+    let got = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::empty(),
+    )?;
+    let stamp = got.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
+        _ => None,
+    });
+    Ok((got.bytes, stamp))
+}
+
+/// The same of a stream that tokio has found ready, and no longer does where it is drained.
+fn read_ready(stream: &TcpStream, space: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+    let mut received = None;
+    let drained = stream.try_io(Interest::READABLE, || {
+        let room = space.len();
+        let (count, stamp) = receive(stream, space)?;
+        received = Some((count, stamp));
+        // Less than there was room for was all: as in tokio's own reads, asking once more to hear so is spared.
+        let left = count == 0 || count == room;
+        left.then_some(()).ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    });
+    match received {
+        Some(received) => Ok(received),
+        None => Err(drained.err().unwrap_or_else(|| io::ErrorKind::WouldBlock.into())),
+    }
+}
+
+impl<F: Fn(Instant) + Unpin> AsyncRead for Arrivals<F> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let room = buf.remaining().min(READ_BYTES_MAX);
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match read_ready(&self.stream, buf.initialize_unfilled_to(room)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok((count, stamp)) => {
+                    buf.advance(count);
+                    if count > 0 {
+                        self.told(stamp);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl<F: Unpin> AsyncWrite for Arrivals<F> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_late_came_when_it_came() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let told: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let times = Arc::clone(&told);
+        let mut near = Arrivals::new(stream, move |at| times.lock().unwrap().push(at));
+        let before = Instant::now();
+        far.write_all(&vec![7; READ_BYTES_MAX + 1]).await.unwrap();
+        let sent = Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut whole = vec![0; 2 * READ_BYTES_MAX];
+        for count in [READ_BYTES_MAX, 1] {
+            assert_eq!(near.read(&mut whole).await.unwrap(), count);
+        }
+        // The two clocks are read one after the other, at most a slice of the processor's time apart.
+        let off = Duration::from_millis(100);
+        for at in &*told.lock().unwrap() {
+            assert!(*at + off > before && *at < sent + off, "{:?}", at.elapsed());
+        }
+        far.shutdown().await.unwrap();
+        assert_eq!(near.read(&mut whole).await.unwrap(), 0);
+        assert_eq!(told.lock().unwrap().len(), 2, "the end brings nothing");
+    }
+}
