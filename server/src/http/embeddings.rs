@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,11 +14,15 @@ use crate::encoder::normalize;
 use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
 use crate::traces;
 
+/// Numbers of an answer that are written by the thread that serves its connection. More would take it milliseconds, in which tokens of
+/// other connections wait.
+const NUMBERS_HERE_MAX: usize = 1 << 12;
+
 pub async fn embeddings(
     State(app): State<AppState>,
     Extension(arrived): Extension<Arrived>,
     request: Request,
-) -> Result<Json<Embeddings>, ApiError> {
+) -> Result<Response, ApiError> {
     let body = limits::read_json(&app, request).await?;
     let state = Arc::clone(&app);
     let check = move |body: &[u8]| EmbeddingsRequest::parse(body, &state.limits).map(drop);
@@ -60,6 +65,16 @@ pub async fn embeddings(
     traces::model(&model.name);
     let computing = model.engine.run(sequences, app.timing(arrived.0).deadline);
     let vectors = meter.encoding(tokens, computing).await?;
+    let (name, numbers) = (model.name.clone(), vectors.iter().map(Vec::len).sum::<usize>());
+    let write = move || Json(answer(vectors, &request, name, tokens)).into_response();
+    if numbers <= NUMBERS_HERE_MAX {
+        return Ok(write());
+    }
+    let deadline = app.timing(arrived.0).deadline;
+    app.encoding.in_turn(deadline, move || Ok(write())).await
+}
+
+fn answer(vectors: Vec<Vec<f32>>, request: &EmbeddingsRequest, model: String, tokens: usize) -> Embeddings {
     let embedding = |(index, mut vector): (usize, Vec<f32>)| {
         if let Some(dimensions) = request.dimensions.filter(|asked| *asked < vector.len()) {
             // What is left of a vector gets the length 1 again (Kusupati et al. 2022, "Matryoshka representations").
@@ -77,13 +92,13 @@ pub async fn embeddings(
             },
         }
     };
-    Ok(Json(Embeddings {
+    Embeddings {
         object: "list",
         data: vectors.into_iter().enumerate().map(embedding).collect(),
-        model: model.name.clone(),
+        model,
         usage: EncoderUsage {
             prompt_tokens: tokens,
             total_tokens: tokens,
         },
-    }))
+    }
 }

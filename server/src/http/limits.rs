@@ -130,13 +130,28 @@ impl Preparation {
             self.metrics.reject(Rejection::PrepareQueue);
             return Err(ApiError::overloaded(RETRY_AFTER_S));
         };
+        let metrics = self.metrics.clone();
+        let timed = move || {
+            let began = Instant::now();
+            let done = work();
+            metrics.prepared(began.elapsed());
+            done
+        };
+        self.in_turn(deadline, timed).await
+    }
+
+    /// Likewise, for what has to be done with a result that is there: however many wait, it is not refused.
+    pub async fn in_turn<T, F>(&self, deadline: Instant, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+    {
         let at = tokio::time::Instant::from_std(deadline);
         let running = tokio::time::timeout_at(at, Arc::clone(&self.running).acquire_owned())
             .await
             .map_err(|_| ApiError::deadline())?
             .expect("the semaphore is never closed");
         let span = tracing::Span::current();
-        let began = Instant::now();
         let work = tokio::task::spawn_blocking(move || {
             // Held by the work itself: a client that leaves must not let a further prompt in beside it.
             let _running = running;
@@ -145,9 +160,8 @@ impl Preparation {
         let result = tokio::time::timeout_at(at, work)
             .await
             .map_err(|_| ApiError::deadline())?;
-        self.metrics.prepared(began.elapsed());
         result.unwrap_or_else(|_| {
-            tracing::error!("preparing a request panicked. This is a bug.");
+            tracing::error!("work for a request panicked. This is a bug.");
             Err(ApiError::internal())
         })
     }
@@ -159,6 +173,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_to_be_done_with_a_result_is_not_refused() {
+        let preparation = Preparation::new(1, 0, Metrics::new().unwrap());
+        let soon = Instant::now() + Duration::from_mins(1);
+        let refused = preparation.run(soon, || Ok(1)).await.unwrap_err();
+        assert_eq!(refused.status.as_u16(), 503);
+        assert_eq!(preparation.in_turn(soon, || Ok(2)).await.unwrap(), 2);
+    }
 
     /// Whoever waits for others' work is told when its own time is over, and its work is not done later.
     #[tokio::test]

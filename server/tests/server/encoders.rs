@@ -48,6 +48,17 @@ async fn inputs_of_every_kind_are_embedded() {
     assert_eq!(usage["usage"], json!({"prompt_tokens": 6, "total_tokens": 6}));
 }
 
+/// More of them than the connection's own thread writes.
+#[tokio::test]
+async fn many_vectors_come_in_order() {
+    let server = TestServer::start(&[]).await;
+    let inputs: Vec<&str> = ["abba", "dd"].into_iter().cycle().take(1101).collect();
+    let (abba, dd) = (json!([2.0, 2.0, 0.0, 0.0]), json!([0.0, 0.0, 0.0, 2.0]));
+    let expected: Vec<&Value> = [&abba, &dd].into_iter().cycle().take(inputs.len()).collect();
+    let answer = embed(&server, json!({"input": inputs})).await;
+    assert_eq!(vectors(&answer), json!(expected));
+}
+
 #[tokio::test]
 async fn vectors_come_as_bytes_and_shorter_if_asked_for() {
     let server = TestServer::start(&[]).await;
