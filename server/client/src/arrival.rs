@@ -12,8 +12,7 @@ use nix::sys::time::TimeSpec;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of one read, for which memory is filled with zeros first.
-const READ_BYTES_MAX: usize = 16 << 10;
+use crate::limits::READ_BYTES_MAX;
 
 /// A connection whose reads are told with the moment at which the last of their bytes reached this machine. That is the kernel's time for
 /// it (`SO_TIMESTAMPNS`, socket(7)), so that a program that reads late does not measure itself.
@@ -35,9 +34,10 @@ impl<F: Fn(Instant)> Arrivals<F> {
     }
 
     fn told(&mut self, stamp: Option<Duration>) {
-        let now = Instant::now();
-        // The system's clock may be set in between; what is told goes forward all the same.
+        // The system's clock is read first: a pause behind it makes an arrival late, and never early. Where it was set in between, what is
+        // told goes forward all the same.
         let age = stamp.and_then(|stamp| (SystemTime::UNIX_EPOCH + stamp).elapsed().ok());
+        let now = Instant::now();
         let came = now.checked_sub(age.unwrap_or_default()).unwrap_or(now);
         self.latest = self.latest.max(came);
         (self.on_read)(self.latest);
@@ -54,21 +54,26 @@ fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<D
         Some(&mut space),
         MsgFlags::empty(),
     )?;
-    let stamp = got.cmsgs()?.find_map(|message| match message {
+    let stamp_of = |message| match message {
         ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
         _ => None,
-    });
+    };
+    // Bytes were taken: that their time can't be read is no reason to lose them.
+    let stamp = got
+        .cmsgs()
+        .ok()
+        .and_then(|mut messages| messages.find_map(stamp_of));
     Ok((got.bytes, stamp))
 }
 
-/// The same of a stream that tokio has found ready, and no longer does where it is drained.
-fn read_ready(stream: &TcpStream, space: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+/// Reads once from a stream that is ready, and marks it as drained where less came than there is room for.
+fn read_ready(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
     let mut received = None;
     let drained = stream.try_io(Interest::READABLE, || {
-        let room = space.len();
-        let (count, stamp) = receive(stream, space)?;
+        let room = buffer.len();
+        let (count, stamp) = receive(stream, buffer)?;
         received = Some((count, stamp));
-        // Less than there was room for was all: as in tokio's own reads, asking once more to hear so is spared.
+        // As tokio's own reads do it: they ask no second time to hear that there is no more.
         let left = count == 0 || count == room;
         left.then_some(()).ok_or_else(|| io::ErrorKind::WouldBlock.into())
     });
@@ -146,6 +151,17 @@ mod tests {
         let told: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let times = Arc::clone(&told);
         let mut near = Arrivals::new(stream, move |at| times.lock().unwrap().push(at));
+        far.set_nodelay(true).unwrap();
+        // The kernel begins to tell times some moments after it was asked to.
+        for tries in 0.. {
+            far.write_all(&[1]).await.unwrap();
+            near.stream.readable().await.unwrap();
+            if receive(&near.stream, &mut [0]).unwrap().1.is_some() {
+                break;
+            }
+            assert!(tries < 1000, "the kernel tells no times");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let before = Instant::now();
         far.write_all(&vec![7; READ_BYTES_MAX + 1]).await.unwrap();
         let sent = Instant::now();

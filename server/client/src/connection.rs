@@ -83,22 +83,22 @@ impl Connection {
     ) -> T {
         let Self { sender, driver } = self;
         let mut work = pin!(work(Sender(sender)));
-        let mut begun = false;
+        // In its first turn a request is made and written, and not written after all other tasks have made theirs.
+        let mut rounds = 2;
         poll_fn(move |cx| {
-            // What it sends is written in this turn, and not behind those of all others that send now.
-            if !std::mem::replace(&mut begun, true)
-                && let Poll::Ready(done) = work.as_mut().poll(cx)
-            {
-                return Poll::Ready(done);
+            for _ in 0..std::mem::replace(&mut rounds, 1) {
+                // The work learns of an error from its own side of the connection.
+                let ended = driver
+                    .as_mut()
+                    .is_some_and(|driver| Pin::new(driver).poll(cx).is_ready());
+                if ended {
+                    *driver = None;
+                }
+                if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                    return Poll::Ready(done);
+                }
             }
-            // The work learns of an error from its own side of the connection.
-            let ended = driver
-                .as_mut()
-                .is_some_and(|driver| Pin::new(driver).poll(cx).is_ready());
-            if ended {
-                *driver = None;
-            }
-            work.as_mut().poll(cx)
+            Poll::Pending
         })
         .await
     }

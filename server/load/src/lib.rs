@@ -4,7 +4,7 @@
 //! which a `schedule` made of a `dataset`'s texts; `client` takes the answers down event by event into `record`s, and a
 //! `summary` makes figures of them. `slo` and `baseline` judge those, and `report` tells them.
 //!
-//! Times come from one monotonic `clock`. Nothing that is kept holds a prompt, an answer or a key.
+//! Times are those of one monotonic `clock`; when something arrived is how long ago that was by the kernel, of now. Nothing that is kept holds a prompt, an answer or a key.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::cast_sign_loss, reason = "no time, count or share here is negative")]

@@ -307,6 +307,9 @@ impl Generation {
     fn note_unread(&mut self, unread: &StreamEvent) {
         let StreamEvent { choice, event, at } = unread;
         self.moments.note(event, *at);
+        if self.choices[*choice].finished {
+            return;
+        }
         match event {
             Event::Started { cached_tokens } => {
                 let prompt = choice * self.prompts.len() / self.choices.len();

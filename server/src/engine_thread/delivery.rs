@@ -56,9 +56,9 @@ impl Route {
         let (parcels, arrived) = mpsc::unbounded_channel();
         let arrived = Arc::new(Arrived(Mutex::new(arrived)));
         let core = Arc::new(AtomicUsize::new(usize::MAX));
-        let (bringing, ran_on) = (Arc::clone(&arrived), Arc::clone(&core));
+        let (open, ran_on) = (Open(Arc::clone(&arrived)), Arc::clone(&core));
         tokio::spawn(async move {
-            while poll_fn(|context| bringing.poll_bring(context)).await {
+            while poll_fn(|context| open.0.poll_deliver(context)).await {
                 ran_on.store(sched_getcpu(), Ordering::Relaxed);
             }
         });
@@ -70,14 +70,13 @@ impl Route {
         }
     }
 
-    /// Brings at once what its task has not come to yet.
-    pub(super) fn bring(&self) {
-        self.arrived.bring();
+    /// Delivers at once what its task has not come to yet.
+    pub(super) fn deliver(&self) {
+        self.arrived.deliver();
     }
 }
 
-/// What is to be brought to the streams of one thread. Whoever does so has it for himself until a parcel is brought whole: what follows
-/// in another overtakes nothing.
+/// Parcels for the streams of one thread. The lock is held until a parcel is delivered whole, so that the next one overtakes nothing.
 struct Arrived(Mutex<UnboundedReceiver<Parcel>>);
 
 impl Arrived {
@@ -85,22 +84,32 @@ impl Arrived {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings the next parcel. False: there will be none.
-    fn poll_bring(&self, context: &mut Context<'_>) -> Poll<bool> {
+    /// Delivers the next parcel. False: there will be none.
+    fn poll_deliver(&self, context: &mut Context<'_>) -> Poll<bool> {
         let mut parcels = self.lock();
         let parcel = ready!(parcels.poll_recv(context));
-        Poll::Ready(parcel.map(hand_over).is_some())
+        Poll::Ready(parcel.map(deliver).is_some())
     }
 
-    fn bring(&self) {
+    fn deliver(&self) {
         let mut parcels = self.lock();
         while let Ok(parcel) = parcels.try_recv() {
-            hand_over(parcel);
+            deliver(parcel);
         }
     }
 }
 
-fn hand_over(parcel: Parcel) {
+/// What a route's task has: where its runtime ends, so does the route.
+struct Open(Arc<Arrived>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().close();
+        self.0.deliver();
+    }
+}
+
+fn deliver(parcel: Parcel) {
     for (events, event) in parcel {
         // Who has left is seen before the next step.
         let _ = events.send(event);
@@ -150,6 +159,7 @@ mod tests {
     use rempart_engine::{Event, Finish};
     use tokio::runtime::Runtime;
 
+    use super::super::TokenStream;
     use super::*;
 
     fn runtime() -> Runtime {
@@ -214,27 +224,27 @@ mod tests {
     #[test]
     fn whoever_cannot_wait_has_what_is_on_its_way_at_once() {
         runtime().block_on(async {
-            let (events, mut stream) = mpsc::unbounded_channel();
+            let (events, receiver) = mpsc::unbounded_channel();
             let route = Route::here();
+            let mut stream = TokenStream {
+                events: receiver,
+                route: route.clone(),
+                stopped: Arc::default(),
+            };
             let mut delivery = Delivery::default();
             let mut bring = |choice| {
                 delivery.add(&route, &events, event(choice));
                 delivery.bring();
             };
+            // The route's task has begun to wait when it is left nothing of what wakes it.
+            tokio::task::yield_now().await;
             bring(0);
             bring(1);
-            assert!(stream.try_recv().is_err(), "the route's task has not run");
-            route.bring();
+            let mut next = || stream.try_next().map(|event| event.choice);
+            assert_eq!((next(), next(), next()), (Some(0), Some(1), None));
+            tokio::task::yield_now().await;
             bring(2);
-            drop(events);
-            let mut heard = Vec::new();
-            while let Some(event) = stream.recv().await {
-                heard.push(event.choice);
-                // Its task goes on, although nothing was left of what woke it.
-                tokio::task::yield_now().await;
-                route.bring();
-            }
-            assert_eq!(heard, [0, 1, 2]);
+            assert_eq!(stream.next().await.unwrap().choice, 2, "the task goes on");
         });
     }
 

@@ -106,11 +106,11 @@ impl TokenStream {
         self.events.recv().await
     }
 
-    /// The next event that was made already, also if it is still on its way here.
+    /// The next event that has left the engine's thread, also if it is still on its way here.
     pub fn try_next(&mut self) -> Option<StreamEvent> {
         let here = self.events.try_recv();
         let next = here.or_else(|_| {
-            self.route.bring();
+            self.route.deliver();
             self.events.try_recv()
         });
         next.ok()

@@ -14,8 +14,8 @@ use crate::encoder::normalize;
 use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
 use crate::traces;
 
-/// Numbers of an answer that are written by the thread that serves its connection. More would take it milliseconds, in which tokens of
-/// other connections wait.
+/// Numbers of an answer that are written by the thread that serves its connection, in some tenths of a millisecond: it has the tokens of other
+/// connections to bring.
 const NUMBERS_HERE_MAX: usize = 1 << 12;
 
 pub async fn embeddings(
