@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use futures::StreamExt as _;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::App;
@@ -105,14 +106,19 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 /// Bounded work off the reactor: parsing, templates and tokenizing can take milliseconds for a long prompt.
 pub struct Preparation {
+    /// Whose pool has the threads: one for all lanes, so that there are no more of them than work at one time.
+    runtime: Handle,
     running: Arc<Semaphore>,
     waiting: Semaphore,
     metrics: Metrics,
 }
 
 impl Preparation {
+    /// # Panics
+    /// Outside of a runtime, whose threads it uses.
     pub fn new(running: usize, waiting: usize, metrics: Metrics) -> Self {
         Self {
+            runtime: Handle::current(),
             running: Arc::new(Semaphore::new(running.min(Semaphore::MAX_PERMITS))),
             waiting: Semaphore::new(waiting.min(Semaphore::MAX_PERMITS)),
             metrics,
@@ -152,7 +158,7 @@ impl Preparation {
             .map_err(|_| ApiError::deadline())?
             .expect("the semaphore is never closed");
         let span = tracing::Span::current();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.runtime.spawn_blocking(move || {
             // Held by the work itself: a client that leaves must not let a further prompt in beside it.
             let _running = running;
             span.in_scope(work)
