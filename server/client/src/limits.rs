@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Of one server-sent event, over all its lines.
 pub(crate) const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Of one read of a socket.
-pub(crate) const READ_BYTES_MAX: usize = 16 << 10;
+pub(crate) const READ_BYTES_MAX: usize = 4 << 10;
 /// Of the lines of a response's head, as hyper reads them.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Of the body that comes with an error status.
