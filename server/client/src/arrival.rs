@@ -166,16 +166,17 @@ mod tests {
         }
         let before = Instant::now();
         far.write_all(&vec![7; READ_BYTES_MAX + 1]).await.unwrap();
-        let sent = Instant::now();
+        // What is tested: a program that comes late to read.
         tokio::time::sleep(Duration::from_millis(300)).await;
+        let late = Instant::now();
         let mut whole = vec![0; 2 * READ_BYTES_MAX];
         for count in [READ_BYTES_MAX, 1] {
             assert_eq!(near.read(&mut whole).await.unwrap(), count);
         }
-        // The two clocks are read one after the other, at most a slice of the processor's time apart.
+        // The system's clock may be slewed meanwhile.
         let off = Duration::from_millis(100);
         for at in &*told.lock().unwrap() {
-            assert!(*at + off > before && *at < sent + off, "{:?}", at.elapsed());
+            assert!(*at + off > before && *at < late, "{:?}", at.elapsed());
         }
         far.shutdown().await.unwrap();
         assert_eq!(near.read(&mut whole).await.unwrap(), 0);

@@ -14,8 +14,8 @@ use crate::encoder::normalize;
 use crate::openai::embeddings::{Embedding, Embeddings, EmbeddingsRequest, EncoderUsage, Vector};
 use crate::traces;
 
-/// Numbers of an answer that are written by the thread that serves its connection, in some tenths of a millisecond: it has the tokens of other
-/// connections to bring.
+/// Numbers of an answer that are written by the thread that serves its connection. It has the tokens of other connections to bring, which
+/// wait for more.
 const NUMBERS_HERE_MAX: usize = 1 << 12;
 
 pub async fn embeddings(
