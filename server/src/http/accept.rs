@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, HttpBody as _};
 use axum::extract::Request;
-use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,15 +19,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
-use tower::ServiceExt as _;
 
 use super::AppState;
 use super::addresses::Addresses;
 use super::error::ApiError;
-use super::guarded::{Guard, Guarded};
 use super::lanes::Lanes;
 use super::timeout_io::TimeoutIo;
 use super::tls::Tls;
+use super::unread;
 use crate::certificate::ClientCertificate;
 use crate::metrics::Rejection;
 use crate::shutdown::Phase;
@@ -272,6 +269,7 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (app, router) = (&self.app, self.router.clone());
+        let body_timeout = app.http.body_timeout;
         let spoke = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&spoke);
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -280,7 +278,7 @@ impl Door {
             }
             heard.store(true, Ordering::Relaxed);
             let (router, unread) = (router.clone(), Arc::clone(&unread));
-            async move { Ok::<_, Infallible>(answer(router, request, unread).await) }
+            async move { Ok::<_, Infallible>(unread::answer(router, request, unread, body_timeout).await) }
         });
         let builder = builder(app);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -337,30 +335,6 @@ async fn write_refusal(mut stream: TcpStream, error: &ApiError) -> std::io::Resu
     let mut rest = [0; 4096];
     while stream.read(&mut rest).await? > 0 {}
     Ok(())
-}
-
-async fn answer(
-    router: Router,
-    request: Request<Incoming>,
-    unread: Arc<AtomicBool>,
-) -> axum::response::Response {
-    unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
-    let guard = Unread(unread);
-    let request = request.map(|body| Body::new(Guarded { body, guard }));
-    match router.oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    }
-    .into_response()
-}
-
-/// Whether a request's body has not been read to its end.
-struct Unread(Arc<AtomicBool>);
-
-impl Guard for Unread {
-    fn ended(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
 }
 
 fn builder(app: &AppState) -> Builder<TokioExecutor> {

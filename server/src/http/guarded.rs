@@ -1,4 +1,4 @@
-//! A body with something that lives for as long as it does.
+//! An answer's body with something that lives for as long as it does.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ pub(super) trait Guard: Unpin {
     fn ended(&mut self) {}
 }
 
-/// A body, of a request or of an answer, and its guard.
+/// A body and its guard.
 pub(super) struct Guarded<B, G> {
     // Fields are dropped in this order: what makes an answer tells what was used before its account ends.
     pub body: B,

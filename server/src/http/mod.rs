@@ -30,6 +30,7 @@ pub mod timeout_io;
 pub mod tls;
 pub mod tokenize;
 pub mod traced;
+mod unread;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
