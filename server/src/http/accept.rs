@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -258,7 +259,7 @@ impl Door {
         TimeoutIo::new(stream, self.app.http.write_timeout, Arc::clone(unread))
     }
 
-    /// Serves a connection to its end. If no request has come until `patience` is over, that is the end.
+    /// Serves a connection to its end, which is ours to make where another protocol was offered.
     async fn connection<S>(
         &self,
         stream: S,
@@ -268,7 +269,24 @@ impl Door {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (app, router) = (&self.app, self.router.clone());
+        let offered = Offered::default();
+        self.requests(stream, unread, patience, certificate, &offered)
+            .await;
+        offered.close().await;
+    }
+
+    /// Serves a connection's requests. If none has come until `patience` is over, that is the end.
+    async fn requests<S>(
+        &self,
+        stream: S,
+        unread: Arc<AtomicBool>,
+        patience: Instant,
+        certificate: Option<ClientCertificate>,
+        offered: &Offered,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (app, router, offered) = (&self.app, self.router.clone(), offered.clone());
         let body_timeout = app.http.body_timeout;
         let spoke = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&spoke);
@@ -277,11 +295,12 @@ impl Door {
                 request.extensions_mut().insert(certificate);
             }
             heard.store(true, Ordering::Relaxed);
+            offered.take_from(&mut request);
             let (router, unread) = (router.clone(), Arc::clone(&unread));
             async move { Ok::<_, Infallible>(unread::answer(router, request, unread, body_timeout).await) }
         });
         let builder = builder(app);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let already_draining = app.shutdown.phase() > Phase::Running;
         let mut draining = pin!(app.shutdown.reached(Phase::Draining));
         let mut told = already_draining;
@@ -309,6 +328,30 @@ impl Door {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What a connection's last request with an `Upgrade` has offered (`h2c`, by Java's client). Nobody takes it. But hyper
+/// leaves closing such a connection to whoever would, so we close it: dropped while a client still sends, it would be
+/// reset, and the answer lost.
+#[derive(Clone, Default)]
+struct Offered(Arc<Mutex<Option<OnUpgrade>>>);
+
+impl Offered {
+    fn take_from(&self, request: &mut Request<Incoming>) {
+        if let Some(offer) = request.extensions_mut().remove() {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
+        }
+    }
+
+    /// Closes the connection if hyper has left that to whoever takes the offer.
+    async fn close(self) {
+        let offer = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(offer) = offer else { return };
+        if let Ok(stream) = offer.await {
+            // Whatever goes wrong ends the connection, too.
+            let _ = TokioIo::new(stream).shutdown().await;
         }
     }
 }

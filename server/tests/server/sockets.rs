@@ -319,10 +319,15 @@ async fn a_client_that_sends_all_before_it_reads_sees_the_413() {
     let listening = listen(&["--body-bytes-max", "1000"]).await;
     let body = "x".repeat(20_000_000);
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    let mut announced = listening.connect().await;
-    let whole = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
-    announced.write_all(whole.as_bytes()).await.unwrap();
-    assert!(rest(&mut announced).await.contains("body_too_large"));
+    for offer in [
+        "",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    ] {
+        let mut announced = listening.connect().await;
+        let whole = format!("{head}{offer}Content-Length: {}\r\n\r\n{body}", body.len());
+        announced.write_all(whole.as_bytes()).await.unwrap();
+        assert!(rest(&mut announced).await.contains("body_too_large"), "{offer}");
+    }
     let mut chunked = listening.connect().await;
     let whole = format!(
         "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
@@ -331,7 +336,7 @@ async fn a_client_that_sends_all_before_it_reads_sees_the_413() {
     chunked.write_all(whole.as_bytes()).await.unwrap();
     assert!(rest(&mut chunked).await.contains("body_too_large"));
     // It goes on without having read: its place is free when the server has had enough.
-    drop((announced, chunked));
+    drop(chunked);
     listening
         .server
         .metric_becomes("rempart_http_connections", 0.0)
