@@ -56,7 +56,7 @@ SETTINGS = {
     "docs/governance.md": {"PGHOST": "the folder of a cluster's socket", "PGUSER": "postgres"},
 }
 
-KNOWN = "sleep 2.2  # a server looks at its database every two seconds"
+KNOWN = "sleep 3.5  # a server looks at its database every second"
 # A login of the test's own, whose address is in login.issuer.
 LOGIN = "python login.py > login.issuer 2> login.log & while [ ! -s login.issuer ]; do sleep 0.1; done"
 CERTIFICATE = r"""

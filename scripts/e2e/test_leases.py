@@ -32,7 +32,7 @@ class Pair:
     def limited(self, *limits):
         key = rempart("key", "create", *self.place, "limited").strip()
         rempart("limit", "set", *self.place, "--key", key.split("-")[2], *limits)
-        time.sleep(2.5)
+        time.sleep(3.5)
         return key
 
     def client(self, at, key):

@@ -230,7 +230,7 @@ def test_what_is_damaged_or_too_large_leaves_the_first_as_it_was(administered):
 
 
 def test_an_idle_model_comes_back(administered):
-    running, client, admin = administered("lifecycle-idle.log", "--idle-unload-s", "1")
+    running, client, admin = administered("lifecycle-idle.log", "--idle-unload-s", "3")
     first = running.model_name()
     loaded = running.resident_bytes()
     deadline = time.monotonic() + 30

@@ -27,6 +27,9 @@ LOAD_S, CLIENTS = 8, 8
 # What Grafana puts in the place of its variables.
 VARIABLES = {"__rate_interval": "1m", "__range": "1m", "job": "rempart", "instance": ".*", "model_name": ".*"}
 FIRING = {"RempartAuditNotCheckpointed", "RempartLoginKeysRefused"}
+# What comes last of what `watching` does.
+LAST = ("rate(rempart_limited_total[1m])", "rempart_tls_handshakes_failed_total > 0",
+        *(f'ALERTS{{alertname="{name}",alertstate="firing"}}' for name in sorted(FIRING)))
 # What the load has done, where a series that is there and stays at 0 would be wrong.
 DONE = (
     "model:requests:rate5m", "model:prompt_tokens:rate5m", "model:generation_tokens:rate5m",
@@ -152,7 +155,8 @@ def watching(current, tmp_path_factory):
         watched.load()
         watched.fail()
         # The last of it is scraped and evaluated.
-        time.sleep(3)
+        for expression in LAST:
+            running.wait_for(expression)
         yield running
 
 

@@ -1,4 +1,5 @@
 """Processes that share a model out: what they answer, how they end, and what ends them."""
+import contextlib
 import os
 import pathlib
 import signal
@@ -23,8 +24,11 @@ PROMPTS = (
 
 def children(pid):
     """The ranks of a server: its children, by number."""
-    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
-    listed = [part for task in tasks for part in (task / "children").read_text().split()]
+    listed = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            listed += (task / "children").read_text().split()
     return sorted(int(child) for child in listed)
 
 

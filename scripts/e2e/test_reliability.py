@@ -17,7 +17,7 @@ RATIO_WITH_ROOM = 5
 RATE_SHARE_WITH_ROOM = 0.1
 # In seconds memory is still finding its size.
 MEMORY_PERCENT_WITH_ROOM = 50
-SOAK_S, SOAK_MIB_WITH_ROOM, THREADS_WITH_ROOM = 30, 20, 4
+SOAK_S, SOAK_MIB_WITH_ROOM, COUNT_WITH_ROOM = 30, 20, 4
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,8 @@ def test_disconnects(current, programs):
 
 def test_slow_clients(current, programs):
     current.close()
-    found = slow.check(programs, turns=2, requests=40, arguments=["--header-timeout-s", 3, "--body-timeout-s", 6], closed_s_max=11)
+    # Of the medians of several turns: the machine itself may stop in one.
+    found = slow.check(programs, turns=5, requests=16, arguments=["--header-timeout-s", 3, "--body-timeout-s", 6], closed_s_max=11)
     (ratio,), others = apart(found, "ratio of the medians")
     assert ratio.number <= RATIO_WITH_ROOM, figures.table("", found)
     hold(others)
@@ -72,10 +73,11 @@ def test_soak(current, programs):
     current.close()
     # Over a model that computes nothing: a real one's cache is still filling.
     found = soak.check(dataclasses.replace(programs, model=None), seconds=SOAK_S)
-    # Threads for blocking work come and go.
-    (slope, threads), others = apart(found, "resident memory, slope", "threads under load, last quarter less first")
+    # Threads for blocking work come and go, and so do clients.
+    (slope, *counts), others = apart(found, "resident memory, slope", "threads under load, last quarter less first",
+                                     "open files under load, last quarter less first")
     grown_mib = slope.number * SOAK_S / 3600
-    assert grown_mib <= SOAK_MIB_WITH_ROOM and threads.number <= THREADS_WITH_ROOM, figures.table("", found)
+    assert grown_mib <= SOAK_MIB_WITH_ROOM and all(one.number <= COUNT_WITH_ROOM for one in counts), figures.table("", found)
     hold(others)
 
 

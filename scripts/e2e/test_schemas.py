@@ -17,6 +17,8 @@ SEED = 20261126
 TOKENS_PACKAGED, TOKENS_GENERATED = 96, 320
 # Of the request, which compiles within two seconds and then makes its tokens beside seven others.
 SECONDS_MAX = 60
+# A server remembers for a minute that a schema took too long.
+FORGOTTEN_S = 61
 BYTES_MAX = 131072
 CLIENTS = 8
 # What a regular expression can hold: it does not know that 1900 had no 29 February.
@@ -32,7 +34,7 @@ def cases():
 
 
 def judge(served, name, text, tokens):
-    """What became of a schema: "valid", "cut", "refused" or "stuck", too complex on the way; anything else fails."""
+    """What became of a schema: "valid", "cut", "refused", "late" or "stuck", too complex on the way; anything else fails."""
     body = {"model": served.model, "messages": [{"role": "user", "content": "Give an example."}], "max_tokens": tokens,
             "temperature": 0.8, "seed": SEED, "structured_outputs": {"json": text}}
     began = time.monotonic()
@@ -42,6 +44,8 @@ def judge(served, name, text, tokens):
         error = answer.json()["error"]
         if error["code"] == "format_stuck":
             return "stuck"
+        if "takes longer than the limit" in error["message"]:
+            return "late"
         assert error["param"].startswith("structured_outputs") and error["message"], name
         assert len(text) <= BYTES_MAX or "bytes" in error["message"], (name, error)
         return "refused"
@@ -57,12 +61,21 @@ def judge(served, name, text, tokens):
 
 @pytest.mark.slow
 def test_schemas(served, record_property):
+    asked = cases()
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-        outcomes = list(pool.map(lambda case: judge(served, *case), cases()))
-    counts = {outcome: outcomes.count(outcome) for outcome in ("valid", "cut", "refused", "stuck")}
+        outcomes = list(pool.map(lambda case: judge(served, *case), asked))
+    late = [at for at in range(PACKAGED, len(asked)) if outcomes[at] == "late"]
+    # The machine itself may have stopped, for those that were compiled then.
+    assert len(late) <= 2 * CLIENTS, [asked[at][0] for at in late]
+    if late:
+        # Once more, alone.
+        time.sleep(FORGOTTEN_S)
+        for at in late:
+            outcomes[at] = judge(served, *asked[at])
+    counts = {outcome: outcomes.count(outcome) for outcome in ("valid", "cut", "refused", "late", "stuck")}
     record_property("schemas", counts)
     print(counts)
     assert len(outcomes) == PACKAGED + GENERATED
     assert counts["valid"] >= 150, counts
-    assert not {"refused", "stuck"} & set(outcomes[PACKAGED:]), "every schema that is made here can be followed"
+    assert not {"refused", "late", "stuck"} & set(outcomes[PACKAGED:]), "every schema that is made here can be followed"
     assert served.client.models.list().data[0].id == served.model, "and the server lives"

@@ -64,7 +64,7 @@ def used(current, tmp_path):
         key = rempart("key", "create", "--database", database, "--project", unique["project"], "--user", address, unique["label"]).strip()
         reader = rempart("content", "keygen", tmp_path / "reader.key").strip()
         rempart("content", "record", "--database", database, "--project", unique["project"], "--reader", reader)
-        time.sleep(2.2)
+        time.sleep(3.5)
         body = {"model": "m", "max_tokens": 24, "messages": [{"role": "user", "content": f"Who is {unique['prompt']}?"}], "user": address}
         request = urllib.request.Request(f"{running.root}/v1/chat/completions", json.dumps(body).encode(), {
             "Content-Type": "application/json", "Authorization": f"Bearer {key}", "x-request-id": unique["request"]})

@@ -1,5 +1,6 @@
 //! Models that come and go while others serve.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -191,10 +192,7 @@ async fn what_cannot_be_loaded_leaves_all_else_as_it_was() {
 async fn an_engine_that_gives_up_takes_its_own_model_only() {
     let server = TestServer::start(&[]).await;
     server.administer("/admin/models/stored/load").await;
-    server
-        .controls
-        .panic
-        .store(3, std::sync::atomic::Ordering::Relaxed);
+    server.controls.panic.store(3, Ordering::Relaxed);
     for _ in 0..3 {
         assert_eq!(code(&say(&server, "stored").await), "internal_error");
     }
@@ -237,10 +235,7 @@ async fn requests_are_ended_when_their_time_is_over() {
     let server = TestServer::start(&["--unload-timeout-s", "0"]).await;
     server.administer("/admin/models/stored/load").await;
     // To its end an answer would take twice the deadline below.
-    server
-        .controls
-        .token_ms
-        .store(50, std::sync::atomic::Ordering::Relaxed);
+    server.controls.token_ms.store(50, Ordering::Relaxed);
     for stream in [true, false] {
         server.administer("/admin/models/stored/load").await;
         let fields = json!({"model": "stored", "ignore_eos": true, "max_tokens": 200, "stream": stream});
@@ -264,6 +259,7 @@ async fn requests_are_ended_when_their_time_is_over() {
 async fn a_request_waits_for_a_model_that_is_reloaded() {
     let server = TestServer::start(&[]).await;
     server.administer("/admin/models/stored/load").await;
+    server.controls.load_ms.store(2_000, Ordering::Relaxed);
     let admin = server.admin.clone();
     let request = Request::post("/admin/models/stored/reload").header("host", "localhost");
     let reloading = JoinSet::from_iter([admin.oneshot(request.body(Body::empty()).unwrap())]);
@@ -383,7 +379,7 @@ async fn a_model_that_works_is_not_given_up_for_files_that_do_not() {
     let server = TestServer::start(&[]).await;
     server.administer("/admin/models/stored/load").await;
     let damaged = &server.controls.files_damaged;
-    damaged.store(true, std::sync::atomic::Ordering::Relaxed);
+    damaged.store(true, Ordering::Relaxed);
     let failed = server.administer("/admin/models/stored/reload").await;
     assert_eq!(
         (failed.status.as_u16(), code(&failed)),
@@ -402,7 +398,7 @@ async fn a_model_that_works_is_not_given_up_for_files_that_do_not() {
         "{}",
         unready.body
     );
-    damaged.store(false, std::sync::atomic::Ordering::Relaxed);
+    damaged.store(false, Ordering::Relaxed);
     server.administer("/admin/models/embedder/load").await;
     assert_eq!(server.get("/readyz").await.status, 200);
 }
@@ -445,6 +441,7 @@ async fn a_wrong_request_brings_no_model_back() {
 async fn only_so_many_requests_wait_for_a_model() {
     let server = TestServer::start(&["--load-waiting-max", "2"]).await;
     made_idle(&server).await;
+    server.controls.load_ms.store(2_000, Ordering::Relaxed);
     let all: Vec<_> = (0..5).map(|_| say(&server, "stored")).collect();
     let mut statuses: Vec<u16> = futures::future::join_all(all)
         .await

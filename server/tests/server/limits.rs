@@ -377,7 +377,10 @@ async fn refusals_come_at_a_pace() {
     let [half, whole] = [500, 1000].map(Duration::from_millis);
     assert!(times.len() >= 4, "{times:?}");
     assert!(
-        times[0] < whole && times[1] >= half && times[2] >= whole + half && times[3] >= whole + half,
+        times[0] + whole + half / 2 < times[2]
+            && times[1] >= half
+            && times[2] >= whole + half
+            && times[3] >= whole + half,
         "{times:?}"
     );
 }
@@ -392,14 +395,16 @@ async fn a_drain_ends_what_refusals_wait_for() {
     let ask = || governed.chat(&governed.first, json!({}));
     let flood = async {
         governed.server.controls.held().await;
+        let began = Instant::now();
         let mut asked: FuturesUnordered<_> = (0..24).map(|_| ask()).collect();
         // The first is told at once; the last one's turn would be twenty seconds later.
         assert_eq!(asked.next().await.unwrap().status, 503);
         let early = tokio::time::timeout(Duration::from_millis(500), asked.next()).await;
-        assert!(early.is_err(), "the others wait");
+        let (early, turns) = (usize::from(early.is_ok()), began.elapsed().as_secs());
+        assert!(early as u64 <= turns, "the others wait");
         let began = Instant::now();
         governed.server.app.shutdown.advance(Phase::Draining);
-        for _ in 0..21 {
+        for _ in early..21 {
             assert_eq!(asked.next().await.unwrap().status, 503);
         }
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());

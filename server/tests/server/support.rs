@@ -63,6 +63,8 @@ pub(crate) struct Controls {
     pub(crate) files_damaged: AtomicBool,
     /// How long each token of a step takes.
     pub(crate) token_ms: AtomicUsize,
+    /// How long a stored model takes to load, beyond what is needed to see it.
+    pub(crate) load_ms: AtomicUsize,
 }
 
 #[derive(Default)]

@@ -131,13 +131,14 @@ fn a_closed_loop_of_the_same_hides_it() {
         .iter()
         .filter(|ttft| ttft.as_f64() > Some(0.5))
         .count();
-    assert_eq!(slow, 1, "which is why rates are open loops");
+    // Of thousands, which is why rates are open loops. (A pause of the machine's own would be another.)
+    assert!((1..=3).contains(&slow), "{slow}");
 }
 
 #[test]
 fn requests_beyond_the_limit_in_flight_fail_and_are_not_put_off() {
     let pace = Pace {
-        ttft: Duration::from_millis(600),
+        ttft: Duration::from_secs(3),
         ..QUICK
     };
     let stub = Stub::start(Behaviour::Steady, pace);
@@ -307,14 +308,14 @@ fn a_step_ends_with_its_time() {
     let stub = Stub::start(Behaviour::Steady, pace);
     let result = Run::of(
         &stub.url(),
-        &["--concurrency", "2", "--duration-s", "0.5", "--steady-state"],
+        &["--concurrency", "2", "--duration-s", "2", "--steady-state"],
     )
     .result();
     let duration = number(&result, "duration");
-    assert!(duration < 0.5, "{duration}");
+    assert!(duration < 2.0, "{duration}");
     let starts = result["start_times"].as_array().unwrap();
     assert!(
-        starts.len() >= 4 && starts.iter().all(|start| start.as_f64() < Some(0.5)),
+        starts.len() >= 4 && starts.iter().all(|start| start.as_f64() < Some(2.0)),
         "{starts:?}"
     );
 }

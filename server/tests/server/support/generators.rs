@@ -145,7 +145,8 @@ impl Load for Stored {
             failing
         } else {
             // Long enough to be seen.
-            std::thread::sleep(Duration::from_millis(100));
+            let more_ms = self.controls.load_ms.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(100 + more_ms as u64));
             Arc::clone(&self.controls)
         };
         let loaded = start(&says, &self.engine, &self.metrics, &controls);
