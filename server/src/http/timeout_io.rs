@@ -52,13 +52,14 @@ impl Lingering {
     fn poll<S: AsyncRead + Unpin>(&mut self, stream: &mut S, context: &mut Context<'_>) -> Poll<()> {
         let mut rest = [0; 16 << 10];
         loop {
-            if self.silence.as_mut().poll(context).is_ready() {
-                return Poll::Ready(());
-            }
             let mut buffer = ReadBuf::new(&mut rest);
-            let read = ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer));
+            let Poll::Ready(read) = Pin::new(&mut *stream).poll_read(context, &mut buffer) else {
+                // Not before: what came while this process was kept waiting was no silence.
+                return self.silence.as_mut().poll(context);
+            };
             let bytes = buffer.filled().len();
-            if read.is_err() || bytes == 0 || bytes >= self.bytes_left {
+            let over = bytes >= self.bytes_left || Instant::now() >= self.until;
+            if read.is_err() || bytes == 0 || over {
                 return Poll::Ready(());
             }
             self.bytes_left -= bytes;
