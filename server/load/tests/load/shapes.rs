@@ -48,6 +48,12 @@ fn a_closed_loop_counts_what_the_server_sent() {
         assert!(value >= least && value < least + BUSY_MS, "{name}: {value}");
     }
     assert_eq!(result["itls"][0].as_array().unwrap().len(), 5);
+    let written = stub.written();
+    assert_eq!(written.len(), 12);
+    assert!(
+        written.iter().all(|times| times.len() == 6 && times[0] >= 60.0),
+        "{written:?}"
+    );
     // One of them asked for the model. Each client keeps its own, unless a busy machine is late with the end of an answer.
     assert!((5..13).contains(&stub.connections()), "{}", stub.connections());
     assert_eq!(result["model_id"], "stub");

@@ -4,9 +4,8 @@
 use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -63,6 +62,8 @@ struct Shared {
     first: OnceLock<Instant>,
     connections: AtomicUsize,
     requests: AtomicUsize,
+    /// Of each streamed answer, in the order of their ends, when each token was written, in ms since its request arrived.
+    written: Mutex<Vec<Vec<f64>>>,
 }
 
 /// Tokens that the stub counts in a prompt: five for four words, and some of a template.
@@ -88,6 +89,7 @@ impl Stub {
             first: OnceLock::new(),
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            written: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         thread::Builder::new()
@@ -103,6 +105,12 @@ impl Stub {
     /// Connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// What became of its schedule: of each streamed answer, in the order of their ends, when each token was written, in ms
+    /// since its request arrived. A machine wakes nobody at the very moment.
+    pub(crate) fn written(&self) -> Vec<Vec<f64>> {
+        self.shared.written.lock().expect("nobody panics with it").clone()
     }
 
     /// Requests so far, but for those that ask which models there are and which build it is.
@@ -310,14 +318,21 @@ fn tokens(stream: &mut TcpStream, shared: &Shared, request: &Request) -> io::Res
     let factor: f64 = factor.unwrap_or(1.0);
     let count = request.body["max_tokens"].as_u64().unwrap_or(1);
     let token = event(&request.body, "word ", false);
+    let mut written = Vec::new();
     for index in 0..count {
         shared.wait(request.arrived + (ttft + itl * index as u32).mul_f64(factor));
+        written.push(request.arrived.elapsed().as_secs_f64() * 1e3);
         if index + 1 < count {
             chunk(stream, token.as_bytes())?;
         }
     }
     let usage = json!({ "choices": [], "usage": { "prompt_tokens": tokens_of(words(&request.body)), "completion_tokens": count } });
     let end = event(&request.body, "", true);
+    shared
+        .written
+        .lock()
+        .expect("nobody panics with it")
+        .push(written);
     chunk(
         stream,
         format!("{token}{end}data: {usage}\n\ndata: [DONE]\n\n").as_bytes(),
