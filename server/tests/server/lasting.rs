@@ -7,7 +7,7 @@ use http_body_util::BodyExt as _;
 use rempart_governance::{NewKey, NewKeyRequest, Outcome, Role, now_s};
 use serde_json::{Value, json};
 
-use super::support::{Governed, chat_body, governed, merged, request};
+use super::support::{Governed, chat_body, clock_reaches, governed, merged, request};
 
 /// What the server has to notice it in, and to end the answer.
 const NOTICED: Duration = Duration::from_secs(2);
@@ -120,9 +120,7 @@ async fn an_answer_ends_by_the_clock_too() {
         chat_body(json!({"stream": true})),
     )
     .await;
-    while now_s() < expires {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    clock_reaches(expires).await;
     // Nothing changed in the database, and nobody looked.
     assert_eq!(last_event(body).await["error"]["code"], "key_ended");
 }

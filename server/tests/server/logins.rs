@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::support::issuer::{AUDIENCE, ISSUER, Signer, set};
-use super::support::{Answer, Governed, chat_body, governed, read, request};
+use super::support::{Answer, Governed, chat_body, clock_reaches, governed, read, request};
 
 const LEEWAY_S: i64 = 60;
 
@@ -356,8 +356,6 @@ async fn a_token_that_is_known_still_ends() {
     let ends = now_s() + 8;
     let brief = here.token(json!({"exp": ends - LEEWAY_S}));
     assert_eq!(here.ask(&brief, None).await.status, 200);
-    while now_s() <= ends {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    clock_reaches(ends + 1).await;
     assert_eq!(here.ask(&brief, None).await.status, 401);
 }

@@ -388,6 +388,13 @@ impl TestServer {
     }
 }
 
+/// Waits until the system's clock shows this second, which keys and tokens end by.
+pub(crate) async fn clock_reaches(second: i64) {
+    while let left @ 1.. = second - rempart_governance::now_s() {
+        tokio::time::sleep(Duration::from_secs(left.unsigned_abs())).await;
+    }
+}
+
 /// Sends a request, and reads its answer to the end.
 pub(crate) async fn read(router: &Router, request: Request<Body>) -> Answer {
     let response = router.clone().oneshot(request).await.unwrap();
