@@ -21,6 +21,7 @@ use rempart::config::{EngineSettings, Settings};
 use rempart::engine_thread::{self, Pace};
 use rempart::grammar::Grammars;
 use rempart::http::lanes::Lanes;
+use rempart::http::listen::listen;
 use rempart::http::{self, App};
 use rempart::metrics::Metrics;
 use rempart::model::Model;
@@ -165,7 +166,7 @@ fn main() -> anyhow::Result<()> {
         let loaded = start(Duration::from_millis(step), &engine, &metrics)?;
         // Nobody is told that a model is ready before its first token.
         warm_up(&loaded.served).await?;
-        let listener = tokio::net::TcpListener::bind(http.bind).await?;
+        let listener = listen(http.bind, http.connections_max)?;
         writeln!(std::io::stdout(), "http://{}", listener.local_addr()?)?;
         let shutdown = Shutdown::default();
         let app = Arc::new(App::new(http, request, Access::Open, metrics, shutdown.clone()));

@@ -16,7 +16,9 @@ use super::reload::Options;
 use crate::access::{Access, Keys, loads_recorder};
 use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
+use crate::http::accept::ADMIN_CONNECTIONS_MAX;
 use crate::http::lanes::Lanes;
+use crate::http::listen::listen;
 use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
@@ -62,21 +64,20 @@ struct Listeners {
 impl Listeners {
     /// Binds the addresses, which a process that is confined can't.
     fn bind(settings: &HttpSettings) -> anyhow::Result<Self> {
-        // A runtime without threads: the standard library itself keeps no more than 128 connections waiting.
+        // A runtime without threads, which the listeners leave for the one that serves.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
             .context("starting tokio")?;
-        let bind = |address: SocketAddr| {
-            let listener = runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind(address).await?;
-                listener.into_std()
-            });
+        let bind = |address: SocketAddr, connections_max| {
+            let listener = runtime.block_on(async { listen(address, connections_max)?.into_std() });
             listener.with_context(|| format!("listening on {address}"))
         };
+        let admin = settings.admin.bind;
+        let admin = admin.map(|address| bind(address, ADMIN_CONNECTIONS_MAX));
         Ok(Self {
-            clients: bind(settings.bind)?,
-            admin: settings.admin.bind.map(bind).transpose()?,
+            clients: bind(settings.bind, settings.connections_max)?,
+            admin: admin.transpose()?,
         })
     }
 }

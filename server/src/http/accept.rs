@@ -38,13 +38,13 @@ const HTTP2_STREAMS_MAX: u32 = 128;
 /// through to [`super::head`], which tells what is wrong.
 const HEAD_SLACK: u32 = 2;
 /// Open connections to administration.
-const ADMIN_CONNECTIONS_MAX: usize = 64;
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How often an HTTP/2 peer must show that it is there.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// Connections over the limit that are told so at one time; further ones are closed without a word.
-const REFUSALS_MAX: usize = 64;
+pub(super) const REFUSALS_MAX: usize = 64;
 /// How long telling one may take.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 /// After the end was told to running answers, the time they get to pass it on.

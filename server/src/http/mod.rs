@@ -17,6 +17,7 @@ pub mod head;
 pub mod health;
 pub mod lanes;
 pub mod limits;
+pub mod listen;
 pub mod messages;
 pub mod models;
 pub mod observe;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rempart::http::accept;
 use rempart::http::lanes::Lanes;
+use rempart::http::listen;
 use rempart::http::tls::Tls;
 use rempart::shutdown::Phase;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::support::{SCRIPT, TestServer, chat_body, finished};
@@ -28,7 +29,7 @@ async fn listen(arguments: &[&str]) -> Listening {
 
 pub(super) async fn listen_at(address: &str, arguments: &[&str]) -> Listening {
     let server = TestServer::start(arguments).await;
-    let listener = TcpListener::bind(address).await.unwrap();
+    let listener = listen::listen(address.parse().unwrap(), server.app.http.connections_max).unwrap();
     let address = listener.local_addr().unwrap();
     let files = server.app.http.tls.clone();
     let tls = files.map(|files| Tls::open(files, server.app.metrics.tls()).unwrap());

@@ -33,6 +33,11 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
             .ok()
             .map(|(soft, _)| open_files(soft)),
     );
+    findings.extend(
+        read("/proc/sys/net/core/somaxconn")
+            .and_then(|most| most.trim().parse().ok())
+            .map(waiting),
+    );
     let version = read("/proc/driver/nvidia/version");
     let device = Path::new("/dev/nvidiactl");
     let opened = device.exists().then(|| fs::File::open(device).is_ok());
@@ -245,6 +250,23 @@ fn open_files(soft: u64) -> Finding {
     )
 }
 
+/// Connections that may wait to be accepted, of any listener.
+fn waiting(most: usize) -> Finding {
+    const WHAT: &str = "burst";
+    let found = format!("{most} connections may wait to be accepted");
+    if most >= CONNECTIONS_MAX.get() {
+        return Finding::good(WHAT, found);
+    }
+    Finding::warning(
+        WHAT,
+        found,
+        format!(
+            "of {CONNECTIONS_MAX} that come at once (--connections-max) the others try again after a second or more: raise it \
+             (sysctl net.core.somaxconn={CONNECTIONS_MAX}; a container has its own, --sysctl)"
+        ),
+    )
+}
+
 /// Of the driver's version, of whether its device can be opened if there is one, and of whether this binary has CUDA.
 fn card(version: Option<&str>, opened: Option<bool>, cuda: bool) -> Finding {
     const WHAT: &str = "card";
@@ -347,11 +369,13 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_and_files_are_looked_at() {
+    fn huge_pages_files_and_bursts_are_looked_at() {
         assert_eq!(huge_pages("always [madvise] never").state(), State::Good);
         assert_eq!(huge_pages("always madvise [never]").state(), State::Warning);
         assert_eq!(open_files(1024).state(), State::Warning);
         assert_eq!(open_files(1 << 20).state(), State::Good);
+        assert_eq!(waiting(128).state(), State::Warning);
+        assert_eq!(waiting(4096).state(), State::Good);
         assert_eq!(kernels("scalar").state(), State::Warning);
         assert_eq!(kernels("amx").state(), State::Good);
     }

@@ -1,0 +1,51 @@
+//! Listening: how many connections may wait to be accepted.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::accept::REFUSALS_MAX;
+
+/// Listens there, for a server that may have so many connections open. As many, and those that are told that they are too
+/// many, have room to wait for the accept loop (listen(2)): where there is none, a client's system tries again after one
+/// second, then two. What tokio asks for by itself, 128, is less than a step of a busy server can bring. Linux holds it
+/// to `net.core.somaxconn`.
+///
+/// # Errors
+///
+/// Those of the system, such as an address that another process has.
+pub fn listen(address: SocketAddr, connections_max: usize) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // A server that starts again is not kept waiting by connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let waiting = connections_max.saturating_add(REFUSALS_MAX);
+    socket.listen(u32::try_from(waiting).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_wait_for_an_accept_loop_that_is_busy() {
+        const CONNECTIONS: usize = 400;
+        let listener = listen("127.0.0.1:0".parse().unwrap(), CONNECTIONS).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Nobody accepts: one without a place would try again, in vain.
+        let connecting = async {
+            let mut connected = Vec::new();
+            for _ in 0..CONNECTIONS {
+                connected.push(tokio::net::TcpStream::connect(address).await.unwrap());
+            }
+            connected.len()
+        };
+        let patience = std::time::Duration::from_secs(30);
+        let connected = tokio::time::timeout(patience, connecting).await;
+        assert_eq!(connected.unwrap(), CONNECTIONS);
+    }
+}
