@@ -84,7 +84,7 @@ def test_soak(current, programs):
 @pytest.mark.slow
 def test_http(current, programs):
     current.close()
-    found = http.check(programs, seconds=3)
+    found = http.check(programs, seconds=5)
     (rate,), others = apart(found, "chat requests/s, not streamed")
     assert rate.number >= RATE_SHARE_WITH_ROOM * http.REQUESTS_PER_S_MIN, figures.table("", found)
     hold(others)

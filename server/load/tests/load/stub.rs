@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{Backlog, ControlMessageOwned, MsgFlags, listen, recvmsg, setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use serde_json::{Value, json};
 
@@ -80,6 +80,8 @@ impl Stub {
 
     pub(crate) fn with(behaviour: Behaviour, pace: Pace, key: Option<&str>, address: &str) -> Self {
         let listener = TcpListener::bind(address).expect("an address of this machine");
+        // The standard library lets 128 wait to be accepted: of a thousand at once some would begin seconds later.
+        listen(&listener, Backlog::MAXALLOWABLE).expect("a listener");
         let address = listener.local_addr().expect("a bound address");
         let shared = Arc::new(Shared {
             behaviour,
