@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::reload::Options;
 use crate::access::{Access, Keys, loads_recorder};
-use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
+use crate::config::{GovernanceSettings, HttpSettings, OTHER_FILES, ServeArgs, Settings};
 use crate::egress;
 use crate::http::accept::ADMIN_CONNECTIONS_MAX;
 use crate::http::lanes::Lanes;
@@ -33,6 +33,7 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     let settings = args.check()?;
     // A core would hold what is asked and answered, and keys.
     rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
+    raise_open_files(settings.http.connections_max);
     let listeners = Listeners::bind(&settings.http)?;
     // Before the first thread: what a thread may do is its own.
     let confine = || egress::confine(settings.governance.database.as_ref()).context("--zero-egress");
@@ -55,6 +56,20 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     result
 }
 
+/// Has as many files open as connections need, where the system lets us.
+fn raise_open_files(connections_max: usize) {
+    let wanted = connections_max as u64 + OTHER_FILES;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(most) if most >= wanted => {}
+        Ok(most) => tracing::warn!(
+            most,
+            wanted,
+            "open files: --connections-max needs more (rempart doctor)"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files is not known"),
+    }
+}
+
 /// What clients and operators connect to.
 struct Listeners {
     clients: TcpListener,
@@ -73,11 +88,10 @@ impl Listeners {
             let listener = runtime.block_on(async { listen(address, connections_max)?.into_std() });
             listener.with_context(|| format!("listening on {address}"))
         };
-        let admin = settings.admin.bind;
-        let admin = admin.map(|address| bind(address, ADMIN_CONNECTIONS_MAX));
+        let bind_admin = |address| bind(address, ADMIN_CONNECTIONS_MAX);
         Ok(Self {
             clients: bind(settings.bind, settings.connections_max)?,
-            admin: admin.transpose()?,
+            admin: settings.admin.bind.map(bind_admin).transpose()?,
         })
     }
 }

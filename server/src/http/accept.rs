@@ -1,6 +1,7 @@
 //! The accept loop: HTTP/1.1 and HTTP/2 with limits on connections, heads and patience, and an orderly end.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use super::AppState;
 use super::addresses::Addresses;
 use super::error::ApiError;
 use super::lanes::Lanes;
+use super::listen::waiting_max;
 use super::timeout_io::TimeoutIo;
 use super::tls::Tls;
 use super::unread;
@@ -38,7 +40,7 @@ const HTTP2_STREAMS_MAX: u32 = 128;
 /// through to [`super::head`], which tells what is wrong.
 const HEAD_SLACK: u32 = 2;
 /// Open connections to administration.
-pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+pub(crate) const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How often an HTTP/2 peer must show that it is there.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 /// A rest after `accept` failed: it does so when the process is out of files, and would at once again.
@@ -64,7 +66,7 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     door.open(&listener, &mut connections, shutdown.reached(Phase::Draining))
         .await;
-    drain(&listener, &door, connections).await;
+    drain(listener, &door, connections).await;
 }
 
 /// Serves administration until the last running request of the other interface has ended.
@@ -74,11 +76,12 @@ pub async fn serve_admin(listener: TcpListener, router: Router, app: AppState, l
     let mut connections = JoinSet::new();
     door.open(&listener, &mut connections, shutdown.reached(Phase::Closing))
         .await;
+    door.close(listener, &mut connections);
     end(connections).await;
 }
 
 /// Lets running requests finish. New connections are still taken, so that their requests get a proper refusal.
-async fn drain(listener: &TcpListener, door: &Arc<Door>, mut connections: JoinSet<()>) {
+async fn drain(listener: TcpListener, door: &Arc<Door>, mut connections: JoinSet<()>) {
     let app = &door.app;
     tracing::info!(
         connections = connections.len(),
@@ -96,6 +99,7 @@ async fn drain(listener: &TcpListener, door: &Arc<Door>, mut connections: JoinSe
         }
     }
     app.shutdown.advance(Phase::Closing);
+    door.close(listener, &mut connections);
     end(connections).await;
 }
 
@@ -113,6 +117,7 @@ struct Door {
     router: Router,
     app: AppState,
     tls: Option<Tls>,
+    connections_max: usize,
     places: Arc<Semaphore>,
     addresses: Addresses,
     refusals: Arc<Semaphore>,
@@ -131,6 +136,7 @@ impl Door {
             router,
             tls,
             lanes,
+            connections_max,
             places: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
             addresses: Addresses::new(app.http.connections_per_address_max),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
@@ -157,6 +163,24 @@ impl Door {
                 },
                 Some(_) = connections.join_next() => {}
                 () = &mut until => return,
+            }
+        }
+    }
+
+    /// Closes the door behind those who already wait at it, so that their requests get a proper refusal. To all others the system says
+    /// that nobody listens, after which a client may try elsewhere without doing anything twice.
+    fn close(self: &Arc<Self>, listener: TcpListener, connections: &mut JoinSet<()>) {
+        let Ok(listener) = listener.into_std() else { return };
+        let waiting = std::iter::from_fn(|| match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            accepted => Some(accepted),
+        });
+        for (stream, peer) in waiting.take(waiting_max(self.connections_max)).flatten() {
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.admit(stream, peer.ip(), connections);
             }
         }
     }

@@ -7,10 +7,15 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::accept::REFUSALS_MAX;
 
-/// Listens there, for a server that may have so many connections open. As many, and those that are told that they are too
-/// many, have room to wait for the accept loop (listen(2)): where there is none, a client's system tries again after one
-/// second, then two. What tokio asks for by itself, 128, is less than a step of a busy server can bring. Linux holds it
-/// to `net.core.somaxconn`.
+/// Connections that have room to wait for the accept loop of a server that may have so many open: as many, and those that are
+/// told that they are too many.
+pub(crate) fn waiting_max(connections_max: usize) -> usize {
+    connections_max.saturating_add(REFUSALS_MAX)
+}
+
+/// Listens there, for a server that may have so many connections open, with room for [`waiting_max`] (listen(2)); Linux holds
+/// that to `net.core.somaxconn`. A client for which there is none tries again a second later. What tokio asks for by
+/// itself, 128, is fewer than may come while a machine stops for a moment.
 ///
 /// # Errors
 ///
@@ -23,8 +28,7 @@ pub fn listen(address: SocketAddr, connections_max: usize) -> io::Result<TcpList
     // A server that starts again is not kept waiting by connections of the one before.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    let waiting = connections_max.saturating_add(REFUSALS_MAX);
-    socket.listen(u32::try_from(waiting).unwrap_or(u32::MAX))
+    socket.listen(u32::try_from(waiting_max(connections_max)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -46,6 +50,7 @@ mod tests {
         };
         let patience = std::time::Duration::from_secs(30);
         let connected = tokio::time::timeout(patience, connecting).await;
-        assert_eq!(connected.unwrap(), CONNECTIONS);
+        let expected = "a place for each, where net.core.somaxconn allows as many";
+        assert_eq!(connected.expect(expected), CONNECTIONS);
     }
 }

@@ -11,7 +11,7 @@ use rempart::http::tls::Tls;
 use rempart::shutdown::Phase;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::support::{SCRIPT, TestServer, chat_body, finished};
@@ -30,6 +30,10 @@ async fn listen(arguments: &[&str]) -> Listening {
 pub(super) async fn listen_at(address: &str, arguments: &[&str]) -> Listening {
     let server = TestServer::start(arguments).await;
     let listener = listen::listen(address.parse().unwrap(), server.app.http.connections_max).unwrap();
+    serve(server, listener)
+}
+
+fn serve(server: TestServer, listener: TcpListener) -> Listening {
     let address = listener.local_addr().unwrap();
     let files = server.app.http.tls.clone();
     let tls = files.map(|files| Tls::open(files, server.app.metrics.tls()).unwrap());
@@ -168,6 +172,29 @@ async fn the_end_of_the_drain_is_told_in_the_stream() {
         );
         listening.serving.join_next().await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_waits_at_the_door_when_it_closes_is_told_so() {
+    let server = TestServer::start(&[]).await;
+    let listener = listen::listen("127.0.0.1:0".parse().unwrap(), 50).unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        stream
+            .write_all(chat_request(json!({})).as_bytes())
+            .await
+            .unwrap();
+        waiting.push(stream);
+    }
+    // The end comes before most of them are accepted.
+    server.app.shutdown.advance(Phase::Closing);
+    let mut listening = serve(server, listener);
+    for stream in &mut waiting {
+        let refused = rest(stream).await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    }
+    listening.serving.join_next().await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -11,13 +11,12 @@ use rempart_kernels::{cpu, pool};
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan::Planned;
-use crate::config::CONNECTIONS_MAX;
+use crate::config::{CONNECTIONS_MAX, OTHER_FILES};
+use crate::http::listen::waiting_max;
 use crate::{runner, served_model};
 
 /// Drivers for CUDA 13 begin with it.
 const DRIVER_MIN: u32 = 580;
-/// Files that a server opens beside its connections: models, database, log.
-const OTHER_FILES: u64 = 128;
 
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -31,7 +30,7 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
         rlimit::Resource::NOFILE
             .get()
             .ok()
-            .map(|(soft, _)| open_files(soft)),
+            .map(|(_, hard)| open_files(hard)),
     );
     findings.extend(
         read("/proc/sys/net/core/somaxconn")
@@ -234,18 +233,19 @@ fn swap(swaps: &str) -> Finding {
     )
 }
 
-fn open_files(soft: u64) -> Finding {
+/// Of the hard limit: a server raises its own to that.
+fn open_files(most: u64) -> Finding {
     const WHAT: &str = "open files";
-    let found = format!("a process may have {soft}");
+    let found = format!("a process may have {most}");
     let wanted = CONNECTIONS_MAX.get() as u64 + OTHER_FILES;
-    if soft >= wanted {
+    if most >= wanted {
         return Finding::good(WHAT, found);
     }
     Finding::warning(
         WHAT,
         found,
         format!(
-            "{CONNECTIONS_MAX} connections (--connections-max) need more: raise it to {wanted} (ulimit -n, systemd: LimitNOFILE), or lower the option"
+            "{CONNECTIONS_MAX} connections (--connections-max) need more: raise it to {wanted} (ulimit -Hn, systemd: LimitNOFILE), or lower the option"
         ),
     )
 }
@@ -254,15 +254,16 @@ fn open_files(soft: u64) -> Finding {
 fn waiting(most: usize) -> Finding {
     const WHAT: &str = "burst";
     let found = format!("{most} connections may wait to be accepted");
-    if most >= CONNECTIONS_MAX.get() {
+    let wanted = waiting_max(CONNECTIONS_MAX.get());
+    if most >= wanted {
         return Finding::good(WHAT, found);
     }
     Finding::warning(
         WHAT,
         found,
         format!(
-            "of {CONNECTIONS_MAX} that come at once (--connections-max) the others try again after a second or more: raise it \
-             (sysctl net.core.somaxconn={CONNECTIONS_MAX}; a container has its own, --sysctl)"
+            "of more that come at once some wait a second: raise it to {wanted} (net.core.somaxconn in /etc/sysctl.d, which containers have \
+             of their own: --sysctl), and start the server again"
         ),
     )
 }
