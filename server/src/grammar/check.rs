@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use llguidance::Matcher;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use rempart_text::Markup;
 use rlimit::Resource;
 
+use super::patience::Patience;
 use super::{MESSAGE_MAX, factory, source};
 use crate::openai::format::OutputFormat;
 
@@ -43,7 +44,7 @@ pub(super) enum Trial {
 /// # Errors
 /// Where the trial itself can't be run.
 pub(super) fn in_child(program: &Path, format: &OutputFormat, timeout: Duration) -> std::io::Result<Trial> {
-    let end = Instant::now() + timeout;
+    let mut patience = Patience::of(timeout);
     let mut child = Command::new(program)
         .arg(COMMAND)
         .env_clear()
@@ -51,7 +52,7 @@ pub(super) fn in_child(program: &Path, format: &OutputFormat, timeout: Duration)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let ended = feed(&mut child, format).and_then(|()| wait(&mut child, end));
+    let ended = feed(&mut child, format).and_then(|()| wait(&mut child, &mut patience));
     // Of a child that has ended this does nothing.
     let _ = child.kill();
     let _ = child.wait();
@@ -77,12 +78,12 @@ fn feed(child: &mut Child, format: &OutputFormat) -> std::io::Result<()> {
 }
 
 /// `None` where it takes too long. What it says fits the pipe.
-fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
+fn wait(child: &mut Child, patience: &mut Patience) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= end {
+        if patience.is_over() {
             return Ok(None);
         }
         thread::sleep(POLL_INTERVAL);

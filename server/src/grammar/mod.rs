@@ -7,6 +7,7 @@
 mod calls;
 pub mod check;
 mod follow;
+mod patience;
 mod schema;
 mod thinking;
 mod vocabulary;
@@ -14,7 +15,8 @@ mod vocabulary;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,7 @@ use crate::http::error::ApiError;
 use crate::openai::format::{AskedFormat, OutputFormat};
 use check::Trial;
 use follow::Compiled;
+use patience::Patience;
 use vocabulary::Vocabulary;
 
 /// Formats that are compiled at one time. Those that took too long for their client still count until they end.
@@ -216,10 +219,13 @@ impl Grammars {
             .name("grammar".to_owned())
             .stack_size(check::STACK_BYTES);
         builder.spawn(work).map_err(|_| Failure::Server(busy()))?;
-        match receiver.recv_timeout(limits.grammar_timeout) {
-            Ok(Ok(matcher)) => Ok(Compiled::new(matcher)),
-            Ok(Err(why)) => Err(Failure::Refused(why)),
-            Err(_) => Err(Failure::Late),
+        let mut patience = Patience::of(limits.grammar_timeout);
+        loop {
+            match receiver.recv_timeout(patience.look()) {
+                Ok(compiled) => return compiled.map(Compiled::new).map_err(Failure::Refused),
+                Err(RecvTimeoutError::Timeout) if !patience.is_over() => {}
+                Err(_) => return Err(Failure::Late),
+            }
         }
     }
 

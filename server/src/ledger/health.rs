@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// What is not done by then may not be for long.
-const SLOW: Duration = Duration::from_secs(1);
+/// By beats and not by a clock: where the machine itself stood still, no disk was slow.
+const BEAT: Duration = Duration::from_millis(100);
+/// What is not done by then may not be for long: a second.
+const SLOW_BEATS: u64 = 10;
 pub(super) const HALT: &str = "usage can't be recorded: no request is taken until it can";
 
 /// What is known of the writing. Who writes may be held up by a disk, and can't tell then: others see since when.
 pub(super) struct Health {
-    started: Instant,
     failed: AtomicBool,
-    /// When the write and the sync that go on began, milliseconds after `started`, from 1 on; 0 where none does.
-    began_ms: [AtomicU64; 2],
+    /// So far, from 1 on.
+    beats: AtomicU64,
+    /// Beats when the write and the sync that go on began; 0 where none does.
+    began: [AtomicU64; 2],
 }
 
 /// What can take long.
@@ -30,9 +33,9 @@ pub(super) struct Going<'a>(&'a AtomicU64);
 impl Health {
     pub(super) fn new() -> Self {
         Self {
-            started: Instant::now(),
             failed: AtomicBool::new(false),
-            began_ms: [AtomicU64::new(0), AtomicU64::new(0)],
+            beats: AtomicU64::new(1),
+            began: [AtomicU64::new(0), AtomicU64::new(0)],
         }
     }
 
@@ -42,9 +45,9 @@ impl Health {
     }
 
     pub(super) fn begin(&self, work: Work) -> Going<'_> {
-        let began_ms = &self.began_ms[work as usize];
-        began_ms.store(self.now_ms(), Ordering::Relaxed);
-        Going(began_ms)
+        let began = &self.began[work as usize];
+        began.store(self.beats.load(Ordering::Relaxed), Ordering::Relaxed);
+        Going(began)
     }
 
     /// A try to write has failed; whether it is the first.
@@ -61,18 +64,18 @@ impl Health {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn now_ms(&self) -> u64 {
-        1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a write or a sync takes too long.
     fn is_slow(&self) -> bool {
-        let took_ms = |began_ms: &AtomicU64| match began_ms.load(Ordering::Relaxed) {
+        let beats = self.beats.load(Ordering::Relaxed);
+        let took = |began: &AtomicU64| match began.load(Ordering::Relaxed) {
             0 => 0,
-            began_ms => self.now_ms().saturating_sub(began_ms),
+            began => beats.saturating_sub(began),
         };
-        let longest_ms = self.began_ms.iter().map(took_ms).max().unwrap_or(0);
-        u128::from(longest_ms) > SLOW.as_millis()
+        self.began.iter().map(took).max() > Some(SLOW_BEATS)
     }
 }
 
@@ -82,12 +85,13 @@ impl Drop for Going<'_> {
     }
 }
 
-/// Tells once where what goes on takes long, as a disk hangs or another process holds the database, and when that is over. Of tries that
-/// failed those tell who make them.
+/// Beats, and tells once where what goes on takes long, as a disk hangs or another process holds the database, and when that is
+/// over. Of tries that failed those tell who make them.
 pub(super) async fn tell_of_slow(health: Arc<Health>) {
     let mut told = false;
     loop {
-        tokio::time::sleep(SLOW).await;
+        tokio::time::sleep(BEAT).await;
+        health.beat();
         match (told, health.is_slow()) {
             _ if health.has_failed() => told = false,
             (false, true) => {
@@ -129,7 +133,11 @@ mod tests {
                 Work::Write => Work::Sync,
                 Work::Sync => Work::Write,
             }));
-            std::thread::sleep(SLOW + Duration::from_millis(50));
+            for _ in 0..SLOW_BEATS {
+                health.beat();
+            }
+            assert!(!health.is_failing());
+            health.beat();
             assert!(health.is_failing());
             go.send(()).unwrap();
             working.join().unwrap();
