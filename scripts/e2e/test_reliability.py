@@ -27,67 +27,82 @@ def programs():
     return Programs(server.binary(), hollow, models.fetch("smollm2", models.default_directory()))
 
 
-def hold(found):
-    """Times have room, and all else has none."""
-    for figure in (figure for figure in found if figure.bar):
-        unit = next((unit for unit in (" ms", " s") if figure.bar.endswith(unit)), None)
-        bar = float(figure.bar.removeprefix("<= ").removesuffix(unit)) + ROOM[unit] if unit else None
-        assert figure.met or bar and figure.number <= bar, figures.table("", found)
+def hold(check, room=None):
+    """Runs a check: what counts holds at once; what the machine has a part in, times and the figures for which there is `room` (what they
+    may be, by name), may be measured once more. It may have stopped for seconds."""
+    room = room or {}
+    for _ in range(2):
+        found = check()
+        missed = [figure for figure in found if figure.bar and not allowed(figure, room)]
+        if not missed or not all(measured(figure, room) for figure in missed):
+            break
+        print(figures.table("missed, and measured once more", found))
+    assert not missed, figures.table("", found)
 
 
-def apart(found, *names):
-    """The figures of these names, and all others."""
-    return [next(figure for figure in found if figure.name == name) for name in names], [one for one in found if one.name not in names]
+def unit(figure):
+    return next((one for one in (" ms", " s") if figure.bar.endswith(one)), None)
+
+
+def measured(figure, room):
+    return figure.name in room or unit(figure) is not None
+
+
+def allowed(figure, room):
+    """Whether a figure meets its bar, or that of a machine which has other things to do."""
+    if figure.name in room:
+        return room[figure.name](figure.number)
+    of = unit(figure)
+    return figure.met or of is not None and figure.number <= float(figure.bar.removeprefix("<= ").removesuffix(of)) + ROOM[of]
+
+
+def at_most(bar):
+    return lambda number: number <= bar
 
 
 def test_drain(current, programs):
     current.close()
-    hold(drain.check(programs))
+    # Who asks may be held up until the first have ended.
+    hold(lambda: drain.check(programs), {"streams that ran at SIGTERM": lambda number: number == drain.STREAMS})
 
 
 def test_disconnects(current, programs):
     current.close()
-    hold(disconnects.check(programs, disconnects=200, warm_up=200))
+    hold(lambda: disconnects.check(programs, disconnects=200, warm_up=200))
 
 
 def test_slow_clients(current, programs):
     current.close()
-    # Of the medians of several turns: the machine itself may stop in one.
-    found = slow.check(programs, turns=5, requests=16, arguments=["--header-timeout-s", 3, "--body-timeout-s", 6], closed_s_max=11)
-    (ratio,), others = apart(found, "ratio of the medians")
-    assert ratio.number <= RATIO_WITH_ROOM, figures.table("", found)
-    hold(others)
+    # Few requests, and of the ratio the medians: they are not many enough for a percentile.
+    patience = ["--header-timeout-s", 8, "--body-timeout-s", 10]
+    hold(lambda: slow.check(programs, turns=5, requests=16, arguments=patience, closed_s_max=15),
+         {"ratio of the medians": at_most(RATIO_WITH_ROOM)})
 
 
 @pytest.mark.slow
 def test_overload(current, programs):
     current.close()
-    found = overload.check(programs, seconds=10)
-    (ratio, memory), others = apart(found, "admitted: first token p99, to the bound", "resident memory, off its median")
-    assert ratio.number <= RATIO_WITH_ROOM and memory.number <= MEMORY_PERCENT_WITH_ROOM, figures.table("", found)
-    hold(others)
+    hold(lambda: overload.check(programs, seconds=10), {
+        "admitted: first token p99, to the bound": at_most(RATIO_WITH_ROOM),
+        "resident memory, off its median": at_most(MEMORY_PERCENT_WITH_ROOM)})
 
 
 @pytest.mark.slow
 def test_soak(current, programs):
     current.close()
-    # Over a model that computes nothing: a real one's cache is still filling.
-    found = soak.check(dataclasses.replace(programs, model=None), seconds=SOAK_S)
-    # Threads for blocking work come and go, and so do clients.
-    (slope, *counts), others = apart(found, "resident memory, slope", "threads under load, last quarter less first",
-                                     "open files under load, last quarter less first")
-    grown_mib = slope.number * SOAK_S / 3600
-    assert grown_mib <= SOAK_MIB_WITH_ROOM and all(one.number <= COUNT_WITH_ROOM for one in counts), figures.table("", found)
-    hold(others)
+    # Over a model that computes nothing: a real one's cache is still filling. Threads for blocking work come and go, and so do clients.
+    hold(lambda: soak.check(dataclasses.replace(programs, model=None), seconds=SOAK_S), {
+        "resident memory, slope": lambda mib_per_h: mib_per_h * SOAK_S / 3600 <= SOAK_MIB_WITH_ROOM,
+        "threads under load, last quarter less first": at_most(COUNT_WITH_ROOM),
+        "open files under load, last quarter less first": at_most(COUNT_WITH_ROOM)})
 
 
 @pytest.mark.slow
 def test_http(current, programs):
     current.close()
-    found = http.check(programs, seconds=5)
-    (rate,), others = apart(found, "chat requests/s, not streamed")
-    assert rate.number >= RATE_SHARE_WITH_ROOM * http.REQUESTS_PER_S_MIN, figures.table("", found)
-    hold(others)
+    # So many tokens that a stop of the machine, one longer gap in each stream, is not yet the 99th percentile.
+    hold(lambda: http.check(programs, seconds=7), {
+        "chat requests/s, not streamed": lambda rate: rate >= RATE_SHARE_WITH_ROOM * http.REQUESTS_PER_S_MIN})
 
 
 def test_a_slope_knows_what_it_does_not_know():

@@ -37,7 +37,9 @@ class Stream:
             raise server.ServerError(f"a stream was not answered, or ended early: {got[:300]!r}")
         events, parted, self.held = (self.held + got).rpartition(b"\n\n")
         stamps = [STAMP.unpack(data) for _, kind, data in ancillary if kind == SO_TIMESTAMPNS]
-        self.times += [seconds + 1e-9 * nanoseconds for seconds, nanoseconds in stamps] * len(TOKEN.findall(events))
+        # The kernel begins to look at its clock some time after the first socket asks it to.
+        came = [seconds + 1e-9 * nanoseconds for seconds, nanoseconds in stamps] or [time.time()]
+        self.times += came * len(TOKEN.findall(events))
         self.whole = END in events
         return True
 
@@ -51,15 +53,15 @@ def streams(port, count, tokens, step_s):
         for _ in range(count):
             found.append(Stream(port, request))
             opened.enter_context(found[-1].socket)
-        going, latest, heard = list(found), 0, time.time()
+        going, latest, heard = list(found), 0, time.monotonic()
         while going:
             # In the middle between one step and the next. Nobody waits at the sockets, so that what comes wakes nobody: the server
             # has the machine for itself, as if its clients were elsewhere.
-            time.sleep(max(step_s / 4, latest + 1.5 * step_s - time.time()))
+            time.sleep(min(1.5 * step_s, max(step_s / 4, latest + 1.5 * step_s - time.time())))
             if any([one.read() for one in going]):
-                heard = time.time()
+                heard = time.monotonic()
                 latest = max((one.times[-1] for one in going if one.times), default=latest)
-            elif time.time() > heard + SILENCE_S_MAX:
+            elif time.monotonic() > heard + SILENCE_S_MAX:
                 raise server.ServerError("streams fell silent")
             going = [one for one in going if not one.whole]
     short = [len(one.times) for one in found if len(one.times) != tokens]

@@ -10,7 +10,7 @@ from lib.reliability.programs import LOGS
 
 STREAMS = 50
 # Of each answer: so many that the first still runs when the last begins, and that all end within the drain.
-TOKENS = 64
+TOKENS = 96
 DRAIN_S = 30
 # What the end may take beyond the drain's own time.
 MORE_S = 2

@@ -93,7 +93,8 @@ def check(programs, seconds=20):
         whole_answers(running.port, 1)
         rate, share = whole_answers(running.port, seconds)
     room = ["--sequences-max", STREAMS, "--queue-requests-max", STREAMS, "--prepare-queue-max", STREAMS, "--step-tokens-max", 1 << 14,
-            "--speculative-tokens", 0]
+            # All begin in a few steps, so that they are under way together for most of their time.
+            "--itl-target-ms", 0, "--speculative-tokens", 0]
     with Hollow(programs.hollow, STEP_MS, "http-streams.log", room) as running:
         running.wait_ready()
         between, (took, steps, core, tokens) = streams(running.port, seconds)
