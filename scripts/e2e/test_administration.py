@@ -12,6 +12,7 @@ import time
 
 import openai
 import pytest
+from lib.known import when_it_is_known
 from lib.postgres import Cluster
 from lib.server import binary
 
@@ -43,18 +44,6 @@ def governed(request, own_server, tmp_path):
 
 def client_of(server, key):
     return openai.OpenAI(base_url=f"{server.root}/v1", api_key=key, admin_api_key=key, max_retries=0, timeout=60)
-
-
-def when_it_is_known(call):
-    """What is changed by commands is known to a server within two seconds, or a little more on a busy machine."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return call()
-        except openai.APIStatusError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def chat(client):

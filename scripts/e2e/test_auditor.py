@@ -8,8 +8,9 @@ import subprocess
 
 import openai
 import pytest
+from lib.known import when_it_is_known
 from lib.server import binary
-from test_administration import chat, client_of, rempart, when_it_is_known
+from test_administration import chat, client_of, rempart
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "audit.md"
 WORM = "/mnt/worm/checkpoints"

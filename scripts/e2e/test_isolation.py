@@ -7,8 +7,8 @@ import time
 
 import openai
 import pytest
+from lib.known import when_it_is_known
 from lib.server import binary
-from test_administration import when_it_is_known
 
 ROUNDS = 30
 # Far below what chance gives in all the runs there will ever be, and far above what a cached prompt gives.

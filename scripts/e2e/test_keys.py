@@ -12,8 +12,8 @@ import urllib.request
 import anthropic
 import openai
 import pytest
+from lib.known import when_it_is_known
 from lib.server import binary, free_port
-from test_administration import when_it_is_known
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

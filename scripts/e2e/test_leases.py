@@ -7,6 +7,7 @@ import time
 
 import openai
 import pytest
+from lib.known import when_all_is_known
 from lib.postgres import Cluster
 from lib.server import binary, free_port
 
@@ -32,7 +33,7 @@ class Pair:
     def limited(self, *limits):
         key = rempart("key", "create", *self.place, "limited").strip()
         rempart("limit", "set", *self.place, "--key", key.split("-")[2], *limits)
-        time.sleep(3.5)
+        when_all_is_known(self.servers, *self.place)
         return key
 
     def client(self, at, key):

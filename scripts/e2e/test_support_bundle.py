@@ -6,7 +6,6 @@ import secrets
 import sqlite3
 import subprocess
 import tarfile
-import time
 import urllib.request
 
 import models
@@ -14,6 +13,7 @@ import pytest
 from conftest import LOGS, READY_S
 from lib import server
 from lib.authority import Authority
+from lib.known import when_it_is_known
 from lib.postgres import Cluster
 
 ANSWERED = {"server/version.json", "server/readyz.json", "server/models.json", "server/metrics.txt"}
@@ -61,10 +61,12 @@ def used(current, tmp_path):
         rempart("project", "create", "--database", database, unique["project"])
         person = rempart("user", "add", address, "--name", unique["name"], "--database", database).split()[0]
         rempart("user", "join", "--database", database, "--project", unique["project"], person)
-        key = rempart("key", "create", "--database", database, "--project", unique["project"], "--user", address, unique["label"]).strip()
         reader = rempart("content", "keygen", tmp_path / "reader.key").strip()
         rempart("content", "record", "--database", database, "--project", unique["project"], "--reader", reader)
-        time.sleep(3.5)
+        # Last of all: whoever lets this key in knows the rest.
+        key = rempart("key", "create", "--database", database, "--project", unique["project"], "--user", address, unique["label"]).strip()
+        running.key = key
+        when_it_is_known(running.model_name)
         body = {"model": "m", "max_tokens": 24, "messages": [{"role": "user", "content": f"Who is {unique['prompt']}?"}], "user": address}
         request = urllib.request.Request(f"{running.root}/v1/chat/completions", json.dumps(body).encode(), {
             "Content-Type": "application/json", "Authorization": f"Bearer {key}", "x-request-id": unique["request"]})

@@ -13,9 +13,9 @@ import time
 
 import openai
 import pytest
+from lib.known import when_all_is_known, when_it_is_known
 from lib.postgres import Cluster
 from lib.server import binary
-from test_administration import when_it_is_known
 
 KILLS = int(os.environ.get("REMPART_E2E_KILLS", "8"))
 CLIENTS = 6
@@ -210,7 +210,7 @@ def test_limits_as_the_official_client_meets_them(governed):
     server, database, first = governed("limits.log")
     key = rempart("key", "create", "--database", database, "limited").strip()
     rempart("limit", "set", "--database", database, "--key", key.split("-")[2], "requests-per-minute=30", "tokens-per-day=400")
-    time.sleep(3.5)
+    when_all_is_known([server], "--database", database)
     client = client_of(server, key)
     answer = client.chat.completions.with_raw_response.create(
         model="m", max_tokens=6, messages=[{"role": "user", "content": "Hi"}])
