@@ -187,7 +187,7 @@ def long_texts():
             for number in range(MANY)]
 
 
-def wait_until_queued(running, limit_s=10):
+def wait_until_queued(running, limit_s=30):
     """Until texts wait for the encoder."""
     deadline = time.monotonic() + limit_s
     while not running.metric("rempart_encoder_queue_tokens"):
@@ -237,7 +237,8 @@ def test_a_client_that_leaves_frees_the_encoder(served):
         embed(served, texts, timeout=1)
     began = time.monotonic()
     next_one = embed(served, texts[0])
-    assert time.monotonic() - began < 3
+    # That they were not computed is seen by their tokens: a machine may stop for seconds.
+    assert time.monotonic() - began < 30
     tokens = next_one.usage.prompt_tokens
     left = computed()
     assert before < left < before + tokens * MANY * 0.7, "it was computed to the end"
