@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import ssl
+import statistics
 import subprocess
 import time
 import urllib.request
@@ -20,7 +21,7 @@ from lib.authority import Authority
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 MESSAGES = [{"role": "user", "content": "Hi"}]
-HALF_HANDSHAKES = 200
+HALF_HANDSHAKES, ROUNDS = 200, 3
 # For what takes moments, on a machine that stops for seconds.
 SOON_S = 30
 
@@ -182,20 +183,26 @@ def test_half_handshakes_hinder_nobody(secure):
             assert answer.status == 200
         return time.perf_counter() - began
 
-    calm = sorted(ask() for _ in range(100))[98]
-    with contextlib.ExitStack() as stack:
-        slow = []
-        for number in range(HALF_HANDSHAKES):
-            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", secured.server.port), timeout=30)))
-            slow[-1].sendall(b"\x16\x03\x01\x02\x00\x01"[:number % 7])
-        began = time.monotonic()
-        beset = sorted(ask() for _ in range(100))[98]
-        # Machines that run tests are busy with other things.
-        assert beset < 1.5 * calm + 0.25, (calm, beset)
-        for connection in slow:
-            while connection.recv(4096):
-                pass
-        assert time.monotonic() - began < 15
+    calm, beset, ended = [], [], []
+    for _ in range(ROUNDS):
+        calm.append(sorted(ask() for _ in range(100))[98])
+        with contextlib.ExitStack() as stack:
+            slow = []
+            for number in range(HALF_HANDSHAKES):
+                slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", secured.server.port), timeout=30)))
+                # Whoever was stopped may find that the server has ended it.
+                with contextlib.suppress(ConnectionError):
+                    slow[-1].sendall(b"\x16\x03\x01\x02\x00\x01"[:number % 7])
+            began = time.monotonic()
+            beset.append(sorted(ask() for _ in range(100))[98])
+            for connection in slow:
+                with contextlib.suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+            ended.append(time.monotonic() - began)
+    # Machines that run tests are busy with other things, and may stop in one of these.
+    assert statistics.median(beset) < 1.5 * statistics.median(calm) + 0.25, (calm, beset)
+    assert statistics.median(ended) < 15, ended
 
 
 def test_a_signal_without_tls(own_server):
