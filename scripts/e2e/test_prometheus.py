@@ -27,6 +27,8 @@ LOAD_S, CLIENTS = 8, 8
 # What Grafana puts in the place of its variables.
 VARIABLES = {"__rate_interval": "1m", "__range": "1m", "job": "rempart", "instance": ".*", "model_name": ".*"}
 FIRING = {"RempartAuditNotCheckpointed", "RempartLoginKeysRefused"}
+# A scrape that failed takes what there was for a moment, and the next one, a second later, brings it back.
+SCRAPED_S = 30
 # What comes last of what `watching` does.
 LAST = ("rate(rempart_limited_total[1m])", "rempart_tls_handshakes_failed_total > 0",
         *(f'ALERTS{{alertname="{name}",alertstate="firing"}}' for name in sorted(FIRING)))
@@ -142,6 +144,27 @@ class Watched:
             plain.recv(64)
 
 
+def eventually(look):
+    """What a look finds, once that is something; what it found last where it never was."""
+    deadline = time.monotonic() + SCRAPED_S
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def without_data(watching, asked):
+    """Those queries that never have data. Each is named, and has the labels that all its series are to have."""
+    def has_data(_, query, labels):
+        found = watching.series(query)
+        return found and all(labels <= of.keys() for of, _ in found)
+
+    def all_have():
+        asked[:] = [one for one in asked if not has_data(*one)]
+        return not asked
+    eventually(all_have)
+    return asked
+
+
 @pytest.fixture(scope="module")
 def watching(current, tmp_path_factory):
     """A Prometheus that has watched a server under load, and still does."""
@@ -200,36 +223,32 @@ def test_dashboards_can_be_imported(file):
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
 def test_each_panel_has_data(watching, file):
     board = json.loads(file.read_text())
-    empty = []
-    for panel in panels(file):
-        for target in panel["targets"]:
-            found = watching.series(expanded(target["expr"], board))
-            named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-            if not found or not all(named <= labels.keys() for labels, _ in found):
-                empty.append((panel["title"], target["expr"], found))
+    asked = [(panel["title"], expanded(target["expr"], board), set(re.findall(r"{{(\w+)}}", target["legendFormat"])))
+             for panel in panels(file) for target in panel["targets"]]
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             expression, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()
-            if not all(label in labels for labels, _ in watching.series(expanded(expression, board)) or [({}, 0)]):
-                empty.append((variable["name"], expression))
+            asked.append((variable["name"], expanded(expression, board), {label}))
+    empty = without_data(watching, asked)
     assert not empty, "\n".join(map(str, empty))
 
 
 def test_each_rule_has_what_it_reads(watching):
     evaluated = {rule["name"]: rule for rule in watching.rules()}
-    missing = []
+    asked = []
     for rule in rules():
         name = rule.get("record") or rule["alert"]
         assert evaluated[name]["health"] == "ok" and not evaluated[name].get("lastError"), evaluated[name]
         read = [name] if "record" in rule else prometheus.selectors(rule["expr"])
         assert read, name
-        missing += [(name, selector) for selector in read if not watching.series(selector)]
+        asked += [(name, selector, set()) for selector in read]
+    missing = without_data(watching, asked)
     assert not missing
 
 
 @pytest.mark.parametrize("expression", DONE)
 def test_what_was_done_is_counted(watching, expression):
-    assert any(value > 0 for _, value in watching.series(expression))
+    assert eventually(lambda: any(value > 0 for _, value in watching.series(expression)))
 
 
 def test_what_does_not_exist_is_missed(watching):
@@ -242,9 +261,14 @@ def test_what_does_not_exist_is_missed(watching):
 
 
 def test_alerts_fire_with_words_that_an_operator_can_read(watching):
-    alerts = watching.get("alerts")["alerts"]
-    firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
-    assert firing >= FIRING and not firing & {"RempartDown", "RempartAbsent", "RempartStalled", "RempartUsageNotRecorded"}
+    def look():
+        alerts = watching.get("alerts")["alerts"]
+        firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+        return (alerts, firing) if firing >= FIRING else None
+    found = eventually(look)
+    assert found, "they do not fire"
+    alerts, firing = found
+    assert not firing & {"RempartDown", "RempartAbsent", "RempartStalled", "RempartUsageNotRecorded"}
     for alert in alerts:
         for text in alert["annotations"].values():
             assert "<" not in text and "{{" not in text and "  " not in text, alert
