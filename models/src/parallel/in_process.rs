@@ -194,6 +194,7 @@ fn read(place: &RwLock<Vec<f32>>) -> RwLockReadGuard<'_, Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::thread;
     use std::time::Instant;
 
@@ -285,12 +286,15 @@ mod tests {
 
     #[test]
     fn a_rank_that_hangs_is_waited_for_no_longer_than_agreed() {
-        let timeout = Duration::from_millis(50);
-        let hanging = ranks(2, timeout, |rank| {
+        let (tell, told) = mpsc::channel();
+        let told = Mutex::new(told);
+        let hanging = ranks(2, Duration::from_millis(50), |rank| {
             if rank.shard().rank() == 1 {
-                thread::sleep(4 * timeout);
+                // It comes once the other has given up, however late that began; should it never, the two meet.
+                let _ = told.lock().unwrap().recv_timeout(LONG);
             }
             let error = rank.all_reduce(&tensor(&[1.0], 1)).unwrap_err();
+            let _ = tell.send(());
             (error.to_string(), rank)
         });
         for (error, _) in hanging {
