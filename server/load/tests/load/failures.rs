@@ -7,6 +7,8 @@ use crate::{QUICK, Run};
 
 /// Asks four times, and gives the reason that all of them failed for.
 fn reason(behaviour: Behaviour) -> String {
+    // Longer than a machine stops, or that would be the reason. Where nothing comes all of it is waited for.
+    let silent = matches!(behaviour, Behaviour::Never | Behaviour::Hang);
     let stub = Stub::start(behaviour, QUICK);
     let options = [
         "--concurrency",
@@ -14,7 +16,7 @@ fn reason(behaviour: Behaviour) -> String {
         "--num-prompts",
         "4",
         "--idle-timeout-s",
-        "2",
+        if silent { "4" } else { "30" },
         "--timeout-s",
         "10",
     ];
