@@ -173,11 +173,13 @@ fn long_texts_are_cut_in_linear_time() {
                 assert!(encoded.ids.len() <= 16);
                 start.elapsed().as_secs_f64()
             };
-            let (short, long) = (seconds(100_000), seconds(1_000_000));
-            assert!(
-                long < 60.0 * short.max(0.01),
-                "{piece:?}: {short} s, then {long} s"
-            );
+            // The machine may stop in one of them: the shortest time is the text's own.
+            let short = (0..3).map(|_| seconds(100_000)).fold(f64::INFINITY, f64::min);
+            let longer: Vec<f64> = (0..3)
+                .map(|_| seconds(1_000_000))
+                .take_while(|long| *long >= 60.0 * short.max(0.01))
+                .collect();
+            assert!(longer.len() < 3, "{piece:?}: {short} s, then {longer:?} s");
         }
     }
 }
