@@ -1,5 +1,6 @@
 //! Answers that are still being made when what was shown for them ends.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
@@ -11,6 +12,8 @@ use super::support::{Governed, chat_body, clock_reaches, governed, merged, reque
 
 /// What the server has to notice it in, and to end the answer.
 const NOTICED: Duration = Duration::from_secs(2);
+/// What it is waited for where the machine stops meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What asks each endpoint for a stream, and what its error looks like.
 fn streams() -> [(&'static str, Value, Value); 4] {
@@ -56,32 +59,57 @@ async fn held(governed: &Governed, key: &NewKey, path: &str, body: Value) -> axu
     body
 }
 
-/// The last event of a stream that ends by itself.
-async fn last_event(body: axum::body::Body) -> Value {
+/// Lets the engine go on, and waits until it has: before that it could not be held anew.
+async fn released(governed: &Governed) {
+    governed.server.controls.open();
+    assert_eq!(governed.chat(&governed.first, json!({})).await.status, 200);
+}
+
+/// The last event of a stream that ends by itself, and how long it took.
+async fn last_event(body: axum::body::Body) -> (Value, Duration) {
     let began = Instant::now();
-    let read = tokio::time::timeout(NOTICED, body.collect()).await;
+    let read = tokio::time::timeout(PATIENCE, body.collect()).await;
     let bytes = read
         .expect("it ends, although its engine does not")
         .unwrap()
         .to_bytes();
-    assert!(began.elapsed() < NOTICED);
+    let took = began.elapsed();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
     let mut data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    serde_json::from_str(data.next_back().unwrap()).unwrap()
+    (serde_json::from_str(data.next_back().unwrap()).unwrap(), took)
+}
+
+/// Checks that an end is noticed in time, in one of three tries: the machine may stop in another.
+async fn noticed(once: impl AsyncFn() -> Duration) {
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let one = once().await;
+        if one < NOTICED {
+            return;
+        }
+        took.push(one);
+    }
+    panic!("it is noticed late: {took:?}");
 }
 
 #[tokio::test]
 async fn a_stream_ends_with_its_key_in_its_own_shape() {
     let (governed, other) = Governed::with_member().await;
+    let ended = Cell::new(0);
     for (path, body, error) in streams() {
-        let key = governed.key("default", Role::Member).await;
-        governed.look().await;
-        let running = held(&governed, &key, path, body.clone()).await;
-        governed.store.revoke_key("test", &key.id.0).await.unwrap();
-        governed.look().await;
-        let last = last_event(running).await;
-        assert!(has(&last, &error), "{path}: {last}");
-        governed.server.controls.open();
+        noticed(async || {
+            let key = governed.key("default", Role::Member).await;
+            governed.look().await;
+            let running = held(&governed, &key, path, body.clone()).await;
+            governed.store.revoke_key("test", &key.id.0).await.unwrap();
+            governed.look().await;
+            let (last, took) = last_event(running).await;
+            assert!(has(&last, &error), "{path}: {last}");
+            ended.set(ended.get() + 1);
+            released(&governed).await;
+            took
+        })
+        .await;
         // Another's goes on to its end, also where something changes.
         assert_eq!(governed.chat(&other, json!({})).await.status, 200);
         let beside = held(&governed, &other, path, body).await;
@@ -93,7 +121,7 @@ async fn a_stream_ends_with_its_key_in_its_own_shape() {
     }
     let rows = governed.rows().await;
     let cut: Vec<_> = rows.iter().filter(|row| row.status == 401).collect();
-    assert_eq!(cut.len(), 4, "{rows:?}");
+    assert_eq!(cut.len(), ended.get(), "{rows:?}");
     assert!(
         cut.iter()
             .all(|row| row.outcome == Outcome::Failed.name() || row.outcome == Outcome::Refused.name())
@@ -103,26 +131,27 @@ async fn a_stream_ends_with_its_key_in_its_own_shape() {
 #[tokio::test]
 async fn an_answer_ends_by_the_clock_too() {
     let governed = governed(&[]).await;
-    let expires = now_s() + 8;
-    let wanted = NewKeyRequest {
-        project: "default",
-        role: Role::Member,
-        name: "brief",
-        expires: Some(expires),
-        owner: None,
-    };
-    let key = governed.store.create_key("test", &wanted).await.unwrap();
-    governed.look().await;
-    let body = held(
-        &governed,
-        &key,
-        "/v1/chat/completions",
-        chat_body(json!({"stream": true})),
-    )
+    noticed(async || {
+        let expires = now_s() + 8;
+        let wanted = NewKeyRequest {
+            project: "default",
+            role: Role::Member,
+            name: "brief",
+            expires: Some(expires),
+            owner: None,
+        };
+        let key = governed.store.create_key("test", &wanted).await.unwrap();
+        governed.look().await;
+        let chat = chat_body(json!({"stream": true}));
+        let body = held(&governed, &key, "/v1/chat/completions", chat).await;
+        clock_reaches(expires).await;
+        // Nothing changed in the database, and nobody looked.
+        let (last, took) = last_event(body).await;
+        assert_eq!(last["error"]["code"], "key_ended");
+        released(&governed).await;
+        took
+    })
     .await;
-    clock_reaches(expires).await;
-    // Nothing changed in the database, and nobody looked.
-    assert_eq!(last_event(body).await["error"]["code"], "key_ended");
 }
 
 #[tokio::test]
@@ -130,22 +159,30 @@ async fn an_answer_ends_with_its_project_and_a_whole_one_too() {
     let governed = governed(&[]).await;
     let store = &governed.store;
     let chat = || chat_body(json!({"stream": true}));
+    let projects = Cell::new(0);
     for what in ["archived", "revoked"] {
-        let project = store.create_project("test", what, &[]).await.unwrap();
-        let key = governed.key(what, Role::Member).await;
-        governed.look().await;
-        let body = held(&governed, &key, "/v1/chat/completions", chat()).await;
-        // What is another's ends nothing here.
-        governed.key("default", Role::Member).await;
-        governed.look().await;
-        if what == "archived" {
-            store.archive_project("test", &project.id).await.unwrap();
-        } else {
-            store.revoke_key("test", &key.id.0).await.unwrap();
-        }
-        governed.look().await;
-        assert_eq!(last_event(body).await["error"]["code"], "key_ended", "{what}");
-        governed.server.controls.open();
+        noticed(async || {
+            projects.set(projects.get() + 1);
+            let name = format!("{what}{}", projects.get());
+            let project = store.create_project("test", &name, &[]).await.unwrap();
+            let key = governed.key(&name, Role::Member).await;
+            governed.look().await;
+            let body = held(&governed, &key, "/v1/chat/completions", chat()).await;
+            // What is another's ends nothing here.
+            governed.key("default", Role::Member).await;
+            governed.look().await;
+            if what == "archived" {
+                store.archive_project("test", &project.id).await.unwrap();
+            } else {
+                store.revoke_key("test", &key.id.0).await.unwrap();
+            }
+            governed.look().await;
+            let (last, took) = last_event(body).await;
+            assert_eq!(last["error"]["code"], "key_ended", "{what}");
+            released(&governed).await;
+            took
+        })
+        .await;
     }
     // One that comes as a whole does not come.
     let key = governed.key("default", Role::Member).await;
