@@ -162,7 +162,7 @@ async fn clients_show_certificates_where_they_must() {
 #[tokio::test]
 async fn half_handshakes_hinder_nobody_and_are_closed() {
     let folder = Folder::new();
-    let listening = listen(&folder, &["--header-timeout-s", "5"]).await;
+    let listening = listen(&folder, &["--header-timeout-s", "20"]).await;
     let began = Instant::now();
     // A record that announces a greeting of 512 bytes, and its first ones.
     let half = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
@@ -180,12 +180,12 @@ async fn half_handshakes_hinder_nobody_and_are_closed() {
         stream.flush().await.unwrap();
         slow.push(stream.into_inner().0);
     }
-    // Another process may hinder one. After five seconds those are closed, and hinder nobody any more.
+    // The machine may stop in one. After twenty seconds those are closed, and hinder nobody any more.
     let mut took = Vec::new();
     for _ in 0..3 {
         let asked = Instant::now();
         assert!(asks(&client, &listening).await.is_ok());
-        if began.elapsed() < Duration::from_secs(5) {
+        if began.elapsed() < Duration::from_secs(20) {
             took.push(asked.elapsed());
         }
     }
@@ -196,29 +196,40 @@ async fn half_handshakes_hinder_nobody_and_are_closed() {
     listening.server.metric_becomes(OPEN, 0.0).await;
     let took = began.elapsed();
     assert!(
-        took > Duration::from_millis(4500) && took < Duration::from_secs(20),
+        took > Duration::from_millis(19_500) && took < Duration::from_secs(40),
         "{took:?}"
     );
 }
 
-#[tokio::test]
-async fn half_handshakes_do_not_hold_the_end() {
-    let folder = Folder::new();
-    let mut listening = listen(&folder, &["--header-timeout-s", "600"]).await;
+/// Ends a server that half handshakes hold; whether a client that came a moment later was told so.
+async fn ends(folder: &Folder) -> bool {
+    let mut listening = listen(folder, &["--header-timeout-s", "600"]).await;
     let _silent = listening.connect().await;
     let _half = listening.sent("\x16\x03\x01").await;
     listening.server.metric_becomes(OPEN, 2.0).await;
     let began = Instant::now();
     listening.server.app.shutdown.advance(Phase::Draining);
-    let late = Client::of(&folder.authority);
-    let mut stream = late.connect(listening.address).await.unwrap();
-    stream
-        .write_all(chat_request(json!({})).as_bytes())
-        .await
-        .unwrap();
-    assert!(rest(&mut stream).await.starts_with("HTTP/1.1 503"));
+    let late = async {
+        let mut stream = Client::of(&folder.authority).connect(listening.address).await?;
+        stream.write_all(chat_request(json!({})).as_bytes()).await?;
+        std::io::Result::Ok(rest(&mut stream).await)
+    };
+    let told = late.await;
     listening.serving.join_next().await.unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    told.is_ok_and(|answer| answer.starts_with("HTTP/1.1 503"))
+}
+
+#[tokio::test]
+async fn half_handshakes_do_not_hold_the_end() {
+    let folder = Folder::new();
+    // Where the machine stops for longer than the end waits, it comes too late.
+    for _ in 0..3 {
+        if ends(&folder).await {
+            return;
+        }
+    }
+    panic!("who comes late is not told");
 }
 
 #[tokio::test]
