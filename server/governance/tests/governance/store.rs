@@ -6,7 +6,7 @@ use std::time::Duration;
 use rempart_governance::{Broken, Denied, Error, NewKey, NewKeyRequest, Role, Store, now_s, verify};
 use tokio::task::JoinSet;
 
-use crate::support::{Place, key};
+use crate::support::{FREE_MAX, Place, key};
 
 on_both! {
     keys_open_until_they_are_revoked_or_their_project_ends
@@ -316,7 +316,7 @@ async fn who_gives_up_waiting_keeps_nobody_waiting(place: Place) {
     sqlx::raw_sql("ROLLBACK").execute(&mut raw).await.unwrap();
     for (at, one) in [&store, &other, &store].into_iter().enumerate() {
         let name = format!("c{at}");
-        let made = tokio::time::timeout(Duration::from_secs(4), one.create_project("cli:root", &name, &[]));
+        let made = tokio::time::timeout(FREE_MAX, one.create_project("cli:root", &name, &[]));
         made.await.expect("nobody holds it").unwrap();
     }
     assert_eq!(whole_chain(&store).await.unwrap().0, 3);

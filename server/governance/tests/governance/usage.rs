@@ -6,7 +6,7 @@ use std::time::Duration;
 use rempart_governance::{Error, Noted, Outcome, Store, UsageEvent, UsageSum, UsageWriter};
 use sqlx::Connection as _;
 
-use crate::support::Place;
+use crate::support::{FREE_MAX, Place};
 
 on_both! {
     what_was_used_is_summed_and_proven
@@ -57,7 +57,7 @@ async fn what_was_used_is_summed_and_proven(place: Place) {
     let again: Vec<UsageEvent> = (200..220).chain([3]).map(used).collect();
     assert!(writer.write(&again).await.is_err(), "no request has two rows");
     assert_eq!(proven(&store).await.unwrap(), 160, "and none of that was written");
-    let changed = tokio::time::timeout(Duration::from_secs(3), store.create_project("test", "sales", &[]));
+    let changed = tokio::time::timeout(FREE_MAX, store.create_project("test", "sales", &[]));
     changed.await.expect("nobody keeps a lock").unwrap();
     // After a failure nobody knows whether the rows are there: those that are, are not written again.
     writer.write(&rows[1..100]).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_batch_that_was_there_after_all_keeps_nobody_waiting(place: Place) {
     // The same row again is refused, and from then on it is in doubt.
     assert!(writers[0].write(&[used(2), used(1)]).await.is_err());
     writers[0].write(&[used(1)]).await.unwrap();
-    let next = tokio::time::timeout(Duration::from_secs(2), writers[1].write(&[used(3)])).await;
+    let next = tokio::time::timeout(FREE_MAX, writers[1].write(&[used(3)])).await;
     next.expect("nobody holds the lock").unwrap();
     assert_eq!(proven(&store).await.unwrap(), 2);
 }

@@ -4,12 +4,16 @@ mod postgres;
 pub(crate) mod recorded;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rempart_governance::{Database, NewKey, NewKeyRequest, Role, Store};
 use sqlx::any::install_default_drivers;
 use sqlx::{AnyConnection, Connection as _};
 
 use postgres::Cluster;
+
+/// How long a lock is waited for that nobody should hold: for one that is kept the database gives up after five seconds.
+pub(crate) const FREE_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) enum Place {
     File {
