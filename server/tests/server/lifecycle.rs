@@ -296,7 +296,8 @@ async fn an_idle_model_goes_and_comes_back_for_the_next_request() {
 
 #[tokio::test]
 async fn a_request_does_not_wait_longer_than_its_time() {
-    let server = TestServer::start(&["--request-timeout-s", "1"]).await;
+    // Longer than a machine stops, as it is also the time of the request that is answered in the end.
+    let server = TestServer::start(&["--request-timeout-s", "5"]).await;
     server.administer("/admin/models/stored/load").await;
     let limit = Duration::from_millis(20);
     let watching = JoinSet::from_iter([server.app.registry.clone().unload_idle(limit)]);
