@@ -185,14 +185,20 @@ mod tests {
         assert!(began.elapsed() >= LINGER_SILENCE && began.elapsed() < LINGER_TIME);
         assert_eq!(silent.read(&mut [0; 4]).await.unwrap(), 0, "it was told the end");
 
-        let began = Instant::now();
-        let (mut closing, gone) = io();
-        drop(gone);
-        closing.shutdown().await.unwrap();
-        unread.store(false, Ordering::Relaxed);
-        let (mut closing, _far) = io();
-        closing.shutdown().await.unwrap();
-        assert!(began.elapsed() < LINGER_SILENCE, "nothing to wait for");
+        let mut took: Vec<Duration> = Vec::new();
+        // The machine may stop in one of three.
+        while took.last().is_none_or(|took| *took >= LINGER_SILENCE) {
+            assert!(took.len() < 3, "nothing to wait for: {took:?}");
+            let began = Instant::now();
+            unread.store(true, Ordering::Relaxed);
+            let (mut closing, gone) = io();
+            drop(gone);
+            closing.shutdown().await.unwrap();
+            unread.store(false, Ordering::Relaxed);
+            let (mut closing, _far) = io();
+            closing.shutdown().await.unwrap();
+            took.push(began.elapsed());
+        }
     }
 
     #[tokio::test]
@@ -212,7 +218,8 @@ mod tests {
             ..Lingering::new()
         };
         poll_fn(|context| late.poll(&mut near, context)).await;
-        assert!(late.until.elapsed() < LINGER_SILENCE);
+        // Later by less than a whole time, of which a machine that stops takes a part.
+        assert!(late.until.elapsed() < LINGER_TIME / 2);
         send.shutdown().await;
     }
 }
