@@ -70,6 +70,8 @@ pub(crate) struct Controls {
 #[derive(Default)]
 struct Gate {
     closed: bool,
+    /// Steps that pass although it is closed.
+    passes: usize,
     /// Steps that are held at the gate now.
     held: bool,
 }
@@ -82,6 +84,12 @@ impl Controls {
 
     pub(crate) fn open(&self) {
         self.gate.lock().unwrap().closed = false;
+        self.changed.notify_all();
+    }
+
+    /// Lets one step pass a closed gate: the one that is held, or the next.
+    pub(crate) fn step(&self) {
+        self.gate.lock().unwrap().passes += 1;
         self.changed.notify_all();
     }
 
@@ -100,7 +108,9 @@ impl Controls {
         let mut gate = self.gate.lock().unwrap();
         gate.held = gate.closed;
         self.changed.notify_all();
-        let mut gate = self.changed.wait_while(gate, |gate| gate.closed).unwrap();
+        let waits = |gate: &mut Gate| gate.closed && gate.passes == 0;
+        let mut gate = self.changed.wait_while(gate, waits).unwrap();
+        gate.passes = gate.passes.saturating_sub(1);
         gate.held = false;
     }
 
