@@ -85,9 +85,9 @@ impl Drop for Going<'_> {
     }
 }
 
-/// Beats, and tells once where what goes on takes long, as a disk hangs or another process holds the database, and when that is
-/// over. Of tries that failed those tell who make them.
-pub(super) async fn tell_of_slow(health: Arc<Health>) {
+/// Counts the beats by which work is slow, and tells once where it is, as a disk hangs or another process holds the database, and
+/// when that is over. Of tries that failed those tell who make them.
+pub(super) async fn watch(health: Arc<Health>) {
     let mut told = false;
     loop {
         tokio::time::sleep(BEAT).await;

@@ -25,7 +25,7 @@ use crate::metrics::{Metrics, UsageMetrics};
 use crate::prices::Prices;
 pub use counting::Limiting;
 use counting::{Charge, Counting};
-use health::{Health, tell_of_slow};
+use health::{Health, watch};
 use meter::{Allowance, Open};
 pub use meter::{Expected, Meter, Used};
 use recorder::Recorder;
@@ -91,13 +91,13 @@ impl Ledger {
         };
         let mut tasks = JoinSet::new();
         let syncing = sync_often(store.clone(), unsynced, Arc::clone(&health));
-        let telling = tell_of_slow(Arc::clone(&health));
+        let watching = watch(Arc::clone(&health));
         let counting = limiting.counting();
         tasks.spawn(limiting.keep_while(async move {
             // Each is a task of its own: a disk may hold up the one that writes. They end with it.
             let mut others = JoinSet::new();
             others.spawn(syncing);
-            others.spawn(telling);
+            others.spawn(watching);
             writing.run().await;
         }));
         Self {
