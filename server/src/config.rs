@@ -108,8 +108,6 @@ const CONNECTIONS_LIMIT: usize = 1 << 20;
 
 /// Open connections that a server has, unless it is told another number.
 pub const CONNECTIONS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
-/// Files that a server opens beside its connections: models, database, log.
-pub(crate) const OTHER_FILES: u64 = 128;
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]

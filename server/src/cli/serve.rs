@@ -14,11 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::reload::Options;
 use crate::access::{Access, Keys, loads_recorder};
-use crate::config::{GovernanceSettings, HttpSettings, OTHER_FILES, ServeArgs, Settings};
+use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
 use crate::http::accept::ADMIN_CONNECTIONS_MAX;
 use crate::http::lanes::Lanes;
-use crate::http::listen::listen;
+use crate::http::listen::{files_max, listen};
 use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
@@ -58,7 +58,7 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
 
 /// Has as many files open as connections need, where the system lets us.
 fn raise_open_files(connections_max: usize) {
-    let wanted = connections_max as u64 + OTHER_FILES;
+    let wanted = files_max(connections_max);
     match rlimit::increase_nofile_limit(wanted) {
         Ok(most) if most >= wanted => {}
         Ok(most) => tracing::warn!(
@@ -66,7 +66,7 @@ fn raise_open_files(connections_max: usize) {
             wanted,
             "open files: --connections-max needs more (rempart doctor)"
         ),
-        Err(error) => tracing::warn!(%error, "the limit of open files is not known"),
+        Err(error) => tracing::warn!(%error, "the limit of open files can't be raised"),
     }
 }
 

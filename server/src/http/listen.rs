@@ -5,12 +5,22 @@ use std::net::SocketAddr;
 
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::accept::REFUSALS_MAX;
+use super::accept::{ADMIN_CONNECTIONS_MAX, REFUSALS_MAX};
+
+/// Files that a server opens beside its connections: models, database, log.
+const OTHER_FILES: u64 = 128;
 
 /// Connections that have room to wait for the accept loop of a server that may have so many open: as many, and those that are
 /// told that they are too many.
 pub(crate) fn waiting_max(connections_max: usize) -> usize {
     connections_max.saturating_add(REFUSALS_MAX)
+}
+
+/// Files of a server that may have so many connections open: these, those that are told that they are too many, administration's, and
+/// what else it opens.
+pub(crate) fn files_max(connections_max: usize) -> u64 {
+    let connections = waiting_max(connections_max).saturating_add(ADMIN_CONNECTIONS_MAX);
+    (connections as u64).saturating_add(OTHER_FILES)
 }
 
 /// Listens there, for a server that may have so many connections open, with room for [`waiting_max`] (listen(2)); Linux holds

@@ -218,7 +218,7 @@ mod tests {
             ..Lingering::new()
         };
         poll_fn(|context| late.poll(&mut near, context)).await;
-        // Later by less than a whole time, of which a machine that stops takes a part.
+        // A machine that stops may delay this by seconds.
         assert!(late.until.elapsed() < LINGER_TIME / 2);
         send.shutdown().await;
     }

@@ -11,8 +11,8 @@ use rempart_kernels::{cpu, pool};
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan::Planned;
-use crate::config::{CONNECTIONS_MAX, OTHER_FILES};
-use crate::http::listen::waiting_max;
+use crate::config::CONNECTIONS_MAX;
+use crate::http::listen::{files_max, waiting_max};
 use crate::{runner, served_model};
 
 /// Drivers for CUDA 13 begin with it.
@@ -237,7 +237,7 @@ fn swap(swaps: &str) -> Finding {
 fn open_files(most: u64) -> Finding {
     const WHAT: &str = "open files";
     let found = format!("a process may have {most}");
-    let wanted = CONNECTIONS_MAX.get() as u64 + OTHER_FILES;
+    let wanted = files_max(CONNECTIONS_MAX.get());
     if most >= wanted {
         return Finding::good(WHAT, found);
     }
