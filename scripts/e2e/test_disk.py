@@ -12,7 +12,7 @@ from conftest import LOGS, READY_S
 from lib import server
 
 MIB = 96
-# A write is slow after a second, and this machine may stop for several.
+# A write is slow after a second, and a machine may stop for several.
 SEEN_S = 30
 
 
@@ -92,8 +92,9 @@ def test_a_disk_that_hangs_is_seen_and_nothing_is_lost(disk, current):
         # From the second row on they go to the file by the thread that has them.
         for _ in range(4):
             once_ready(ask)
+        becomes(lambda: ready(serving)[0], 200)
         with Frozen(disk):
-            waiting = pool.submit(once_ready, ask)
+            waiting = pool.submit(ask)
             becomes(lambda: ready(serving)[0], 503)
             assert "usage can't be recorded" in ready(serving)[1]
             with pytest.raises(server.ServerError, match="503.*usage can't be recorded"):

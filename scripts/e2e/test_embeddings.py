@@ -235,10 +235,7 @@ def test_a_client_that_leaves_frees_the_encoder(served):
     texts, before = long_texts(), computed()
     with pytest.raises(openai.APITimeoutError):
         embed(served, texts, timeout=1)
-    began = time.monotonic()
     next_one = embed(served, texts[0])
-    # That they were not computed is seen by their tokens: a machine may stop for seconds.
-    assert time.monotonic() - began < 30
     tokens = next_one.usage.prompt_tokens
     left = computed()
     assert before < left < before + tokens * MANY * 0.7, "it was computed to the end"

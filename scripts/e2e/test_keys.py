@@ -128,7 +128,7 @@ def test_an_answer_that_runs_ends_with_its_key(governed):
     noticed.append(time.monotonic() - began)
     assert cut.value.code == "key_ended"
     # Two seconds, and a little more on a busy machine, which may stop in one of them.
-    assert min(noticed) < 4, noticed
+    assert min(noticed) < 4 and max(noticed) < 14, noticed
     assert "key_ended" not in rempart("audit", "tail", "--database", database)
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_got_over(own_server, tmp_path):
         else:
             pytest.fail("a full disk took the rows")
         # The machine itself may stop in one.
-        assert sorted(refusals)[1] < 2, refusals
+        assert sorted(refusals)[1] < 2 and max(refusals) < 12, refusals
         assert "and each is what was written" in rempart("audit", "verify", "--database", database)
         (disk / "fill").unlink()
         assert [ask() for _ in range(4)] == [200] * 4

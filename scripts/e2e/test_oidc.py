@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import sqlite3
-import statistics
 import subprocess
 import time
 
@@ -19,8 +18,8 @@ from lib.server import binary
 
 ISSUER, AUDIENCE = "https://login.example.test/realms/company", "rempart"
 ANNA = "anna@example.org"
-# It is two seconds, and a little more on a busy machine. It may stop in one, so that the median of several is held to this.
-NOTICED_S = 4.0
+# It is two seconds, and a little more on a busy machine; and so much more where it stops.
+NOTICED_S, STOPPED_S = 4.0, 10.0
 # Until it is given up.
 GIVEN_UP_S = 60
 # No part of a digest, which a copy has many of.
@@ -116,6 +115,12 @@ def becomes(call, wanted):
         time.sleep(0.05)
 
 
+def in_time(noticed):
+    """Of several changes one may have been noticed late, as the machine stopped."""
+    assert sorted(noticed)[-2] < NOTICED_S and max(noticed) < NOTICED_S + STOPPED_S, noticed
+
+
+
 def test_a_person_comes_and_goes_with_tokens(company):
     tokens = [company.login.token(algorithm) for algorithm in KINDS]
     becomes(lambda: chat(company.client(tokens[0])), None)
@@ -144,7 +149,7 @@ def test_a_person_comes_and_goes_with_tokens(company):
         noticed.append(becomes(lambda: client.get("/../metrics", cast_to=str), openai.PermissionDeniedError))
         company.run("user", "remove", ANNA)
         noticed.append(becomes(lambda: chat(client), openai.AuthenticationError))
-    assert statistics.median(noticed) < NOTICED_S, noticed
+    in_time(noticed)
     assert "last: " in company.run("audit", "verify")
     log = company.server.log.read_text()
     for token in tokens:
@@ -175,7 +180,7 @@ def test_an_address_that_goes_to_somebody_else_takes_nothing_along(company):
     company.run("user", "join", ANNA, "--project", "sales")
     with company.client() as back:
         noticed.append(becomes(lambda: chat(back), None))
-    assert statistics.median(noticed) < NOTICED_S, noticed
+    in_time(noticed)
     copy = company.login.file.with_name("copy.jsonl")
     company.run("backup", str(copy))
     assert '"table":"subject"' in copy.read_text() and SUBJECT not in copy.read_text()
@@ -201,7 +206,7 @@ def test_projects_are_named_as_the_official_client_names_them(company):
         noticed.append(becomes(lambda: chat(client), None))
         company.run("user", "leave", ANNA, "--project", "office")
         noticed.append(becomes(lambda: chat(client), openai.PermissionDeniedError))
-    assert statistics.median(noticed) < NOTICED_S, noticed
+    in_time(noticed)
     with company.client(company.first, project="sales") as other, pytest.raises(openai.AuthenticationError):
         other.models.list()
 
@@ -241,7 +246,7 @@ def test_what_another_has_signed_opens_nothing(company, tmp_path):
     company.login.publish()
     with company.client(company.login.token("ES256")) as client, company.client(old) as before:
         becomes(lambda: chat(client), None)
-        becomes(lambda: chat(before), openai.AuthenticationError)
+        assert becomes(lambda: chat(before), openai.AuthenticationError) < NOTICED_S + STOPPED_S
         company.login.file.write_text("{")
         company.server.process.send_signal(signal.SIGHUP)
         while "the keys before stay in use" not in company.server.log.read_text():

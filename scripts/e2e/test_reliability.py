@@ -73,7 +73,7 @@ def test_disconnects(current, programs):
 
 def test_slow_clients(current, programs):
     current.close()
-    # Few requests, and of the ratio the medians: they are not many enough for a percentile.
+    # The requests are too few for a percentile: the ratio of the medians is held, with room.
     patience = ["--header-timeout-s", 8, "--body-timeout-s", 10]
     hold(lambda: slow.check(programs, turns=5, requests=16, arguments=patience, closed_s_max=15),
          {"ratio of the medians": at_most(RATIO_WITH_ROOM)})

@@ -290,10 +290,12 @@ mod tests {
         let told = Mutex::new(told);
         let hanging = ranks(2, Duration::from_millis(50), |rank| {
             if rank.shard().rank() == 1 {
-                // It comes once the other has given up, however late that began; should it never, the two meet.
+                // It comes once the other has given up. If that never happens they meet, and the test fails.
                 let _ = told.lock().unwrap().recv_timeout(LONG);
             }
+            let began = Instant::now();
             let error = rank.all_reduce(&tensor(&[1.0], 1)).unwrap_err();
+            assert!(began.elapsed() < LONG / 6);
             let _ = tell.send(());
             (error.to_string(), rank)
         });

@@ -201,7 +201,7 @@ async fn half_handshakes_hinder_nobody_and_are_closed() {
     );
 }
 
-/// Ends a server that half handshakes hold; whether a client that came a moment later was told so.
+/// Ends a server that half handshakes hold; whether that was soon, and a client that came a moment later was told so.
 async fn ends(folder: &Folder) -> bool {
     let mut listening = listen(folder, &["--header-timeout-s", "600"]).await;
     let _silent = listening.connect().await;
@@ -216,8 +216,9 @@ async fn ends(folder: &Folder) -> bool {
     };
     let told = late.await;
     listening.serving.join_next().await.unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(20));
-    told.is_ok_and(|answer| answer.starts_with("HTTP/1.1 503"))
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20));
+    took < Duration::from_secs(5) && told.is_ok_and(|answer| answer.starts_with("HTTP/1.1 503"))
 }
 
 #[tokio::test]
@@ -229,7 +230,7 @@ async fn half_handshakes_do_not_hold_the_end() {
             return;
         }
     }
-    panic!("who comes late is not told");
+    panic!("it ends late, or who comes late is not told");
 }
 
 #[tokio::test]

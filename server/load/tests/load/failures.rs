@@ -7,7 +7,7 @@ use crate::{QUICK, Run};
 
 /// Asks four times, and gives the reason that all of them failed for.
 fn reason(behaviour: Behaviour) -> String {
-    // Longer than a machine stops, or that would be the reason. Where nothing comes all of it is waited for.
+    // Longer than a machine stops. A silent server is waited for in full, and so for less.
     let silent = matches!(behaviour, Behaviour::Never | Behaviour::Hang);
     let stub = Stub::start(behaviour, QUICK);
     let options = [
