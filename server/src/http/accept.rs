@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
@@ -49,6 +49,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 pub(super) const REFUSALS_MAX: usize = 64;
 /// How long telling one may take.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// What a connection that begins while the process ends has for its first request.
+const LATE_PATIENCE: Duration = Duration::from_secs(3);
 /// After the end was told to running answers, the time they get to pass it on.
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
@@ -107,7 +109,11 @@ async fn drain(listener: TcpListener, door: &Arc<Door>, mut connections: JoinSet
 async fn end(mut connections: JoinSet<()>) {
     let rest = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(CLOSING_GRACE, rest).await.is_err() {
-        tracing::warn!(connections = connections.len(), "connections were cut");
+        // Running answers were told that they end; most of these are idle, or are being closed.
+        tracing::info!(
+            connections = connections.len(),
+            "connections that were still open are closed"
+        );
     }
     connections.shutdown().await;
 }
@@ -115,6 +121,8 @@ async fn end(mut connections: JoinSet<()>) {
 /// What the connections of a listener share, and what they pass before they are heard.
 struct Door {
     router: Router,
+    /// Instead, once the end is told to running answers.
+    ended: Router,
     app: AppState,
     tls: Option<Tls>,
     connections_max: usize,
@@ -134,6 +142,7 @@ impl Door {
     ) -> Arc<Self> {
         Arc::new(Self {
             router,
+            ended: super::ended(Arc::clone(&app)),
             tls,
             lanes,
             connections_max,
@@ -223,7 +232,14 @@ impl Door {
     async fn receive(&self, stream: TcpStream) {
         // Tokens are small packets that should leave at once. If the option fails the connection still works.
         let _ = stream.set_nodelay(true);
-        let patience = Instant::now() + self.app.http.header_timeout;
+        let patience = self.app.http.header_timeout;
+        let late = self.app.shutdown.phase() > Phase::Running;
+        let patience = Instant::now()
+            + if late {
+                patience.min(LATE_PATIENCE)
+            } else {
+                patience
+            };
         // Until a request was understood, what came may have been refused with more behind it.
         let unread = Arc::new(AtomicBool::new(true));
         let Some(tls) = &self.tls else {
@@ -310,29 +326,33 @@ impl Door {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (app, router, offered) = (&self.app, self.router.clone(), offered.clone());
+        let (app, offered) = (&self.app, offered.clone());
+        let (router, ended, shutdown) = (self.router.clone(), self.ended.clone(), app.shutdown.clone());
         let body_timeout = app.http.body_timeout;
-        let spoke = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&spoke);
+        let heard = Arc::new(Notify::new());
+        let hears = Arc::clone(&heard);
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(certificate) = certificate {
                 request.extensions_mut().insert(certificate);
             }
-            heard.store(true, Ordering::Relaxed);
+            hears.notify_one();
             offered.take_from(&mut request);
-            let (router, unread) = (router.clone(), Arc::clone(&unread));
+            let is_over = shutdown.phase() == Phase::Closing;
+            let router = if is_over { ended.clone() } else { router.clone() };
+            let unread = Arc::clone(&unread);
             async move { Ok::<_, Infallible>(unread::answer(router, request, unread, body_timeout).await) }
         });
         let builder = builder(app);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let already_draining = app.shutdown.phase() > Phase::Running;
+        // Who comes while the process ends has one request, and is told with its answer.
+        let late = app.shutdown.phase() > Phase::Running;
         let mut draining = pin!(app.shutdown.reached(Phase::Draining));
-        let mut told = already_draining;
+        let (mut spoke, mut told) = (false, late);
         // Covers a connection that says nothing, or too little to tell which protocol it speaks.
         let mut patience = pin!(tokio::time::sleep_until(patience));
-        let mut waited = false;
         loop {
             tokio::select! {
+                biased;
                 result = &mut connection => {
                     if result.is_err() {
                         // The error may quote what was received.
@@ -344,12 +364,15 @@ impl Door {
                     told = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = &mut patience, if !waited => {
-                    waited = true;
-                    if !spoke.load(Ordering::Relaxed) {
-                        tracing::debug!("a connection sent no request in time");
-                        return;
+                () = heard.notified(), if !spoke => {
+                    spoke = true;
+                    if late {
+                        connection.as_mut().graceful_shutdown();
                     }
+                }
+                () = &mut patience, if !spoke => {
+                    tracing::debug!("a connection sent no request in time");
+                    return;
                 }
             }
         }

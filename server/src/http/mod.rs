@@ -241,6 +241,17 @@ async fn refuse_while_draining(State(app): State<AppState>, request: Request, ne
     next.run(request).await
 }
 
+/// Answers what comes when the end is told to running answers: nothing is begun any more, whatever it is.
+fn ended(app: AppState) -> Router {
+    let refuse = move || {
+        app.metrics.reject(Rejection::Draining);
+        std::future::ready(ApiError::draining())
+    };
+    Router::new()
+        .fallback(refuse)
+        .layer(from_fn(messages::shape_errors))
+}
+
 /// How often histograms are folded, and kept answers looked through.
 const UPKEEP: Duration = Duration::from_secs(5);
 

@@ -4,6 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use axum::http::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rempart::http::accept;
 use rempart::http::lanes::Lanes;
 use rempart::http::listen;
@@ -181,10 +185,12 @@ async fn who_waits_at_the_door_when_it_closes_is_told_so() {
     let mut waiting = Vec::new();
     for _ in 0..50 {
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        stream
-            .write_all(chat_request(json!({})).as_bytes())
-            .await
-            .unwrap();
+        // Whatever it is: what begins now might end without its answer.
+        let asked = match waiting.len() % 2 {
+            0 => chat_request(json!({})),
+            _ => "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        };
+        stream.write_all(asked.as_bytes()).await.unwrap();
         waiting.push(stream);
     }
     // The end comes before most of them are accepted.
@@ -195,6 +201,32 @@ async fn who_waits_at_the_door_when_it_closes_is_told_so() {
         assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
     }
     listening.serving.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_comes_during_the_drain_does_not_hold_it() {
+    const PATIENCE: Duration = Duration::from_mins(1);
+    let listening = listen(&["--drain-timeout-s", "600", "--header-timeout-s", "600"]).await;
+    listening.server.controls.close();
+    let _running = listening.sent(&chat_request(json!({"stream": true}))).await;
+    listening.server.controls.held().await;
+    listening.server.app.shutdown.advance(Phase::Draining);
+    let mut silent = listening.connect().await;
+    let stream = TokioIo::new(listening.connect().await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let mut both = JoinSet::new();
+    both.spawn(async move { connection.await.unwrap() });
+    both.spawn(async move { assert_eq!(rest(&mut silent).await, "") });
+    let request = Request::get("http://localhost/version")
+        .body(Body::empty())
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200, "who looks is still told");
+    drop(answer);
+    // Its client has not left: the server ends it.
+    let ended = tokio::time::timeout(PATIENCE, both.join_all()).await;
+    ended.expect("they hold the end");
+    drop(sender);
 }
 
 #[tokio::test]
