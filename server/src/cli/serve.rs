@@ -18,7 +18,7 @@ use crate::config::{GovernanceSettings, HttpSettings, ServeArgs, Settings};
 use crate::egress;
 use crate::http::accept::ADMIN_CONNECTIONS_MAX;
 use crate::http::lanes::Lanes;
-use crate::http::listen::{files_max, listen};
+use crate::http::listen::{files_max, listen, waiting_max, waiting_max_of_system};
 use crate::http::tls::{Tls, follow_hangups};
 use crate::http::{self, App, AppState};
 use crate::metrics::Metrics;
@@ -28,12 +28,15 @@ use crate::served_model::Loader;
 use crate::shutdown::{Phase, Shutdown};
 use crate::warm_up;
 
+/// Connections of a server that has hardly any files.
+const CONNECTIONS_LEAST: usize = 16;
+
 /// Serves until a signal, or a fault of the engine, ends it.
 pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
-    let settings = args.check()?;
+    let mut settings = args.check()?;
     // A core would hold what is asked and answered, and keys.
     rlimit::setrlimit(rlimit::Resource::CORE, 0, 0).context("no core may be written")?;
-    raise_open_files(settings.http.connections_max);
+    settings.http.connections_max = connections_that_fit(settings.http.connections_max);
     let listeners = Listeners::bind(&settings.http)?;
     // Before the first thread: what a thread may do is its own.
     let confine = || egress::confine(settings.governance.database.as_ref()).context("--zero-egress");
@@ -56,18 +59,34 @@ pub(super) fn run(args: ServeArgs, typed: Vec<OsString>) -> anyhow::Result<()> {
     result
 }
 
-/// Has as many files open as connections need, where the system lets us.
-fn raise_open_files(connections_max: usize) {
-    let wanted = files_max(connections_max);
-    match rlimit::increase_nofile_limit(wanted) {
-        Ok(most) if most >= wanted => {}
-        Ok(most) => tracing::warn!(
+/// As many connections as the system has room for: each is an open file, of which it is asked for more than a shell gives.
+fn connections_that_fit(wanted: usize) -> usize {
+    if let Some(most) = waiting_max_of_system()
+        && most < waiting_max(wanted)
+    {
+        tracing::warn!(
             most,
-            wanted,
-            "open files: --connections-max needs more (rempart doctor)"
-        ),
-        Err(error) => tracing::warn!(%error, "the limit of open files can't be raised"),
+            "net.core.somaxconn: fewer connections may wait than --connections-max needs (rempart doctor)"
+        );
     }
+    let files = match rlimit::increase_nofile_limit(files_max(wanted)) {
+        Ok(files) => files,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files can't be raised");
+            return wanted;
+        }
+    };
+    let room = usize::try_from(files.saturating_sub(files_max(0))).unwrap_or(usize::MAX);
+    if room < wanted {
+        let connections = room.max(CONNECTIONS_LEAST);
+        tracing::warn!(
+            files,
+            connections,
+            "open files: --connections-max needs more, and so many are taken (rempart doctor)"
+        );
+        return connections;
+    }
+    wanted
 }
 
 /// What clients and operators connect to.

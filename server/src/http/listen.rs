@@ -16,11 +16,17 @@ pub(crate) fn waiting_max(connections_max: usize) -> usize {
     connections_max.saturating_add(REFUSALS_MAX)
 }
 
-/// Files of a server that may have so many connections open: these, those that are told that they are too many, administration's, and
-/// what else it opens.
+/// Files of a server that may have so many connections open: these, those of administration, those of either that are told that they
+/// are too many, and what else it opens.
 pub(crate) fn files_max(connections_max: usize) -> u64 {
-    let connections = waiting_max(connections_max).saturating_add(ADMIN_CONNECTIONS_MAX);
+    let connections = waiting_max(connections_max).saturating_add(waiting_max(ADMIN_CONNECTIONS_MAX));
     (connections as u64).saturating_add(OTHER_FILES)
+}
+
+/// Connections that the system lets wait, of any listener; `None` where it does not say.
+pub(crate) fn waiting_max_of_system() -> Option<usize> {
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?;
+    most.trim().parse().ok()
 }
 
 /// Listens there, for a server that may have so many connections open, with room for [`waiting_max`] (listen(2)); Linux holds

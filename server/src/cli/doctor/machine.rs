@@ -11,14 +11,14 @@ use rempart_kernels::{cpu, pool};
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan::Planned;
-use crate::config::CONNECTIONS_MAX;
-use crate::http::listen::{files_max, waiting_max};
+use crate::http::listen::{files_max, waiting_max, waiting_max_of_system};
 use crate::{runner, served_model};
 
 /// Drivers for CUDA 13 begin with it.
 const DRIVER_MIN: u32 = 580;
 
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
+    let connections_max = args.connections_max.get();
     let read = |path: &str| fs::read_to_string(path).ok();
     let mut findings = vec![kernels(cpu::best().name), threads()];
     findings.extend(read("/proc/self/cgroup").and_then(|groups| quota(&groups, &read)));
@@ -30,13 +30,9 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
         rlimit::Resource::NOFILE
             .get()
             .ok()
-            .map(|(_, hard)| open_files(hard)),
+            .map(|(_, hard)| open_files(hard, connections_max)),
     );
-    findings.extend(
-        read("/proc/sys/net/core/somaxconn")
-            .and_then(|most| most.trim().parse().ok())
-            .map(waiting),
-    );
+    findings.extend(waiting_max_of_system().map(|most| waiting(most, connections_max)));
     let version = read("/proc/driver/nvidia/version");
     let device = Path::new("/dev/nvidiactl");
     let opened = device.exists().then(|| fs::File::open(device).is_ok());
@@ -234,38 +230,33 @@ fn swap(swaps: &str) -> Finding {
 }
 
 /// Of the hard limit: a server raises its own to that.
-fn open_files(most: u64) -> Finding {
+fn open_files(most: u64, connections_max: usize) -> Finding {
     const WHAT: &str = "open files";
     let found = format!("a process may have {most}");
-    let wanted = files_max(CONNECTIONS_MAX.get());
+    let wanted = files_max(connections_max);
     if most >= wanted {
         return Finding::good(WHAT, found);
     }
-    Finding::warning(
-        WHAT,
-        found,
-        format!(
-            "{CONNECTIONS_MAX} connections (--connections-max) need more: raise it to {wanted} (ulimit -Hn, systemd: LimitNOFILE), or lower the option"
-        ),
-    )
+    let todo = format!(
+        "{connections_max} connections (--connections-max) need more: raise the hard limit to {wanted} (as root: \
+         /etc/security/limits.conf; systemd: LimitNOFILE; containers: --ulimit nofile), or lower the option"
+    );
+    Finding::warning(WHAT, found, todo)
 }
 
 /// Connections that may wait to be accepted, of any listener.
-fn waiting(most: usize) -> Finding {
+fn waiting(most: usize, connections_max: usize) -> Finding {
     const WHAT: &str = "burst";
     let found = format!("{most} connections may wait to be accepted");
-    let wanted = waiting_max(CONNECTIONS_MAX.get());
+    let wanted = waiting_max(connections_max);
     if most >= wanted {
         return Finding::good(WHAT, found);
     }
-    Finding::warning(
-        WHAT,
-        found,
-        format!(
-            "of more that come at once some wait a second: raise it to {wanted} (net.core.somaxconn in /etc/sysctl.d, which containers have \
-             of their own: --sysctl), and start the server again"
-        ),
-    )
+    let todo = format!(
+        "of more that come at once some wait a second: raise it to {wanted} (net.core.somaxconn in /etc/sysctl.d, which containers \
+         have of their own: --sysctl), and start the server again"
+    );
+    Finding::warning(WHAT, found, todo)
 }
 
 /// Of the driver's version, of whether its device can be opened if there is one, and of whether this binary has CUDA.
@@ -373,10 +364,11 @@ mod tests {
     fn huge_pages_files_and_bursts_are_looked_at() {
         assert_eq!(huge_pages("always [madvise] never").state(), State::Good);
         assert_eq!(huge_pages("always madvise [never]").state(), State::Warning);
-        assert_eq!(open_files(1024).state(), State::Warning);
-        assert_eq!(open_files(1 << 20).state(), State::Good);
-        assert_eq!(waiting(128).state(), State::Warning);
-        assert_eq!(waiting(4096).state(), State::Good);
+        assert_eq!(open_files(1024, 1024).state(), State::Warning);
+        assert_eq!(open_files(1 << 20, 1024).state(), State::Good);
+        assert_eq!(waiting(128, 1024).state(), State::Warning);
+        assert_eq!(waiting(4096, 1024).state(), State::Good);
+        assert_eq!(waiting(4096, 8192).state(), State::Warning);
         assert_eq!(kernels("scalar").state(), State::Warning);
         assert_eq!(kernels("amx").state(), State::Good);
     }

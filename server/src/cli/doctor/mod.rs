@@ -7,12 +7,13 @@ mod machine;
 mod surroundings;
 
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::Args;
 
-use crate::config::{ServeArgs, StoreArgs};
+use crate::config::{CONNECTIONS_MAX, ServeArgs, StoreArgs};
 use finding::Finding;
 
 pub(super) use egress::{TrialArgs, try_egress};
@@ -31,6 +32,9 @@ pub struct DoctorArgs {
     models: Vec<String>,
     #[command(flatten)]
     store: StoreArgs,
+    /// Open connections of the server that is meant
+    #[arg(long, env = "REMPART_CONNECTIONS_MAX", default_value_t = CONNECTIONS_MAX)]
+    connections_max: NonZeroUsize,
     /// Certificate of the server that is meant
     #[arg(long, env = "REMPART_TLS_CERTIFICATE", value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
@@ -71,6 +75,7 @@ pub(super) fn told_of(serve: &ServeArgs) -> anyhow::Result<String> {
         egress: false,
         models: serve.models.clone(),
         store: serve.store.clone(),
+        connections_max: serve.http.connections_max,
         tls_certificate: serve.tls.tls_certificate.clone(),
         database: serve.governance.database.clone(),
         pid: None,
