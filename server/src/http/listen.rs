@@ -29,9 +29,9 @@ pub(crate) fn waiting_max_of_system() -> Option<usize> {
     most.trim().parse().ok()
 }
 
-/// Listens there, for a server that may have so many connections open, with room for [`waiting_max`] (listen(2)); Linux holds
-/// that to `net.core.somaxconn`. A client for which there is none tries again a second later. What tokio asks for by
-/// itself, 128, is fewer than may come while a machine stops for a moment.
+/// Listens there, for a server that may have so many connections open. As many have room to wait for it (listen(2)), and those
+/// that are told that they are too many; Linux holds that to `net.core.somaxconn`. A client without room tries again a
+/// second later. What tokio asks for by itself, 128, is fewer than may come while a machine stops for a moment.
 ///
 /// # Errors
 ///
