@@ -19,7 +19,8 @@ def test_a_burst_is_taken_whole(own_server):
         server = own_server("smollm2", "burst.log")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] > CONNECTIONS_MAX
+    raised, _ = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    assert raised > CONNECTIONS_MAX or raised == hard
     with contextlib.ExitStack() as opened:
         server.process.send_signal(signal.SIGSTOP)
         try:
