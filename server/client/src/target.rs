@@ -16,6 +16,7 @@ use hyper::header::{
 use hyper::{Method, Request, Uri};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -207,6 +208,15 @@ impl Target {
             request.headers_mut().insert(name.clone(), value.clone());
         }
         Ok(request)
+    }
+
+    /// Has each connection begin with a full TLS handshake, as those of a program that remembers no session do.
+    #[must_use]
+    pub fn without_resumption(mut self) -> Self {
+        if let Some((config, _)) = &mut self.tls {
+            Arc::make_mut(config).resumption = Resumption::disabled();
+        }
+        self
     }
 
     /// Whether a key goes to another machine in the clear.

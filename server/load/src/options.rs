@@ -55,6 +55,9 @@ pub struct ServerArgs {
     /// [default: the server's]
     #[arg(long)]
     pub temperature: Option<f64>,
+    /// Open a connection for each request, and count that as part of its times
+    #[arg(long)]
+    pub disable_keepalive: bool,
     #[command(flatten)]
     pub patience: PatienceArgs,
 }

@@ -20,6 +20,8 @@ use crate::summary::Goodput;
 pub(crate) struct Plan {
     pub target: Target,
     pub patience: Patience,
+    /// Whether connections are used again.
+    pub keepalive: bool,
     /// Without the model's name where it is still to be found.
     pub template: Template,
     pub model: Option<String>,
@@ -88,6 +90,7 @@ impl Plan {
         let target = target(&args.server)?;
         let plan = Self {
             patience: args.server.patience.patience()?,
+            keepalive: !args.server.disable_keepalive,
             template: template(&args.server, &target)?,
             target,
             model: args.server.model.clone(),
@@ -309,7 +312,12 @@ fn target(args: &ServerArgs) -> anyhow::Result<Target> {
         .base_url
         .as_deref()
         .context("--base-url: where is the server?")?;
-    args.access.target("--base-url", url)
+    let target = args.access.target("--base-url", url)?;
+    Ok(if args.disable_keepalive {
+        target.without_resumption()
+    } else {
+        target
+    })
 }
 
 fn template(args: &ServerArgs, target: &Target) -> anyhow::Result<Template> {
@@ -426,6 +434,10 @@ fn workload(args: &LoadArgs) -> Map<String, Value> {
         put("num_prefixes", json!(data.num_prefixes));
     }
     put("ignore_eos", json!(args.server.ignore_eos));
+    // Not where it is off: results from before there was this option can be compared with such.
+    if args.server.disable_keepalive {
+        put("disable_keepalive", json!(true));
+    }
     put("burstiness", json!(shape.burstiness.to_string()));
     put(
         "ramp_up_strategy",

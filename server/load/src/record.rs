@@ -18,7 +18,7 @@ pub(crate) enum End {
 pub(crate) struct Record {
     /// When it was to be sent: latencies count from here.
     pub scheduled: Nanos,
-    /// When its first byte was ready to be sent.
+    /// When it was ready to be sent, on a connection that may still have had to be opened.
     pub sent: Nanos,
     /// When it was over, as we know.
     pub ended: Nanos,

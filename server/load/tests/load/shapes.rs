@@ -64,6 +64,32 @@ fn a_closed_loop_counts_what_the_server_sent() {
     assert_eq!(result["model_id"], "stub");
 }
 
+#[test]
+fn without_keepalive_each_request_has_a_connection() {
+    for load in [
+        ["--concurrency", "3", "--endpoint", "chat"],
+        ["--concurrency", "3", "--endpoint", "embeddings"],
+        ["--request-rate", "200", "--endpoint", "chat"],
+    ] {
+        let stub = Stub::start(Behaviour::Steady, QUICK);
+        let options = [&load[..], &["--num-prompts", "12", "--num-warmups", "2"]].concat();
+        let result = Run::of(&stub.url(), &options).result();
+        let asked = &result["rempart_bench"]["workload"];
+        assert!(asked.get("disable_keepalive").is_none(), "{asked}");
+        assert_eq!(stub.last_requests(), 0);
+        let before = stub.connections();
+        let mut run = Run::of(&stub.url(), &[&options[..], &["--disable-keepalive"]].concat());
+        run.options.retain(|option| option != "--no-calibration");
+        let result = run.result();
+        assert_eq!(result["completed"].as_u64(), Some(12));
+        assert_eq!(result["rempart_bench"]["workload"]["disable_keepalive"], true);
+        // By two requests it calibrates, and two warm the server up.
+        assert_eq!(stub.last_requests(), 16);
+        // Two more ask what the server is.
+        assert_eq!(stub.connections() - before, 18);
+    }
+}
+
 /// What an open loop measures of a server that sends nothing from its first second to its third: how many requests waited long,
 /// and how many were in flight at once.
 fn open_loop_over_a_stall() -> (usize, u64) {

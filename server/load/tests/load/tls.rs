@@ -3,20 +3,67 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
+use tokio_rustls::server::TlsStream;
 
 use crate::Run;
 
-/// A server with a certificate of an authority of its own. It answers every request with one token.
-fn server(runtime: &Runtime) -> (SocketAddr, String) {
+/// A server with a certificate of an authority of its own, until its runtime ends. It answers every request with one token.
+struct Server {
+    address: SocketAddr,
+    /// The authority's certificate.
+    pem: String,
+    /// Handshakes that took up an earlier session.
+    resumed: Arc<AtomicUsize>,
+}
+
+impl Server {
+    /// Waits for `late` before each handshake.
+    fn start(runtime: &Runtime, late: Duration) -> Self {
+        let (config, pem) = certified();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let resumed = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&resumed);
+        runtime.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (acceptor, resumed) = (acceptor.clone(), Arc::clone(&counted));
+                runtime_spawn(async move {
+                    tokio::time::sleep(late).await;
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        let again = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+                        resumed.fetch_add(usize::from(again), Ordering::SeqCst);
+                        answer(stream).await;
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            pem,
+            resumed,
+        }
+    }
+
+    fn url(&self, host: &str) -> String {
+        format!("https://{host}:{}/v1", self.address.port())
+    }
+}
+
+/// A certificate of an authority of its own, and that authority's.
+fn certified() -> (ServerConfig, String) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -35,28 +82,20 @@ fn server(runtime: &Runtime) -> (SocketAddr, String) {
             PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         )
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    runtime.spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            runtime_spawn(async move {
-                let Ok(mut stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let mut bytes = vec![0; 1 << 16];
-                while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {
-                    let event = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
-                    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n", event.len());
-                    let _ = stream.write_all((head + event).as_bytes()).await;
-                    let _ = stream.flush().await;
-                }
-            });
-        }
-    });
-    (address, authority.as_ref().pem())
+    (config, authority.as_ref().pem())
+}
+
+async fn answer(mut stream: TlsStream<TcpStream>) {
+    let mut bytes = vec![0; 1 << 16];
+    while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n",
+            event.len()
+        );
+        let _ = stream.write_all((head + event).as_bytes()).await;
+        let _ = stream.flush().await;
+    }
 }
 
 fn runtime_spawn(task: impl Future<Output = ()> + Send + 'static) {
@@ -66,21 +105,24 @@ fn runtime_spawn(task: impl Future<Output = ()> + Send + 'static) {
 #[test]
 fn a_certificate_is_checked_unless_it_is_asked_for_not_to_be() {
     let runtime = Runtime::new().unwrap();
-    let (address, pem) = server(&runtime);
+    let server = Server::start(&runtime, Duration::ZERO);
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(pem.as_bytes()).unwrap();
+    file.write_all(server.pem.as_bytes()).unwrap();
     let path = file.path().to_str().unwrap();
-    let run = |options: &[&str]| {
-        let url = format!("https://localhost:{}/v1", address.port());
-        Run::of(&url, &[&["--model", "m", "--num-prompts", "3"], options].concat())
+    let run = |host: &str, options: &[&str]| {
+        let options = [&["--model", "m", "--num-prompts", "3"], options].concat();
+        Run::of(&server.url(host), &options)
     };
-    let said = format!("{:#}", run(&[]).run().unwrap_err());
+    let said = format!("{:#}", run("localhost", &[]).run().unwrap_err());
     assert!(
         said.contains("certificate") && said.contains("--ca-file"),
         "{said}"
     );
-    assert_eq!(run(&["--insecure"]).result()["completed"].as_u64(), Some(3));
-    let result = run(&["--ca-file", path]).result();
+    assert_eq!(
+        run("localhost", &["--insecure"]).result()["completed"].as_u64(),
+        Some(3)
+    );
+    let result = run("localhost", &["--ca-file", path]).result();
     assert_eq!(result["completed"].as_u64(), Some(3));
     assert!(
         result["ttfts"]
@@ -89,11 +131,30 @@ fn a_certificate_is_checked_unless_it_is_asked_for_not_to_be() {
             .iter()
             .all(|ttft| ttft.as_f64() > Some(0.0))
     );
-    assert!(run(&["--ca-file", "/nonexistent"]).run().is_err());
-    let address = format!("https://127.0.0.1:{}/v1", address.port());
-    let by_address = Run::of(
-        &address,
-        &["--model", "m", "--num-prompts", "3", "--ca-file", path],
-    );
+    assert!(run("localhost", &["--ca-file", "/nonexistent"]).run().is_err());
+    let by_address = run("127.0.0.1", &["--ca-file", path]);
     assert_eq!(by_address.result()["completed"].as_u64(), Some(3));
+}
+
+#[test]
+fn without_keepalive_all_times_have_the_opening_of_a_connection_in_them() {
+    let runtime = Runtime::new().unwrap();
+    let late = Duration::from_millis(200);
+    let server = Server::start(&runtime, late);
+    let shortest = |option: &[&str], times: &str| {
+        let options = ["--model", "m", "--num-prompts", "5", "--insecure"];
+        let result = Run::of(&server.url("localhost"), &[&options, option].concat()).result();
+        assert_eq!(result["completed"].as_u64(), Some(5));
+        let times = result[times].as_array().unwrap().iter();
+        times.map(|time| time.as_f64().unwrap()).fold(f64::MAX, f64::min)
+    };
+    for loop_of in [["--concurrency", "1"], ["--request-rate", "50"]] {
+        for times in ["ttfts", "e2els"] {
+            let opened = shortest(&[&loop_of[..], &["--disable-keepalive"]].concat(), times);
+            assert!(opened >= late.as_secs_f64(), "{loop_of:?} {times}: {opened}");
+        }
+    }
+    assert_eq!(server.resumed.load(Ordering::SeqCst), 0);
+    let kept = shortest(&[], "e2els");
+    assert!(kept < late.as_secs_f64(), "{kept}");
 }
