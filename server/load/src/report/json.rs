@@ -290,8 +290,10 @@ impl Baseline {
         };
         // As JSON has it: what was read has no difference between 1 and 1.0 that a person would see.
         let before = &step.rempart_bench.workload;
-        let names = workload.keys().chain(before.keys());
-        let differ: Vec<&str> = names
+        let gone = before.keys().filter(|name| !workload.contains_key(*name));
+        let differ: Vec<&str> = workload
+            .keys()
+            .chain(gone)
             .filter(|name| before.get(*name) != workload.get(*name))
             .map(String::as_str)
             .collect();
