@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::{Method, Request, Uri};
 use tokio::net::lookup_host;
@@ -210,9 +210,11 @@ impl Target {
         Ok(request)
     }
 
-    /// Has each connection begin with a full TLS handshake, as those of a program that remembers no session do.
+    /// Has each connection carry one request, which says so (RFC 9112, 9.6), and begin with a full TLS handshake, as those of
+    /// a program do that remembers no session.
     #[must_use]
-    pub fn without_resumption(mut self) -> Self {
+    pub fn without_keepalive(mut self) -> Self {
+        self.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         if let Some((config, _)) = &mut self.tls {
             Arc::make_mut(config).resumption = Resumption::disabled();
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Response, StatusCode};
 use rempart_client::{
     Accept, Document, ERROR_BYTES_MAX, Events, Failure as Http, Patience, STREAM_BYTES_MAX, Sender,
@@ -36,13 +36,11 @@ pub(crate) struct Outgoing {
     pub output_tokens: u32,
 }
 
-/// Opens the connections to one server, and keeps them where they are used again.
+/// Opens the connections to one server, and keeps them where they can be used again.
 pub(crate) struct Client {
     target: Target,
     addresses: Vec<SocketAddr>,
     patience: Patience,
-    /// Whether connections are used again. If not, the server is told of it, as RFC 9112 (9.6) asks.
-    keepalive: bool,
     clock: Clock,
     idle: Mutex<Vec<Stamped>>,
 }
@@ -55,18 +53,12 @@ impl Client {
     ///
     /// # Errors
     /// Where it has no address.
-    pub(crate) async fn new(
-        target: Target,
-        patience: Patience,
-        keepalive: bool,
-        clock: Clock,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn new(target: Target, patience: Patience, clock: Clock) -> anyhow::Result<Self> {
         let addresses = target.addresses(&patience).await?;
         Ok(Self {
             target,
             addresses,
             patience,
-            keepalive,
             clock,
             idle: Mutex::new(Vec::new()),
         })
@@ -146,7 +138,7 @@ impl Client {
                 })
             })
             .await?;
-        if ended.is_ok() && self.keepalive {
+        if ended.is_ok() {
             // What a server sends behind an answer, such as the last chunk, is taken before the next request.
             let ready = connection.drive(async |mut sender, _| sender.is_ready().await);
             if timeout(END_WAIT, ready).await.is_ok_and(|open| open) {
@@ -163,11 +155,7 @@ impl Client {
             Accept::Json
         };
         let (path, body) = (&outgoing.path, outgoing.body.clone());
-        let mut request = self.target.request(AGENT, Method::POST, path, body, accept)?;
-        if !self.keepalive {
-            let close = HeaderValue::from_static("close");
-            request.headers_mut().insert(CONNECTION, close);
-        }
+        let request = self.target.request(AGENT, Method::POST, path, body, accept)?;
         sender.send(request, self.patience.idle).await
     }
 
@@ -218,8 +206,8 @@ impl Client {
             }
             state.take(&bytes, stamp, seen)?;
             if state.done {
-                // A connection can be used again, or ended without the server's taking that for somebody who went away,
-                // where the body has ended, too, and that comes at once or never.
+                // Where the server ends the body, too, which is at once or never, the connection can be used again; and one that is
+                // closed then is not taken for a client that went away.
                 let _ended = next(&mut body, END_WAIT).await;
                 break;
             }

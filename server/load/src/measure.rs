@@ -82,8 +82,7 @@ pub(crate) async fn measure(mut plan: Plan, slo: Option<&Slo>, console: Console)
     if plan.target.tells_key() {
         console.note("the key goes to another machine unencrypted: use https://");
     }
-    let client = Client::new(plan.target.clone(), plan.patience, plan.keepalive, Clock::start()).await?;
-    let client = Arc::new(client);
+    let client = Arc::new(Client::new(plan.target.clone(), plan.patience, Clock::start()).await?);
     let mut server = find_model(&client, plan.model.as_deref()).await?;
     server.version = version(&client).await;
     plan.template.model.clone_from(&server.model);

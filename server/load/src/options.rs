@@ -55,7 +55,7 @@ pub struct ServerArgs {
     /// [default: the server's]
     #[arg(long)]
     pub temperature: Option<f64>,
-    /// Open a connection for each request, and count that as part of its times
+    /// Open a connection for each request, with a full TLS handshake; all times have that in them
     #[arg(long)]
     pub disable_keepalive: bool,
     #[command(flatten)]

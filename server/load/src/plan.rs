@@ -20,8 +20,6 @@ use crate::summary::Goodput;
 pub(crate) struct Plan {
     pub target: Target,
     pub patience: Patience,
-    /// Whether connections are used again.
-    pub keepalive: bool,
     /// Without the model's name where it is still to be found.
     pub template: Template,
     pub model: Option<String>,
@@ -90,7 +88,6 @@ impl Plan {
         let target = target(&args.server)?;
         let plan = Self {
             patience: args.server.patience.patience()?,
-            keepalive: !args.server.disable_keepalive,
             template: template(&args.server, &target)?,
             target,
             model: args.server.model.clone(),
@@ -314,7 +311,7 @@ fn target(args: &ServerArgs) -> anyhow::Result<Target> {
         .context("--base-url: where is the server?")?;
     let target = args.access.target("--base-url", url)?;
     Ok(if args.disable_keepalive {
-        target.without_resumption()
+        target.without_keepalive()
     } else {
         target
     })
@@ -434,7 +431,7 @@ fn workload(args: &LoadArgs) -> Map<String, Value> {
         put("num_prefixes", json!(data.num_prefixes));
     }
     put("ignore_eos", json!(args.server.ignore_eos));
-    // Not where it is off: results from before there was this option can be compared with such.
+    // Left out where it is off, so that results from before there was this option can still be compared.
     if args.server.disable_keepalive {
         put("disable_keepalive", json!(true));
     }

@@ -149,12 +149,17 @@ fn a_document_instead_of_a_stream_fails() {
 fn a_server_that_forgets_connections_costs_no_request() {
     for behaviour in [Behaviour::Forgetful, Behaviour::Unended] {
         let stub = Stub::start(behaviour, QUICK);
-        let result = Run::of(&stub.url(), &["--num-prompts", "5"]).result();
-        assert_eq!(
-            (result["completed"].as_u64(), result["failed"].as_u64()),
-            (Some(5), Some(0)),
-            "{result}"
-        );
+        for options in [
+            &["--num-prompts", "5"][..],
+            &["--num-prompts", "5", "--disable-keepalive"],
+        ] {
+            let result = Run::of(&stub.url(), options).result();
+            assert_eq!(
+                (result["completed"].as_u64(), result["failed"].as_u64()),
+                (Some(5), Some(0)),
+                "{result}"
+            );
+        }
     }
 }
 

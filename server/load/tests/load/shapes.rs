@@ -76,7 +76,7 @@ fn without_keepalive_each_request_has_a_connection() {
         let result = Run::of(&stub.url(), &options).result();
         let asked = &result["rempart_bench"]["workload"];
         assert!(asked.get("disable_keepalive").is_none(), "{asked}");
-        assert_eq!(stub.last_requests(), 0);
+        assert_eq!(stub.said_close(), 0);
         let before = stub.connections();
         let mut run = Run::of(&stub.url(), &[&options[..], &["--disable-keepalive"]].concat());
         run.options.retain(|option| option != "--no-calibration");
@@ -84,7 +84,7 @@ fn without_keepalive_each_request_has_a_connection() {
         assert_eq!(result["completed"].as_u64(), Some(12));
         assert_eq!(result["rempart_bench"]["workload"]["disable_keepalive"], true);
         // By two requests it calibrates, and two warm the server up.
-        assert_eq!(stub.last_requests(), 16);
+        assert_eq!(stub.said_close(), 16);
         // Two more ask what the server is.
         assert_eq!(stub.connections() - before, 18);
     }

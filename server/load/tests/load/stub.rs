@@ -62,8 +62,8 @@ struct Shared {
     first: OnceLock<Instant>,
     connections: AtomicUsize,
     requests: AtomicUsize,
-    /// Requests that said that they are the last of their connection.
-    last: AtomicUsize,
+    /// Requests that said that their connection ends with them.
+    said_close: AtomicUsize,
     /// Of each streamed answer, in the order of their ends, when each token was written, in ms since its request arrived.
     written: Mutex<Vec<Vec<f64>>>,
 }
@@ -93,7 +93,7 @@ impl Stub {
             first: OnceLock::new(),
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
-            last: AtomicUsize::new(0),
+            said_close: AtomicUsize::new(0),
             written: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
@@ -123,9 +123,9 @@ impl Stub {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
-    /// Those of them that said that they are the last of their connection.
-    pub(crate) fn last_requests(&self) -> usize {
-        self.shared.last.load(Ordering::SeqCst)
+    /// Those of them that said that their connection ends with them.
+    pub(crate) fn said_close(&self) -> usize {
+        self.shared.said_close.load(Ordering::SeqCst)
     }
 }
 
@@ -156,8 +156,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 struct Request {
     path: String,
     authorized: bool,
-    /// Whether it says that it is its connection's last; this server leaves the end to the client.
-    last: bool,
+    /// Whether it says that its connection ends with it; this server leaves that to the client.
+    says_close: bool,
     body: Value,
     arrived: Instant,
 }
@@ -180,7 +180,9 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
             continue;
         }
         shared.requests.fetch_add(1, Ordering::SeqCst);
-        shared.last.fetch_add(usize::from(request.last), Ordering::SeqCst);
+        shared
+            .said_close
+            .fetch_add(usize::from(request.says_close), Ordering::SeqCst);
         shared.first.get_or_init(|| request.arrived);
         if !request.authorized {
             document(
@@ -234,8 +236,8 @@ impl Read for Timed {
 }
 
 fn read(reader: &mut BufReader<Timed>, shared: &Shared) -> io::Result<Option<Request>> {
-    let (mut line, mut length, mut last) = (String::new(), 0, false);
-    let mut authorized = shared.key.is_none();
+    let (mut line, mut length, mut authorized) = (String::new(), 0, shared.key.is_none());
+    let mut says_close = false;
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
@@ -249,7 +251,7 @@ fn read(reader: &mut BufReader<Timed>, shared: &Shared) -> io::Result<Option<Req
         match name.to_lowercase().as_str() {
             "content-length" => length = value.trim().parse().unwrap_or(0),
             "authorization" => authorized |= value.trim().strip_prefix("Bearer ") == shared.key.as_deref(),
-            "connection" => last |= value.trim() == "close",
+            "connection" => says_close |= value.trim() == "close",
             _ => {}
         }
     }
@@ -258,7 +260,7 @@ fn read(reader: &mut BufReader<Timed>, shared: &Shared) -> io::Result<Option<Req
     Ok(Some(Request {
         path,
         authorized,
-        last,
+        says_close,
         body: serde_json::from_slice(&body).unwrap_or_default(),
         arrived: reader.get_ref().last,
     }))
