@@ -1,10 +1,12 @@
 //! Compares a step with the same step of an earlier run: a figure is a regression where it is worse by more than a tolerance and
 //! the difference is more than chance gives, by a bootstrap over requests.
 
+use anyhow::ensure;
 use rand::Rng as _;
 
 use crate::record::{End, Record};
 use crate::rng::{self, Use};
+use crate::slo::Latency;
 use crate::stats::Sample;
 use crate::summary::Window;
 
@@ -41,7 +43,7 @@ const RESAMPLES: usize = 1000;
 /// Outside of the interval on either side. Small, since several figures are looked at.
 const TAIL_PERCENT: f64 = 0.5;
 /// Below so many requests on a side, an interval says nothing.
-pub(crate) const REQUESTS_MIN: usize = 8;
+const REQUESTS_MIN: usize = 8;
 /// The share of failures may grow by this much.
 const FAILURES_TOLERANCE: f64 = 0.001;
 
@@ -94,6 +96,16 @@ fn figures() -> [Figure; 8] {
 }
 
 impl Sampled {
+    pub(crate) fn values_ms(&self, latency: Latency) -> Vec<f64> {
+        let seconds = match latency {
+            Latency::Ttft => self.ttft.into_iter().collect(),
+            Latency::Tpot => self.tpot().into_iter().collect(),
+            Latency::Itl => self.itls.clone(),
+            Latency::E2el => vec![self.e2el],
+        };
+        seconds.into_iter().map(|value: f64| value * 1e3).collect()
+    }
+
     fn tpot(&self) -> Option<f64> {
         let ttft = self.ttft.filter(|_| self.output_tokens > 1)?;
         Some((self.e2el - ttft) / f64::from(self.output_tokens - 1))
@@ -121,6 +133,16 @@ pub(crate) fn side(records: &[Record], window: Window, generates: bool, closed: 
         requests: requests.collect(),
         closed,
     }
+}
+
+/// # Errors
+/// Where so many requests are too few to be compared.
+pub(crate) fn enough(requests: usize) -> anyhow::Result<()> {
+    ensure!(
+        requests >= REQUESTS_MIN,
+        "{requests} requests say too little: at least {REQUESTS_MIN}"
+    );
+    Ok(())
 }
 
 /// Compares two runs of a step. `tolerance` is a share: 0.05 lets a figure be worse by 5 %.

@@ -16,6 +16,7 @@ mod client;
 mod clock;
 mod connection;
 mod dataset;
+mod digest;
 mod failure;
 mod limits;
 mod machine;
@@ -33,6 +34,7 @@ mod slo;
 mod stats;
 mod summary;
 mod verdict;
+mod workload;
 
 use std::fs;
 use std::io::Write as _;
@@ -57,6 +59,9 @@ pub use verdict::{COULD_NOT_RUN, Outcome};
 pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
     let plan = Plan::new(args)?;
     let baseline = args.results.baseline.as_deref().map(Baseline::read).transpose()?;
+    if let Some(baseline) = &baseline {
+        baseline.check(&plan)?;
+    }
     let console = Console {
         quiet: args.results.quiet,
     };
@@ -69,12 +74,16 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
         .context("starting the runtime")?;
     let slo = args.results.slo.as_ref();
     let measured = runtime.block_on(Box::pin(measure::measure(plan, slo, console)))?;
-    let compared = compare(args, &about, &measured, baseline.as_ref())?;
+    // What was measured is told, whatever becomes of the comparison.
+    let comparing = baseline
+        .as_ref()
+        .map(|baseline| compare(args, about.seed, &measured, baseline));
+    let compared = comparing.as_ref().and_then(|compared| compared.as_ref().ok());
     let report = Report {
         args,
         about,
         measured: &measured,
-        compared: &compared,
+        compared: compared.map_or(&[], Vec::as_slice),
         baseline: baseline.as_ref(),
     };
     save(&report)?;
@@ -83,36 +92,37 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
         .write_all(report::terminal(&report).as_bytes())?;
     let completed = measured.steps.iter().any(|step| step.summary.completed > 0);
     ensure!(completed, "no request was answered");
+    let compared = comparing.transpose()?.unwrap_or_default();
     Ok(outcome(&measured, &compared))
 }
 
+/// For each step what the comparison gives; nothing for one that the baseline does not have, as of a sweep that went further.
 fn compare(
     args: &LoadArgs,
-    about: &About,
+    seed: u64,
     measured: &Measured,
-    baseline: Option<&Baseline>,
+    baseline: &Baseline,
 ) -> anyhow::Result<Vec<Vec<Compared>>> {
-    let Some(baseline) = baseline else {
-        return Ok(Vec::new());
-    };
     let generates = args.server.endpoint.generates();
     let of_step = |step: &measure::MeasuredStep| {
-        let before = baseline.step(step.level, &about.workload)?;
+        let Some(before) = baseline.step(step.level) else {
+            return Ok(Vec::new());
+        };
         let now = baseline::side(&step.records, step.window, generates, step.level.is_closed());
-        ensure!(
-            now.requests.len() >= baseline::REQUESTS_MIN,
-            "--baseline: {} requests say too little: at least {}",
-            now.requests.len(),
-            baseline::REQUESTS_MIN
-        );
-        Ok(baseline::compare(
-            &before,
-            &now,
-            args.results.regression_tolerance,
-            about.seed,
-        ))
+        baseline::enough(now.requests.len()).context("--baseline")?;
+        let tolerance = args.results.regression_tolerance;
+        Ok(baseline::compare(&before.side()?, &now, tolerance, seed))
     };
-    measured.steps.iter().map(of_step).collect()
+    let compared: Vec<Vec<Compared>> = measured
+        .steps
+        .iter()
+        .map(of_step)
+        .collect::<anyhow::Result<_>>()?;
+    ensure!(
+        compared.iter().any(|step| !step.is_empty()),
+        "--baseline: has none of these steps"
+    );
+    Ok(compared)
 }
 
 fn save(report: &Report<'_>) -> anyhow::Result<()> {

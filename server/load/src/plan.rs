@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use rempart_client::{Patience, Target, seconds};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::body::Template;
 use crate::clock::{Nanos, nanos};
@@ -15,6 +15,7 @@ use crate::options::{DatasetArgs, DatasetName, LoadArgs, ServerArgs, ShapeArgs};
 use crate::run::Cancellation;
 use crate::schedule::{Arrivals, Ramp};
 use crate::summary::Goodput;
+use crate::workload::workload;
 
 /// A run, checked.
 pub(crate) struct Plan {
@@ -86,6 +87,7 @@ impl Plan {
             seed,
         )?;
         let target = target(&args.server)?;
+        let workload = workload(args, &dataset);
         let plan = Self {
             patience: args.server.patience.patience()?,
             template: template(&args.server, &target)?,
@@ -101,7 +103,7 @@ impl Plan {
             calibrate: dataset.is_made() && !args.dataset.no_calibration,
             dataset: Arc::new(dataset),
             goodput: goodput(&args.results.goodput)?,
-            workload: workload(args),
+            workload,
         };
         ensure!(
             plan.warmups <= STEP_REQUESTS_MAX,
@@ -401,47 +403,4 @@ fn goodput(pairs: &[String]) -> anyhow::Result<Option<Goodput>> {
         }
     }
     Ok(Some(goodput))
-}
-
-fn workload(args: &LoadArgs) -> Map<String, Value> {
-    let (data, shape) = (&args.dataset, &args.shape);
-    let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
-    let mut workload = Map::new();
-    let mut put = |name: &str, value: Value| workload.insert(name.to_owned(), value);
-    put("endpoint", json!(args.server.endpoint.name()));
-    put("dataset", json!(name(&data.dataset)));
-    if let Some(file) = data.dataset_path.as_deref().and_then(|path| path.file_name()) {
-        put("dataset_file", json!(file.to_string_lossy()));
-    }
-    match data.dataset {
-        DatasetName::Random | DatasetName::SharedPrefix => {
-            put("random_input_len", json!(data.random_input_len));
-            put("random_output_len", json!(data.random_output_len));
-            put("random_range_ratio", json!(data.random_range_ratio));
-        }
-        DatasetName::Custom | DatasetName::Sharegpt => {
-            put("output_len", json!(data.output_len));
-        }
-        DatasetName::Trace => {
-            put("trace_speed", json!(data.trace_speed));
-        }
-    }
-    if data.dataset == DatasetName::SharedPrefix {
-        put("prefix_len", json!(data.prefix_len));
-        put("num_prefixes", json!(data.num_prefixes));
-    }
-    put("ignore_eos", json!(args.server.ignore_eos));
-    // Left out where it is off, so that results from before there was this option can still be compared.
-    if args.server.disable_keepalive {
-        put("disable_keepalive", json!(true));
-    }
-    put("burstiness", json!(shape.burstiness.to_string()));
-    put(
-        "ramp_up_strategy",
-        json!(shape.ramp_up_strategy.map(|ramp| name(&ramp))),
-    );
-    put("ramp_up_start_rps", json!(shape.ramp_up_start_rps));
-    put("steady_state", json!(shape.steady_state));
-    put("cancellation_rate", json!(shape.cancellation_rate));
-    workload
 }

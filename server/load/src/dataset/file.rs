@@ -10,12 +10,15 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::{Item, check_tokens};
+use crate::digest::Digest;
 use crate::limits::{DATASET_BYTES_MAX, DATASET_ITEMS_MAX, DATASET_PROMPT_BYTES_MAX, OUTPUT_TOKENS_MAX};
 use crate::rng::{self, Use};
 
 /// Texts that were read from a file, in an order that a seed gave.
 pub(crate) struct Listed {
     items: Vec<Item>,
+    /// Of the texts and of how many tokens they ask for.
+    pub digest: String,
 }
 
 /// A line of one's own file.
@@ -172,9 +175,26 @@ impl Reading {
 
     fn finish(mut self, path: &Path, seed: u64) -> anyhow::Result<Listed> {
         ensure!(!self.items.is_empty(), "{}: holds nothing to ask", said(path));
+        let digest = digest(&self.items);
         self.items.shuffle(&mut rng::of(seed, Use::Order, 0));
-        Ok(Listed { items: self.items })
+        Ok(Listed {
+            items: self.items,
+            digest,
+        })
     }
+}
+
+fn digest(items: &[Item]) -> String {
+    let mut digest = Digest::default();
+    for item in items {
+        digest.add(item.prompt.as_bytes());
+        digest.number(item.documents.len() as u64);
+        for document in &item.documents {
+            digest.add(document.as_bytes());
+        }
+        digest.number(u64::from(item.output_tokens));
+    }
+    digest.hex()
 }
 
 /// Reads an array entry by entry, so that a file of a gigabyte is never held.

@@ -41,6 +41,15 @@ impl Dataset {
         }
     }
 
+    /// Of what a file asked for, in its order; `None` where texts are made.
+    pub(crate) fn digest(&self) -> Option<&str> {
+        match self {
+            Self::Synthetic(_) => None,
+            Self::Listed(listed) => Some(&listed.digest),
+            Self::Trace(trace) => Some(&trace.digest),
+        }
+    }
+
     /// Output tokens that a step's requests may have together.
     pub(crate) fn output_tokens(&self, requests: usize) -> u64 {
         match self {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::words::{self, Words};
 use super::{Item, check_tokens};
 use crate::clock::Nanos;
+use crate::digest::Digest;
 use crate::limits::{DATASET_BYTES_MAX, DATASET_ITEMS_MAX, OUTPUT_TOKENS_MAX, PROMPT_TOKENS_MAX};
 use crate::rng::{self, Use};
 
@@ -21,6 +22,8 @@ pub(crate) struct Trace {
     seed: u64,
     pub words: Words,
     entries: Vec<Entry>,
+    /// Of what the file says, whatever the speed.
+    pub digest: String,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,7 @@ impl Trace {
         .with_context(said)?;
         ensure!(!entries.is_empty(), "{}: holds no request", said());
         entries.sort_by_key(|entry| entry.at);
+        let digest = digest(&entries);
         let first = entries[0].at;
         for entry in &mut entries {
             entry.at = ((entry.at - first) as f64 / speed) as Nanos;
@@ -94,6 +98,7 @@ impl Trace {
             seed,
             words: Words::APPROXIMATE,
             entries,
+            digest,
         })
     }
 
@@ -145,6 +150,20 @@ impl Trace {
             .map(|entry| u64::from(entry.output))
             .sum()
     }
+}
+
+fn digest(entries: &[Entry]) -> String {
+    let mut digest = Digest::default();
+    for entry in entries {
+        for number in [entry.at, u64::from(entry.input), u64::from(entry.output)] {
+            digest.number(number);
+        }
+        digest.number(entry.blocks.len() as u64);
+        for block in &entry.blocks {
+            digest.number(*block);
+        }
+    }
+    digest.hex()
 }
 
 fn json_entries(mut reader: impl BufRead) -> anyhow::Result<Vec<Entry>> {

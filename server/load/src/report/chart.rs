@@ -109,15 +109,28 @@ fn distribution<'a>(report: &Report<'_>, latency: Latency, title: &'a str) -> Ch
     let steps = &report.measured.steps;
     // With more steps than colours, the last ones are what a sweep or a search came to.
     let shown = &steps[steps.len().saturating_sub(COLOURS.len())..];
-    let series = shown.iter().map(|step| Series {
-        name: step.level.name(),
-        points: spread(latency.of(&step.summary)),
+    let mut series: Vec<Series> = shown
+        .iter()
+        .map(|step| Series {
+            name: step.level.name(),
+            points: spread(latency.of(&step.summary)),
+        })
+        .collect();
+    let before = report.baseline.into_iter().flat_map(|baseline| {
+        let same = shown
+            .iter()
+            .filter_map(|step| baseline.step(step.level).zip(Some(step)));
+        same.map(|(saved, step)| Series {
+            name: format!("{}, baseline", step.level.name()),
+            points: spread(&saved.sample(latency)),
+        })
     });
+    series.extend(before.take(COLOURS.len() - shown.len()));
     Chart {
         title,
         x: "ms",
         y: "share",
-        series: series.collect(),
+        series,
         dots: false,
     }
 }

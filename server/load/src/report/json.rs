@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Report;
-use crate::baseline::{REQUESTS_MIN, Sampled, Side};
+use crate::baseline::{Sampled, Side, enough};
 use crate::limits::{BASELINE_BYTES_MAX, STEPS_MAX};
-use crate::measure::MeasuredStep;
-use crate::plan::Level;
+use crate::measure::{Found, MeasuredStep};
+use crate::plan::{Level, Plan, Shape};
 use crate::record::{End, Record};
 use crate::slo::Latency;
 use crate::stats::{PERCENTILES, Sample, percentile_name};
@@ -175,9 +175,19 @@ fn ours(report: &Report<'_>, index: usize) -> Value {
         "send_delay_ms": { "p50": summary.samples.send_delay.percentile(50.0), "p99": summary.samples.send_delay.percentile(99.0),
             "max": summary.samples.send_delay.max() },
         "client_cpu_share": step.cpu_share,
+        "found": found(report),
         "slo": judged.collect::<Vec<_>>(),
         "baseline": compared.collect::<Vec<_>>(),
     })
+}
+
+/// What a sweep or a search came to; null where all steps were named.
+fn found(report: &Report<'_>) -> Value {
+    match (report.measured.knee, report.measured.found) {
+        (Some(knee), _) => json!({ "knee_clients": knee.clients }),
+        (None, Some(Found(rate))) => json!({ "highest_rate": rate }),
+        (None, None) => Value::Null,
+    }
 }
 
 /// Results of an earlier run.
@@ -187,7 +197,7 @@ pub(crate) struct Baseline {
 
 /// What is read of a result.
 #[derive(Deserialize)]
-struct Saved {
+pub(crate) struct Saved {
     #[serde(default)]
     label: Option<String>,
     model_id: String,
@@ -268,46 +278,72 @@ impl Baseline {
         self.steps.iter().map(point).collect()
     }
 
-    /// The run of the same step.
+    /// Whether a load can be compared with this one, before it is measured.
     ///
     /// # Errors
-    /// Where it was another load, or has too few requests.
-    pub(crate) fn step(&self, level: Level, workload: &Map<String, Value>) -> anyhow::Result<Side> {
+    /// Where it is another one: what differs, or which step there is not.
+    pub(crate) fn check(&self, plan: &Plan) -> anyhow::Result<()> {
+        for step in &self.steps {
+            same_load(&step.rempart_bench.workload, &plan.workload)?;
+        }
+        let Shape::Levels(levels) = &plan.shape else {
+            return Ok(());
+        };
+        for level in levels {
+            ensure!(
+                self.step(*level).is_some(),
+                "--baseline: has no step of {}; measure the same loads as it did",
+                level.name()
+            );
+            let (requests, _) = plan.requests(*level)?;
+            enough(requests).context("--baseline")?;
+        }
+        Ok(())
+    }
+
+    /// The run of the same step. A sweep or a search may have had others.
+    pub(crate) fn step(&self, level: Level) -> Option<&Saved> {
         let (rate, clients) = match level {
             Level::Closed(clients) => (json!("inf"), json!(clients)),
             Level::Open(arrivals) => (json!(arrivals.rate), Value::Null),
             Level::Trace => (json!("trace"), Value::Null),
         };
-        let same = self
-            .steps
+        self.steps
             .iter()
-            .find(|step| step.request_rate == rate && step.max_concurrency == clients);
-        let Some(step) = same else {
-            bail!(
-                "--baseline: has no step of {}; measure the same loads as it did",
-                level.name()
-            );
-        };
-        // As JSON has it: what was read has no difference between 1 and 1.0 that a person would see.
-        let before = &step.rempart_bench.workload;
-        let gone = before.keys().filter(|name| !workload.contains_key(*name));
-        let differ: Vec<&str> = workload
-            .keys()
-            .chain(gone)
-            .filter(|name| before.get(*name) != workload.get(*name))
-            .map(String::as_str)
-            .collect();
-        ensure!(
-            differ.is_empty(),
-            "--baseline: was another load, since these differ: {}",
-            differ.join(", ")
-        );
-        step.side()
+            .find(|step| step.request_rate == rate && step.max_concurrency == clients)
     }
 }
 
+fn same_load(before: &Map<String, Value>, now: &Map<String, Value>) -> anyhow::Result<()> {
+    let gone = before.keys().filter(|name| !now.contains_key(*name));
+    // Earlier results say null where later ones say nothing.
+    let of = |workload: &Map<String, Value>, name: &str| workload.get(name).cloned().unwrap_or_default();
+    // As JSON has it: what was read has no difference between 1 and 1.0 that a person would see.
+    let differ: Vec<&str> = now
+        .keys()
+        .chain(gone)
+        .filter(|name| of(before, name) != of(now, name))
+        .map(String::as_str)
+        .collect();
+    ensure!(
+        differ.is_empty(),
+        "--baseline: was another load, since these differ: {}",
+        differ.join(", ")
+    );
+    Ok(())
+}
+
 impl Saved {
-    fn side(&self) -> anyhow::Result<Side> {
+    /// A latency of each request that was completed, or each gap of all of them, in milliseconds.
+    pub(crate) fn sample(&self, latency: Latency) -> Sample {
+        let side = self.side().unwrap_or_default();
+        let completed = side.requests.iter().filter(|request| !request.failed);
+        Sample::new(completed.flat_map(|request| request.values_ms(latency)).collect())
+    }
+
+    /// # Errors
+    /// Where it lacks what is compared.
+    pub(crate) fn side(&self) -> anyhow::Result<Side> {
         let lacks = "lacks the times of each request: save it with --save-detailed";
         let (Some(e2els), Some(outputs), Some(errors)) = (&self.e2els, &self.output_lens, &self.errors)
         else {
@@ -320,11 +356,7 @@ impl Saved {
             && e2els.len() == errors.len()
             && (!generates || ttfts.len() == e2els.len() && itls.len() == e2els.len());
         ensure!(same_length, "its arrays differ in length");
-        ensure!(
-            e2els.len() >= REQUESTS_MIN,
-            "{} requests say too little: at least {REQUESTS_MIN}",
-            e2els.len()
-        );
+        enough(e2els.len())?;
         let sampled = |index: usize| Sampled {
             failed: !errors[index].is_empty(),
             ttft: ttfts.get(index).copied(),

@@ -196,31 +196,39 @@ fn what_is_no_baseline_says_why() {
     before.results();
     let baseline = before.path("result.json");
     let said = |options: &[&str]| format!("{:#}", Run::of(&stub.url(), options).run().unwrap_err());
-    let refused = said(&[
-        "--baseline",
-        &baseline,
-        "--num-prompts",
-        "10",
-        "--concurrency",
-        "2",
-    ]);
+    let asked = stub.requests();
+    let against =
+        |options: &[&str]| said(&[&["--baseline", &baseline, "--num-prompts", "10"], options].concat());
+    let refused = against(&["--concurrency", "2"]);
     assert!(refused.contains("has no step of 2 clients"), "{refused}");
-    let refused = said(&["--baseline", &baseline, "--num-prompts", "10", "--ignore-eos"]);
-    assert!(refused.ends_with("these differ: ignore_eos"), "{refused}");
-    let refused = said(&[
-        "--baseline",
-        &baseline,
-        "--num-prompts",
-        "10",
-        "--disable-keepalive",
-    ]);
-    assert!(refused.ends_with("these differ: disable_keepalive"), "{refused}");
+    for (name, options) in [
+        ("ignore_eos", &["--ignore-eos"][..]),
+        ("disable_keepalive", &["--disable-keepalive"]),
+        ("temperature", &["--temperature", "0.5"]),
+        ("extra_body_digest", &["--extra-body", "{\"top_p\":0.5}"]),
+        ("path", &["--path", "completions"]),
+        ("random_range_ratio", &["--random-range-ratio", "0.5"]),
+        (
+            "cancellation_rate, cancellation_delay_ms",
+            &["--cancellation-rate", "0.5"],
+        ),
+    ] {
+        let refused = against(options);
+        let differ = refused
+            .split_once("these differ: ")
+            .map(|(_, differ)| differ.split(", "));
+        let differ: Vec<&str> = differ.into_iter().flatten().collect();
+        let expected: Vec<&str> = name.split(", ").collect();
+        assert!(differ.len() == expected.len(), "{refused}");
+        assert!(expected.iter().all(|name| differ.contains(name)), "{refused}");
+    }
+    let refused = said(&["--baseline", &baseline, "--num-prompts", "3"]);
+    assert!(refused.contains("3 requests say too little"), "{refused}");
+    assert_eq!(stub.requests(), asked, "nothing is measured before it is refused");
     let unkept = Run::of(&stub.url(), &["--num-prompts", "10", "--disable-keepalive"]);
     unkept.results();
     let refused = said(&["--baseline", &unkept.path("result.json"), "--num-prompts", "10"]);
     assert!(refused.ends_with("these differ: disable_keepalive"), "{refused}");
-    let refused = said(&["--baseline", &baseline, "--num-prompts", "3"]);
-    assert!(refused.contains("3 requests say too little"), "{refused}");
     let other = before.path("other.json");
     std::fs::write(&other, "{\"a\":1}").unwrap();
     assert!(said(&["--baseline", &other]).contains("no result of"));
@@ -234,4 +242,77 @@ fn what_is_no_baseline_says_why() {
         .collect();
     std::fs::write(&other, Value::Object(without).to_string()).unwrap();
     assert!(said(&["--baseline", &other]).contains("--save-detailed"));
+}
+
+#[test]
+fn a_baseline_of_other_data_under_the_same_name_is_none() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let mut before = Run::of(&stub.url(), &["--num-prompts", "8", "--dataset", "custom"]);
+    let data = before.path("data.jsonl");
+    before.options.extend(["--dataset-path".to_owned(), data.clone()]);
+    let write = |text: &str| std::fs::write(&data, text).unwrap();
+    write("{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"output_tokens\":3}\n");
+    before.results();
+    let baseline = before.path("result.json");
+    let run = || {
+        let mut run = Run::of(&stub.url(), &["--num-prompts", "8", "--dataset", "custom"]);
+        run.options
+            .extend(["--baseline", &baseline, "--dataset-path", &data].map(str::to_owned));
+        run.run()
+    };
+    assert!(run().is_ok());
+    write("{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"output_tokens\":4}\n");
+    let refused = format!("{:#}", run().unwrap_err());
+    assert!(refused.ends_with("these differ: dataset_digest"), "{refused}");
+}
+
+#[test]
+fn what_was_measured_is_kept_though_it_can_not_be_compared() {
+    let pace = Pace {
+        ttft: Duration::from_millis(60),
+        ..QUICK
+    };
+    let stub = Stub::start(Behaviour::Steady, pace);
+    let before = Run::of(&stub.url(), &["--num-prompts", "10"]);
+    before.results();
+    let baseline = before.path("result.json");
+    // At most two requests begin in this time.
+    let run = Run::of(&stub.url(), &["--duration-s", "0.1", "--baseline", &baseline]);
+    let said = format!("{:#}", run.run().unwrap_err());
+    assert!(said.contains("requests say too little"), "{said}");
+    let kept = run.read().remove(0);
+    assert!(kept["completed"].as_u64() > Some(0), "{kept}");
+    assert_eq!(kept["rempart_bench"]["baseline"], serde_json::json!([]));
+}
+
+#[test]
+fn a_page_shows_the_baseline_beside_the_run() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let load = ["--sweep", "2", "--num-prompts", "10"];
+    let before = Run::of(&stub.url(), &[&load[..], &["--label", "last week"]].concat());
+    before.results();
+    // What it did not measure is left out, and the rest is compared.
+    let mut run = Run::of(&stub.url(), &["--sweep", "4", "--num-prompts", "10"]);
+    let files = [before.path("result.json"), run.path("page.html")];
+    run.options
+        .extend(["--baseline", &files[0], "--html", &files[1]].map(str::to_owned));
+    let steps = run.results();
+    let compared = |step: &Value| step["rempart_bench"]["baseline"].as_array().unwrap().len();
+    assert!(compared(&steps[0]) == 9 && compared(&steps[1]) == 9);
+    assert!(steps[2..].iter().all(|step| compared(step) == 0));
+    let page = std::fs::read_to_string(&files[1]).unwrap();
+    for text in [
+        "Against the baseline: last week, stub",
+        "mean_ttft_ms: ",
+        "baseline: last week, stub",
+        "1 clients, baseline",
+        "2 clients, baseline",
+        "Time to the first token: share of requests below",
+        "Time between tokens: share below",
+        "Latency against throughput, a point for each step",
+        "The last step, second by second",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    assert!(!page.contains("4 clients, baseline"));
 }

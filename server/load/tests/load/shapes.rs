@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use rempart_load::Outcome;
+use serde_json::{Value, json};
 
 use crate::stub::{Behaviour, Pace, Stub, tokens_of};
 use crate::{QUICK, Run, number};
@@ -49,7 +50,7 @@ fn a_closed_loop_counts_what_the_server_sent() {
         assert!(value >= least && value < least + BUSY_MS, "{name}: {value}");
     }
     let ttfts = result["ttfts"].as_array().unwrap().iter();
-    let mean = ttfts.filter_map(serde_json::Value::as_f64).sum::<f64>() * 1e3 / 12.0;
+    let mean = ttfts.filter_map(Value::as_f64).sum::<f64>() * 1e3 / 12.0;
     let told = number(&result, "mean_ttft_ms");
     assert!((told - mean).abs() < 1e-3, "{told}, not {mean}");
     assert_eq!(result["itls"][0].as_array().unwrap().len(), 5);
@@ -123,7 +124,7 @@ fn open_loop_over_a_stall() -> (usize, u64) {
         .as_array()
         .unwrap()
         .iter()
-        .filter_map(serde_json::Value::as_f64)
+        .filter_map(Value::as_f64)
         .collect();
     assert!(
         starts
@@ -298,22 +299,31 @@ fn a_trace_is_replayed_at_its_times() {
     let stub = Stub::start(Behaviour::Steady, QUICK);
     let path = file.path().to_str().unwrap();
     let result = Run::of(&stub.url(), &["--dataset", "trace", "--dataset-path", path]).result();
-    assert_eq!(result["start_times"], serde_json::json!([0.0, 0.2, 0.3]));
-    assert_eq!(result["output_lens"], serde_json::json!([2, 3, 4]));
+    assert_eq!(result["start_times"], json!([0.0, 0.2, 0.3]));
+    assert_eq!(result["output_lens"], json!([2, 3, 4]));
     let lens = [20, 40, 600].map(tokens_of);
-    assert_eq!(result["input_lens"], serde_json::json!(lens));
+    assert_eq!(result["input_lens"], json!(lens));
 }
 
 #[test]
 fn a_sweep_finds_a_knee_and_a_search_a_rate() {
     let stub = Stub::start(Behaviour::Steady, QUICK);
     let run = Run::of(&stub.url(), &["--sweep", "4", "--num-prompts", "8"]);
-    let clients: Vec<Option<u64>> = run
-        .results()
+    let steps = run.results();
+    let clients: Vec<Option<u64>> = steps
         .iter()
         .map(|step| step["max_concurrency"].as_u64())
         .collect();
     assert_eq!(clients[..2], [Some(1), Some(2)]);
+    let found = |step: &Value| step["rempart_bench"]["found"].clone();
+    assert!(
+        steps.iter().all(|step| found(step) == found(&steps[0])),
+        "{steps:?}"
+    );
+    assert!(
+        clients.contains(&found(&steps[0])["knee_clients"].as_u64()),
+        "{steps:?}"
+    );
     let options = [
         "--search-rate",
         "20:40",
@@ -325,6 +335,7 @@ fn a_sweep_finds_a_knee_and_a_search_a_rate() {
     let run = Run::of(&stub.url(), &options);
     assert_eq!(run.run().unwrap(), Outcome::Good);
     assert_eq!(run.read().len(), 2, "both ends keep it");
+    assert_eq!(found(&run.read()[0]), json!({ "highest_rate": 40.0 }));
     let run = Run::of(
         &stub.url(),
         &[
@@ -338,6 +349,7 @@ fn a_sweep_finds_a_knee_and_a_search_a_rate() {
     );
     assert_eq!(run.run().unwrap(), Outcome::SloMissed);
     assert_eq!(run.read().len(), 1);
+    assert_eq!(found(&run.read()[0]), json!({ "highest_rate": null }));
 }
 
 #[test]
