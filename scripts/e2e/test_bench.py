@@ -52,3 +52,12 @@ def test_an_slo_that_is_missed_decides_the_exit_status(serving):
     assert "ttft" in missed.stdout
     wrong = bench(serving, "--model", "no-such-model")
     assert wrong.returncode == 1 and "404" in wrong.stderr, wrong.stderr
+
+
+def test_each_request_may_have_a_connection(serving, tmp_path):
+    result = tmp_path / "result.json"
+    done = bench(serving, "--disable-keepalive", "--slo", "errors=0", "--result", result)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text(encoding="utf-8"))
+    assert (found["completed"], found["failed"]) == (PROMPTS, 0)
+    assert found["rempart_bench"]["workload"]["disable_keepalive"] is True

@@ -305,6 +305,68 @@ fn a_trace_is_replayed_at_its_times() {
     assert_eq!(result["input_lens"], json!(lens));
 }
 
+/// A run of `--dataset` on a file of this text.
+fn of_file(stub: &Stub, dataset: &str, suffix: &str, text: &str) -> Value {
+    let mut file = tempfile::Builder::new().suffix(suffix).tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    let options = ["--dataset", dataset, "--dataset-path", path, "--num-prompts", "2"];
+    Run::of(&stub.url(), &options).result()
+}
+
+#[test]
+fn data_of_other_tools_is_asked_as_it_is() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    // The second turn's twelve bytes are three tokens; who said only one thing is left out.
+    let turns = "{\"value\":\"one two three four\"},{\"value\":\"twelve bytes\"}";
+    let conversations =
+        format!("[{{\"conversations\":[{turns}]}},{{\"conversations\":[{{\"value\":\"alone\"}}]}}]");
+    let sharegpt = of_file(&stub, "sharegpt", ".json", &conversations);
+    assert_eq!(sharegpt["input_lens"], json!([tokens_of(4), tokens_of(4)]));
+    assert_eq!(sharegpt["output_lens"], json!([3, 3]));
+    let rows = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n\
+                5,ChatGPT,40,2,42,Conversation log\n5.5,ChatGPT,60,3,63,Conversation log\n";
+    let burstgpt = of_file(&stub, "trace", ".csv", rows);
+    assert_eq!(burstgpt["start_times"], json!([0.0, 0.5]));
+    assert_eq!(burstgpt["input_lens"], json!([tokens_of(40), tokens_of(60)]));
+    assert_eq!(burstgpt["output_lens"], json!([2, 3]));
+    let prefix = [
+        "--dataset",
+        "shared-prefix",
+        "--prefix-len",
+        "30",
+        "--num-prompts",
+        "3",
+    ];
+    let shared = Run::of(&stub.url(), &prefix).result();
+    assert_eq!(
+        shared["input_lens"],
+        json!([tokens_of(38), tokens_of(38), tokens_of(38)])
+    );
+}
+
+#[test]
+fn a_ramp_sends_ever_faster() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    for strategy in ["linear", "exponential"] {
+        let ramp = [
+            "--ramp-up-strategy",
+            strategy,
+            "--ramp-up-start-rps",
+            "20",
+            "--request-rate",
+            "200",
+        ];
+        let load = [&ramp[..], &["--burstiness", "inf", "--num-prompts", "10"]].concat();
+        let result = Run::of(&stub.url(), &load).result();
+        let starts = result["start_times"].as_array().unwrap().iter();
+        let starts: Vec<f64> = starts.filter_map(Value::as_f64).collect();
+        let gaps: Vec<f64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.windows(2).all(|pair| pair[1] < pair[0]), "{gaps:?}");
+        assert!((gaps[8] - 1.0 / 200.0).abs() < 1e-6, "{gaps:?}");
+    }
+}
+
 #[test]
 fn a_sweep_finds_a_knee_and_a_search_a_rate() {
     let stub = Stub::start(Behaviour::Steady, QUICK);
