@@ -1,4 +1,4 @@
-"""`rempart top` and `rempart chat` at a terminal of their own, against a real server."""
+"""`rempart top`, `rempart chat` and `rempart bench` at a terminal of their own, against a real server."""
 
 import json
 import os
@@ -120,6 +120,13 @@ def test_top_once_counts_what_the_server_counts(serving):
     nobody = subprocess.run([server.binary(), "top", "--once", "--base-url", "http://127.0.0.1:1/v1"], capture_output=True, text=True,
                             timeout=60, check=False)
     assert nobody.returncode == 1 and "could not connect" in nobody.stderr
+
+
+def test_bench_shows_how_a_step_goes(at_terminal):
+    bench = at_terminal("bench", "--num-prompts", "3", "--random-input-len", "32", "--random-output-len", "64", "--ignore-eos")
+    bench.wait_for(r"1 clients .*[0-3]/3 .*1 in flight, 0 failed, \d+\.\d req/s, \d+ tok/s")
+    bench.wait_for(r"TTFT p50/p95/p99 ms")
+    bench.ends_with(0)
 
 
 def test_chat_answers_a_script(serving):
