@@ -77,6 +77,7 @@ def test_an_answer_is_a_span_with_its_parts(traced):
     usage = chunks[-1].usage
     assert told(request) == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "rempart", "gen_ai.response.model": chunks[0].model,
+        "gen_ai.request.model": chunks[0].model,
         "http.request.method": "POST", "http.route": "/v1/chat/completions", "http.response.status_code": 200,
         "gen_ai.usage.input_tokens": usage.prompt_tokens, "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.prompt_tokens_details.cached_tokens,

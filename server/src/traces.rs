@@ -14,7 +14,8 @@ use rempart_traces::{
 use crate::openai::shared::Usage;
 
 const OPERATION: &str = "gen_ai.operation.name";
-const MODEL: &str = "gen_ai.response.model";
+/// What was asked for and what answers: no model has a second name here.
+const MODEL: [&str; 2] = ["gen_ai.request.model", "gen_ai.response.model"];
 
 /// What the conventions call what a route does; `None` where it is no use of a model.
 fn operation(route: &str) -> Option<&'static str> {
@@ -73,7 +74,8 @@ pub fn model(id: &str) {
     Context::map_current(|request| {
         if let Some(Operation(operation)) = request.get() {
             request.span().update_name(format!("{operation} {id}"));
-            request.span().set_attribute(KeyValue::new(MODEL, id.to_owned()));
+            let span = request.span();
+            span.set_attributes(MODEL.map(|name| KeyValue::new(name, id.to_owned())));
         }
     });
 }
