@@ -2,6 +2,7 @@
 it reads."""
 import concurrent.futures
 import contextlib
+import copy
 import json
 import random
 import re
@@ -36,11 +37,13 @@ LAST = ("rate(rempart_limited_total[1m])", "rempart_tls_handshakes_failed_total 
 DONE = (
     "model:requests:rate5m", "model:prompt_tokens:rate5m", "model:generation_tokens:rate5m",
     "model:prefix_cache_hits:ratio_rate5m", "instance:http_errors:ratio_rate5m",
-    # One project asks, and may fill half of the queue.
+    # Each project may fill half of the queue.
     'instance:rejections:rate5m{reason="project_queue"}',
     "rempart_ready", "rempart_queue_requests_limit", "rempart_http_connections_limit", "process_cpu_seconds_total",
     "rate(vllm:request_prefill_time_seconds_sum[5m])", "rate(vllm:prompt_tokens_cached_total[5m])", "rate(vllm:spec_decode_num_draft_tokens_total[5m])",
     "rate(rempart_encoder_tokens_total[5m])", "rate(rempart_usage_rows_total[5m])",
+    'rempart_project_requests_total{outcome="completed"}', "rempart_project_prompt_tokens_total",
+    "rempart_project_prompt_tokens_cached_total", 'count(rempart_project_generation_tokens_total{model_name="m"} > 0) > 1',
     'http_requests_total{status="429"}', "rempart_access_denied_total", "rempart_limited_total",
     "rempart_audit_checkpoint_failures_total", 'rempart_oidc_reloads_total{result="failure"}',
     "rempart_tls_handshakes_failed_total", "max_over_time(vllm:num_requests_running[5m])",
@@ -81,12 +84,15 @@ class Watched:
             encoder, *self.database, "--served-model-name", "m", "--sequences-max", 2, "--queue-requests-max", 2,
             "--tls-certificate", folder / "server.pem", "--tls-key", folder / "server-key.pem",
             "--oidc-issuer", ISSUER, "--oidc-audience", AUDIENCE, "--oidc-keys", self.login.file,
-            "--audit-checkpoints", self.checkpoints, "--audit-checkpoint-interval-s", 1])
+            "--audit-checkpoints", self.checkpoints, "--audit-checkpoint-interval-s", 1, "--project-metrics"])
 
     def prepare(self):
         """Makes the keys of those who ask."""
         self.server.wait_ready(READY_S)
         self.server.key = re.search(r"^sk-rempart-\S+$", self.server.log.read_text(), re.MULTILINE)[0]
+        # Before the key of the scrapes: a server that has noticed that one knows this one, too.
+        rempart("project", "create", "sales", *self.database)
+        self.sales = rempart("key", "create", "seller", "--project", "sales", *self.database)
         scraping = rempart("key", "create", "prometheus", "--role", "auditor", *self.database)
         (self.folder / "rempart.key").write_text(scraping + "\n")
         self.limited = rempart("key", "create", "limited", *self.database)
@@ -103,22 +109,24 @@ class Watched:
         job["static_configs"] = [{"targets": [f"127.0.0.1:{self.server.port}"]}]
         return yaml.safe_dump(read)
 
-    def chat(self, words, tokens=24, **more):
-        return self.server.post("/v1/chat/completions", {
+    def chat(self, words, tokens=24, key=None, **more):
+        asked = copy.copy(self.server)
+        asked.key = key or asked.key
+        return asked.post("/v1/chat/completions", {
             "model": "m", "max_tokens": tokens, "messages": [{"role": "user", "content": words}], **more})
 
     def load(self):
-        """Answers, guesses, vectors and refusals of a full queue."""
+        """Answers, guesses, vectors and refusals of a full queue, for two projects."""
         for _ in range(2):
             self.chat("Repeat: one two three one two three one two three one two three", 40, temperature=0)
             self.server.post("/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": WORDS})
         until, refused = time.monotonic() + LOAD_S, []
 
         def ask(at):
-            rng = random.Random(at)
+            rng, key = random.Random(at), (self.server.key, self.sales)[at % 2]
             while time.monotonic() < until:
                 try:
-                    self.chat(" ".join(rng.choices(WORDS, k=40)))
+                    self.chat(" ".join(rng.choices(WORDS, k=40)), key=key)
                 except server.ServerError as error:
                     refused.append(str(error))
                     time.sleep(0.1)
@@ -132,13 +140,10 @@ class Watched:
         self.checkpoints.mkdir()
         self.login.file.write_text("no keys")
         self.server.process.send_signal(signal.SIGHUP)
-        own = self.server.key
         for key, wanted in (("sk-wrong", " 401 "), (self.limited, " 429 ")):
-            self.server.key = key
             with pytest.raises(server.ServerError, match=wanted):
                 for _ in range(3):
-                    self.chat("Hi", 1)
-        self.server.key = own
+                    self.chat("Hi", 1, key)
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as plain:
             plain.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
             plain.recv(64)
