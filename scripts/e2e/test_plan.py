@@ -96,9 +96,12 @@ def test_this_machine_is_measured(smollm2):
 
 def test_the_engine_is_measured(smollm2):
     measured = told("bench", "engine", smollm2, "--device", "cpu", "--batch", "1,3", "--prompt-tokens", "40", "--answer-tokens", "8",
-                    "--repeat", "1", "--step-tokens-max", "32")
+                    "--repeat", "2", "--step-tokens-max", "32")
+    assert (measured["kv_dtype"], len(measured["build"])) == ("int8", 40)
     assert [result["batch"] for result in measured["results"]] == [1, 3]
     assert all(result["prompt_tokens_per_s"] > 0 < result["answer_tokens_per_s"] for result in measured["results"])
+    # No two measurements are the same to the nanosecond.
+    assert all(result["prompt_tokens_per_s_std"] > 0 < result["answer_tokens_per_s_std"] for result in measured["results"])
     # Three prompts of 40 in steps of 32, 31 and 30 take two each; 8 tokens of each answer follow.
     assert measured["results"][1]["context_tokens"] == 40 + (6 + 8) // 2
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use candle_core::Device;
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use rempart_engine::{Engine, EngineConfig, Flow, Request, RequestId, SamplingParams, StopRules, rng};
 use rempart_hub::store;
 use rempart_models::{KvCache, KvDtype, MemoryPlan, ModelFiles, PlanRequest};
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::config::{ComputeArgs, StoreArgs};
 use crate::runner::CandleRunner;
-use crate::served_model;
+use crate::{process, served_model};
 
 const BLOCK_SIZE: usize = 16;
 const BATCH_LIMIT: usize = 1024;
@@ -57,7 +57,11 @@ pub(crate) struct EngineBenchArgs {
 struct Measured {
     model: String,
     version: &'static str,
+    /// What the linker has named this binary by, where it has.
+    build: Option<&'static str>,
     device: String,
+    /// Of keys and values, as `--kv-dtype` has it.
+    kv_dtype: String,
     answer_tokens: usize,
     step_tokens_max: usize,
     results: Vec<Rate>,
@@ -72,8 +76,10 @@ struct Rate {
     context_tokens: usize,
     /// Of all prompts together.
     prompt_tokens_per_s: f64,
+    prompt_tokens_per_s_std: f64,
     /// Of all answers together, once every prompt is computed.
     answer_tokens_per_s: f64,
+    answer_tokens_per_s_std: f64,
 }
 
 pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
@@ -85,13 +91,18 @@ pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let compute = args.compute.clone().check()?;
     let device = served_model::prepare(&compute, 1)?;
     let device = served_model::device_for(&found.name, &files, &compute, &device)?;
-    let kv_dtype = compute.kv_dtype_on(device.is_cpu()).into();
+    let kept = compute.kv_dtype_on(device.is_cpu());
+    let kv_dtype = kept.into();
     check(&files, &config, kv_dtype, &device)?;
     let mut engine = Engine::new(served_model::bare(&compute, &files, &device, &config)?, config);
     let (answer_tokens, chunk) = (args.answer_tokens.get(), config.step_tokens_max);
     let mut measured = Measured {
         model: found.name,
         version: env!("CARGO_PKG_VERSION"),
+        build: process::BUILD.as_deref(),
+        kv_dtype: kept
+            .to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned()),
         device: if device.is_cpu() {
             format!(
                 "{} on {} threads",
@@ -186,7 +197,7 @@ struct Load {
 }
 
 impl Load {
-    /// The medians of some measurements.
+    /// The medians of some measurements, and how far those lie apart.
     fn rate(&self, engine: &mut Engine<CandleRunner>, next: &mut u64, repeat: usize) -> anyhow::Result<Rate> {
         // The first one pays for memory that is touched for the first time.
         self.measure(engine, next)?;
@@ -199,7 +210,9 @@ impl Load {
             prompt_tokens: self.prompt_tokens,
             // The first answer was begun so many steps before the last.
             context_tokens: self.prompt_tokens + usize::midpoint(self.until_all_answer(), self.answer_tokens),
+            prompt_tokens_per_s_std: deviation(&prompts),
             prompt_tokens_per_s: median(prompts),
+            answer_tokens_per_s_std: deviation(&answers),
             answer_tokens_per_s: median(answers),
         })
     }
@@ -315,6 +328,17 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
+/// The standard deviation of a sample; 0 of a single number, of which there is none.
+fn deviation(numbers: &[f64]) -> f64 {
+    let count = numbers.len() as f64;
+    if count < 2.0 {
+        return 0.0;
+    }
+    let mean = numbers.iter().sum::<f64>() / count;
+    let squares: f64 = numbers.iter().map(|number| (number - mean).powi(2)).sum();
+    (squares / (count - 1.0)).sqrt()
+}
+
 fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
@@ -334,7 +358,7 @@ fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "{:>8} {:>14} {:>16} {:>16}",
+        "{:>8} {:>14} {:>20} {:>20}",
         "answers", "prompt tokens", "prompts, tok/s", "answers, tok/s"
     )?;
     for rate in &measured.results {
@@ -342,13 +366,14 @@ fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
             batch,
             prompt_tokens,
             prompt_tokens_per_s,
+            prompt_tokens_per_s_std,
             answer_tokens_per_s,
+            answer_tokens_per_s_std,
             ..
         } = rate;
-        writeln!(
-            out,
-            "{batch:>8} {prompt_tokens:>14} {prompt_tokens_per_s:>16.0} {answer_tokens_per_s:>16.1}"
-        )?;
+        let prompts = format!("{prompt_tokens_per_s:.0} ± {prompt_tokens_per_s_std:.0}");
+        let answers = format!("{answer_tokens_per_s:.1} ± {answer_tokens_per_s_std:.1}");
+        writeln!(out, "{batch:>8} {prompt_tokens:>14} {prompts:>20} {answers:>20}")?;
     }
     Ok(())
 }
