@@ -41,6 +41,7 @@ DONE = (
     'instance:rejections:rate5m{reason="project_queue"}',
     "rempart_ready", "rempart_queue_requests_limit", "rempart_http_connections_limit", "process_cpu_seconds_total",
     "rate(vllm:request_prefill_time_seconds_sum[5m])", "rate(vllm:prompt_tokens_cached_total[5m])", "rate(vllm:spec_decode_num_draft_tokens_total[5m])",
+    "rate(vllm:spec_decode_num_drafts_total[5m])",
     "rate(rempart_encoder_tokens_total[5m])", "rate(rempart_usage_rows_total[5m])",
     'rempart_project_requests_total{outcome="completed"}', "rempart_project_prompt_tokens_total",
     "rempart_project_prompt_tokens_cached_total", 'count(rempart_project_generation_tokens_total{model_name="m"} > 0) > 1',

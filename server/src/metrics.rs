@@ -240,6 +240,7 @@ pub struct ModelMetrics {
     cache_queries: Counter,
     cache_hits: Counter,
     preemptions: Counter,
+    drafts: Counter,
     drafted: Counter,
     accepted: Counter,
     step_failures: Counter,
@@ -297,6 +298,7 @@ impl ModelMetrics {
             cache_queries: s.counter("vllm:prefix_cache_queries_total"),
             cache_hits: s.counter("vllm:prefix_cache_hits_total"),
             preemptions: s.counter("vllm:num_preemptions_total"),
+            drafts: s.counter("vllm:spec_decode_num_drafts_total"),
             drafted: s.counter("vllm:spec_decode_num_draft_tokens_total"),
             accepted: s.counter("vllm:spec_decode_num_accepted_tokens_total"),
             step_failures: s.counter("rempart_step_failures_total"),
@@ -335,6 +337,7 @@ impl ModelMetrics {
         self.cache_queries.increment(report.cache_query_tokens as u64);
         self.cache_hits.increment(report.cache_hit_tokens as u64);
         self.preemptions.increment(report.preemptions as u64);
+        self.drafts.increment(report.drafts as u64);
         self.drafted.increment(report.drafted_tokens as u64);
         self.accepted.increment(report.accepted_tokens as u64);
         self.steps_limited.increment(u64::from(report.prefill_limited));

@@ -89,6 +89,7 @@ impl Scheduler {
         let decode = row.context_len > sequence.spec.prompt.len() && sequence.pending() == 1;
         if decode {
             self.report.decode_tokens += 1;
+            self.report.drafts += usize::from(drafted > 0);
             self.report.drafted_tokens += drafted;
         } else {
             self.report.prefill_tokens += row.tokens.len();

@@ -72,6 +72,8 @@ pub struct StepReport {
     pub prefill_tokens: usize,
     /// Tokens computed one for each sequence to continue its completion.
     pub decode_tokens: usize,
+    /// Sequences for which tokens were guessed ahead.
+    pub drafts: usize,
     /// Tokens guessed ahead and computed with those.
     pub drafted_tokens: usize,
     /// Those of them that were right.

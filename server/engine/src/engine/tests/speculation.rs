@@ -107,17 +107,19 @@ fn right_guesses_save_steps() {
     let mut engine = guessing(8, 1, |_| ());
     engine.add(RequestId(0), request(&[0; 5], 40), 0).unwrap();
     let mut rows = Vec::new();
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     while engine.has_work() {
         let report = engine.step(0).unwrap();
         rows.push(engine.runner().batch_tokens);
         counts[0] += report.decode_tokens;
         counts[1] += report.drafted_tokens;
         counts[2] += report.accepted_tokens;
+        counts[3] += report.drafts;
     }
     // Twice as many each time, and at last only as many as can be of use.
     assert_eq!(rows, [5, 3, 5, 9, 9, 9, 4]);
-    assert_eq!(counts, [6, 33, 33]);
+    // The first step computes the prompt, for which nothing is guessed.
+    assert_eq!(counts, [6, 33, 33, 6]);
 }
 
 #[test]
