@@ -97,13 +97,19 @@ def test_this_machine_is_measured(smollm2):
 def test_the_engine_is_measured(smollm2):
     measured = told("bench", "engine", smollm2, "--device", "cpu", "--batch", "1,3", "--prompt-tokens", "40", "--answer-tokens", "8",
                     "--repeat", "2", "--step-tokens-max", "32")
-    assert (measured["kv_dtype"], len(measured["build"])) == ("int8", 40)
+    assert measured["kv_dtype"] == "int8" and re.fullmatch("[0-9a-f]{16,}", measured["build"])
     assert [result["batch"] for result in measured["results"]] == [1, 3]
     assert all(result["prompt_tokens_per_s"] > 0 < result["answer_tokens_per_s"] for result in measured["results"])
     # No two measurements are the same to the nanosecond.
     assert all(result["prompt_tokens_per_s_std"] > 0 < result["answer_tokens_per_s_std"] for result in measured["results"])
     # Three prompts of 40 in steps of 32, 31 and 30 take two each; 8 tokens of each answer follow.
     assert measured["results"][1]["context_tokens"] == 40 + (6 + 8) // 2
+
+
+def test_a_single_measurement_has_no_deviation(smollm2):
+    once = ("bench", "engine", smollm2, "--device", "cpu", "--batch", "1", "--prompt-tokens", "3", "--answer-tokens", "2", "--repeat", "1")
+    assert told(*once)["results"][0]["answer_tokens_per_s_std"] is None
+    assert "±" not in rempart(*once).stdout
 
 
 def test_more_answers_than_rows_for_prompts_are_measured(smollm2):

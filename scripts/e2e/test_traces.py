@@ -124,6 +124,15 @@ def test_every_use_of_a_model_is_traced_and_nothing_else(traced):
     assert CANARY not in file.read_text()
 
 
+def test_a_model_is_told_by_the_name_it_was_asked_for_by(own_server, tmp_path):
+    file = tmp_path / "traces.jsonl"
+    served = own_server("smollm2", "traces-names.log", ["--traces-file", str(file), "--served-model-name", "m,small"])
+    client = openai.OpenAI(base_url=f"{served.root}/v1", api_key="-", max_retries=0)
+    answer = client.completions.create(model="small", prompt="a", max_tokens=2, extra_headers=parent())
+    request = next(told(span) for span, _ in until_written(served, file, 4) if span.kind == SERVER)
+    assert (request["gen_ai.request.model"], request["gen_ai.response.model"]) == ("small", "m") == ("small", answer.model)
+
+
 def test_strangers_are_not_traced(own_server, tmp_path):
     file, database = tmp_path / "traces.jsonl", tmp_path / "rempart.db"
     served = own_server("smollm2", "traces-keys.log", ["--traces-file", str(file), "--database", str(database)])

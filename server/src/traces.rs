@@ -14,8 +14,10 @@ use rempart_traces::{
 use crate::openai::shared::Usage;
 
 const OPERATION: &str = "gen_ai.operation.name";
-/// What was asked for and what answers: no model has a second name here.
-const MODEL: [&str; 2] = ["gen_ai.request.model", "gen_ai.response.model"];
+/// One of the names of the model, as it was asked for.
+const ASKED: &str = "gen_ai.request.model";
+/// The name that answers carry.
+const MODEL: &str = "gen_ai.response.model";
 
 /// What the conventions call what a route does; `None` where it is no use of a model.
 fn operation(route: &str) -> Option<&'static str> {
@@ -69,13 +71,21 @@ pub fn project(request: &Context, name: &str) {
     span.set_attribute(KeyValue::new("rempart.project", name.to_owned()));
 }
 
+/// Says by which name the request that runs has found a model. One that finds none is text of the client's, and is not told.
+pub fn asked(name: &str) {
+    Context::map_current(|request| {
+        request
+            .span()
+            .set_attribute(KeyValue::new(ASKED, name.to_owned()));
+    });
+}
+
 /// Says which model the request that runs has got.
 pub fn model(id: &str) {
     Context::map_current(|request| {
         if let Some(Operation(operation)) = request.get() {
             request.span().update_name(format!("{operation} {id}"));
-            let span = request.span();
-            span.set_attributes(MODEL.map(|name| KeyValue::new(name, id.to_owned())));
+            request.span().set_attribute(KeyValue::new(MODEL, id.to_owned()));
         }
     });
 }

@@ -53,8 +53,8 @@ struct Figure {
     statistic: Statistic,
     higher_is_better: bool,
     closed_only: bool,
-    /// A request's values.
-    values: fn(&Sampled) -> Vec<f64>,
+    /// What of a request is taken; `None` where the statistic takes all of it.
+    latency: Option<Latency>,
 }
 
 #[derive(Clone, Copy)]
@@ -66,44 +66,40 @@ enum Statistic {
 }
 
 fn figures() -> [Figure; 8] {
-    let latency = |name, statistic, values| Figure {
+    let latency = |name, statistic, latency| Figure {
         name,
         statistic,
         higher_is_better: false,
         closed_only: false,
-        values,
+        latency: Some(latency),
     };
-    let ttft: fn(&Sampled) -> Vec<f64> = |request| request.ttft.into_iter().collect();
-    let tpot: fn(&Sampled) -> Vec<f64> = |request| request.tpot().into_iter().collect();
-    let itl: fn(&Sampled) -> Vec<f64> = |request| request.itls.clone();
-    let e2el: fn(&Sampled) -> Vec<f64> = |request| vec![request.e2el];
     [
-        latency("mean_ttft_ms", Statistic::Mean, ttft),
-        latency("p95_ttft_ms", Statistic::Percentile(95.0), ttft),
-        latency("mean_tpot_ms", Statistic::Mean, tpot),
-        latency("p50_itl_ms", Statistic::Percentile(50.0), itl),
-        latency("p99_itl_ms", Statistic::Percentile(99.0), itl),
-        latency("mean_e2el_ms", Statistic::Mean, e2el),
-        latency("p95_e2el_ms", Statistic::Percentile(95.0), e2el),
+        latency("mean_ttft_ms", Statistic::Mean, Latency::Ttft),
+        latency("p95_ttft_ms", Statistic::Percentile(95.0), Latency::Ttft),
+        latency("mean_tpot_ms", Statistic::Mean, Latency::Tpot),
+        latency("p50_itl_ms", Statistic::Percentile(50.0), Latency::Itl),
+        latency("p99_itl_ms", Statistic::Percentile(99.0), Latency::Itl),
+        latency("mean_e2el_ms", Statistic::Mean, Latency::E2el),
+        latency("p95_e2el_ms", Statistic::Percentile(95.0), Latency::E2el),
         Figure {
             name: "output_throughput_per_client",
             statistic: Statistic::TokensPerSecond,
             higher_is_better: true,
             closed_only: true,
-            values: |_| Vec::new(),
+            latency: None,
         },
     ]
 }
 
 impl Sampled {
-    pub(crate) fn values_ms(&self, latency: Latency) -> Vec<f64> {
-        let seconds = match latency {
+    /// In seconds.
+    pub(crate) fn values(&self, latency: Latency) -> Vec<f64> {
+        match latency {
             Latency::Ttft => self.ttft.into_iter().collect(),
             Latency::Tpot => self.tpot().into_iter().collect(),
             Latency::Itl => self.itls.clone(),
             Latency::E2el => vec![self.e2el],
-        };
-        seconds.into_iter().map(|value: f64| value * 1e3).collect()
+        }
     }
 
     fn tpot(&self) -> Option<f64> {
@@ -208,8 +204,8 @@ fn interval(values: Vec<f64>) -> (f64, f64) {
 impl Figure {
     /// `None` where a side has nothing of it.
     fn compare(&self, before: Drawn<'_>, now: Drawn<'_>, tolerance: f64) -> Option<Compared> {
-        let values_before = Values::new(before.0, self.values, self.statistic);
-        let values_now = Values::new(now.0, self.values, self.statistic);
+        let values_before = Values::new(before.0, self.latency, self.statistic);
+        let values_now = Values::new(now.0, self.latency, self.statistic);
         let ones = |side: &Side| vec![1; side.requests.len()];
         let was = values_before.statistic(&ones(before.0))?;
         let is = values_now.statistic(&ones(now.0))?;
@@ -251,14 +247,12 @@ struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    fn new(side: &'a Side, values: fn(&Sampled) -> Vec<f64>, statistic: Statistic) -> Self {
+    fn new(side: &'a Side, latency: Option<Latency>, statistic: Statistic) -> Self {
         let (mut sorted, mut of_request) = (Vec::new(), Vec::new());
         for (index, request) in side.requests.iter().enumerate() {
-            let values = if request.failed {
-                Vec::new()
-            } else {
-                values(request)
-            };
+            let values = latency
+                .filter(|_| !request.failed)
+                .map_or_else(Vec::new, |latency| request.values(latency));
             of_request.push((values.len(), values.iter().sum()));
             sorted.extend(values.into_iter().map(|value| (value, index as u32)));
         }

@@ -4,14 +4,20 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 of parts, each behind its length, so that no other parts have the same.
+/// SHA-256 of texts, each behind its length, and of numbers. What is added in a fixed order is thus not mistaken for anything else.
 #[derive(Default)]
 pub(crate) struct Digest(Sha256);
 
 impl Digest {
-    pub(crate) fn add(&mut self, part: &[u8]) {
-        self.number(part.len() as u64);
-        self.0.update(part);
+    pub(crate) fn of(text: &str) -> String {
+        let mut digest = Self::default();
+        digest.text(text);
+        digest.hex()
+    }
+
+    pub(crate) fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.update(text);
     }
 
     pub(crate) fn number(&mut self, number: u64) {

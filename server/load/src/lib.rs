@@ -87,6 +87,14 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
         baseline: baseline.as_ref(),
     };
     save(&report)?;
+    for (step, _) in measured
+        .steps
+        .iter()
+        .zip(report.compared)
+        .filter(|(_, said)| said.is_empty())
+    {
+        console.note(&format!("{}: not compared with the baseline", step.level.name()));
+    }
     std::io::stdout()
         .lock()
         .write_all(report::terminal(&report).as_bytes())?;
@@ -96,7 +104,8 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
     Ok(outcome(&measured, &compared))
 }
 
-/// For each step what the comparison gives; nothing for one that the baseline does not have, as of a sweep that went further.
+/// For each step what the comparison gives. Of a sweep or a search, nothing for steps that the baseline does not have, or that had too
+/// few requests.
 fn compare(
     args: &LoadArgs,
     seed: u64,
@@ -104,12 +113,17 @@ fn compare(
     baseline: &Baseline,
 ) -> anyhow::Result<Vec<Vec<Compared>>> {
     let generates = args.server.endpoint.generates();
+    let named = measured.knee.is_none() && measured.found.is_none();
     let of_step = |step: &measure::MeasuredStep| {
         let Some(before) = baseline.step(step.level) else {
             return Ok(Vec::new());
         };
         let now = baseline::side(&step.records, step.window, generates, step.level.is_closed());
-        baseline::enough(now.requests.len()).context("--baseline")?;
+        match baseline::enough(now.requests.len()) {
+            Err(few) if named => return Err(few.context("--baseline")),
+            Err(_) => return Ok(Vec::new()),
+            Ok(()) => {}
+        }
         let tolerance = args.results.regression_tolerance;
         Ok(baseline::compare(&before.side()?, &now, tolerance, seed))
     };
@@ -120,7 +134,7 @@ fn compare(
         .collect::<anyhow::Result<_>>()?;
     ensure!(
         compared.iter().any(|step| !step.is_empty()),
-        "--baseline: has none of these steps"
+        "--baseline: no step could be compared: it has other ones, or they have too few requests"
     );
     Ok(compared)
 }

@@ -55,7 +55,7 @@ pub struct ServerArgs {
     /// [default: the server's]
     #[arg(long)]
     pub temperature: Option<f64>,
-    /// Open a connection for each request, with a full TLS handshake; all times have that in them
+    /// Open a connection for each request, over TLS with a full handshake; TTFT and E2E have that in them
     #[arg(long)]
     pub disable_keepalive: bool,
     #[command(flatten)]

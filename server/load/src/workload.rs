@@ -8,7 +8,8 @@ use crate::digest::Digest;
 use crate::options::{DatasetArgs, DatasetName, LoadArgs, ServerArgs, ShapeArgs};
 
 /// Names and values of everything that makes a load what it is, but for the step, the volume and the seed. What is not asked for
-/// is left out, so that an option that comes later does not part a result from those before it. Texts are told by their digest.
+/// is left out, so that results compare with those of a version that does not know it. Texts, and what may be a key, are told by
+/// their digest.
 pub(crate) fn workload(args: &LoadArgs, dataset: &Dataset) -> Map<String, Value> {
     let mut workload = Map::new();
     let mut put = |name: &str, value: Value| {
@@ -24,17 +25,27 @@ pub(crate) fn workload(args: &LoadArgs, dataset: &Dataset) -> Map<String, Value>
 
 fn of_server(args: &ServerArgs, put: &mut impl FnMut(&str, Value)) {
     put("endpoint", json!(args.endpoint.name()));
-    put("path", json!(args.path));
+    let path = args.path.as_deref().unwrap_or_default();
+    let (route, query) = path.split_once('?').unwrap_or((path, ""));
+    put("path", json!((!route.is_empty()).then_some(route)));
+    put(
+        "query_digest",
+        json!((!query.is_empty()).then(|| Digest::of(query))),
+    );
     put("ignore_eos", json!(args.ignore_eos));
     put("temperature", json!(args.temperature));
-    // It may hold a text.
-    let digest = |text: &String| {
-        let mut digest = Digest::default();
-        digest.add(text.as_bytes());
-        digest.hex()
-    };
-    put("extra_body_digest", json!(args.extra_body.as_ref().map(digest)));
+    put(
+        "extra_body_digest",
+        json!(args.extra_body.as_deref().map(of_json)),
+    );
     put("disable_keepalive", json!(args.disable_keepalive.then_some(true)));
+}
+
+/// The same however members are ordered and parted.
+fn of_json(text: &str) -> String {
+    let mut value: Value = serde_json::from_str(text).unwrap_or_default();
+    value.sort_all_objects();
+    Digest::of(&value.to_string())
 }
 
 fn of_dataset(args: &DatasetArgs, endpoint: Endpoint, dataset: &Dataset, put: &mut impl FnMut(&str, Value)) {
@@ -57,7 +68,8 @@ fn of_dataset(args: &DatasetArgs, endpoint: Endpoint, dataset: &Dataset, put: &m
         put("prefix_len", json!(args.prefix_len));
         put("num_prefixes", json!(args.num_prefixes));
     }
-    put("no_calibration", json!(args.no_calibration.then_some(true)));
+    let uncalibrated = dataset.is_made() && args.no_calibration;
+    put("no_calibration", json!(uncalibrated.then_some(true)));
 }
 
 fn of_shape(args: &ShapeArgs, put: &mut impl FnMut(&str, Value)) {

@@ -41,9 +41,14 @@ pub(super) async fn model_for(
         let body = body.bytes.clone();
         app.preparation.run(deadline, move || check(&body)).await?;
     }
-    app.registry
+    let registry = &app.registry;
+    let model = registry
         .generator(name.as_deref(), &body.caller, deadline)
-        .await
+        .await?;
+    if let Some(name) = name {
+        traces::asked(&name);
+    }
+    Ok(model)
 }
 
 /// The encoder that a body asks for, likewise. Whoever reads a body without a name refuses it.
@@ -59,7 +64,9 @@ pub(super) async fn encoder_for(
         let body = body.bytes.clone();
         app.encoding.run(deadline, move || check(&body)).await?;
     }
-    app.registry.encoder(&name, &body.caller, deadline).await
+    let model = app.registry.encoder(&name, &body.caller, deadline).await?;
+    traces::asked(&name);
+    Ok(model)
 }
 
 /// The name of the model in a body, if there is one to find: whoever reads the body says what is wrong with it. The rest is

@@ -17,7 +17,7 @@ use crate::rng::{self, Use};
 /// Texts that were read from a file, in an order that a seed gave.
 pub(crate) struct Listed {
     items: Vec<Item>,
-    /// Of the texts and of how many tokens they ask for.
+    /// Of the texts, and of how many tokens the file asks for.
     pub digest: String,
 }
 
@@ -47,6 +47,7 @@ struct Turn {
 /// What is read, with its limits.
 struct Reading {
     items: Vec<Item>,
+    digest: Digest,
     bytes: usize,
     /// Of requests that don't say.
     output_tokens: Option<u32>,
@@ -146,6 +147,7 @@ impl Reading {
     fn new(output_tokens: Option<u32>) -> Self {
         Self {
             items: Vec::new(),
+            digest: Digest::default(),
             bytes: 0,
             output_tokens,
         }
@@ -159,6 +161,12 @@ impl Reading {
             self.bytes <= DATASET_PROMPT_BYTES_MAX && self.items.len() < DATASET_ITEMS_MAX,
             "more than {DATASET_PROMPT_BYTES_MAX} bytes of prompts or {DATASET_ITEMS_MAX} of them"
         );
+        self.digest.text(&prompt);
+        self.digest.number(documents.len() as u64);
+        for document in &documents {
+            self.digest.text(document);
+        }
+        self.digest.number(output.unwrap_or(0));
         let output_tokens = match (self.output_tokens, output) {
             (Some(tokens), _) => tokens,
             (None, Some(tokens)) => check_tokens("output_tokens", tokens, OUTPUT_TOKENS_MAX)?,
@@ -175,26 +183,12 @@ impl Reading {
 
     fn finish(mut self, path: &Path, seed: u64) -> anyhow::Result<Listed> {
         ensure!(!self.items.is_empty(), "{}: holds nothing to ask", said(path));
-        let digest = digest(&self.items);
         self.items.shuffle(&mut rng::of(seed, Use::Order, 0));
         Ok(Listed {
             items: self.items,
-            digest,
+            digest: self.digest.hex(),
         })
     }
-}
-
-fn digest(items: &[Item]) -> String {
-    let mut digest = Digest::default();
-    for item in items {
-        digest.add(item.prompt.as_bytes());
-        digest.number(item.documents.len() as u64);
-        for document in &item.documents {
-            digest.add(document.as_bytes());
-        }
-        digest.number(u64::from(item.output_tokens));
-    }
-    digest.hex()
 }
 
 /// Reads an array entry by entry, so that a file of a gigabyte is never held.

@@ -29,6 +29,23 @@ const MOMENTS_MAX: usize = 300;
 struct Series {
     name: String,
     points: Vec<(f64, f64)>,
+    colour: RGBAColor,
+}
+
+impl Series {
+    fn new(index: usize, name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        Self {
+            name: name.into(),
+            points: points.into_iter().collect(),
+            colour: COLOURS[index % COLOURS.len()].to_rgba(),
+        }
+    }
+
+    /// As what is beside another one of its colour.
+    fn faint(mut self) -> Self {
+        self.colour = self.colour.mix(0.45);
+        self
+    }
 }
 
 struct Chart<'a> {
@@ -82,19 +99,17 @@ fn against(report: &Report<'_>) -> Chart<'static> {
             step.summary.samples.ttft.percentile(95.0),
         )
     };
-    let mut series = vec![Series {
-        name: "this run".to_owned(),
-        points: report.measured.steps.iter().map(point).collect(),
-    }];
+    let mut series = vec![Series::new(
+        0,
+        "this run",
+        report.measured.steps.iter().map(point),
+    )];
     if let Some(baseline) = report.baseline {
         let points = baseline
             .points()
             .into_iter()
             .map(|point| (point.output_throughput, point.p95_ttft_ms));
-        series.push(Series {
-            name: format!("baseline: {}", baseline.name()),
-            points: points.collect(),
-        });
+        series.push(Series::new(1, format!("baseline: {}", baseline.name()), points));
     }
     Chart {
         title: "Latency against throughput, a point for each step",
@@ -107,25 +122,19 @@ fn against(report: &Report<'_>) -> Chart<'static> {
 
 fn distribution<'a>(report: &Report<'_>, latency: Latency, title: &'a str) -> Chart<'a> {
     let steps = &report.measured.steps;
-    // With more steps than colours, the last ones are what a sweep or a search came to.
-    let shown = &steps[steps.len().saturating_sub(COLOURS.len())..];
-    let mut series: Vec<Series> = shown
-        .iter()
-        .map(|step| Series {
-            name: step.level.name(),
-            points: spread(latency.of(&step.summary)),
-        })
-        .collect();
-    let before = report.baseline.into_iter().flat_map(|baseline| {
-        let same = shown
-            .iter()
-            .filter_map(|step| baseline.step(step.level).zip(Some(step)));
-        same.map(|(saved, step)| Series {
-            name: format!("{}, baseline", step.level.name()),
-            points: spread(&saved.sample(latency)),
-        })
-    });
-    series.extend(before.take(COLOURS.len() - shown.len()));
+    // With more steps than colours, the last ones are what a sweep or a search came to. Beside a baseline twice as many lines are enough
+    // to look at.
+    let most = COLOURS.len() / (1 + usize::from(report.baseline.is_some()));
+    let shown = &steps[steps.len().saturating_sub(most)..];
+    let mut series = Vec::new();
+    for (index, step) in shown.iter().enumerate() {
+        let name = step.level.name();
+        let before = report.baseline.and_then(|baseline| baseline.step(step.level));
+        series.extend(before.map(|saved| {
+            Series::new(index, format!("{name}, baseline"), spread(&saved.sample(latency))).faint()
+        }));
+        series.push(Series::new(index, name, spread(latency.of(&step.summary))));
+    }
     Chart {
         title,
         x: "ms",
@@ -176,14 +185,8 @@ fn timeline(step: &MeasuredStep) -> Chart<'static> {
         x: "seconds since its start",
         y: "",
         series: vec![
-            Series {
-                name: "events with tokens a second".to_owned(),
-                points: points(tokens).collect(),
-            },
-            Series {
-                name: "requests in flight".to_owned(),
-                points: points(busy).collect(),
-            },
+            Series::new(0, "events with tokens a second", points(tokens)),
+            Series::new(1, "requests in flight", points(busy)),
         ],
         dots: false,
     }
@@ -215,7 +218,8 @@ impl Chart<'_> {
             .y_desc(self.y)
             .label_style(LABEL)
             .draw()?;
-        for (series, colour) in self.series.iter().zip(COLOURS) {
+        for series in &self.series {
+            let colour = series.colour;
             let line = PathElement::new(series.points.clone(), colour.stroke_width(2));
             chart
                 .draw_series([line])?

@@ -181,7 +181,7 @@ fn ours(report: &Report<'_>, index: usize) -> Value {
     })
 }
 
-/// What a sweep or a search came to; null where all steps were named.
+/// What a sweep or a search came to; null where all steps were named, or where a sweep had no answer.
 fn found(report: &Report<'_>) -> Value {
     match (report.measured.knee, report.measured.found) {
         (Some(knee), _) => json!({ "knee_clients": knee.clients }),
@@ -286,6 +286,9 @@ impl Baseline {
         for step in &self.steps {
             same_load(&step.rempart_bench.workload, &plan.workload)?;
         }
+        if let Some(requests) = plan.volume.requests {
+            enough(requests).context("--baseline")?;
+        }
         let Shape::Levels(levels) = &plan.shape else {
             return Ok(());
         };
@@ -303,14 +306,20 @@ impl Baseline {
 
     /// The run of the same step. A sweep or a search may have had others.
     pub(crate) fn step(&self, level: Level) -> Option<&Saved> {
-        let (rate, clients) = match level {
-            Level::Closed(clients) => (json!("inf"), json!(clients)),
-            Level::Open(arrivals) => (json!(arrivals.rate), Value::Null),
-            Level::Trace => (json!("trace"), Value::Null),
+        // JSON's numbers are read to some 16 digits here, and no two rates that a search tries are as near as this.
+        let near = |saved: &Value, rate: f64| {
+            let saved = saved.as_f64().unwrap_or_default();
+            (saved - rate).abs() <= rate * 1e-9
         };
-        self.steps
-            .iter()
-            .find(|step| step.request_rate == rate && step.max_concurrency == clients)
+        let same = |step: &&Saved| {
+            let (rate, clients) = (&step.request_rate, &step.max_concurrency);
+            match level {
+                Level::Closed(asked) => rate == "inf" && *clients == json!(asked),
+                Level::Open(arrivals) => near(rate, arrivals.rate),
+                Level::Trace => rate == "trace",
+            }
+        };
+        self.steps.iter().find(same)
     }
 }
 
@@ -336,9 +345,15 @@ fn same_load(before: &Map<String, Value>, now: &Map<String, Value>) -> anyhow::R
 impl Saved {
     /// A latency of each request that was completed, or each gap of all of them, in milliseconds.
     pub(crate) fn sample(&self, latency: Latency) -> Sample {
+        // That it has all was seen when it was read.
         let side = self.side().unwrap_or_default();
         let completed = side.requests.iter().filter(|request| !request.failed);
-        Sample::new(completed.flat_map(|request| request.values_ms(latency)).collect())
+        Sample::new(
+            completed
+                .flat_map(|request| request.values(latency))
+                .map(|seconds| seconds * 1e3)
+                .collect(),
+        )
     }
 
     /// # Errors
@@ -356,7 +371,6 @@ impl Saved {
             && e2els.len() == errors.len()
             && (!generates || ttfts.len() == e2els.len() && itls.len() == e2els.len());
         ensure!(same_length, "its arrays differ in length");
-        enough(e2els.len())?;
         let sampled = |index: usize| Sampled {
             failed: !errors[index].is_empty(),
             ttft: ttfts.get(index).copied(),
@@ -365,8 +379,10 @@ impl Saved {
             itls: itls.get(index).cloned().unwrap_or_default(),
         };
         let kept = (0..e2els.len()).filter(|index| errors[*index] != CANCELLED);
+        let requests: Vec<Sampled> = kept.map(sampled).collect();
+        enough(requests.len())?;
         Ok(Side {
-            requests: kept.map(sampled).collect(),
+            requests,
             closed: !self.max_concurrency.is_null(),
         })
     }

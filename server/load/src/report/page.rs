@@ -75,7 +75,6 @@ fn facts(report: &Report<'_>) -> Vec<(String, String)> {
         about
             .workload
             .iter()
-            .filter(|(_, value)| !value.is_null())
             .map(|(name, value)| (name.clone(), text(value))),
     );
     facts.extend(report.args.results.metadata.iter().cloned());

@@ -94,6 +94,7 @@ fn a_page_and_a_table_are_made_and_no_file_holds_a_text() {
     let data = run.path("data.jsonl");
     std::fs::write(&data, "{\"prompt\":\"the canary sings\",\"output_tokens\":3}\n").unwrap();
     let header = "X-Team=canary-header";
+    let path = "chat/completions?key=canary-query";
     let files = [
         "--csv".to_owned(),
         run.path("table.csv"),
@@ -110,6 +111,8 @@ fn a_page_and_a_table_are_made_and_no_file_holds_a_text() {
         "errors=0",
         "--header",
         header,
+        "--path",
+        path,
         "--label",
         "<b>&",
     ] {
@@ -206,7 +209,7 @@ fn what_is_no_baseline_says_why() {
         ("disable_keepalive", &["--disable-keepalive"]),
         ("temperature", &["--temperature", "0.5"]),
         ("extra_body_digest", &["--extra-body", "{\"top_p\":0.5}"]),
-        ("path", &["--path", "completions"]),
+        ("path, query_digest", &["--path", "completions?a=1"]),
         ("random_range_ratio", &["--random-range-ratio", "0.5"]),
         (
             "cancellation_rate, cancellation_delay_ms",
@@ -269,15 +272,15 @@ fn a_baseline_of_other_data_under_the_same_name_is_none() {
 #[test]
 fn what_was_measured_is_kept_though_it_can_not_be_compared() {
     let pace = Pace {
-        ttft: Duration::from_millis(60),
+        ttft: Duration::from_millis(200),
         ..QUICK
     };
     let stub = Stub::start(Behaviour::Steady, pace);
     let before = Run::of(&stub.url(), &["--num-prompts", "10"]);
     before.results();
     let baseline = before.path("result.json");
-    // At most two requests begin in this time.
-    let run = Run::of(&stub.url(), &["--duration-s", "0.1", "--baseline", &baseline]);
+    // At most five requests begin in this time.
+    let run = Run::of(&stub.url(), &["--duration-s", "1", "--baseline", &baseline]);
     let said = format!("{:#}", run.run().unwrap_err());
     assert!(said.contains("requests say too little"), "{said}");
     let kept = run.read().remove(0);
@@ -288,25 +291,21 @@ fn what_was_measured_is_kept_though_it_can_not_be_compared() {
 #[test]
 fn a_page_shows_the_baseline_beside_the_run() {
     let stub = Stub::start(Behaviour::Steady, QUICK);
-    let load = ["--sweep", "2", "--num-prompts", "10"];
-    let before = Run::of(&stub.url(), &[&load[..], &["--label", "last week"]].concat());
+    let load = |clients: &str| ["--concurrency", clients, "--num-prompts", "10"].map(str::to_owned);
+    let mut before = Run::of(&stub.url(), &["--label", "last week"]);
+    before.options.extend(load("1,2,3,4,5,6"));
     before.results();
-    // What it did not measure is left out, and the rest is compared.
-    let mut run = Run::of(&stub.url(), &["--sweep", "4", "--num-prompts", "10"]);
+    let mut run = Run::of(&stub.url(), &[]);
     let files = [before.path("result.json"), run.path("page.html")];
+    run.options.extend(load("1,2,3,4,5"));
     run.options
         .extend(["--baseline", &files[0], "--html", &files[1]].map(str::to_owned));
-    let steps = run.results();
-    let compared = |step: &Value| step["rempart_bench"]["baseline"].as_array().unwrap().len();
-    assert!(compared(&steps[0]) == 9 && compared(&steps[1]) == 9);
-    assert!(steps[2..].iter().all(|step| compared(step) == 0));
+    run.results();
     let page = std::fs::read_to_string(&files[1]).unwrap();
     for text in [
         "Against the baseline: last week, stub",
         "mean_ttft_ms: ",
         "baseline: last week, stub",
-        "1 clients, baseline",
-        "2 clients, baseline",
         "Time to the first token: share of requests below",
         "Time between tokens: share below",
         "Latency against throughput, a point for each step",
@@ -314,5 +313,35 @@ fn a_page_shows_the_baseline_beside_the_run() {
     ] {
         assert!(page.contains(text), "{text}");
     }
-    assert!(!page.contains("4 clients, baseline"));
+    // Of as many as a chart has colours for, the last ones, each with its own.
+    let drawn = |clients: usize| page.matches(&format!("{clients} clients, baseline")).count();
+    assert_eq!([1, 2, 3, 4, 5, 6].map(drawn), [0, 2, 2, 2, 2, 0]);
+}
+
+#[test]
+fn a_sweep_and_a_search_are_compared_where_both_have_a_step() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let run = |load: &[&str]| Run::of(&stub.url(), &[load, &["--num-prompts", "10"]].concat());
+    let compared = |before: &Run, now: &[&str]| -> Vec<usize> {
+        let result = before.path("result.json");
+        let steps = run(&[now, &["--baseline", &result]].concat()).results();
+        let figures = |step: &Value| step["rempart_bench"]["baseline"].as_array().unwrap().len();
+        steps.iter().map(figures).collect()
+    };
+    let before = run(&["--sweep", "2"]);
+    before.results();
+    let of_sweep = compared(&before, &["--sweep", "4"]);
+    assert!(
+        of_sweep[..2] == [9, 9] && of_sweep[2..].iter().all(|count| *count == 0),
+        "{of_sweep:?}"
+    );
+    let result = before.path("result.json");
+    let few = ["--sweep", "2", "--num-prompts", "3", "--baseline", &result];
+    let said = format!("{:#}", Run::of(&stub.url(), &few).run().unwrap_err());
+    assert!(said.contains("3 requests say too little"), "{said}");
+    // The rate between 20 and 40 that a search tries, which is read from JSON as its neighbour.
+    let middle = 800_f64.sqrt().to_string();
+    let before = run(&["--request-rate", &middle]);
+    before.results();
+    assert_eq!(compared(&before, &["--request-rate", &middle]), [8]);
 }

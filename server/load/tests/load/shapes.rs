@@ -346,7 +346,7 @@ fn data_of_other_tools_is_asked_as_it_is() {
 }
 
 #[test]
-fn a_ramp_sends_ever_faster() {
+fn a_ramp_is_scheduled_ever_faster() {
     let stub = Stub::start(Behaviour::Steady, QUICK);
     for strategy in ["linear", "exponential"] {
         let ramp = [

@@ -137,7 +137,7 @@ fn a_certificate_is_checked_unless_it_is_asked_for_not_to_be() {
 }
 
 #[test]
-fn without_keepalive_all_times_have_the_opening_of_a_connection_in_them() {
+fn without_keepalive_ttft_and_e2e_have_the_opening_of_a_connection_in_them() {
     let runtime = Runtime::new().unwrap();
     let late = Duration::from_millis(200);
     let server = Server::start(&runtime, late);

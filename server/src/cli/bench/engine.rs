@@ -76,10 +76,11 @@ struct Rate {
     context_tokens: usize,
     /// Of all prompts together.
     prompt_tokens_per_s: f64,
-    prompt_tokens_per_s_std: f64,
+    /// `None` of a single measurement.
+    prompt_tokens_per_s_std: Option<f64>,
     /// Of all answers together, once every prompt is computed.
     answer_tokens_per_s: f64,
-    answer_tokens_per_s_std: f64,
+    answer_tokens_per_s_std: Option<f64>,
 }
 
 pub(super) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
@@ -328,15 +329,12 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
-/// The standard deviation of a sample; 0 of a single number, of which there is none.
-fn deviation(numbers: &[f64]) -> f64 {
+/// The standard deviation of a sample; a single number has none.
+fn deviation(numbers: &[f64]) -> Option<f64> {
     let count = numbers.len() as f64;
-    if count < 2.0 {
-        return 0.0;
-    }
     let mean = numbers.iter().sum::<f64>() / count;
     let squares: f64 = numbers.iter().map(|number| (number - mean).powi(2)).sum();
-    (squares / (count - 1.0)).sqrt()
+    (numbers.len() > 1).then(|| (squares / (count - 1.0)).sqrt())
 }
 
 fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
@@ -371,8 +369,11 @@ fn print(measured: &Measured, json: bool) -> anyhow::Result<()> {
             answer_tokens_per_s_std,
             ..
         } = rate;
-        let prompts = format!("{prompt_tokens_per_s:.0} ± {prompt_tokens_per_s_std:.0}");
-        let answers = format!("{answer_tokens_per_s:.1} ± {answer_tokens_per_s_std:.1}");
+        let beside = |std: &Option<f64>, digits: usize| {
+            std.map_or_else(String::new, |std| format!(" ± {std:.digits$}"))
+        };
+        let prompts = format!("{prompt_tokens_per_s:.0}{}", beside(prompt_tokens_per_s_std, 0));
+        let answers = format!("{answer_tokens_per_s:.1}{}", beside(answer_tokens_per_s_std, 1));
         writeln!(out, "{batch:>8} {prompt_tokens:>14} {prompts:>20} {answers:>20}")?;
     }
     Ok(())
