@@ -17,7 +17,6 @@ NOT_RUN = {
     ("README.md", "scripts/test"): f"{MINUTES}, and is what runs this",
     ("README.md", "CUDA_COMPUTE_CAP=90 cargo build"): BUILDS,
     ("README.md", "cargo build"): BUILDS,
-    ("README.md", "rempart pull"): f"{FETCHES}; server/hub's tests pull from one of their own",
     ("docs/egress.md", "unshare -n"): "takes 20 seconds; test_egress.py does it in less",
     ("docs/gpu.md", "CUDA_COMPUTE_CAP=89 cargo build"): BUILDS,
     ("docs/gpu.md", "docker"): f"{CONTAINER} and {CARD}",
@@ -51,6 +50,7 @@ ELSEWHERE = {"docs/audit.md": "test_auditor.py"}
 
 # Variables that a page speaks of, or that stand for what a reader has.
 SETTINGS = {
+    "README.md": {"HF_ENDPOINT": "http://127.0.0.1:8899"},
     "docs/clients.md": {"SSL_CERT_FILE": "ca.pem", "NODE_EXTRA_CA_CERTS": "ca.pem"},
     "docs/bench.md": {"URL": "http://127.0.0.1:8080/v1"},
     "docs/governance.md": {"PGHOST": "the folder of a cluster's socket", "PGUSER": "postgres"},
@@ -63,6 +63,12 @@ KNOWN = """for _ in {1..300}; do
 done"""
 # A login of the test's own, whose address is in login.issuer.
 LOGIN = "python login.py > login.issuer 2> login.log & while [ ! -s login.issuer ]; do sleep 0.1; done"
+# The hub that HF_ENDPOINT names, as this machine reaches no other.
+HUB = r"""
+python hub_stand_in.py 8899 model.gguf $(sha256sum model.gguf | head --bytes 64) \
+    Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf org/name/file.gguf > hub.log 2>&1 &
+until curl http://127.0.0.1:8899/api/models/org/name/revision/main > hub.txt 2>&1; do sleep 0.1; done
+"""
 CERTIFICATE = r"""
 new="openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc"
 $new -x509 -keyout ca-key.pem -out ca.pem -subj /CN=authority -addext basicConstraints=critical,CA:TRUE 2>&1
@@ -74,6 +80,7 @@ openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -extfile names -o
 # What is done before a command: what the page takes for granted, or what a command that is not executed would have done.
 BEFORE = {
     ("README.md", "curl http://127.0.0.1:8080/v1/chat"): "rempart serve SmolLM2-135M-Instruct.Q4_1.gguf",
+    ("README.md", "rempart pull qwen2.5-0.5b-instruct"): HUB,
     ("docs/bench.md", "rempart bench --base-url http://127.0.0.1"): "rempart serve model.gguf",
     ("docs/bench.md", "rempart bench --base-url https://llm"):
         f"{CERTIFICATE}rempart serve model.gguf --bind 0.0.0.0:8443 --allow-remote --tls-certificate certificate.pem --tls-key key.pem",
@@ -98,6 +105,8 @@ BEFORE = {
 TELLS = {
     ("README.md", "curl http://127.0.0.1:8080/v1/chat"): r"^data: \[DONE\]$",
     ("README.md", "from openai import"): r"\w",
+    ("README.md", "rempart pull qwen2.5-0.5b-instruct"): r"^next: rempart serve qwen2.5-0.5b-instruct$",
+    ("README.md", "rempart pull hf:"): r"^next: rempart serve org--name--file$",
     ("README.md", "rempart plan"): r"tokens/s",
     ("docs/bench.md", "rempart bench --base-url https://llm"): r"ttft_p95",
     ("docs/clients.md", "from openai import"): r"\w",

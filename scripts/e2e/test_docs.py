@@ -30,7 +30,6 @@ with running() as login:
     print(login.issuer, flush=True)
     threading.Event().wait()
 """
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def entry(table, page, command):
@@ -77,16 +76,17 @@ def test_what_is_executed_elsewhere_is():
 
 
 STORE = pathlib.PurePath(".local/share/rempart/models")
+# What is in the store from the beginning, and of which model of scripts/models.py.
+PULLED = {"smollm2-135m-instruct": "smollm2", "minilm": "minilm"}
 
 
 @pytest.fixture(scope="module")
 def shown():
     """Files under the names that pages use. Whatever model a page names, it is a small one that is there."""
     directory, files = models.default_directory(), {}
-    for model, names in {"smollm2": ("smollm2-135m-instruct", "qwen2.5-0.5b-instruct"), "minilm": ("minilm",)}.items():
+    for name, model in PULLED.items():
         models.fetch(model, directory)
-        for name in names:
-            files |= {STORE / name / file.name: source(model, file, directory) for file in models.MODELS[model].files}
+        files |= {STORE / name / file.name: source(model, file, directory) for file in models.MODELS[model].files}
     weights = models.MODELS["smollm2"].path(directory)
     files |= dict.fromkeys((weights.name, "model.gguf", "MODEL.gguf"), weights)
     for folder in ("model-folder", "encoder-folder", "all-MiniLM-L6-v2"):
@@ -108,13 +108,14 @@ def put_manifest(place, model):
 
 def furnish(home):
     """What pages speak of beside models."""
-    for name, model in (("smollm2-135m-instruct", "smollm2"), ("qwen2.5-0.5b-instruct", "smollm2"), ("minilm", "minilm")):
+    for name, model in PULLED.items():
         put_manifest(home / STORE / name, model)
     (home / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     # A status of 400 and above is a failure.
     (home / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n", encoding="utf-8")
     (home / "login.py").write_text(LOGIN, encoding="utf-8")
     (home / "deploy").symlink_to(server.REPO / "deploy")
+    (home / "hub_stand_in.py").symlink_to(server.REPO / "scripts" / "lib" / "hub_stand_in.py")
     (home / "node_modules").symlink_to(PACKAGES)
 
 

@@ -1,9 +1,9 @@
 """A model hub on loopback that has one file: what of the Hugging Face Hub's interface `rempart pull` uses, for machines that reach none.
 
-    python3 hub_stand_in.py PORT REPOSITORY FILE SHA256
+    python3 hub_stand_in.py PORT FILE SHA256 ORGANISATION/NAME/FILE ...
 
-The file is served as what it is, under its own name; the revision is whichever is asked for. `server/hub/tests/pull` has a stand-in that
-fails in every way.
+It is the only file of each of these repositories, under the name that stands there, at whichever revision is asked for.
+`server/hub/tests/pull` has a stand-in that fails in every way.
 """
 import http.server
 import json
@@ -12,12 +12,15 @@ import re
 import shutil
 import sys
 
+# What branches and tags name.
+COMMIT = "0123456789" * 4
+
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """`repository`, `file` and `sha256` are set by who starts it."""
+    """`names`, which has each repository's name of the file, `file` and `sha256` are set by who starts it."""
 
     protocol_version = "HTTP/1.1"
-    repository, file, sha256 = "", pathlib.Path(), ""
+    names, file, sha256 = {}, pathlib.Path(), ""
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -27,13 +30,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body):
         path = self.path.partition("?")[0]
-        if match := re.fullmatch(rf"/api/models/{re.escape(self.repository)}/revision/(\w+)", path):
-            self.tell({"id": self.repository, "sha": match[1]})
-        elif re.fullmatch(rf"/api/models/{re.escape(self.repository)}/tree/\w+", path):
+        match = re.fullmatch(r"(/api/models)?/([^/]+/[^/]+)/(revision|tree|resolve)/(\w+)(?:/(.+))?", path)
+        api, repository, what, revision, name = match.groups() if match else (None,) * 5
+        known = self.names.get(repository)
+        if not known:
+            self.send_error(404)
+        elif api and what == "revision":
+            self.tell({"id": repository, "sha": revision if re.fullmatch(r"[0-9a-f]{40}", revision) else COMMIT})
+        elif api and what == "tree":
             size = self.file.stat().st_size
-            self.tell([{"type": "file", "path": self.file.name, "size": size, "oid": "0" * 40,
+            self.tell([{"type": "file", "path": known, "size": size, "oid": "0" * 40,
                         "lfs": {"oid": self.sha256, "size": size, "pointerSize": 130}}])
-        elif re.fullmatch(rf"/{re.escape(self.repository)}/resolve/\w+/{re.escape(self.file.name)}", path):
+        elif what == "resolve" and name == known:
             self.give(body)
         else:
             self.send_error(404)
@@ -65,8 +73,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 def main():
-    port, Hub.repository, file, Hub.sha256 = sys.argv[1:]
+    port, file, Hub.sha256, *places = sys.argv[1:]
     Hub.file = pathlib.Path(file)
+    Hub.names = dict(place.rsplit("/", 1) for place in places)
     http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Hub).serve_forever()
 
 
