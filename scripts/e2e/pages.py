@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from lib import prometheus, server
+from terminal import Terminal
 
 HERE = pathlib.Path(__file__).resolve().parent
 BLOCK_S = 90
@@ -116,20 +117,38 @@ class Machine:
         self.process.wait(30)
         self.process.stdout.close()
 
+    def inside(self, command):
+        """The command line that runs a command in the reader's folder."""
+        return ["nsenter", "--target", self.child, "--mount", "--net", "--pid", "sh", "-c", 'cd "$0" && exec "$@"', self.home, *command]
+
     def run(self, command):
         """Output of a command that must end well, errors included."""
-        inside = ["nsenter", "--target", self.child, "--mount", "--net", "--pid", "sh", "-c", 'cd "$0" && exec "$@"', self.home, *command]
-        done = subprocess.run(inside, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, errors="replace", timeout=BLOCK_S, check=False)
+        done = subprocess.run(self.inside(command), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, errors="replace", timeout=BLOCK_S, check=False)
         if done.returncode:
             raise AssertionError(f"status {done.returncode}\n{done.stdout}")
         return done.stdout
 
-    def shell(self, command):
-        """Output of a command; what it exports, those after it have, as in a terminal."""
+    def bash(self, command):
+        """What the command exports, those after it have, as in a terminal."""
         exported = shlex.quote(str(self.exported))
         script = f"set -euo pipefail\n[ ! -e {exported} ] || . {exported}\n{command}\nexport -p > {exported}"
-        return self.run(["bash", "-c", script])
+        return ["bash", "-c", script]
+
+    def shell(self, command):
+        """Output of a shell's command."""
+        return self.run(self.bash(command))
+
+    def at_terminal(self, command, typed):
+        """Carries a shell's command out for somebody who, once they see the first of a pair, types the second."""
+        terminal = Terminal(self.inside(self.bash(command)), self.environment)
+        try:
+            for seen, text in typed:
+                terminal.wait_for(seen, BLOCK_S)
+                terminal.type(text)
+            terminal.ends_with(0)
+        finally:
+            terminal.close()
 
 
 def shape(text):

@@ -7,7 +7,6 @@ FETCHES = "fetches from the Hugging Face Hub"
 CARD = "needs an NVIDIA card"
 CONTAINER = "needs a container engine"
 SYSTEMD = "needs systemd to be running"
-TERMINAL = "needs a terminal, as test_terminal.py has"
 NEWCOMER = "scripts/newcomer carries it out, on a Debian of its own"
 PACKAGE = "needs the package to be installed, with its user"
 
@@ -33,10 +32,6 @@ NOT_RUN = {
     ("docs/monitoring.md", "systemctl"): SYSTEMD,
     ("docs/monitoring.md", "cp /usr/share/doc/rempart"): PACKAGE,
     ("docs/monitoring.md", "runuser -u rempart"): PACKAGE,
-    ("docs/operate.md", "export OPENAI_API_KEY"): TERMINAL,
-    ("docs/operate.md", "rempart top"): TERMINAL,
-    ("docs/operate.md", "rempart chat --base-url"): TERMINAL,
-    ("docs/operate.md", "git diff"): f"{TERMINAL}, and a repository",
     ("docs/performance.md", "scripts/bench-peers"): f"{MINUTES}, and {BUILDS}",
     ("docs/reliability.md", "scripts/reliability"): f"{MINUTES}; test_reliability.py runs it for a shorter time",
     ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
@@ -53,6 +48,7 @@ SETTINGS = {
     "README.md": {"HF_ENDPOINT": "http://127.0.0.1:8899"},
     "docs/clients.md": {"SSL_CERT_FILE": "ca.pem", "NODE_EXTRA_CA_CERTS": "ca.pem"},
     "docs/bench.md": {"URL": "http://127.0.0.1:8080/v1"},
+    "docs/operate.md": {"SSL_CERT_FILE": "ca.pem"},
     "docs/governance.md": {"PGHOST": "the folder of a cluster's socket", "PGUSER": "postgres"},
 }
 
@@ -93,12 +89,23 @@ BEFORE = {
     ("docs/governance.md", "rempart oidc fetch"): LOGIN,
     ("docs/monitoring.md", "rempart key create"): "rempart serve model.gguf --database rempart.db",
     ("docs/monitoring.md", "promtool"): f"{CERTIFICATE}cp ca.pem /etc/prometheus/rempart-ca.pem",
-    ("docs/operate.md", "rempart chat --prompt"): "rempart serve model.gguf --context-length 128",
+    ("docs/operate.md", "export OPENAI_API_KEY"): f"""{CERTIFICATE}rempart serve model.gguf --bind 127.0.0.1:8443 \\
+        --allowed-host llm.example --database rempart.db --tls-certificate certificate.pem --tls-key key.pem
+    rempart key create auditor --role auditor --database rempart.db > auditor.key""",
+    ("docs/operate.md", "rempart chat --base-url"): "rempart serve model.gguf --context-length 256",
+    ("docs/operate.md", "git diff"): "git init --quiet; echo one > notes; git add notes; echo two > notes",
     ("docs/security.md", "rempart key list"): "rempart serve model.gguf --database rempart.db",
     ("docs/transport.md", "rempart key create"): "rempart project create sales --database rempart.db",
     ("docs/transport.md", "curl --cacert ca.pem --cert client.pem --key client-key.pem https://localhost:8443/v1"): KNOWN,
     ("docs/troubleshoot.md", "rempart support-bundle"):
         "echo 'models = \"model.gguf\"' > rempart.toml; rempart serve --config rempart.toml",
+}
+
+# What a reader types at a terminal, each when they see the pattern before it.
+TYPED = {
+    ("docs/operate.md", "rempart top"): [(" ready", "q")],
+    ("docs/operate.md", "rempart chat --base-url"):
+        [("/help tells more", ""), ("> ", "Say hello.\r"), (r"\[\d+ tokens.*TTFT \d+ ms", ""), ("> ", "\x04")],
 }
 
 # What a command prints, as a pattern of one of its lines.

@@ -13,7 +13,7 @@ import pytest
 import test_auditor
 import yaml
 from lib import postgres, server
-from pages_tables import BEFORE, ELSEWHERE, NOT_RUN, PUT_IN, SETTINGS, TELLS
+from pages_tables import BEFORE, ELSEWHERE, NOT_RUN, PUT_IN, SETTINGS, TELLS, TYPED
 from test_plan import CONFIG
 
 LANGUAGES = {"sh", "python", "js", "json", "ini", "yaml", "console", "text", ""}
@@ -62,7 +62,7 @@ def test_settings_of_others_are_well_formed():
 
 def test_every_entry_of_the_tables_has_its_command():
     commands = [(page, command) for page in PAGES for block in executed(page) for command in block.commands()]
-    stale = [key for table in (NOT_RUN, BEFORE, TELLS) for key in table
+    stale = [key for table in (NOT_RUN, BEFORE, TYPED, TELLS) for key in table
              if not any(page == key[0] and command.startswith(key[1]) for page, command in commands)]
     stale += [key for key in PUT_IN if not any(page == key[0] and key[1] in command for page, command in commands)]
     stale += [page for page in (*ELSEWHERE, *SETTINGS) if page not in pages.names()]
@@ -162,9 +162,12 @@ class Reader:
         for command in block.commands():
             if entry(NOT_RUN, self.page, command):
                 continue
-            before, tells = entry(BEFORE, self.page, command), entry(TELLS, self.page, command)
+            before, typed, tells = (entry(table, self.page, command) for table in (BEFORE, TYPED, TELLS))
             if before:
                 self.own.shell(BEFORE[before])
+            if typed:
+                self.own.at_terminal(self.filled_in(command), TYPED[typed])
+                continue
             self.last = self.execute(block.language, self.filled_in(command))
             self.all += self.last
             assert not tells or re.search(TELLS[tells], self.last, re.MULTILINE), (command, self.last)

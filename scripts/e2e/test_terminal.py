@@ -2,70 +2,13 @@
 
 import json
 import os
-import pty
-import re
-import select
 import signal
-import struct
 import subprocess
-import termios
 import time
-from fcntl import ioctl
 
 import pytest
 from lib import server
-
-SIZE = struct.pack("HHHH", 30, 120, 0, 0)
-
-
-class Terminal:
-    """A program with a terminal: what it writes is collected, what is typed is sent."""
-
-    def __init__(self, command, environment=None):
-        self.leader, follower = pty.openpty()
-        ioctl(follower, termios.TIOCSWINSZ, SIZE)
-        self.before = termios.tcgetattr(follower)
-        self.follower = follower
-        self.text = ""
-        environment = {**os.environ, "TERM": "xterm-256color", **(environment or {})}
-        self.process = subprocess.Popen(
-            command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True,
-            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
-        )
-
-    def type(self, text):
-        os.write(self.leader, text.encode())
-
-    def wait_for(self, pattern, seconds=30):
-        """Waits for a pattern behind what was waited for before, and gives its match."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = re.search(pattern, self.text)
-            if found:
-                self.text = self.text[found.end():]
-                return found
-            if select.select([self.leader], [], [], 0.1)[0]:
-                try:
-                    self.text += os.read(self.leader, 65536).decode(errors="replace")
-                except OSError:
-                    break
-        raise AssertionError(f"{pattern!r} not in {self.text[-2000:]!r}")
-
-    def prompted(self):
-        """Waits for the next prompt: before it the terminal reads by lines, and takes Ctrl-D itself."""
-        self.wait_for("> ")
-
-    def ends_with(self, status, seconds=30):
-        assert self.process.wait(seconds) == status
-        # What the program has changed of the terminal is as it was.
-        assert termios.tcgetattr(self.follower)[:4] == self.before[:4]
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.leader)
-        os.close(self.follower)
+from terminal import Terminal
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +23,7 @@ def at_terminal(serving):
 
     def start(command, *arguments, **environment):
         typed = [server.binary(), command, "--base-url", f"{serving.root}/v1", *arguments]
-        started.append(Terminal([str(part) for part in typed], environment))
+        started.append(Terminal([str(part) for part in typed], {**os.environ, **environment}))
         return started[-1]
 
     yield start
