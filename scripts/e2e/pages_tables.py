@@ -1,14 +1,13 @@
 """What test_docs.py has to know of pages beside what stands there. A key is a page and how the command begins."""
 import re
 
+from lib import installed
+
 MINUTES = "takes minutes"
 BUILDS = "builds with cargo, and fetches what it builds from"
-FETCHES = "fetches from the Hugging Face Hub"
 CARD = "needs an NVIDIA card"
 CONTAINER = "needs a container engine"
-SYSTEMD = "needs systemd to be running"
 NEWCOMER = "scripts/newcomer carries it out, on a Debian of its own"
-PACKAGE = "needs the package to be installed, with its user"
 
 # Commands that are not executed, and why.
 NOT_RUN = {
@@ -25,19 +24,14 @@ NOT_RUN = {
     ("docs/install.md", "KEY="): NEWCOMER,
     ("docs/install.md", "systemctl"): NEWCOMER,
     ("docs/install.md", "curl"): NEWCOMER,
-    ("docs/install.md", "runuser -u rempart -- rempart pull hf:"): f"{FETCHES}; server/hub's tests pull from one of their own",
-    ("docs/install.md", "runuser -u rempart -- install"): "writes where a server that is installed has its models",
     ("docs/install.md", "REMPART_MODELS="): CONTAINER,
     ("docs/monitoring.md", "rempart traces send"): "runs until it is ended; test_traces_send.py has a collector for it",
-    ("docs/monitoring.md", "systemctl"): SYSTEMD,
-    ("docs/monitoring.md", "cp /usr/share/doc/rempart"): PACKAGE,
-    ("docs/monitoring.md", "runuser -u rempart"): PACKAGE,
+    ("docs/monitoring.md", "systemctl"): "needs a Prometheus that systemd runs",
     ("docs/performance.md", "scripts/bench-peers"): f"{MINUTES}, and {BUILDS}",
     ("docs/reliability.md", "scripts/reliability"): f"{MINUTES}; test_reliability.py runs it for a shorter time",
     ("docs/supply-chain.md", "scripts/release"): f"{BUILDS}; test_release.py runs it",
     ("docs/supply-chain.md", "scripts/test"): f"{BUILDS}; a step of scripts/test",
-    ("docs/troubleshoot.md", "set -a"): SYSTEMD,
-    ("docs/troubleshoot.md", "journalctl"): SYSTEMD,
+    **{(step.page, step.begins): NEWCOMER for step in installed.STEPS},
 }
 
 # Pages whose commands another test executes.

@@ -12,7 +12,7 @@ import pages
 import pytest
 import test_auditor
 import yaml
-from lib import postgres, server
+from lib import documentation, postgres, server
 from pages_tables import BEFORE, ELSEWHERE, NOT_RUN, PUT_IN, SETTINGS, TELLS, TYPED
 from test_plan import CONFIG
 
@@ -38,23 +38,23 @@ def entry(table, page, command):
 
 
 def executed(page):
-    return [block for block in pages.blocks(page) if block.language in ("sh", "python", "js")]
+    return [block for block in documentation.blocks(page) if block.language in ("sh", "python", "js")]
 
 
-PAGES = [page for page in pages.names() if executed(page) and page not in ELSEWHERE]
+PAGES = [page for page in documentation.names() if executed(page) and page not in ELSEWHERE]
 # The others have nothing that could be.
 WITH_COMMANDS = [page for page in PAGES
                  if any(not entry(NOT_RUN, page, command) for block in executed(page) for command in block.commands())]
 
 
 def test_every_block_is_of_a_kind_that_is_known():
-    strange = [f"{block}: {block.language}" for page in pages.names() for block in pages.blocks(page) if block.language not in LANGUAGES]
+    strange = [f"{block}: {block.language}" for page in documentation.names() for block in documentation.blocks(page) if block.language not in LANGUAGES]
     assert not strange, "say in this test what is done with these blocks"
 
 
 def test_settings_of_others_are_well_formed():
     """What a page says to put into files of programs that are not here."""
-    blocks = [block for page in pages.names() for block in pages.blocks(page) if block.language in SETTINGS_OF_OTHERS]
+    blocks = [block for page in documentation.names() for block in documentation.blocks(page) if block.language in SETTINGS_OF_OTHERS]
     assert blocks
     for block in blocks:
         SETTINGS_OF_OTHERS[block.language](block.text)
@@ -65,7 +65,7 @@ def test_every_entry_of_the_tables_has_its_command():
     stale = [key for table in (NOT_RUN, BEFORE, TYPED, TELLS) for key in table
              if not any(page == key[0] and command.startswith(key[1]) for page, command in commands)]
     stale += [key for key in PUT_IN if not any(page == key[0] and key[1] in command for page, command in commands)]
-    stale += [page for page in (*ELSEWHERE, *SETTINGS) if page not in pages.names()]
+    stale += [page for page in (*ELSEWHERE, *SETTINGS) if page not in documentation.names()]
     assert not stale, "no page has these any more"
 
 
@@ -198,7 +198,7 @@ class Reader:
 def test_a_page_s_commands(machine):
     page, own = machine
     reader = Reader(page, own)
-    for block in pages.blocks(page):
+    for block in documentation.blocks(page):
         try:
             reader.do(block)
         except (AssertionError, subprocess.TimeoutExpired, ValueError) as error:
