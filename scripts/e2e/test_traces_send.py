@@ -21,7 +21,7 @@ SOON_S = 20
 class Collector:
     """Takes OTLP over HTTP, and answers as it is told to, `200 {}` when it is not."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.answers, self.asked, self.delay_s = [], [], 0.0
         collector = self
 
@@ -41,7 +41,7 @@ class Collector:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
