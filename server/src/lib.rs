@@ -4,6 +4,7 @@
 pub mod access;
 pub mod anthropic;
 pub mod certificate;
+mod cgroup;
 pub mod chat;
 pub mod checkpoints;
 pub mod cli;

@@ -1,13 +1,17 @@
 //! How much memory this process may plan for.
 
+use std::fs;
+
 use anyhow::Context as _;
 use candle_core::Device;
+
+use crate::cgroup::{self, Group};
 
 /// Share of the free memory that a plan may use, per cent.
 const SHARE_PERCENT: u64 = 90;
 
-/// 90 % of what is free: of a card its own memory, of the CPU the machine's available memory, or what the control group leaves
-/// if that is less. Bytes.
+/// 90 % of what is free: of a card its own memory, of the CPU the machine's available memory, or what the control groups
+/// leave if that is less. Bytes.
 ///
 /// # Errors
 /// Where the system does not tell.
@@ -15,7 +19,7 @@ pub fn available(device: &Device) -> anyhow::Result<u64> {
     if let Some(free) = rempart_kernels::free_memory(device)? {
         return Ok(free / 100 * SHARE_PERCENT);
     }
-    let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let meminfo = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let machine = parse_available(&meminfo).context("/proc/meminfo has no MemAvailable")?;
     let free = cgroup_left().map_or(machine, |left| left.min(machine));
     Ok(free / 100 * SHARE_PERCENT)
@@ -29,14 +33,29 @@ fn parse_available(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// What version 2 control groups leave to this process; `None` without a limit.
+/// What the control groups of this process leave to it; `None` without a limit.
 fn cgroup_left() -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    left(
-        &read("memory.max")?,
-        &read("memory.current")?,
-        &read("memory.stat")?,
-    )
+    let read = |path: &str| fs::read_to_string(path).ok();
+    // Where the process is not told which groups it is in, that of a container is what is mounted.
+    let groups = read("/proc/self/cgroup").unwrap_or_else(|| "0::/".to_owned());
+    least_left(&groups, &read)
+}
+
+/// What the group that leaves least leaves, of a process's own and those above it: each counts all that is in it.
+fn least_left(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<u64> {
+    let of_group = |group| {
+        let (folder, max, current) = match group {
+            Group::Second(folder) => (folder, "memory.max", "memory.current"),
+            Group::First(folder) => (folder, "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        };
+        let file = |name| read(&format!("{folder}/{name}"));
+        left(
+            &file(max)?,
+            &file(current)?,
+            &file("memory.stat").unwrap_or_default(),
+        )
+    };
+    cgroup::groups(groups, "memory").filter_map(of_group).min()
 }
 
 /// What the limit leaves. The group's use counts the pages that the system keeps of files, those of the model that were just
@@ -44,13 +63,14 @@ fn cgroup_left() -> Option<u64> {
 fn left(max: &str, current: &str, stat: &str) -> Option<u64> {
     let limit: u64 = max.trim().parse().ok()?;
     let used: u64 = current.trim().parse().ok()?;
-    let field = |name| {
-        let value = stat.lines().find_map(|line| line.strip_prefix(name));
-        value
-            .and_then(|value| value.trim().parse::<u64>().ok())
-            .unwrap_or(0)
+    let field = |name: &str| {
+        let value = stat.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse::<u64>().ok()
     };
-    let files = field("active_file ").saturating_add(field("inactive_file "));
+    // Version 1 has a total beside what is of the group alone, without those below it.
+    let pages = |total, own| field(total).or_else(|| field(own)).unwrap_or(0);
+    let active = pages("total_active_file ", "active_file ");
+    let files = active.saturating_add(pages("total_inactive_file ", "inactive_file "));
     Some(limit.saturating_sub(used.saturating_sub(files)))
 }
 
@@ -76,5 +96,73 @@ mod tests {
         assert_eq!(left("1000\n", "400\n", stat), Some(1000));
         assert_eq!(left("1000\n", "1200\n", ""), Some(0));
         assert_eq!(left("max\n", "900\n", stat), None);
+    }
+
+    fn least(groups: &str, files: &[(&str, &str)]) -> Option<u64> {
+        least_left(groups, &|path| {
+            let file = files.iter().find(|(name, _)| *name == path);
+            file.map(|(_, text)| (*text).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_limit_of_the_own_group_or_of_one_above_holds() {
+        let service = "0::/system.slice/rempart.service\n";
+        let own = [
+            ("/sys/fs/cgroup/system.slice/rempart.service/memory.max", "1000\n"),
+            (
+                "/sys/fs/cgroup/system.slice/rempart.service/memory.current",
+                "400\n",
+            ),
+            (
+                "/sys/fs/cgroup/system.slice/rempart.service/memory.stat",
+                "active_file 100\ninactive_file 50\n",
+            ),
+        ];
+        assert_eq!(least(service, &own), Some(750));
+        let above = |max| {
+            [
+                ("/sys/fs/cgroup/system.slice/memory.max", max),
+                ("/sys/fs/cgroup/system.slice/memory.current", "900\n"),
+                ("/sys/fs/cgroup/system.slice/memory.stat", "inactive_file 150\n"),
+            ]
+        };
+        assert_eq!(least(service, &[own, above("1200\n")].concat()), Some(450));
+        assert_eq!(least(service, &[own, above("max\n")].concat()), Some(750));
+        assert_eq!(least(service, &above("1200\n")), Some(450));
+        assert_eq!(least(service, &[]), None);
+        assert_eq!(least("", &own), None);
+    }
+
+    #[test]
+    fn the_first_version_counts_the_pages_of_the_groups_below() {
+        let groups = "4:memory:/docker/a\n3:cpu,cpuacct:/docker/b\n0::/\n";
+        let files = [
+            ("/sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "1000\n"),
+            ("/sys/fs/cgroup/memory/docker/memory.usage_in_bytes", "800\n"),
+            (
+                "/sys/fs/cgroup/memory/docker/memory.stat",
+                "active_file 1\ninactive_file 2\ntotal_active_file 300\ntotal_inactive_file 400\n",
+            ),
+        ];
+        assert_eq!(least(groups, &files), Some(900));
+        assert_eq!(least(groups, &files[..2]), Some(200));
+        assert_eq!(least("3:cpu,cpuacct:/docker/a\n", &files), None);
+    }
+
+    #[test]
+    fn in_a_container_what_is_mounted_is_the_own_group() {
+        let second = [
+            ("/sys/fs/cgroup/memory.max", "1000\n"),
+            ("/sys/fs/cgroup/memory.current", "100\n"),
+        ];
+        assert_eq!(least("0::/\n", &second), Some(900));
+        assert_eq!(least("0::/kubepods/pod1/c1\n", &second), Some(900));
+        assert_eq!(least("0::/../../system.slice\n", &second), Some(900));
+        let first = [
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "1000\n"),
+            ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "300\n"),
+        ];
+        assert_eq!(least("4:memory:/docker/c1\n", &first), Some(700));
     }
 }

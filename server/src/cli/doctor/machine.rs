@@ -10,6 +10,7 @@ use rempart_kernels::{cpu, pool};
 
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
+use crate::cgroup::{self, Group};
 use crate::cli::plan::Planned;
 use crate::http::listen::{files_max, waiting_max, waiting_max_of_system};
 use crate::{runner, served_model};
@@ -70,29 +71,15 @@ fn threads() -> Finding {
 
 /// What the groups of `/proc/self/cgroup` leave of the processors: the least of the process's own group and of those above it.
 fn quota(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<Finding> {
-    let of_line = |line: &str| {
-        let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>().try_into().ok()?;
-        let above = Path::new(path).ancestors().filter_map(Path::to_str);
-        let shares = above.filter_map(|path| {
-            let path = path.trim_end_matches('/');
-            if controllers.is_empty() {
-                return share(&read(&format!("/sys/fs/cgroup{path}/cpu.max"))?);
-            }
-            let place = format!("/sys/fs/cgroup/{controllers}{path}");
-            let part = |name: &str| read(&format!("{place}/cpu.cfs_{name}_us"));
+    let of_group = |group| match group {
+        Group::Second(folder) => share(&read(&format!("{folder}/cpu.max"))?),
+        Group::First(folder) => {
+            let part = |name: &str| read(&format!("{folder}/cpu.cfs_{name}_us"));
             share(&format!("{} {}", part("quota")?.trim(), part("period")?.trim()))
-        });
-        shares.min_by(f64::total_cmp)
+        }
     };
-    let cpu = |line: &&str| {
-        let controllers = line.split(':').nth(1).unwrap_or_default();
-        controllers.is_empty() || controllers.split(',').any(|one| one == "cpu")
-    };
-    let processors = groups
-        .lines()
-        .filter(cpu)
-        .filter_map(of_line)
-        .min_by(f64::total_cmp)?;
+    let shares = cgroup::groups(groups, "cpu").filter_map(of_group);
+    let processors = shares.min_by(f64::total_cmp)?;
     let found = format!("the control group has the time of {processors:.1} processors");
     let whole = processors >= 1.0 && processors.fract() < 0.01;
     Some(if whole {
