@@ -105,6 +105,27 @@ def test_the_doctor_looks_at_the_machine(file, tmp_path):
     assert told[1].endswith("takes 0.1 GiB: it is an encoder"), told
 
 
+def test_the_doctor_goes_by_the_options_of_the_file(file, tmp_path):
+    def found(text):
+        file.write_text(text, encoding="utf-8")
+        done = rempart("doctor", "--machine", "--json", "--config", file)
+        return {line["what"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    model = models.fetch("smollm2", models.default_directory())
+    named = f'models = ["{model}"]\n'
+    findings = found(f'{named}kv-cache-mib = 64\ntraces-file = "{tmp_path}/traces.jsonl"\n')
+    assert findings["configuration"]["state"] == "good", findings
+    assert str(tmp_path) in findings["traces"]["found"], findings
+    cache = re.search(r"leaves a cache of (\d+) tokens", findings["memory"]["found"])
+    findings = found(f"{named}kv-cache-mib = 32\n")
+    half = re.search(r"leaves a cache of (\d+) tokens", findings["memory"]["found"])
+    assert cache and half and 0 < int(half[1]) < int(cache[1]), findings
+    findings = found(f"{named}context-length = 1000000\n")
+    assert findings["memory"]["state"] == "bad" and "--context-length 1000000" in findings["memory"]["found"], findings
+    findings = found(f'{named}bind = "0.0.0.0:8080"\n')
+    assert findings["configuration"]["state"] == "bad" and "--bind 0.0.0.0:8080" in findings["configuration"]["found"], findings
+
+
 def test_a_shell_completes_the_command_line(tmp_path):
     script = tmp_path / "completions"
     script.write_text(rempart("completions", "bash").stdout, encoding="utf-8")

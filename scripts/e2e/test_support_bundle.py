@@ -100,7 +100,8 @@ def test_a_bundle_has_what_helps_and_nothing_confidential(used, tmp_path):
         assert re.search(rf"^{re.escape(name)} +\d+ bytes  \w", told, re.MULTILINE), told
     assert "Look through it before you send it" in told
     assert "# database is set, and not shown  # file" in files["config.toml"].decode()
-    assert {"memory", "processor", "certificate"} <= {json.loads(line)["what"] for line in files["doctor.jsonl"].splitlines()}
+    looked_at = {json.loads(line)["what"] for line in files["doctor.jsonl"].splitlines()}
+    assert {"memory", "processor", "certificate", "configuration"} <= looked_at
     assert json.loads(files["machine.json"])["process"]["memory"]["VmRSS"]
     assert json.loads(files["models.json"])["served"][0]["bytes"] > 10**7
     rows = json.loads(files["database.json"])["rows"]

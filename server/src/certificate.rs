@@ -18,7 +18,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub struct ClientCertificate {
     /// Of its public key: a certificate that is renewed for the same one is of the same client.
     pub key: KeyHash,
-    /// Unix seconds.
+    /// When it begins to be valid, and when it ends, in Unix seconds.
+    pub begins: i64,
     pub ends: i64,
 }
 
@@ -27,10 +28,13 @@ impl ClientCertificate {
     pub fn of(der: &[u8]) -> Option<Self> {
         let certificate = Certificate::from_der(der).ok()?;
         let certificate = certificate.tbs_certificate();
-        let ends = certificate.validity().not_after.to_unix_duration().as_secs();
+        let validity = certificate.validity();
+        let begins = validity.not_before.to_unix_duration().as_secs();
+        let ends = validity.not_after.to_unix_duration().as_secs();
         let key = certificate.subject_public_key_info().to_der().ok()?;
         Some(Self {
             key: KeyHash::of_public_key(&key),
+            begins: i64::try_from(begins).ok()?,
             ends: i64::try_from(ends).ok()?,
         })
     }

@@ -159,7 +159,7 @@ pub fn run(cli: Cli, typed: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::CheckFormat => anyhow::bail!("the format can't be followed"),
         Command::Rank => served_model::rank(),
         Command::TryEgress(args) => doctor::try_egress(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args, cli.config),
         Command::Traces(command) => traces::traces(&command),
         Command::SupportBundle(args) => support::bundle(&args, cli.config),
         Command::Completions(args) => shell::completions(&args),

@@ -14,7 +14,7 @@ use rempart_models::speed::{CARDS, Card, FormatRates, Product, Rates, Step, Work
 use rempart_models::{KvDtype, LoadedEncoder, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
 use serde::Serialize;
 
-use crate::config::{ComputeArgs, ComputeSettings, STEP_TOKENS_LIMIT, StoreArgs};
+use crate::config::{ComputeArgs, ComputeSettings, STEP_TOKENS_LIMIT, Settings, StoreArgs};
 use crate::served_model;
 
 const BLOCK_SIZE: usize = 16;
@@ -172,7 +172,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model as a plan of memory takes it, with a server's defaults.
+/// A model as a plan of memory takes it.
 pub(super) enum Planned {
     /// Without a cache, and the bytes of its weights.
     Encoder(u64),
@@ -200,15 +200,16 @@ impl Known {
         self.weights
     }
 
-    /// Tokens that the cache would have within so many bytes of a processor's memory, with a server's defaults.
+    /// Tokens that the cache would have within so many bytes of a processor's memory, with a server's settings or its defaults.
     ///
     /// # Errors
     /// It does not fit.
-    pub(super) fn tokens_within(&self, available: u64) -> anyhow::Result<usize> {
-        let request = PlanRequest {
+    pub(super) fn tokens_within(&self, available: u64, settings: Option<&Settings>) -> anyhow::Result<usize> {
+        let asked = settings.and_then(|settings| settings.model.context_length);
+        let mut request = PlanRequest {
             available,
             weights: self.weights,
-            context_length: self.work.config().context_length,
+            context_length: self.context_length(asked)?,
             block_size: BLOCK_SIZE,
             step_tokens: MEASURED_TOKENS_MAX,
             logit_rows: BATCHES[BATCHES.len() - 1],
@@ -218,8 +219,27 @@ impl Known {
             dedicated: false,
             ranks: 1,
         };
-        let (memory, _) = MemoryPlan::within(self.work.config(), request, true)?;
+        if let Some(Settings { model, engine, .. }) = settings {
+            request.block_size = engine.block_size;
+            request.step_tokens = engine.step_tokens_max;
+            request.logit_rows = served_model::logit_rows(engine);
+            request.kv_dtype = model.compute.kv_dtype_on(true).into();
+            request.kv = model.kv_cache_bytes;
+            request.ranks = model.ranks;
+        }
+        let (memory, _) = MemoryPlan::within(self.work.config(), request, asked.is_none())?;
         Ok(memory.kv_tokens())
+    }
+
+    /// As asked for, or what the model was trained for.
+    fn context_length(&self, asked: Option<usize>) -> anyhow::Result<usize> {
+        let trained = self.work.config().context_length;
+        let context_length = asked.unwrap_or(trained);
+        ensure!(
+            context_length <= trained,
+            "--context-length {context_length} is more than the model was made for, {trained}"
+        );
+        Ok(context_length)
     }
 }
 
@@ -248,12 +268,7 @@ fn memory_here(compute: &ComputeSettings) -> anyhow::Result<u64> {
 
 impl PlanArgs {
     fn request(&self, known: &Known, available: u64, dedicated: bool) -> anyhow::Result<PlanRequest> {
-        let trained = known.work.config().context_length;
-        let context_length = self.context_length.map_or(trained, NonZeroUsize::get);
-        ensure!(
-            context_length <= trained,
-            "--context-length {context_length} is more than the model was made for, {trained}"
-        );
+        let context_length = known.context_length(self.context_length.map(NonZeroUsize::get))?;
         let step_tokens = self.step_tokens_max.get();
         ensure!(
             step_tokens <= STEP_TOKENS_LIMIT,

@@ -52,7 +52,7 @@ pub(super) fn bundle(args: &SupportBundleArgs, file: Option<PathBuf>) -> anyhow:
     bundle.put(
         "doctor.jsonl",
         "what `rempart doctor --machine` finds",
-        known().and_then(doctor::told_of),
+        known().and_then(|serve| doctor::told_of(serve, &typed)),
     );
     bundle.put(
         "models.json",

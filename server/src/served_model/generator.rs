@@ -267,13 +267,18 @@ fn request(
         context_length: model.context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
-        logit_rows: engine_config(engine, &MemoryPlan::default(), trained).logits_max(),
+        logit_rows: logit_rows(engine),
         measured_activations: None,
         kv_dtype: model.compute.kv_dtype_on(device.is_cpu()).into(),
         kv: model.kv_cache_bytes,
         dedicated: !device.is_cpu(),
         ranks: model.ranks,
     })
+}
+
+/// Rows of logits that a plan must provide for.
+pub(crate) fn logit_rows(engine: &EngineSettings) -> usize {
+    engine_config(engine, &MemoryPlan::default(), 0).logits_max()
 }
 
 /// Starts the processes that share the model with this one, if there are to be any: they load while it does.

@@ -9,6 +9,15 @@ use crate::cgroup::{self, Group};
 
 /// Share of the free memory that a plan may use, per cent.
 const SHARE_PERCENT: u64 = 90;
+/// No machine has as much: version 1 has a number for a group without a limit, too.
+const NO_LIMIT_MIN: u64 = 1 << 60;
+
+/// What the control group that leaves least has, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupMemory {
+    pub(crate) limit: u64,
+    pub(crate) left: u64,
+}
 
 /// 90 % of what is free: of a card its own memory, of the CPU the machine's available memory, or what the control groups
 /// leave if that is less. Bytes.
@@ -21,7 +30,7 @@ pub fn available(device: &Device) -> anyhow::Result<u64> {
     }
     let meminfo = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let machine = parse_available(&meminfo).context("/proc/meminfo has no MemAvailable")?;
-    let free = cgroup_left().map_or(machine, |left| left.min(machine));
+    let free = group_memory().map_or(machine, |group| group.left.min(machine));
     Ok(free / 100 * SHARE_PERCENT)
 }
 
@@ -34,28 +43,29 @@ fn parse_available(meminfo: &str) -> Option<u64> {
 }
 
 /// What the control groups of this process leave to it; `None` without a limit.
-fn cgroup_left() -> Option<u64> {
+pub(crate) fn group_memory() -> Option<GroupMemory> {
     let read = |path: &str| fs::read_to_string(path).ok();
     // Where the process is not told which groups it is in, that of a container is what is mounted.
     let groups = read("/proc/self/cgroup").unwrap_or_else(|| "0::/".to_owned());
     least_left(&groups, &read)
 }
 
-/// What the group that leaves least leaves, of a process's own and those above it: each counts all that is in it.
-fn least_left(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<u64> {
+/// The group that leaves least, of a process's own and those above it: each counts all that is in it.
+fn least_left(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<GroupMemory> {
     let of_group = |group| {
         let (folder, max, current) = match group {
             Group::Second(folder) => (folder, "memory.max", "memory.current"),
             Group::First(folder) => (folder, "memory.limit_in_bytes", "memory.usage_in_bytes"),
         };
         let file = |name| read(&format!("{folder}/{name}"));
-        left(
-            &file(max)?,
-            &file(current)?,
-            &file("memory.stat").unwrap_or_default(),
-        )
+        let max = file(max)?;
+        let left = left(&max, &file(current)?, &file("memory.stat").unwrap_or_default())?;
+        let limit = max.trim().parse().ok().filter(|limit| *limit < NO_LIMIT_MIN)?;
+        Some(GroupMemory { limit, left })
     };
-    cgroup::groups(groups, "memory").filter_map(of_group).min()
+    cgroup::groups(groups, "memory")
+        .filter_map(of_group)
+        .min_by_key(|group| group.left)
 }
 
 /// What the limit leaves. The group's use counts the pages that the system keeps of files, those of the model that were just
@@ -99,10 +109,11 @@ mod tests {
     }
 
     fn least(groups: &str, files: &[(&str, &str)]) -> Option<u64> {
-        least_left(groups, &|path| {
+        let group = least_left(groups, &|path| {
             let file = files.iter().find(|(name, _)| *name == path);
             file.map(|(_, text)| (*text).to_owned())
-        })
+        });
+        group.map(|group| group.left)
     }
 
     #[test]
@@ -148,6 +159,9 @@ mod tests {
         assert_eq!(least(groups, &files), Some(900));
         assert_eq!(least(groups, &files[..2]), Some(200));
         assert_eq!(least("3:cpu,cpuacct:/docker/a\n", &files), None);
+        let mut without = files;
+        without[0].1 = "9223372036854771712\n";
+        assert_eq!(least(groups, &without), None);
     }
 
     #[test]

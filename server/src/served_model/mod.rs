@@ -26,7 +26,9 @@ use crate::turns::Turns;
 pub use bare::{bare, device_for, prepare};
 use generator::Plan;
 pub use generator::ServedModel;
+pub(crate) use generator::logit_rows;
 pub use memory::available;
+pub(crate) use memory::{GroupMemory, group_memory};
 use proof::Proven;
 pub use ranks::{Ranks, run as rank};
 

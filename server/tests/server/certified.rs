@@ -12,6 +12,7 @@ use super::support::{Answer, Governed, chat_body, governed, read, request};
 fn shown(name: &[u8]) -> ClientCertificate {
     ClientCertificate {
         key: KeyHash::of_public_key(name),
+        begins: 0,
         ends: now_s() + 60,
     }
 }

@@ -1,30 +1,29 @@
-//! The machine: processor, memory, card, and what the system lets a process have of them.
+//! The machine: processor, card, and what the system lets a process have of them.
 
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
-use rempart_hub::store::resolve;
 use rempart_kernels::roof::Roof;
 use rempart_kernels::{cpu, pool};
 
 use super::DoctorArgs;
-use super::finding::{Finding, in_gib};
+use super::finding::Finding;
+use super::memory;
 use crate::cgroup::{self, Group};
-use crate::cli::plan::Planned;
+use crate::config::Settings;
 use crate::http::listen::{files_max, waiting_max, waiting_max_of_system};
-use crate::{runner, served_model};
+use crate::runner;
 
 /// Drivers for CUDA 13 begin with it.
 const DRIVER_MIN: u32 = 580;
 
-pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
+pub(super) fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Finding> {
     let connections_max = args.connections_max.get();
     let read = |path: &str| fs::read_to_string(path).ok();
     let mut findings = vec![kernels(cpu::best().name), threads()];
     findings.extend(read("/proc/self/cgroup").and_then(|groups| quota(&groups, &read)));
     findings.push(rates(&Roof::measure()));
-    findings.extend(memory(args));
+    findings.extend(memory::findings(args, settings));
     findings.extend(read("/sys/kernel/mm/transparent_hugepage/enabled").map(|modes| huge_pages(&modes)));
     findings.extend(read("/proc/swaps").map(|swaps| swap(&swaps)));
     findings.extend(
@@ -115,73 +114,6 @@ fn rates(roof: &Roof) -> Finding {
             products / 1e9
         ),
     )
-}
-
-/// What is free, and what each model that is named needs of it, beside the others.
-fn memory(args: &DoctorArgs) -> Vec<Finding> {
-    const WHAT: &str = "memory";
-    const LESS: &str = "`rempart model list` tells what is here, and `rempart plan` what each needs: a smaller one, or one of fewer bits, \
-                        takes less";
-    const ABSENT: &str = "`rempart pull` fetches it; where the server's user alone may read it, look as that user: `runuser -u rempart -- \
-                          rempart doctor`";
-    const UNREADABLE: &str =
-        "`rempart pull NAME --force` fetches it again; docs/troubleshoot.md has what such messages mean";
-    let free = match served_model::available(&Device::Cpu) {
-        Ok(free) => free,
-        Err(error) => return vec![Finding::bad(WHAT, format!("{error:#}"), "mount /proc")],
-    };
-    let found = format!("{} may be planned with", in_gib(free));
-    if args.models.is_empty() {
-        let found = format!("{found} (name a model to see what it needs)");
-        return vec![Finding::good(WHAT, found)];
-    }
-    let store = args.store.clone().path();
-    let opened: Vec<_> = args
-        .models
-        .iter()
-        .map(|model| (model, Planned::open(&store, model)))
-        .collect();
-    let (mut encoders, mut generators) = (0, Vec::new());
-    for (_, planned) in &opened {
-        match planned {
-            Ok(Planned::Encoder(bytes)) => encoders += bytes,
-            Ok(Planned::Generator(known)) => generators.push(known.weights()),
-            Err(_) => {}
-        }
-    }
-    let mut shares = served_model::shares(free, encoders, &generators).into_iter();
-    let mut tell = |(model, planned): (&String, anyhow::Result<Planned>)| {
-        let known = match planned {
-            Ok(Planned::Generator(known)) => known,
-            Ok(Planned::Encoder(bytes)) => {
-                let found = format!(
-                    "{found}, of which {model} takes {}: it is an encoder",
-                    in_gib(bytes)
-                );
-                return if encoders <= free {
-                    Finding::good(WHAT, found)
-                } else {
-                    Finding::bad(WHAT, found, LESS)
-                };
-            }
-            // It may be fetched later, or be closed to all but the server's user.
-            Err(error) if resolve(&store, model).is_err() => {
-                return Finding::warning(WHAT, format!("{found}: {model}: {error:#}"), ABSENT);
-            }
-            Err(error) => return Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), UNREADABLE),
-        };
-        match known.tokens_within(shares.next().unwrap_or_default()) {
-            Ok(tokens) => Finding::good(
-                WHAT,
-                format!(
-                    "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
-                    in_gib(known.weights())
-                ),
-            ),
-            Err(error) => Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), LESS),
-        }
-    };
-    opened.into_iter().map(&mut tell).collect()
 }
 
 /// Of `transparent_hugepage/enabled`, which has the mode in brackets.

@@ -1,11 +1,14 @@
 //! `rempart doctor`: looks at this machine as a server would find it, and proves on it what the documentation promises. A check is a
 //! module with a function that tells what it found or tried, and whether all is well.
 
+mod configuration;
 mod egress;
 mod finding;
 mod machine;
+mod memory;
 mod surroundings;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -13,7 +16,8 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use crate::config::{CONNECTIONS_MAX, ServeArgs, StoreArgs};
+use super::config::{behind_serve, unchecked};
+use crate::config::{CONNECTIONS_MAX, ServeArgs, Settings, StoreArgs};
 use finding::Finding;
 
 pub(super) use egress::{TrialArgs, try_egress};
@@ -21,7 +25,7 @@ pub(super) use egress::{TrialArgs, try_egress};
 /// Checks, all of them where none is named.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Look at the machine: processor, memory, card, limits, disks, clock, certificate
+    /// Look at the machine: processor, memory, card, limits, disks, clock, certificate, configuration
     #[arg(long)]
     machine: bool,
     /// Try to get out of a process that is confined as a server with --zero-egress is
@@ -50,26 +54,34 @@ pub struct DoctorArgs {
 }
 
 /// A check's name as an option, and what it does.
-type Check = (bool, fn(&DoctorArgs) -> anyhow::Result<bool>);
+type Check<'a> = (bool, &'a dyn Fn() -> anyhow::Result<bool>);
 
-pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let checks: [Check; 2] = [(args.machine, look), (args.egress, egress::check)];
+/// Does what was asked for; the server that is meant has the options of `file`, where there is one, and of the environment.
+pub(super) fn run(args: &DoctorArgs, file: Option<PathBuf>) -> anyhow::Result<()> {
+    let named = file.is_some();
+    let mut models: Vec<OsString> = vec!["--".into()];
+    models.extend(args.models.iter().map(OsString::from));
+    let typed = behind_serve(file, &models);
+    let checks: [Check<'_>; 2] = [
+        (args.machine, &|| look(args, &typed, named)),
+        (args.egress, &|| egress::check(args)),
+    ];
     let all = !checks.iter().any(|(named, _)| *named);
     let mut well = true;
     for (named, check) in checks {
         if named || all {
-            well &= check(args)?;
+            well &= check()?;
         }
     }
     ensure!(well, "not all is as it should be");
     Ok(())
 }
 
-/// What is found of a server that would be started so, as JSON, an object in each line.
+/// What is found of a server that was `typed` so, as JSON, an object in each line; `serve` is what could be read of that.
 ///
 /// # Errors
 /// None that is expected.
-pub(super) fn told_of(serve: &ServeArgs) -> anyhow::Result<String> {
+pub(super) fn told_of(serve: &ServeArgs, typed: &[OsString]) -> anyhow::Result<String> {
     let args = DoctorArgs {
         machine: true,
         egress: false,
@@ -82,22 +94,27 @@ pub(super) fn told_of(serve: &ServeArgs) -> anyhow::Result<String> {
         json: true,
     };
     let mut lines = String::new();
-    for finding in findings(&args) {
+    let settings = serve.clone().check().ok();
+    let findings = findings(&args, settings.as_ref());
+    for finding in findings.into_iter().chain([configuration::finding(typed)]) {
         lines += &serde_json::to_string(&finding)?;
         lines.push('\n');
     }
     Ok(lines)
 }
 
-fn findings(args: &DoctorArgs) -> Vec<Finding> {
-    let mut findings = machine::findings(args);
-    findings.extend(surroundings::findings(args));
+/// What is found on the machine and around it; with the settings of the server that is meant, where it would start with them.
+fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Finding> {
+    let mut findings = machine::findings(args, settings);
+    findings.extend(surroundings::findings(args, settings));
     findings
 }
 
-/// Tells what is found on the machine and around it.
-fn look(args: &DoctorArgs) -> anyhow::Result<bool> {
-    let findings = findings(args);
+/// Tells what is found on the machine and around it, and of the options of a server that was `typed` so, where a file is `named`.
+fn look(args: &DoctorArgs, typed: &[OsString], named: bool) -> anyhow::Result<bool> {
+    let settings = unchecked(typed).ok().and_then(|(serve, _)| serve.check().ok());
+    let mut findings = findings(args, settings.as_ref());
+    findings.extend(named.then(|| configuration::finding(typed)));
     let mut out = std::io::stdout().lock();
     for finding in &findings {
         if args.json {
