@@ -1,5 +1,6 @@
 """The configuration file, what reads it again, and what a doctor finds of this machine."""
 import json
+import os
 import re
 import signal
 import subprocess
@@ -70,6 +71,8 @@ def test_what_a_server_would_start_with(file):
     assert rempart("config", "check", "--config", file).returncode == 0
     refused = rempart("config", "check", "--config", file, "--", "--bind", "0.0.0.0:8080")
     assert refused.returncode == 1 and "--bind 0.0.0.0:8080" in refused.stderr
+    misspelt = rempart("config", "check", "--config", file, env={"REMPART_CONTEXTS_LENGTH": "5"})
+    assert misspelt.returncode == 0 and "did you mean REMPART_CONTEXT_LENGTH?" in misspelt.stderr
     file.write_text("sequence_max = 3\n", encoding="utf-8")
     refused = rempart("serve", "m", "--config", file)
     assert refused.returncode == 2 and "did you mean sequences-max?" in refused.stderr
@@ -106,9 +109,12 @@ def test_the_doctor_looks_at_the_machine(file, tmp_path):
 
 
 def test_the_doctor_goes_by_the_options_of_the_file(file, tmp_path):
-    def found(text):
+    # Those of the tests are no variables of the program's.
+    others = {name: value for name, value in os.environ.items() if not name.startswith("REMPART_")}
+
+    def found(text, **variables):
         file.write_text(text, encoding="utf-8")
-        done = rempart("doctor", "--machine", "--json", "--config", file)
+        done = rempart("doctor", "--machine", "--json", "--config", file, env=others | variables)
         return {line["what"]: line for line in map(json.loads, done.stdout.splitlines())}
 
     model = models.fetch("smollm2", models.default_directory())
@@ -117,6 +123,9 @@ def test_the_doctor_goes_by_the_options_of_the_file(file, tmp_path):
     assert findings["configuration"]["state"] == "good", findings
     assert str(tmp_path) in findings["traces"]["found"], findings
     cache = re.search(r"leaves a cache of (\d+) tokens", findings["memory"]["found"])
+    findings = found(named, REMPART_CONTEXTS_LENGTH="5")
+    told = findings["configuration"]
+    assert told["state"] == "warning" and "did you mean REMPART_CONTEXT_LENGTH?" in told["found"], findings
     findings = found(f"{named}kv-cache-mib = 32\n")
     half = re.search(r"leaves a cache of (\d+) tokens", findings["memory"]["found"])
     assert cache and half and 0 < int(half[1]) < int(cache[1]), findings

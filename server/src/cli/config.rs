@@ -10,7 +10,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Subcommand};
 
 use super::file::{OPTION, SERVE, command_with_file, key_of};
-use super::{Cli, Command};
+use super::{Cli, Command, environment};
 use crate::config::ServeArgs;
 
 /// What is asked of the configuration.
@@ -44,6 +44,10 @@ pub(super) fn config(command: &ConfigCommand, file: Option<PathBuf>) -> anyhow::
     let mut out = std::io::stdout().lock();
     match command {
         ConfigCommand::Check(typed) => {
+            // A server takes no notice of them, and so they are no reason to refuse.
+            for told in environment::unknown() {
+                tracing::warn!("{told}");
+            }
             check(&behind_serve(file, &typed.options))?;
             writeln!(out, "`rempart serve` would start with it, as far as options tell")?;
         }

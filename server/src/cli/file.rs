@@ -205,15 +205,20 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// The name that was meant, perhaps.
+/// What is said of a key that is none.
 fn nearest(key: &str, known: &BTreeSet<String>) -> String {
     let dashed = key.replace('_', "-");
-    let alike = |name: &&String| strsim::jaro_winkler(&dashed, name);
-    let best = known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
-    match best.filter(|name| alike(name) >= ALIKE_MIN) {
+    match alike(&dashed, known) {
         Some(name) => format!(": did you mean {name}?"),
         None => "; `rempart config reference` lists them".to_owned(),
     }
+}
+
+/// The name that another is a misspelling of, perhaps.
+pub(super) fn alike<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a String> {
+    let alike = |known: &&String| strsim::jaro_winkler(name, known);
+    let best = known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    best.filter(|known| alike(known) >= ALIKE_MIN)
 }
 
 #[cfg(test)]

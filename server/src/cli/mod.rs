@@ -7,6 +7,7 @@ mod chat;
 mod config;
 mod content;
 mod doctor;
+mod environment;
 mod file;
 mod govern;
 mod limit;

@@ -4,14 +4,24 @@ use std::ffi::OsString;
 
 use super::finding::Finding;
 use crate::cli::config::unchecked;
+use crate::cli::environment;
 use crate::config::ServeArgs;
 
 const WHAT: &str = "configuration";
 const MEND: &str =
     "`rempart config show` tells where each value is from, and docs/configuration.md what it may be";
 
+/// Of a server that would be `typed` so, where one is named; and of the environment.
+pub(super) fn findings(typed: Option<&[OsString]>) -> Vec<Finding> {
+    let misspelt = environment::unknown().into_iter().map(|told| {
+        let todo = "a server takes no notice of it: set it by its right name, or leave it out";
+        Finding::warning(WHAT, told, todo)
+    });
+    typed.map(finding).into_iter().chain(misspelt).collect()
+}
+
 /// Of a server that would be typed so.
-pub(super) fn finding(typed: &[OsString]) -> Finding {
+fn finding(typed: &[OsString]) -> Finding {
     match unchecked(typed) {
         Ok((serve, _)) => of(serve),
         Err(error) => Finding::bad(WHAT, in_a_line(&error.to_string()), MEND),

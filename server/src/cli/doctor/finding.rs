@@ -66,9 +66,9 @@ impl Finding {
             State::Warning => "warning",
             State::Bad => "BAD",
         };
-        writeln!(out, "{state:<8} {:<12} {}", self.what, self.found)?;
+        writeln!(out, "{state:<8} {:<13} {}", self.what, self.found)?;
         match &self.todo {
-            Some(todo) => writeln!(out, "{:<21} -> {todo}", ""),
+            Some(todo) => writeln!(out, "{:<22} -> {todo}", ""),
             None => Ok(()),
         }
     }

@@ -96,7 +96,7 @@ pub(super) fn told_of(serve: &ServeArgs, typed: &[OsString]) -> anyhow::Result<S
     let mut lines = String::new();
     let settings = serve.clone().check().ok();
     let findings = findings(&args, settings.as_ref());
-    for finding in findings.into_iter().chain([configuration::finding(typed)]) {
+    for finding in findings.into_iter().chain(configuration::findings(Some(typed))) {
         lines += &serde_json::to_string(&finding)?;
         lines.push('\n');
     }
@@ -114,7 +114,7 @@ fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Finding> {
 fn look(args: &DoctorArgs, typed: &[OsString], named: bool) -> anyhow::Result<bool> {
     let settings = unchecked(typed).ok().and_then(|(serve, _)| serve.check().ok());
     let mut findings = findings(args, settings.as_ref());
-    findings.extend(named.then(|| configuration::finding(typed)));
+    findings.extend(configuration::findings(named.then_some(typed)));
     let mut out = std::io::stdout().lock();
     for finding in &findings {
         if args.json {
