@@ -175,19 +175,23 @@ async fn look(source: &Source) -> anyhow::Result<Sample> {
         .await?;
     let at = Instant::now();
     if document.status != 200 {
-        let failure = Failure::Status {
-            status: document.status,
-            code: ServerError::in_body(&document.body).code,
-        };
-        match document.status {
-            401 | 403 => {
-                bail!("{failure}: OPENAI_API_KEY needs a key that may read metrics, like an auditor's")
-            }
-            _ => bail!("{failure}"),
-        }
+        let (status, code) = (document.status, ServerError::in_body(&document.body).code);
+        let advice = advice(status, code.as_deref());
+        bail!("{}{advice}", Failure::Status { status, code });
     }
     let page = std::str::from_utf8(&document.body).context("a page that is not UTF-8")?;
     Sample::read(page, at)
+}
+
+/// What to do about an answer that has no metrics.
+fn advice(status: u16, code: Option<&str>) -> &'static str {
+    match (status, code) {
+        (_, Some("host_not_allowed")) => {
+            ": the server does not know this name of its own, which its --allowed-host would tell it"
+        }
+        (401 | 403, _) => ": OPENAI_API_KEY needs a key that may read metrics, like an auditor's",
+        _ => "",
+    }
 }
 
 async fn usage(source: &Source) -> Result<usage::Usage, String> {

@@ -10,7 +10,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use super::sample::Sample;
 use super::usage::{Usage, Used};
 use super::view::{News, View};
-use super::{draw, plain, press};
+use super::{advice, draw, plain, press};
 
 const BEFORE: &str = include_str!("pages/before.txt");
 const AFTER: &str = include_str!("pages/after.txt");
@@ -166,4 +166,12 @@ fn a_models_name_steers_no_terminal() {
     let shown = plain(&mut view);
     assert!(shown.contains("a␛]0;b␇<U+009B>2J"), "{shown}");
     assert!(shown.chars().all(|c| c == '\n' || !c.is_control()));
+}
+
+#[test]
+fn a_host_that_is_not_allowed_is_no_matter_of_keys() {
+    assert!(advice(403, Some("host_not_allowed")).contains("--allowed-host"));
+    assert!(advice(403, Some("permission_denied")).contains("OPENAI_API_KEY"));
+    assert!(advice(401, None).contains("OPENAI_API_KEY"));
+    assert_eq!(advice(503, None), "");
 }
