@@ -73,11 +73,12 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
         .build()
         .context("starting the runtime")?;
     let slo = args.results.slo.as_ref();
+    let named = matches!(plan.shape, plan::Shape::Levels(_));
     let measured = runtime.block_on(Box::pin(measure::measure(plan, slo, console)))?;
     // What was measured is told, whatever becomes of the comparison.
     let comparing = baseline
         .as_ref()
-        .map(|baseline| compare(args, about.seed, &measured, baseline));
+        .map(|baseline| compare(args, (about.seed, named), &measured, baseline));
     let compared = comparing.as_ref().and_then(|compared| compared.as_ref().ok());
     let report = Report {
         args,
@@ -104,28 +105,30 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
     Ok(outcome(&measured, &compared))
 }
 
-/// For each step what the comparison gives. Of a sweep or a search, nothing for steps that the baseline does not have, or that had too
-/// few requests.
+/// For each step what the comparison gives. Where steps were not `named`, but those of a sweep or a search, nothing for such as the
+/// baseline does not have, or as had too few requests.
 fn compare(
     args: &LoadArgs,
-    seed: u64,
+    (seed, named): (u64, bool),
     measured: &Measured,
     baseline: &Baseline,
 ) -> anyhow::Result<Vec<Vec<Compared>>> {
     let generates = args.server.endpoint.generates();
-    let named = measured.knee.is_none() && measured.found.is_none();
     let of_step = |step: &measure::MeasuredStep| {
         let Some(before) = baseline.step(step.level) else {
             return Ok(Vec::new());
         };
         let now = baseline::side(&step.records, step.window, generates, step.level.is_closed());
-        match baseline::enough(now.requests.len()) {
-            Err(few) if named => return Err(few.context("--baseline")),
-            Err(_) => return Ok(Vec::new()),
-            Ok(()) => {}
+        let before = before.side()?;
+        for side in [&before, &now] {
+            match baseline::enough(side.requests.len()) {
+                Err(few) if named => return Err(few.context("--baseline")),
+                Err(_) => return Ok(Vec::new()),
+                Ok(()) => {}
+            }
         }
         let tolerance = args.results.regression_tolerance;
-        Ok(baseline::compare(&before.side()?, &now, tolerance, seed))
+        Ok(baseline::compare(&before, &now, tolerance, seed))
     };
     let compared: Vec<Vec<Compared>> = measured
         .steps

@@ -293,11 +293,13 @@ impl Baseline {
             return Ok(());
         };
         for level in levels {
-            ensure!(
-                self.step(*level).is_some(),
-                "--baseline: has no step of {}; measure the same loads as it did",
-                level.name()
-            );
+            let Some(step) = self.step(*level) else {
+                bail!(
+                    "--baseline: has no step of {}; measure the same loads as it did",
+                    level.name()
+                );
+            };
+            enough(step.side()?.requests.len()).context("--baseline")?;
             let (requests, _) = plan.requests(*level)?;
             enough(requests).context("--baseline")?;
         }
@@ -379,10 +381,8 @@ impl Saved {
             itls: itls.get(index).cloned().unwrap_or_default(),
         };
         let kept = (0..e2els.len()).filter(|index| errors[*index] != CANCELLED);
-        let requests: Vec<Sampled> = kept.map(sampled).collect();
-        enough(requests.len())?;
         Ok(Side {
-            requests,
+            requests: kept.map(sampled).collect(),
             closed: !self.max_concurrency.is_null(),
         })
     }

@@ -339,6 +339,22 @@ fn a_sweep_and_a_search_are_compared_where_both_have_a_step() {
     let few = ["--sweep", "2", "--num-prompts", "3", "--baseline", &result];
     let said = format!("{:#}", Run::of(&stub.url(), &few).run().unwrap_err());
     assert!(said.contains("3 requests say too little"), "{said}");
+    // A step of too few is no reason to refuse the others.
+    let text = std::fs::read_to_string(&result).unwrap();
+    let mut lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for name in ["ttfts", "itls", "e2els", "output_lens", "errors"] {
+        lines[0][name].as_array_mut().unwrap().truncate(3);
+    }
+    std::fs::write(
+        &result,
+        lines.iter().map(|line| format!("{line}\n")).collect::<String>(),
+    )
+    .unwrap();
+    let of_sweep = compared(&before, &["--sweep", "2"]);
+    assert_eq!(of_sweep, [0, 9]);
     // The rate between 20 and 40 that a search tries, which is read from JSON as its neighbour.
     let middle = 800_f64.sqrt().to_string();
     let before = run(&["--request-rate", &middle]);
