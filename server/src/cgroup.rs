@@ -14,10 +14,18 @@ pub(crate) enum Group {
     Second(String),
 }
 
+/// The file that tells of which groups a process is, of this one where none is named.
+pub(crate) fn of_process(pid: Option<u32>) -> String {
+    pid.map_or_else(
+        || "/proc/self/cgroup".to_owned(),
+        |pid| format!("/proc/{pid}/cgroup"),
+    )
+}
+
 /// The groups by which a controller may limit a process, of the text of its `/proc/PID/cgroup`: its own, and behind it those above.
 /// Which of them are there is for the reader to see. In a container the text may have the host's path, while the folder of the
 /// process's own group is what is mounted: that is the last one.
-pub(crate) fn groups(of_process: &str, controller: &str) -> impl Iterator<Item = Group> {
+pub(crate) fn groups(text: &str, controller: &str) -> impl Iterator<Item = Group> {
     let of_line = move |line| {
         let (controllers, path) = hierarchy(line, controller)?;
         let above = Path::new(path).ancestors().filter_map(Path::to_str);
@@ -28,7 +36,7 @@ pub(crate) fn groups(of_process: &str, controller: &str) -> impl Iterator<Item =
             }),
         )
     };
-    of_process.lines().filter_map(of_line).flatten()
+    text.lines().filter_map(of_line).flatten()
 }
 
 /// The controllers of a line and its path, where it is of the one that is looked for; version 2 has all, and names none.

@@ -46,7 +46,7 @@ pub(super) fn config(command: &ConfigCommand, file: Option<PathBuf>) -> anyhow::
         ConfigCommand::Check(typed) => {
             // A server takes no notice of them, and so they are no reason to refuse.
             for told in environment::unknown() {
-                tracing::warn!("{told}");
+                writeln!(std::io::stderr().lock(), "warning: {told}")?;
             }
             check(&behind_serve(file, &typed.options))?;
             writeln!(out, "`rempart serve` would start with it, as far as options tell")?;

@@ -11,6 +11,17 @@ use super::file::alike;
 /// What the names of our variables begin with.
 const PREFIX: &str = "REMPART_";
 
+/// Those of deploy/compose.yaml, which are no program's.
+const COMPOSE: [&str; 2] = ["MODELS", "FILE"];
+
+/// What Kubernetes sets in each container beside a service that is named `rempart`.
+fn is_of_kubernetes(own: &str) -> bool {
+    own == "PORT"
+        || ["SERVICE_HOST", "SERVICE_PORT", "PORT_"]
+            .iter()
+            .any(|begin| own.starts_with(begin))
+}
+
 /// What is wrong with the names of the variables that are set; nothing of their values.
 pub(super) fn unknown() -> Vec<String> {
     let names = std::env::vars_os().map(|(name, _)| name);
@@ -23,7 +34,10 @@ fn unknown_of(names: impl Iterator<Item = String>) -> Vec<String> {
     let mut told: Vec<String> = names
         .filter_map(|name| {
             let own = name.strip_prefix(PREFIX)?;
-            (!known.contains(own)).then(|| match alike(own, &known) {
+            let other = COMPOSE.contains(&own) || is_of_kubernetes(own);
+            // Whoever has set it may have put into the name what steers a terminal.
+            let name = name.escape_debug();
+            (!other && !known.contains(own)).then(|| match alike(own, &known) {
                 Some(meant) => format!("{name} is no variable of any command: did you mean {PREFIX}{meant}?"),
                 None => format!("{name} is no variable of any command; docs/configuration.md lists them"),
             })
@@ -57,6 +71,9 @@ mod tests {
             "REMPART_CONFIG",
             "REMPART_MODEL",
             "REMPART_LOG_LEVEL",
+            "REMPART_MODELS",
+            "REMPART_SERVICE_PORT_HTTP",
+            "REMPART_PORT_8080_TCP_ADDR",
             "PATH",
             "XREMPART_A",
         ];
@@ -69,5 +86,6 @@ mod tests {
             ]
         );
         assert_eq!(told(&["REMPART_"]).len(), 1);
+        assert!(told(&["REMPART_\u{1b}[2J"])[0].starts_with("REMPART_\\u{1b}[2J is"));
     }
 }

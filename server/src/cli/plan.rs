@@ -11,11 +11,11 @@ use clap::Args;
 use rempart_hub::{file, store};
 use rempart_kernels::{Activations, CardNeeds, Format, Packed};
 use rempart_models::speed::{CARDS, Card, FormatRates, Product, Rates, Step, Work};
-use rempart_models::{KvDtype, LoadedEncoder, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
+use rempart_models::{KvDtype, MemoryPlan, ModelConfig, ModelFiles, PlanRequest};
 use serde::Serialize;
 
 use crate::config::{ComputeArgs, ComputeSettings, STEP_TOKENS_LIMIT, Settings, StoreArgs};
-use crate::served_model;
+use crate::served_model::{self, EncoderFiles};
 
 const BLOCK_SIZE: usize = 16;
 /// Answers that are made at one time, of which the rates are told.
@@ -174,8 +174,8 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<()> {
 
 /// A model as a plan of memory takes it.
 pub(super) enum Planned {
-    /// Without a cache, and the bytes of its weights.
-    Encoder(u64),
+    /// Makes vectors.
+    Encoder(EncoderFiles),
     Generator(Box<Known>),
 }
 
@@ -185,48 +185,57 @@ impl Planned {
     pub(super) fn open(store: &Path, model: &str) -> anyhow::Result<Self> {
         if !is_config(model) {
             let path = store::resolve(store, model)?.path;
-            if LoadedEncoder::is_one(&path) {
-                return Ok(Self::Encoder(served_model::encoder_bytes(&path)));
+            if let Some(files) = served_model::encoder_files(&path)? {
+                return Ok(Self::Encoder(files));
             }
         }
         let known = Known::open(store, model, "Q4_K", (Activations::Int8, KvDtype::Int8))?;
         Ok(Self::Generator(Box::new(known)))
     }
+
+    /// Bytes of the weights.
+    pub(super) fn weights(&self) -> u64 {
+        match self {
+            Self::Encoder(files) => files.weights_bytes(),
+            Self::Generator(known) => known.weights,
+        }
+    }
+
+    /// Whether it keeps keys and values, and so has a share of what the weights of all models leave.
+    pub(super) fn keeps(&self) -> bool {
+        match self {
+            Self::Encoder(files) => files.is_decoder(),
+            Self::Generator(_) => true,
+        }
+    }
 }
 
 impl Known {
-    /// Bytes of the weights.
-    pub(super) fn weights(&self) -> u64 {
-        self.weights
-    }
-
     /// Tokens that the cache would have within so many bytes of a processor's memory, with a server's settings or its defaults.
     ///
     /// # Errors
     /// It does not fit.
     pub(super) fn tokens_within(&self, available: u64, settings: Option<&Settings>) -> anyhow::Result<usize> {
         let asked = settings.and_then(|settings| settings.model.context_length);
-        let mut request = PlanRequest {
-            available,
-            weights: self.weights,
-            context_length: self.context_length(asked)?,
-            block_size: BLOCK_SIZE,
-            step_tokens: MEASURED_TOKENS_MAX,
-            logit_rows: BATCHES[BATCHES.len() - 1],
-            measured_activations: None,
-            kv_dtype: KvDtype::Int8,
-            kv: None,
-            dedicated: false,
-            ranks: 1,
+        let context_length = self.context_length(asked)?;
+        let request = match settings {
+            Some(settings) => {
+                served_model::plan_request(settings, (self.weights, context_length), available, true)
+            }
+            None => PlanRequest {
+                available,
+                weights: self.weights,
+                context_length,
+                block_size: BLOCK_SIZE,
+                step_tokens: MEASURED_TOKENS_MAX,
+                logit_rows: BATCHES[BATCHES.len() - 1],
+                measured_activations: None,
+                kv_dtype: KvDtype::Int8,
+                kv: None,
+                dedicated: false,
+                ranks: 1,
+            },
         };
-        if let Some(Settings { model, engine, .. }) = settings {
-            request.block_size = engine.block_size;
-            request.step_tokens = engine.step_tokens_max;
-            request.logit_rows = served_model::logit_rows(engine);
-            request.kv_dtype = model.compute.kv_dtype_on(true).into();
-            request.kv = model.kv_cache_bytes;
-            request.ranks = model.ranks;
-        }
         let (memory, _) = MemoryPlan::within(self.work.config(), request, asked.is_none())?;
         Ok(memory.kv_tokens())
     }

@@ -21,7 +21,7 @@ use crate::turns::Turns;
 const EMBEDDED_TOKENS_MAX: usize = 8192;
 
 /// An encoder's files, before anything of them is in memory.
-pub(super) enum Files {
+pub(crate) enum Files {
     /// A folder of an encoder, with this many bytes of weights.
     Folder(u64),
     /// A decoder that embeds, and needs room for keys and values.
@@ -29,8 +29,8 @@ pub(super) enum Files {
 }
 
 /// What an encoder gets.
-pub(super) struct Plan {
-    pub(super) bytes: u64,
+pub(crate) struct Plan {
+    pub(crate) bytes: u64,
     /// Tokens of a text, where memory or the operator limits them.
     tokens_max: Option<usize>,
 }
@@ -56,20 +56,23 @@ impl Files {
     }
 
     /// Bytes of the weights, at most.
-    pub(super) fn weights_bytes(&self) -> u64 {
+    pub(crate) fn weights_bytes(&self) -> u64 {
         match self {
             Self::Folder(bytes) => *bytes,
             Self::Decoder(embedder) => embedder.files().checkpoint.loaded_bytes(),
         }
     }
 
-    pub(super) fn is_decoder(&self) -> bool {
+    pub(crate) fn is_decoder(&self) -> bool {
         matches!(self, Self::Decoder(_))
     }
 
     /// What it takes of `available` bytes. A decoder's texts are as long as it was made for, up to 8,192 tokens, or as `--context-length` says; where
     /// nobody has asked, half as long until keys and values fit.
-    pub(super) fn plan(&self, settings: &ModelSettings, available: u64) -> anyhow::Result<Plan> {
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(crate) fn plan(&self, settings: &ModelSettings, available: u64) -> anyhow::Result<Plan> {
         let embedder = match self {
             Self::Folder(bytes) => {
                 return Ok(Plan {

@@ -252,33 +252,44 @@ pub(super) fn plan(
     })
 }
 
-/// What a plan must provide for.
+/// What the plan of a model must provide for.
 fn request(
     files: &ModelFiles,
     settings: &Settings,
     device: &Device,
     available: u64,
 ) -> anyhow::Result<PlanRequest> {
-    let (model, engine) = (&settings.model, &settings.engine);
+    let weights = weights_bytes(files, settings.model.ranks)?;
     let trained = files.config.context_length;
-    Ok(PlanRequest {
+    Ok(plan_request(
+        settings,
+        (weights, trained),
         available,
-        weights: weights_bytes(files, model.ranks)?,
+        device.is_cpu(),
+    ))
+}
+
+/// The same of the bytes of its weights, of all ranks, and of the tokens that it was made for.
+pub(crate) fn plan_request(
+    settings: &Settings,
+    (weights, trained): (u64, usize),
+    available: u64,
+    on_cpu: bool,
+) -> PlanRequest {
+    let (model, engine) = (&settings.model, &settings.engine);
+    PlanRequest {
+        available,
+        weights,
         context_length: model.context_length.unwrap_or(trained),
         block_size: engine.block_size,
         step_tokens: engine.step_tokens_max,
-        logit_rows: logit_rows(engine),
+        logit_rows: engine_config(engine, &MemoryPlan::default(), 0).logits_max(),
         measured_activations: None,
-        kv_dtype: model.compute.kv_dtype_on(device.is_cpu()).into(),
+        kv_dtype: model.compute.kv_dtype_on(on_cpu).into(),
         kv: model.kv_cache_bytes,
-        dedicated: !device.is_cpu(),
+        dedicated: !on_cpu,
         ranks: model.ranks,
-    })
-}
-
-/// Rows of logits that a plan must provide for.
-pub(crate) fn logit_rows(engine: &EngineSettings) -> usize {
-    engine_config(engine, &MemoryPlan::default(), 0).logits_max()
+    }
 }
 
 /// Starts the processes that share the model with this one, if there are to be any: they load while it does.

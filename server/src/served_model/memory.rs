@@ -28,39 +28,50 @@ pub fn available(device: &Device) -> anyhow::Result<u64> {
     if let Some(free) = rempart_kernels::free_memory(device)? {
         return Ok(free / 100 * SHARE_PERCENT);
     }
-    let meminfo = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let machine = parse_available(&meminfo).context("/proc/meminfo has no MemAvailable")?;
-    let free = group_memory().map_or(machine, |group| group.left.min(machine));
+    let machine = field("MemAvailable:")?;
+    let free = group_memory(None).map_or(machine, |group| group.left.min(machine));
     Ok(free / 100 * SHARE_PERCENT)
 }
 
-fn parse_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// What this machine has of memory, free or not, bytes.
+///
+/// # Errors
+/// Where the system does not tell.
+pub(crate) fn total() -> anyhow::Result<u64> {
+    field("MemTotal:")
+}
+
+fn field(name: &str) -> anyhow::Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    parse(&meminfo, name).with_context(|| format!("/proc/meminfo has no {name}"))
+}
+
+fn parse(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// What the control groups of this process leave to it; `None` without a limit.
-pub(crate) fn group_memory() -> Option<GroupMemory> {
+/// What the control groups of a process leave to it, of this one where none is named; `None` without a limit.
+pub(crate) fn group_memory(pid: Option<u32>) -> Option<GroupMemory> {
     let read = |path: &str| fs::read_to_string(path).ok();
     // Where the process is not told which groups it is in, that of a container is what is mounted.
-    let groups = read("/proc/self/cgroup").unwrap_or_else(|| "0::/".to_owned());
+    let groups = read(&cgroup::of_process(pid)).unwrap_or_else(|| "0::/".to_owned());
     least_left(&groups, &read)
 }
 
 /// The group that leaves least, of a process's own and those above it: each counts all that is in it.
 fn least_left(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<GroupMemory> {
     let of_group = |group| {
-        let (folder, max, current) = match group {
-            Group::Second(folder) => (folder, "memory.max", "memory.current"),
-            Group::First(folder) => (folder, "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        // Above `memory.high` a group is slowed until it hardly moves.
+        let (folder, limits, current) = match group {
+            Group::Second(folder) => (folder, &["memory.max", "memory.high"][..], "memory.current"),
+            Group::First(folder) => (folder, &["memory.limit_in_bytes"][..], "memory.usage_in_bytes"),
         };
-        let file = |name| read(&format!("{folder}/{name}"));
-        let max = file(max)?;
-        let left = left(&max, &file(current)?, &file("memory.stat").unwrap_or_default())?;
-        let limit = max.trim().parse().ok().filter(|limit| *limit < NO_LIMIT_MIN)?;
+        let file = |name: &str| read(&format!("{folder}/{name}"));
+        let limits = limits.iter().filter_map(|name| file(name)?.trim().parse().ok());
+        let limit = limits.filter(|limit| *limit < NO_LIMIT_MIN).min()?;
+        let left = left(limit, &file(current)?, &file("memory.stat").unwrap_or_default())?;
         Some(GroupMemory { limit, left })
     };
     cgroup::groups(groups, "memory")
@@ -70,8 +81,7 @@ fn least_left(groups: &str, read: &impl Fn(&str) -> Option<String>) -> Option<Gr
 
 /// What the limit leaves. The group's use counts the pages that the system keeps of files, those of the model that were just
 /// checked among them; it gives them up for anything else.
-fn left(max: &str, current: &str, stat: &str) -> Option<u64> {
-    let limit: u64 = max.trim().parse().ok()?;
+fn left(limit: u64, current: &str, stat: &str) -> Option<u64> {
     let used: u64 = current.trim().parse().ok()?;
     let field = |name: &str| {
         let value = stat.lines().find_map(|line| line.strip_prefix(name))?;
@@ -91,21 +101,21 @@ mod tests {
     #[test]
     fn meminfo_is_read_in_bytes() {
         assert_eq!(
-            parse_available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"),
+            parse("MemTotal: 9 kB\nMemAvailable:   2048 kB\n", "MemAvailable:"),
             Some(2 << 20)
         );
-        assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
-        assert_eq!(parse_available("MemAvailable: many kB\n"), None);
+        assert_eq!(parse("MemTotal: 9 kB\n", "MemAvailable:"), None);
+        assert_eq!(parse("MemAvailable: many kB\n", "MemAvailable:"), None);
     }
 
     #[test]
     fn pages_of_files_are_no_use_of_a_control_group() {
         let stat = "anon 300\nfile 600\nactive_file 100\ninactive_file 450\nactive_anon 9\n";
-        assert_eq!(left("1000\n", "900\n", stat), Some(650));
-        assert_eq!(left("1000\n", "900\n", ""), Some(100));
-        assert_eq!(left("1000\n", "400\n", stat), Some(1000));
-        assert_eq!(left("1000\n", "1200\n", ""), Some(0));
-        assert_eq!(left("max\n", "900\n", stat), None);
+        assert_eq!(left(1000, "900\n", stat), Some(650));
+        assert_eq!(left(1000, "900\n", ""), Some(100));
+        assert_eq!(left(1000, "400\n", stat), Some(1000));
+        assert_eq!(left(1000, "1200\n", ""), Some(0));
+        assert_eq!(left(1000, "many\n", stat), None);
     }
 
     fn least(groups: &str, files: &[(&str, &str)]) -> Option<u64> {
@@ -141,6 +151,8 @@ mod tests {
         assert_eq!(least(service, &[own, above("1200\n")].concat()), Some(450));
         assert_eq!(least(service, &[own, above("max\n")].concat()), Some(750));
         assert_eq!(least(service, &above("1200\n")), Some(450));
+        let high = ("/sys/fs/cgroup/system.slice/rempart.service/memory.high", "500\n");
+        assert_eq!(least(service, &[&own[..], &[high]].concat()), Some(250));
         assert_eq!(least(service, &[]), None);
         assert_eq!(least("", &own), None);
     }

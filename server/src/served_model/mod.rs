@@ -24,11 +24,12 @@ use crate::metrics::Metrics;
 use crate::registry::{First, Load, Loaded, Refused, Wanted};
 use crate::turns::Turns;
 pub use bare::{bare, device_for, prepare};
+pub(crate) use encoder::Files as EncoderFiles;
 use generator::Plan;
 pub use generator::ServedModel;
-pub(crate) use generator::logit_rows;
+pub(crate) use generator::plan_request;
 pub use memory::available;
-pub(crate) use memory::{GroupMemory, group_memory};
+pub(crate) use memory::{GroupMemory, group_memory, total};
 use proof::Proven;
 pub use ranks::{Ranks, run as rank};
 
@@ -393,9 +394,15 @@ pub(crate) fn shares(memory: u64, others: u64, weights: &[u64]) -> Vec<u64> {
     weights.iter().map(of).collect()
 }
 
-/// Bytes of the weights of an encoder in a folder, which has no keys and values to keep.
-pub(crate) fn encoder_bytes(dir: &Path) -> u64 {
-    encoder::Files::of_folder(dir).weights_bytes()
+/// The files of a model that makes vectors; `None` of one that generates text.
+///
+/// # Errors
+/// They are malformed.
+pub(crate) fn encoder_files(path: &Path) -> anyhow::Result<Option<EncoderFiles>> {
+    Ok(match open_files(path)? {
+        Files::Encoder(files) => Some(files),
+        Files::Generator(_) => None,
+    })
 }
 
 fn check_names(generators: &[Opened], encoders: &[OpenedEncoder]) -> anyhow::Result<()> {

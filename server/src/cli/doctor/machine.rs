@@ -21,7 +21,7 @@ pub(super) fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Fi
     let connections_max = args.connections_max.get();
     let read = |path: &str| fs::read_to_string(path).ok();
     let mut findings = vec![kernels(cpu::best().name), threads()];
-    findings.extend(read("/proc/self/cgroup").and_then(|groups| quota(&groups, &read)));
+    findings.extend(read(&cgroup::of_process(args.pid)).and_then(|groups| quota(&groups, &read)));
     findings.push(rates(&Roof::measure()));
     findings.extend(memory::findings(args, settings));
     findings.extend(read("/sys/kernel/mm/transparent_hugepage/enabled").map(|modes| huge_pages(&modes)));

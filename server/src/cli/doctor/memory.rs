@@ -1,12 +1,14 @@
 //! Memory: what is free, what a control group limits, and what each model that is named needs of it, beside the others.
 
+use anyhow::ensure;
 use candle_core::Device;
 use rempart_hub::store::resolve;
 
 use super::DoctorArgs;
 use super::finding::{Finding, in_gib};
 use crate::cli::plan::Planned;
-use crate::config::Settings;
+use crate::config::{self, Settings};
+use crate::runner;
 use crate::served_model::{self, GroupMemory};
 
 const WHAT: &str = "memory";
@@ -19,14 +21,15 @@ const UNREADABLE: &str =
 
 /// With the options of the server that is meant, where it would start with them, and else with a server's defaults.
 pub(super) fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Finding> {
-    let asked = settings.and_then(|settings| settings.model.memory_max_bytes);
-    let mut findings: Vec<Finding> = served_model::group_memory()
-        .map(|group| limit(group, asked))
-        .into_iter()
-        .collect();
-    match served_model::available(&Device::Cpu) {
-        Ok(free) => {
-            findings.extend(asked.and_then(|asked| above(asked, free)));
+    let asked = settings.filter(|settings| is_of_processor(settings));
+    let asked = asked.and_then(|settings| settings.model.memory_max_bytes);
+    let group = served_model::group_memory(args.pid);
+    let mut findings: Vec<Finding> = group.map(limit).into_iter().collect();
+    let free = served_model::available(&Device::Cpu).and_then(|free| Ok((free, served_model::total()?)));
+    match free {
+        Ok((free, total)) => {
+            let most = group.map_or(total, |group| group.limit.min(total));
+            findings.extend(asked.and_then(|asked| above(asked, most)));
             findings.extend(models(args, settings, asked.unwrap_or(free)));
         }
         Err(error) => findings.push(Finding::bad(WHAT, format!("{error:#}"), "mount /proc")),
@@ -34,98 +37,104 @@ pub(super) fn findings(args: &DoctorArgs, settings: Option<&Settings>) -> Vec<Fi
     findings
 }
 
-/// Of the group that leaves least; `asked` is what the operator lets a plan have.
-fn limit(group: GroupMemory, asked: Option<u64>) -> Finding {
-    const WHAT: &str = "memory limit";
-    let GroupMemory { limit, left } = group;
-    let found = format!(
-        "the control group may have {}, of which {} are left",
-        in_gib(limit),
-        in_gib(left)
-    );
-    match asked {
-        Some(asked) if asked >= limit => Finding::warning(
-            WHAT,
-            format!("{found}; --memory-max-mib lets a plan have {}", in_gib(asked)),
-            "the kernel ends what takes more, and a server needs memory beside its plan: lower the option, or raise the limit \
-             (systemd: MemoryMax, containers: --memory)",
-        ),
-        _ => Finding::good(WHAT, found),
-    }
+/// Whether what the options say of memory is of the processor's. A binary with CUDA takes them for the card's, where there is one.
+fn is_of_processor(settings: &Settings) -> bool {
+    !runner::CUDA || matches!(settings.model.compute.device, config::Device::Cpu)
 }
 
-/// Where the operator lets a plan have more than is free.
-fn above(asked: u64, free: u64) -> Option<Finding> {
-    let found = || {
-        format!(
-            "--memory-max-mib lets a plan have {}, and {} of what is free should be",
-            in_gib(asked),
-            in_gib(free)
-        )
-    };
-    (asked > free).then(|| {
+/// Of the group that leaves least.
+fn limit(GroupMemory { limit, left }: GroupMemory) -> Finding {
+    let (limit, left) = (in_gib(limit), in_gib(left));
+    Finding::good(
+        "memory limit",
+        format!("the control group may have {limit}, of which {left} are left"),
+    )
+}
+
+/// Where the operator lets a plan have as much as there is at `most`, or more.
+fn above(asked: u64, most: u64) -> Option<Finding> {
+    let (plan, all) = (in_gib(asked), in_gib(most));
+    (asked >= most).then(|| {
         Finding::warning(
             WHAT,
-            found(),
-            "lower it, leave it out, or see what else is running",
+            format!("--memory-max-mib lets a plan have {plan}, and there are {all} for all"),
+            "the kernel ends what takes more, and a server needs memory beside its plan: lower the option, or raise the limit (systemd: \
+             MemoryMax, containers: --memory)",
         )
     })
 }
 
 /// What each model that is named takes of `free`.
 fn models(args: &DoctorArgs, settings: Option<&Settings>, free: u64) -> Vec<Finding> {
-    let found = format!("{} may be planned with", in_gib(free));
+    let with = if settings.is_some() {
+        ""
+    } else {
+        " with a server's defaults"
+    };
+    let found = format!("{} may be planned with{with}", in_gib(free));
     if args.models.is_empty() {
         let found = format!("{found} (name a model to see what it needs)");
         return vec![Finding::good(WHAT, found)];
     }
     let store = args.store.clone().path();
-    let opened: Vec<_> = args
-        .models
-        .iter()
-        .map(|model| (model, Planned::open(&store, model)))
-        .collect();
-    let (mut encoders, mut generators) = (0, Vec::new());
-    for (_, planned) in &opened {
-        match planned {
-            Ok(Planned::Encoder(bytes)) => encoders += bytes,
-            Ok(Planned::Generator(known)) => generators.push(known.weights()),
-            Err(_) => {}
+    let open = |model: &String| (model.clone(), Planned::open(&store, model));
+    let opened: Vec<_> = args.models.iter().map(open).collect();
+    let weights = |keeps: bool| {
+        let known = opened.iter().filter_map(|(_, planned)| planned.as_ref().ok());
+        known
+            .filter(move |planned| planned.keeps() == keeps)
+            .map(Planned::weights)
+    };
+    let others = weights(false).sum();
+    let mut shares = served_model::shares(free, others, &weights(true).collect::<Vec<_>>()).into_iter();
+    let mut share = |planned: &Planned| {
+        if planned.keeps() {
+            return shares.next().unwrap_or_default();
         }
-    }
-    let mut shares = served_model::shares(free, encoders, &generators).into_iter();
-    let mut tell = |(model, planned): (&String, anyhow::Result<Planned>)| {
-        let known = match planned {
-            Ok(Planned::Generator(known)) => known,
-            Ok(Planned::Encoder(bytes)) => {
-                let found = format!(
-                    "{found}, of which {model} takes {}: it is an encoder",
-                    in_gib(bytes)
-                );
-                return if encoders <= free {
-                    Finding::good(WHAT, found)
-                } else {
-                    Finding::bad(WHAT, found, LESS)
-                };
-            }
-            // It may be fetched later, or be closed to all but the server's user.
-            Err(error) if resolve(&store, model).is_err() => {
-                return Finding::warning(WHAT, format!("{found}: {model}: {error:#}"), ABSENT);
-            }
-            Err(error) => return Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), UNREADABLE),
-        };
-        match known.tokens_within(shares.next().unwrap_or_default(), settings) {
-            Ok(tokens) => Finding::good(
+        // Encoders stand or fall together.
+        (planned.weights() + free).saturating_sub(others)
+    };
+    let tell = |(model, planned): &(String, anyhow::Result<Planned>)| match planned {
+        Ok(planned) => match takes(planned, share(planned), settings) {
+            Ok(takes) => Finding::good(
                 WHAT,
-                format!(
-                    "{found} on the processor, of which {model} takes {} and leaves a cache of {tokens} tokens",
-                    in_gib(known.weights())
-                ),
+                format!("{found} on the processor, of which {model} takes {takes}"),
             ),
             Err(error) => Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), LESS),
+        },
+        // It may be fetched later, or be closed to all but the server's user.
+        Err(error) if resolve(&store, model).is_err() => {
+            Finding::warning(WHAT, format!("{found}: {model}: {error:#}"), ABSENT)
         }
+        Err(error) => Finding::bad(WHAT, format!("{found}: {model}: {error:#}"), UNREADABLE),
     };
-    opened.into_iter().map(&mut tell).collect()
+    opened.iter().map(tell).collect()
+}
+
+/// What a model takes of its share, and what it is for.
+///
+/// # Errors
+/// It does not fit.
+fn takes(planned: &Planned, share: u64, settings: Option<&Settings>) -> anyhow::Result<String> {
+    match planned {
+        Planned::Generator(known) => {
+            let tokens = known.tokens_within(share, settings)?;
+            let weights = in_gib(planned.weights());
+            Ok(format!("{weights} and leaves a cache of {tokens} tokens"))
+        }
+        Planned::Encoder(files) => {
+            let bytes = match settings {
+                Some(settings) => files.plan(&settings.model, share)?.bytes,
+                None => files.weights_bytes(),
+            };
+            ensure!(
+                bytes <= share,
+                "its {} do not fit beside the others",
+                in_gib(bytes)
+            );
+            Ok(format!("{}: it is an encoder", in_gib(bytes)))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -138,16 +147,9 @@ mod tests {
 
     #[test]
     fn a_plan_that_a_control_group_or_the_machine_can_not_hold_is_told() {
-        let group = GroupMemory {
-            limit: 4 << 30,
-            left: 3 << 30,
-        };
-        assert_eq!(limit(group, None).state(), State::Good);
-        assert_eq!(limit(group, Some(3 << 30)).state(), State::Good);
-        assert_eq!(limit(group, Some(4 << 30)).state(), State::Warning);
-        assert_eq!(above(2 << 30, 2 << 30), None);
+        assert_eq!(above((2 << 30) - 1, 2 << 30), None);
         assert_eq!(
-            above(3 << 30, 2 << 30).map(|finding| finding.state()),
+            above(2 << 30, 2 << 30).map(|finding| finding.state()),
             Some(State::Warning)
         );
     }

@@ -53,15 +53,32 @@ pub struct DoctorArgs {
     json: bool,
 }
 
+impl DoctorArgs {
+    /// What of these are a server's options, as they would be typed. A certificate is none by itself, without its key.
+    fn of_server(&self) -> Vec<OsString> {
+        let mut options: Vec<OsString> = vec![
+            "--connections-max".into(),
+            self.connections_max.to_string().into(),
+        ];
+        if let Some(place) = &self.database {
+            options.extend(["--database".into(), place.into()]);
+        }
+        if let Some(folder) = &self.store.models_dir {
+            options.extend(["--models-dir".into(), folder.into()]);
+        }
+        options.push("--".into());
+        options.extend(self.models.iter().map(OsString::from));
+        options
+    }
+}
+
 /// A check's name as an option, and what it does.
 type Check<'a> = (bool, &'a dyn Fn() -> anyhow::Result<bool>);
 
 /// Does what was asked for; the server that is meant has the options of `file`, where there is one, and of the environment.
 pub(super) fn run(args: &DoctorArgs, file: Option<PathBuf>) -> anyhow::Result<()> {
     let named = file.is_some();
-    let mut models: Vec<OsString> = vec!["--".into()];
-    models.extend(args.models.iter().map(OsString::from));
-    let typed = behind_serve(file, &models);
+    let typed = behind_serve(file, &args.of_server());
     let checks: [Check<'_>; 2] = [
         (args.machine, &|| look(args, &typed, named)),
         (args.egress, &|| egress::check(args)),
