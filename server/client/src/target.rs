@@ -128,7 +128,8 @@ impl Target {
             .authority()
             .with_context(|| format!("{option}: needs a host"))?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let port = port_of(authority.as_str(), if tls { 443 } else { 80 });
+        let port = port.with_context(|| format!("{option} {url}: a port is a number from 1 to 65535"))?;
         ensure!(
             tls || *trust == Trust::Machine,
             "--insecure and --ca-file are for https:// alone"
@@ -225,6 +226,19 @@ impl Target {
     pub fn tells_key(&self) -> bool {
         let loopback = self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         self.tls.is_none() && self.headers.contains_key(AUTHORIZATION) && !loopback
+    }
+}
+
+/// The port of a host with one, or the usual one of a host without; `None` of what is no port, which `http` takes for none.
+fn port_of(authority: &str, usual: u16) -> Option<u16> {
+    // Within brackets colons are an address's.
+    let behind = authority.rsplit_once(']').map_or(authority, |(_, behind)| behind);
+    match behind.rsplit_once(':') {
+        None | Some((_, "")) => Some(usual),
+        Some((_, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => {
+            port.parse().ok().filter(|port| *port > 0)
+        }
+        Some(_) => None,
     }
 }
 
@@ -361,6 +375,31 @@ mod tests {
             &[],
             &Trust::Machine,
         )
+    }
+
+    #[test]
+    fn what_is_no_port_is_not_taken_for_the_usual_one() {
+        for (authority, port) in [
+            ("a", Some(80)),
+            ("a:", Some(80)),
+            ("a:8080", Some(8080)),
+            ("[::1]", Some(80)),
+            ("[::1]:65535", Some(65535)),
+            ("a:65536", None),
+            ("a:0", None),
+            ("a:+80", None),
+            ("[::1]:99999", None),
+        ] {
+            assert_eq!(port_of(authority, 80), port, "{authority}");
+        }
+        let refused = Target::new(
+            "--base-url",
+            "http://127.0.0.1:99999/v1",
+            None,
+            &[],
+            &Trust::Machine,
+        );
+        assert!(refused.err().unwrap().to_string().contains("from 1 to 65535"));
     }
 
     #[test]
