@@ -66,15 +66,42 @@ impl Finding {
             State::Warning => "warning",
             State::Bad => "BAD",
         };
-        writeln!(out, "{state:<8} {:<13} {}", self.what, self.found)?;
+        writeln!(out, "{state:<8} {:<13} {}", self.what, printable(&self.found))?;
         match &self.todo {
-            Some(todo) => writeln!(out, "{:<22} -> {todo}", ""),
+            Some(todo) => writeln!(out, "{:<22} -> {}", "", printable(todo)),
             None => Ok(()),
         }
     }
 }
 
+/// A text in one line, without what would steer a terminal: names of models and files are whoever's who made them.
+fn printable(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(shown).collect()
+}
+
 /// Bytes in a unit that people read.
 pub(super) fn in_gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_a_line_whatever_a_name_holds() {
+        let mut out = Vec::new();
+        let name = "m\u{1b}[31m\nBAD      forged";
+        Finding::warning("memory", name, name).write(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
 }
