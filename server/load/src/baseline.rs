@@ -3,6 +3,7 @@
 
 use anyhow::ensure;
 use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
 
 use crate::record::{End, Record};
 use crate::rng::{self, Use};
@@ -143,47 +144,62 @@ pub(crate) fn enough(requests: usize) -> anyhow::Result<()> {
 
 /// Compares two runs of a step. `tolerance` is a share: 0.05 lets a figure be worse by 5 %.
 pub(crate) fn compare(before: &Side, now: &Side, tolerance: f64, seed: u64) -> Vec<Compared> {
-    let draws = |side: &Side, index: u64| -> Vec<Vec<u32>> {
-        let mut rng = rng::of(seed, Use::Bootstrap, index);
-        let count = side.requests.len();
-        let draw = |_| {
-            let mut weights = vec![0_u32; count];
-            for _ in 0..count {
-                weights[rng.random_range(0..count)] += 1;
-            }
-            weights
-        };
-        (0..RESAMPLES).map(draw).collect()
-    };
-    let (draws_before, draws_now) = (draws(before, 0), draws(now, 1));
-    let mut compared: Vec<Compared> = figures()
-        .iter()
-        .filter(|figure| !figure.closed_only || before.closed && now.closed)
-        .filter_map(|figure| figure.compare((before, &draws_before), (now, &draws_now), tolerance))
+    let looked_at = |figure: &Figure| !figure.closed_only || before.closed && now.closed;
+    let mut pairs: Vec<Pair<'_>> = figures()
+        .into_iter()
+        .filter(looked_at)
+        .map(|figure| Pair::new(figure, before, now))
         .collect();
-    compared.push(failures((before, &draws_before), (now, &draws_now)));
-    compared
+    let mut differences = Vec::with_capacity(RESAMPLES);
+    let (mut of_before, mut of_now) = (Draws::new(seed, 0, before), Draws::new(seed, 1, now));
+    for _ in 0..RESAMPLES {
+        let (a, b) = (of_before.next(), of_now.next());
+        differences.push(failed_share(now, b) - failed_share(before, a));
+        for pair in &mut pairs {
+            pair.draw(a, b);
+        }
+    }
+    let told = pairs.into_iter().filter_map(|pair| pair.compared(tolerance));
+    told.chain([failures(before, now, differences)]).collect()
 }
 
-type Drawn<'a> = (&'a Side, &'a [Vec<u32>]);
+/// How often each request of a side is in one resample after the other.
+struct Draws {
+    rng: ChaCha8Rng,
+    weights: Vec<u32>,
+}
 
-fn failures(before: (&Side, &Vec<Vec<u32>>), now: (&Side, &Vec<Vec<u32>>)) -> Compared {
-    let share = |side: &Side, weights: &[u32]| {
-        let failed = side
-            .requests
-            .iter()
-            .zip(weights)
-            .filter(|(request, _)| request.failed);
-        f64::from(failed.map(|(_, weight)| *weight).sum::<u32>()) / side.requests.len().max(1) as f64
-    };
-    let ones = |side: &Side| vec![1; side.requests.len()];
-    let (was, is) = (share(before.0, &ones(before.0)), share(now.0, &ones(now.0)));
-    let differences = before
-        .1
-        .iter()
-        .zip(now.1)
-        .map(|(a, b)| share(now.0, b) - share(before.0, a));
-    let interval = interval(differences.collect());
+impl Draws {
+    fn new(seed: u64, index: u64, side: &Side) -> Self {
+        Self {
+            rng: rng::of(seed, Use::Bootstrap, index),
+            weights: vec![0; side.requests.len()],
+        }
+    }
+
+    fn next(&mut self) -> &[u32] {
+        self.weights.fill(0);
+        let count = self.weights.len();
+        for _ in 0..count {
+            self.weights[self.rng.random_range(0..count)] += 1;
+        }
+        &self.weights
+    }
+}
+
+fn ones(side: &Side) -> Vec<u32> {
+    vec![1; side.requests.len()]
+}
+
+fn failed_share(side: &Side, weights: &[u32]) -> f64 {
+    let all = side.requests.iter().zip(weights);
+    let failed = all.filter(|(request, _)| request.failed);
+    f64::from(failed.map(|(_, weight)| *weight).sum::<u32>()) / side.requests.len().max(1) as f64
+}
+
+fn failures(before: &Side, now: &Side, differences: Vec<f64>) -> Compared {
+    let (was, is) = (failed_share(before, &ones(before)), failed_share(now, &ones(now)));
+    let interval = interval(differences);
     Compared {
         name: "failed_share",
         before: was,
@@ -201,34 +217,47 @@ fn interval(values: Vec<f64>) -> (f64, f64) {
     )
 }
 
-impl Figure {
-    /// `None` where a side has nothing of it.
-    fn compare(&self, before: Drawn<'_>, now: Drawn<'_>, tolerance: f64) -> Option<Compared> {
-        let values_before = Values::new(before.0, self.latency, self.statistic);
-        let values_now = Values::new(now.0, self.latency, self.statistic);
-        let ones = |side: &Side| vec![1; side.requests.len()];
-        let was = values_before.statistic(&ones(before.0))?;
-        let is = values_now.statistic(&ones(now.0))?;
-        let ratio = |a: &Vec<u32>, b: &Vec<u32>| Some(values_now.statistic(b)? / values_before.statistic(a)?);
-        let ratios: Vec<f64> = before
-            .1
-            .iter()
-            .zip(now.1)
-            .filter_map(|(a, b)| ratio(a, b))
-            .filter(|r| r.is_finite())
-            .collect();
-        if ratios.is_empty() || was <= 0.0 {
+/// A figure of two runs, and what its ratio is in resamples.
+struct Pair<'a> {
+    figure: Figure,
+    before: Values<'a>,
+    now: Values<'a>,
+    ratios: Vec<f64>,
+}
+
+impl<'a> Pair<'a> {
+    fn new(figure: Figure, before: &'a Side, now: &'a Side) -> Self {
+        Self {
+            before: Values::new(before, figure.latency, figure.statistic),
+            now: Values::new(now, figure.latency, figure.statistic),
+            figure,
+            ratios: Vec::with_capacity(RESAMPLES),
+        }
+    }
+
+    fn draw(&mut self, before: &[u32], now: &[u32]) {
+        let both = self.now.statistic(now).zip(self.before.statistic(before));
+        let ratio = both.map(|(now, before)| now / before);
+        self.ratios.extend(ratio.filter(|ratio| ratio.is_finite()));
+    }
+
+    /// `None` where a side has nothing of it, or the earlier one nothing but zeros.
+    fn compared(self, tolerance: f64) -> Option<Compared> {
+        let was = self.before.statistic(&ones(self.before.side))?;
+        let is = self.now.statistic(&ones(self.now.side))?;
+        if self.ratios.is_empty() || was <= 0.0 {
             return None;
         }
-        let interval = interval(ratios);
-        let regression = if self.higher_is_better {
+        let interval = interval(self.ratios);
+        let higher_is_better = self.figure.higher_is_better;
+        let regression = if higher_is_better {
             interval.1 < 1.0 && is < was * (1.0 - tolerance)
         } else {
             interval.0 > 1.0 && is > was * (1.0 + tolerance)
         };
-        let unit = if self.higher_is_better { 1.0 } else { 1e3 };
+        let unit = if higher_is_better { 1.0 } else { 1e3 };
         Some(Compared {
-            name: self.name,
+            name: self.figure.name,
             before: was * unit,
             now: is * unit,
             interval,

@@ -49,6 +49,8 @@ use plan::Plan;
 use progress::Console;
 use report::{About, Baseline, Report};
 
+use options::ResultArgs;
+
 pub use options::LoadArgs;
 pub use verdict::{COULD_NOT_RUN, Outcome};
 
@@ -58,6 +60,7 @@ pub use verdict::{COULD_NOT_RUN, Outcome};
 /// Where nothing could be measured, and what to do about it.
 pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
     let plan = Plan::new(args)?;
+    check_files(&args.results)?;
     let baseline = args.results.baseline.as_deref().map(Baseline::read).transpose()?;
     if let Some(baseline) = &baseline {
         baseline.check(&plan)?;
@@ -87,7 +90,6 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
         compared: compared.map_or(&[], Vec::as_slice),
         baseline: baseline.as_ref(),
     };
-    save(&report)?;
     for (step, _) in measured
         .steps
         .iter()
@@ -99,10 +101,17 @@ pub fn run(args: &LoadArgs) -> anyhow::Result<Outcome> {
     std::io::stdout()
         .lock()
         .write_all(report::terminal(&report).as_bytes())?;
+    save(&report)?;
     let completed = measured.steps.iter().any(|step| step.summary.completed > 0);
     ensure!(completed, "no request was answered");
-    let compared = comparing.transpose()?.unwrap_or_default();
-    Ok(outcome(&measured, &compared))
+    let compared = comparing.transpose();
+    if outcome(&measured, &[]) == Outcome::SloMissed {
+        if let Err(error) = compared {
+            console.note(&format!("{error:#}"));
+        }
+        return Ok(Outcome::SloMissed);
+    }
+    Ok(outcome(&measured, &compared?.unwrap_or_default()))
 }
 
 /// For each step what the comparison gives. Where steps were not `named`, but those of a sweep or a search, nothing for such as the
@@ -142,26 +151,71 @@ fn compare(
     Ok(compared)
 }
 
+/// Writes each file that was asked for, whatever becomes of the others.
+///
+/// # Errors
+/// Which could not be written.
 fn save(report: &Report<'_>) -> anyhow::Result<()> {
     let results = &report.args.results;
-    if let Some(path) = &results.result {
-        let lines: Vec<String> = report::objects(report)
-            .iter()
+    let lines = || {
+        let objects = report::objects(report).into_iter();
+        Ok(objects
             .map(|object| format!("{object}\n"))
-            .collect();
-        write(path, &lines.concat())?;
-    }
-    if let Some(path) = &results.csv {
-        write(path, &report::csv(report)?)?;
-    }
-    if let Some(path) = &results.html {
-        write(path, &report::page(report)?)?;
-    }
+            .collect::<Vec<_>>()
+            .concat())
+    };
+    let failed: Vec<String> = [
+        results.result.as_deref().map(|path| write(path, lines())),
+        results
+            .csv
+            .as_deref()
+            .map(|path| write(path, report::csv(report))),
+        results
+            .html
+            .as_deref()
+            .map(|path| write(path, report::page(report))),
+    ]
+    .into_iter()
+    .flatten()
+    .filter_map(|written| Some(format!("{:#}", written.err()?)))
+    .collect();
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
 
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+fn write(path: &Path, text: anyhow::Result<String>) -> anyhow::Result<()> {
+    fs::write(path, text?).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Whether results can be written, before there are any.
+///
+/// # Errors
+/// Where a folder is not there, or two would have one file.
+fn check_files(results: &ResultArgs) -> anyhow::Result<()> {
+    let files = [
+        ("--result", &results.result),
+        ("--csv", &results.csv),
+        ("--html", &results.html),
+    ];
+    let files: Vec<(&str, &Path)> = files
+        .into_iter()
+        .filter_map(|(option, path)| Some((option, path.as_deref()?)))
+        .collect();
+    for (index, (option, path)) in files.iter().enumerate() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        ensure!(
+            folder.is_none_or(Path::is_dir) && !path.is_dir(),
+            "{option} {}: must be a file in a folder that is there",
+            path.display()
+        );
+        let other = files[..index].iter().find(|(_, before)| before == path);
+        ensure!(
+            other.is_none(),
+            "{option} {}: is another option's file",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A sweep and a search look for the edge, and so go beyond it: a search asks whether any rate keeps the SLO, and a sweep whether

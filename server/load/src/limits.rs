@@ -15,6 +15,10 @@ pub(crate) const STEP_REQUESTS_MAX: usize = 4 << 20;
 pub(crate) const STEPS_MAX: usize = 64;
 pub(crate) const CONCURRENCY_MAX: usize = 1 << 16;
 pub(crate) const RATE_MAX: f64 = 100_000.0;
+/// A request in three hours.
+pub(crate) const RATE_MIN: f64 = 1e-4;
+/// Documents of a made-up request for a ranking.
+pub(crate) const DOCUMENTS_MAX: u32 = 10_000;
 /// Different reasons of failures that are told apart; the rest is counted together.
 pub(crate) const REASONS_MAX: usize = 32;
 /// Of a data set's file.

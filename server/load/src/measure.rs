@@ -1,13 +1,14 @@
 //! Measures: finds the model, warms up, and runs step by step what the plan says.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 use rempart_client::Failure as Http;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use crate::client::Client;
 use crate::clock::{Clock, Nanos};
@@ -75,6 +76,7 @@ const CALIBRATION_WORDS: [usize; 2] = [40, 240];
 /// Above this, this program was late with its requests by more than a measurement should be.
 const SEND_DELAY_MS_MAX: f64 = 5.0;
 const CPU_SHARE_NOTED: f64 = 0.9;
+const VERSION_WAIT: Duration = Duration::from_secs(5);
 
 /// # Errors
 /// Where nothing can be measured, and what to do about it.
@@ -397,8 +399,8 @@ async fn find_model(client: &Client, asked: Option<&str>) -> anyhow::Result<Serv
     let entry = entry.unwrap_or_default();
     let model = asked
         .map(str::to_owned)
-        .or_else(|| id(&entry))
-        .context("a model without an id")?;
+        .or_else(|| id(&entry).filter(|id| is_name(id)))
+        .context("the server's first model has no name that can be shown: name the --model")?;
     Ok(Server {
         model,
         software: document.server,
@@ -407,10 +409,17 @@ async fn find_model(client: &Client, asked: Option<&str>) -> anyhow::Result<Serv
     })
 }
 
+/// Whether a server's text can be shown on a terminal as a name.
+fn is_name(text: &str) -> bool {
+    const CHARS_MAX: usize = 256;
+    (1..=CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 /// What a server tells of its version, as vLLM's and ours do; nothing where it does not.
 async fn version(client: &Client) -> Map<String, Value> {
-    match client.get("/version").await {
-        Ok(document) if document.status == 200 => {
+    // Few servers have it, and one that does not answer has no say in when a measurement begins.
+    match timeout(VERSION_WAIT, client.get("/version")).await {
+        Ok(Ok(document)) if document.status == 200 => {
             serde_json::from_slice(&document.body).map_or_else(|_| Map::new(), scalars)
         }
         _ => Map::new(),
@@ -474,4 +483,17 @@ async fn calibrate(plan: &mut Plan, client: &Client, console: Console) -> anyhow
         }
     }
     Ok(fitted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_no_name() {
+        assert!(is_name("org/model:4bit"));
+        for text in ["", "m\u{1b}]0;x\u{7}", "m\n", &"m".repeat(257)] {
+            assert!(!is_name(text), "{text:?}");
+        }
+    }
 }

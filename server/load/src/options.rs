@@ -174,7 +174,7 @@ pub struct DatasetArgs {
 #[command(next_help_heading = "Results")]
 pub struct ResultArgs {
     /// What must hold of each step, like ttft_p95=500ms,itl_p99=80ms,errors=0; if it does not, the exit status is 3
-    #[arg(long, value_name = "CONDITIONS")]
+    #[arg(long, value_name = "CONDITIONS", value_parser = conditions)]
     pub slo: Option<Slo>,
     /// A file of --result --save-detailed to compare with; after a regression, the exit status is 4
     #[arg(long, value_name = "FILE")]
@@ -206,6 +206,11 @@ pub struct ResultArgs {
     /// Nothing but results
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// With the whole of what is wrong: clap tells the outermost reason alone.
+fn conditions(text: &str) -> Result<Slo, String> {
+    text.parse().map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

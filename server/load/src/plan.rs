@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 use crate::body::Template;
 use crate::clock::{Nanos, nanos};
 use crate::dataset::{Dataset, Lengths, Listed, Synthetic, Trace, Words};
-use crate::limits::{CONCURRENCY_MAX, RATE_MAX, STEP_REQUESTS_MAX, STEP_TOKENS_MAX, STEPS_MAX, TIMEOUT_MAX};
+use crate::limits::{
+    CONCURRENCY_MAX, DOCUMENTS_MAX, RATE_MAX, RATE_MIN, STEP_REQUESTS_MAX, STEP_TOKENS_MAX, STEPS_MAX,
+    TIMEOUT_MAX,
+};
 use crate::options::{DatasetArgs, DatasetName, LoadArgs, ServerArgs, ShapeArgs};
 use crate::run::Cancellation;
 use crate::schedule::{Arrivals, Ramp};
@@ -110,6 +113,16 @@ impl Plan {
             "--num-warmups: at most {STEP_REQUESTS_MAX}"
         );
         ensure!(plan.in_flight_max >= 1, "--in-flight-max: at least 1");
+        ensure!(
+            args.server
+                .temperature
+                .is_none_or(|temperature| temperature.is_finite() && temperature >= 0.0),
+            "--temperature: a number that is not below 0"
+        );
+        ensure!(
+            (1..=DOCUMENTS_MAX).contains(&args.dataset.num_documents),
+            "--num-documents: from 1 to {DOCUMENTS_MAX}"
+        );
         ensure!(
             (0.0..10.0).contains(&args.results.regression_tolerance),
             "--regression-tolerance: a share from 0 to below 10; 0.05 is 5 %"
@@ -268,8 +281,8 @@ fn arrivals(args: &ShapeArgs, rate: f64) -> anyhow::Result<Arrivals> {
 
 fn check_rate(option: &str, rate: f64) -> anyhow::Result<f64> {
     ensure!(
-        rate.is_finite() && rate > 0.0 && rate <= RATE_MAX,
-        "{option} {rate}: must be more than 0 and at most {RATE_MAX} a second"
+        (RATE_MIN..=RATE_MAX).contains(&rate),
+        "{option} {rate}: must be at least {RATE_MIN} and at most {RATE_MAX} a second"
     );
     Ok(rate)
 }
@@ -323,7 +336,8 @@ fn template(args: &ServerArgs, target: &Target) -> anyhow::Result<Template> {
     let path = target.path(args.path.as_deref().unwrap_or_else(|| args.endpoint.route()));
     ensure!(
         path.parse::<hyper::Uri>().is_ok(),
-        "--path {path}: is no path of a URL"
+        "--path {}: is no path of a URL",
+        path.split('?').next().unwrap_or_default()
     );
     let extra = match &args.extra_body {
         None => Map::new(),
@@ -345,7 +359,7 @@ fn template(args: &ServerArgs, target: &Target) -> anyhow::Result<Template> {
 /// Documents of a request, where random ones are asked to be ranked.
 fn documents(args: &LoadArgs) -> u32 {
     if args.server.endpoint == crate::body::Endpoint::Rerank {
-        args.dataset.num_documents.max(1)
+        args.dataset.num_documents
     } else {
         0
     }

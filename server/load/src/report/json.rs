@@ -14,6 +14,7 @@ use crate::limits::{BASELINE_BYTES_MAX, STEPS_MAX};
 use crate::measure::{Found, MeasuredStep};
 use crate::plan::{Level, Plan, Shape};
 use crate::record::{End, Record};
+use crate::schedule::Arrivals;
 use crate::slo::Latency;
 use crate::stats::{PERCENTILES, Sample, percentile_name};
 
@@ -255,6 +256,11 @@ impl Baseline {
             steps.len()
         );
         for step in &steps {
+            ensure!(
+                step.is_possible(),
+                "{}: a time or a throughput that none can be",
+                said()
+            );
             step.side().with_context(said)?;
         }
         Ok(Self { steps })
@@ -289,8 +295,15 @@ impl Baseline {
         if let Some(requests) = plan.volume.requests {
             enough(requests).context("--baseline")?;
         }
-        let Shape::Levels(levels) = &plan.shape else {
-            return Ok(());
+        let levels = match &plan.shape {
+            Shape::Levels(levels) => levels,
+            // What a sweep or a search begins with both must have.
+            Shape::Sweep { .. } => &vec![Level::Closed(1)],
+            Shape::Search { low, burstiness, .. } => &vec![Level::Open(Arrivals {
+                rate: *low,
+                burstiness: *burstiness,
+                ramp: None,
+            })],
         };
         for level in levels {
             let Some(step) = self.step(*level) else {
@@ -299,9 +312,11 @@ impl Baseline {
                     level.name()
                 );
             };
-            enough(step.side()?.requests.len()).context("--baseline")?;
-            let (requests, _) = plan.requests(*level)?;
-            enough(requests).context("--baseline")?;
+            if matches!(plan.shape, Shape::Levels(_)) {
+                enough(step.side()?.requests.len()).context("--baseline")?;
+                let (requests, _) = plan.requests(*level)?;
+                enough(requests).context("--baseline")?;
+            }
         }
         Ok(())
     }
@@ -325,6 +340,10 @@ impl Baseline {
     }
 }
 
+fn is_possible(value: f64) -> bool {
+    (0.0..1e12).contains(&value)
+}
+
 fn same_load(before: &Map<String, Value>, now: &Map<String, Value>) -> anyhow::Result<()> {
     let gone = before.keys().filter(|name| !now.contains_key(*name));
     // Earlier results say null where later ones say nothing.
@@ -339,12 +358,23 @@ fn same_load(before: &Map<String, Value>, now: &Map<String, Value>) -> anyhow::R
     ensure!(
         differ.is_empty(),
         "--baseline: was another load, since these differ: {}",
-        differ.join(", ")
+        differ.join(", ").escape_debug()
     );
     Ok(())
 }
 
 impl Saved {
+    /// Whether each figure is one that a run can have: a chart can't be drawn of others.
+    fn is_possible(&self) -> bool {
+        let seconds = |values: &Option<Vec<f64>>| values.iter().flatten().copied().all(is_possible);
+        let gaps = self.itls.iter().flatten().flatten();
+        is_possible(self.output_throughput)
+            && is_possible(self.p95_ttft_ms)
+            && seconds(&self.ttfts)
+            && seconds(&self.e2els)
+            && gaps.copied().all(is_possible)
+    }
+
     /// A latency of each request that was completed, or each gap of all of them, in milliseconds.
     pub(crate) fn sample(&self, latency: Latency) -> Sample {
         // That it has all was seen when it was read.

@@ -203,6 +203,11 @@ fn what_can_not_run_says_what_to_do() {
         &["--insecure"],
         &["--num-prompts", "400000000"],
         &["--cancellation-rate", "2"],
+        &["--request-rate", "1e-300"],
+        &["--temperature", "NaN"],
+        &["--endpoint", "rerank", "--num-documents", "4294967295"],
+        &["--num-documents", "0"],
+        &["--path", "x y?key=sk-secret"],
         &["--search-rate", "5:1", "--slo", "errors=0"],
         &["--timeout-s", "0"],
     ] {
@@ -212,6 +217,13 @@ fn what_can_not_run_says_what_to_do() {
             "{options:?}: {said}"
         );
     }
+    let said = format!(
+        "{:#}",
+        Run::of(&stub.url(), &["--slo", "ttft_p95=500"])
+            .run()
+            .unwrap_err()
+    );
+    assert!(said.contains("needs a unit"), "{said}");
     assert!(
         Run::of(&stub.url(), &["--concurrency", "1", "--request-rate", "1"])
             .run()

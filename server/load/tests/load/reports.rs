@@ -233,6 +233,10 @@ fn what_is_no_baseline_says_why() {
     let refused = said(&["--baseline", &unkept.path("result.json"), "--num-prompts", "10"]);
     assert!(refused.ends_with("these differ: disable_keepalive"), "{refused}");
     let other = before.path("other.json");
+    let mut impossible = before.read().remove(0);
+    impossible["p95_ttft_ms"] = serde_json::json!(-1e10);
+    std::fs::write(&other, impossible.to_string()).unwrap();
+    assert!(said(&["--baseline", &other]).contains("that none can be"));
     std::fs::write(&other, "{\"a\":1}").unwrap();
     assert!(said(&["--baseline", &other]).contains("no result of"));
     let result = before.read().remove(0);
@@ -350,7 +354,7 @@ fn a_sweep_and_a_search_are_compared_where_both_have_a_step() {
     }
     std::fs::write(
         &result,
-        lines.iter().map(|line| format!("{line}\n")).collect::<String>(),
+        lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"),
     )
     .unwrap();
     let of_sweep = compared(&before, &["--sweep", "2"]);
@@ -360,4 +364,30 @@ fn a_sweep_and_a_search_are_compared_where_both_have_a_step() {
     let before = run(&["--request-rate", &middle]);
     before.results();
     assert_eq!(compared(&before, &["--request-rate", &middle]), [8]);
+}
+
+#[test]
+fn a_file_that_can_not_be_written_costs_no_other() {
+    let stub = Stub::start(Behaviour::Steady, QUICK);
+    let mut run = Run::of(&stub.url(), &["--num-prompts", "3"]);
+    let page = run.path("page.html");
+    run.options
+        .extend(["--csv", "/dev/full", "--html", &page].map(str::to_owned));
+    let said = format!("{:#}", run.run().unwrap_err());
+    assert!(said.contains("writing /dev/full"), "{said}");
+    assert_eq!(run.read().len(), 1);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg"));
+    let asked = stub.requests();
+    for (option, path) in [("--csv", "/no/such/folder/x"), ("--csv", "/"), ("--csv", &page)] {
+        let run = Run::of(
+            &stub.url(),
+            &["--num-prompts", "3", "--html", &page, option, path],
+        );
+        let said = format!("{:#}", run.run().unwrap_err());
+        assert!(
+            said.contains("in a folder that is there") || said.contains("another option's"),
+            "{said}"
+        );
+    }
+    assert_eq!(stub.requests(), asked);
 }
